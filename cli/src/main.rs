@@ -1,0 +1,3 @@
+//! vireo, the command: virsh commands over the libvirt wire protocol.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! libvirt wire protocol: XDR, frames, procedure tables, client and server.

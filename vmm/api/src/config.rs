@@ -1,0 +1,181 @@
+//! `vireo-vmm --config machine.json`: what the machine is made of.
+//!
+//! Written by the daemon, or by hand. Unknown fields are refused.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Current version of this format.
+pub const CONFIG_VERSION: u32 = 1;
+
+/// One machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// [`CONFIG_VERSION`].
+    pub version: u32,
+    /// Name, for messages and the process title.
+    pub name: String,
+    /// RFC 4122 text form. The guest sees it (SMBIOS, later).
+    pub uuid: String,
+    /// Which CPU runs the guest.
+    pub backend: Backend,
+    /// Guest RAM in bytes, a multiple of 4096.
+    pub memory_bytes: u64,
+    /// vCPUs online at start.
+    pub vcpus: u32,
+    /// CPU model and features.
+    #[serde(default)]
+    pub cpu: CpuConfig,
+    /// What is loaded and entered.
+    pub boot: BootConfig,
+    /// ACPI tables are offered.
+    #[serde(default = "yes")]
+    pub acpi: bool,
+    /// 16550A serial ports, COM1 first. At most 4.
+    #[serde(default)]
+    pub serials: Vec<SerialConfig>,
+    /// The pvpanic ISA device (port 0x505) is there.
+    #[serde(default)]
+    pub pvpanic: bool,
+    /// QEMU's isa-debug-exit: a write of V to this port ends the VMM with status (V<<1)|1.
+    #[serde(default)]
+    pub debug_exit_port: Option<u16>,
+    /// Bochs-style debug console: bytes written to this port go to the VMM's standard error.
+    #[serde(default)]
+    pub debug_console_port: Option<u16>,
+    /// RTC offset from UTC in seconds.
+    #[serde(default)]
+    pub rtc_offset_seconds: i64,
+    /// What the guest's own power-off does.
+    #[serde(default = "destroy")]
+    pub on_poweroff: LifecycleAction,
+    /// What the guest's own reset does.
+    #[serde(default = "restart")]
+    pub on_reboot: LifecycleAction,
+    /// What a panic or triple fault does.
+    #[serde(default = "destroy")]
+    pub on_crash: LifecycleAction,
+    /// vCPUs stay paused until `resume`.
+    #[serde(default)]
+    pub start_paused: bool,
+    /// Listening control socket; without it the VMM runs by hand and ends with the guest.
+    #[serde(default)]
+    pub control: Option<Resource>,
+    /// Where the final [`crate::control::ExitRecord`] is written before the process ends
+    /// (JSON; for a daemon that was away at that moment).
+    #[serde(default)]
+    pub exit_record: Option<Resource>,
+}
+
+/// Which CPU runs the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// `/dev/kvm`.
+    Kvm,
+    /// The software CPU.
+    Soft,
+}
+
+/// CPU model and features.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuConfig {
+    /// A libvirt CPU model name; `None` is the backend's default (everything it has).
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Features switched on (`true`) or off beyond the model, by libvirt's names.
+    #[serde(default)]
+    pub features: Vec<(String, bool)>,
+}
+
+/// A file, socket or device the VMM uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resource {
+    /// A descriptor inherited from the parent.
+    Fd(i32),
+    /// Opened (or, for a listening socket, bound) by the VMM itself: use by hand.
+    Path(PathBuf),
+}
+
+/// What is loaded and entered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// bzImage, ELF with a PVH note, or Multiboot kernel.
+    pub kernel: Resource,
+    /// Initial RAM disk (Multiboot: the first module).
+    #[serde(default)]
+    pub initrd: Option<Resource>,
+    /// Kernel command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Enter a bzImage through its own decompressor instead of unpacking it here.
+    #[serde(default)]
+    pub no_unpack: bool,
+}
+
+/// A serial port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialConfig {
+    /// The other end.
+    pub backend: CharBackend,
+    /// Everything the guest writes is appended here too.
+    #[serde(default)]
+    pub log: Option<Resource>,
+}
+
+/// The host's end of a character device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CharBackend {
+    /// Nothing: output is dropped, there is no input.
+    Null,
+    /// Standard input and output of the VMM (use by hand).
+    Stdio,
+    /// The master side of a pseudo-terminal; `None`: the VMM makes one and says where.
+    Pty(Option<Resource>),
+    /// Output only.
+    File(Resource),
+    /// A listening UNIX or TCP socket: one peer at a time. (telnet: TCP with telnet negotiation.)
+    Listen {
+        /// The socket.
+        socket: Resource,
+        /// RFC 854 telnet commands are answered and stripped.
+        #[serde(default)]
+        telnet: bool,
+        /// The guest starts only after the first peer connected.
+        #[serde(default)]
+        wait: bool,
+    },
+    /// A connected UNIX or TCP socket.
+    Connected(Resource),
+}
+
+/// What a life-cycle event of the guest does (libvirt's on_poweroff, on_reboot, on_crash).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LifecycleAction {
+    /// The process ends.
+    Destroy,
+    /// The machine is reset and boots again.
+    Restart,
+    /// The machine stays, paused, to be looked at.
+    Preserve,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn destroy() -> LifecycleAction {
+    LifecycleAction::Destroy
+}
+
+fn restart() -> LifecycleAction {
+    LifecycleAction::Restart
+}

@@ -1,0 +1,4 @@
+//! Config and control protocol of `vireo-vmm`: the types its callers share with it.
+
+pub mod config;
+pub mod control;

@@ -1,0 +1,1 @@
+//! One domain: builds a machine from a config, boots it and runs it.

@@ -1,0 +1,3 @@
+//! One domain: builds a machine from a config, boots it and runs it.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! libvirt XML documents: parse, validate, default, format.
