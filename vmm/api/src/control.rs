@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::LifecycleAction;
+
 /// Longest frame in bytes, without its length field.
 pub const MAX_FRAME: u32 = 1 << 20;
 
@@ -37,6 +39,9 @@ pub enum Call {
     Reset,
     /// NMI to every vCPU.
     Nmi,
+    /// What the guest's own power-off does from now on (libvirt's set-lifecycle-action; `reboot`
+    /// is a power button press with `Restart` set, put back by the caller after `Event::Shutdown`).
+    OnPoweroff(LifecycleAction),
 }
 
 /// The answer to a call.
