@@ -1,1 +1,13 @@
-//! End-to-end tests and benchmarks: real guests, real clients.
+//! End-to-end tests: what they share.
+//!
+//! A [`Rig`] is one relocated Vireo (`VIREO_ROOT` in a temporary folder) with its own daemon;
+//! dropping it ends every process it started and removes the folder. Tests run in parallel and
+//! beside a user's own Vireo.
+
+mod guests;
+mod rig;
+mod terminal;
+
+pub use guests::{Kernel, linux_guest, tiny_guest, tiny_guest_with_panic_port};
+pub use rig::{Run, Rig, have_kvm, left_out, soak, which};
+pub use terminal::Terminal;

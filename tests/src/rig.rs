@@ -1,0 +1,323 @@
+//! A relocated Vireo of a test's own.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Exit status; -1 if killed by a signal.
+    pub status: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Run {
+    /// The command succeeded: gives its standard output.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(
+            self.status, 0,
+            "command failed\nstdout: {}\nstderr: {}",
+            self.out, self.err
+        );
+        self.out
+    }
+
+    /// The command failed with exit status 1 and an error message: gives standard error.
+    #[track_caller]
+    pub fn fails(self) -> String {
+        assert_eq!(
+            self.status, 1,
+            "command did not fail as it should\nstdout: {}\nstderr: {}",
+            self.out, self.err
+        );
+        assert!(self.err.contains("error:"), "no error message: {:?}", self.err);
+        self.err
+    }
+}
+
+impl From<Output> for Run {
+    fn from(output: Output) -> Self {
+        Self {
+            status: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// One relocated Vireo.
+#[derive(Debug)]
+pub struct Rig {
+    root: PathBuf,
+    tag: String,
+}
+
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+impl Rig {
+    /// An empty root; the first command starts the daemon.
+    pub fn new() -> Self {
+        // Short: a UNIX socket's path has at most 107 bytes.
+        let tag = format!(
+            "vireo-{}-{}",
+            std::process::id(),
+            COUNTER.fetch_add(1, Ordering::Relaxed)
+        );
+        let root = std::env::temp_dir().join(&tag);
+        fs::create_dir_all(&root).unwrap();
+        Self { root, tag }
+    }
+
+    /// The folder that everything of this Vireo is in.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A path below the root.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.root.join(below)
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path("run/vireo/vireo-sock")
+    }
+
+    /// One of our programs, prepared to run in this root.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(binary(program));
+        command
+            .env("VIREO_ROOT", &self.root)
+            .env("VIREO_TEST_RIG", &self.tag)
+            .env("LC_ALL", "C.UTF-8")
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env_remove("VIREO_DEFAULT_URI")
+            .env_remove("LIBVIRT_DEFAULT_URI")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `vireo` with these arguments, at most a minute.
+    pub fn vireo(&self, args: &[&str]) -> Run {
+        run(self.command("vireo").args(args), None)
+    }
+
+    /// Runs `vireo` with `input` on standard input.
+    pub fn vireo_with_input(&self, args: &[&str], input: &str) -> Run {
+        run(self.command("vireo").args(args), Some(input))
+    }
+
+    /// The stock virsh, prepared to talk to this daemon (which must be running).
+    pub fn virsh_command(&self) -> Command {
+        let mut command = Command::new("virsh");
+        command
+            .env("LC_ALL", "C.UTF-8")
+            .env("HOME", &self.root)
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("VIREO_TEST_RIG", &self.tag)
+            .arg("-c")
+            .arg(self.uri())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The URI by which stock clients reach this daemon.
+    pub fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.socket().display())
+    }
+
+    /// Runs the stock virsh.
+    pub fn virsh(&self, args: &[&str]) -> Run {
+        run(self.virsh_command().args(args), None)
+    }
+
+    /// Starts the daemon in the foreground and waits for its socket.
+    pub fn daemon(&self) -> Child {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("daemon.log"))
+            .unwrap();
+        let child = self
+            .command("vireod")
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
+            assert!(
+                Instant::now() < deadline,
+                "the daemon did not listen: {}",
+                fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child
+    }
+
+    /// Writes a file below the root and gives its path.
+    pub fn write(&self, below: &str, content: impl AsRef<[u8]>) -> String {
+        let path = self.path(below);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// Defines a domain from XML text.
+    #[track_caller]
+    pub fn define(&self, xml: &str) {
+        let file = self.write("define.xml", xml);
+        self.vireo(&["define", &file]).ok();
+    }
+
+    /// `vireo domstate --reason`, one line.
+    pub fn state(&self, domain: &str) -> String {
+        self.vireo(&["domstate", "--reason", domain]).ok().trim().to_owned()
+    }
+
+    /// Waits until the domain's state (with reason) is `want`.
+    #[track_caller]
+    pub fn wait_state(&self, domain: &str, want: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let state = self.state(domain);
+            if state == want {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "domain {domain} is '{state}', not '{want}'; its log:\n{}",
+                self.domain_log(domain)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What a domain's VMM wrote.
+    pub fn domain_log(&self, domain: &str) -> String {
+        fs::read_to_string(self.path(&format!("var/log/vireo/domains/{domain}.log")))
+            .unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+
+    /// Live processes of this rig by program name.
+    pub fn processes(&self, program: &str) -> Vec<i32> {
+        let wanted = format!("VIREO_TEST_RIG={}", self.tag);
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|s| s.parse::<i32>().ok()) else {
+                continue;
+            };
+            let ours = fs::read(entry.path().join("environ"))
+                .is_ok_and(|env| env.split(|&b| b == 0).any(|v| v == wanted.as_bytes()));
+            let exe = fs::read_link(entry.path().join("exe"))
+                .ok()
+                .and_then(|p| Some(p.file_name()?.to_str()?.to_owned()));
+            if ours && (program.is_empty() || exe.as_deref() == Some(program)) {
+                found.push(pid);
+            }
+        }
+        found
+    }
+}
+
+impl Default for Rig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // A daemon that dies may have been about to start another process: look again.
+        for _ in 0..100 {
+            let pids = self.processes("");
+            let pids: Vec<_> = pids.iter().filter(|&&p| p != std::process::id() as i32).collect();
+            if pids.is_empty() {
+                break;
+            }
+            for &&pid in &pids {
+                // SAFETY: kill has no memory effects; the pids carry this rig's mark.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
+            eprintln!("the daemon's log:\n{log}");
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+/// Where cargo put one of our programs: beside the folder of the test's own executable.
+fn binary(program: &str) -> PathBuf {
+    let me = std::env::current_exe().unwrap();
+    let path = me.parent().unwrap().parent().unwrap().join(program);
+    assert!(
+        path.exists(),
+        "{} is not built: run the tests through `make test`",
+        path.display()
+    );
+    path
+}
+
+/// Runs a command to its end, killing it after a minute.
+fn run(command: &mut Command, input: Option<&str>) -> Run {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    if input.is_some() {
+        command.stdin(Stdio::piped());
+    }
+    let mut child = command.spawn().unwrap();
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        // A command that ends early closes its end.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let pid = child.id();
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        if told.recv_timeout(Duration::from_secs(60)).is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout) {
+            // SAFETY: kill has no memory effects; the child is not reaped before `tell` is dropped.
+            unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(tell);
+    watchdog.join().unwrap();
+    output.into()
+}
+
+/// Tells that a test cannot run here, and why; the run's summary counts these.
+pub fn left_out(why: &str) {
+    println!("left out: {why}");
+    if let Some(file) = std::env::var_os("VIREO_LEFT_OUT") {
+        let name = std::thread::current().name().unwrap_or("?").to_owned();
+        if let Ok(mut file) = fs::OpenOptions::new().append(true).open(file) {
+            let _ = writeln!(file, "  left out: {name}: {why}");
+        }
+    }
+}
+
+/// Whether a program is installed.
+pub fn which(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
+}
+
+/// Whether /dev/kvm can be opened.
+pub fn have_kvm() -> bool {
+    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// Whether the long forms of the tests are wanted (`make soak`).
+pub fn soak() -> bool {
+    std::env::var_os("VIREO_SOAK").is_some()
+}

@@ -1,0 +1,107 @@
+//! Unmodified Debian kernels on the software CPU, driven as a person would.
+
+use std::time::Duration;
+
+use vireo_tests::{Kernel, Rig, Terminal, linux_guest, which, left_out};
+
+/// A boot under load of the whole test run can take a while.
+const BOOT: Duration = Duration::from_secs(200);
+const SOON: Duration = Duration::from_secs(60);
+
+/// Boots to the shell through `vireo start --console` and asks the guest who it is.
+fn boots_to_a_shell(kernel: Kernel) {
+    let rig = Rig::new();
+    rig.define(&linux_guest("deb", kernel));
+    let mut terminal = Terminal::start(rig.command("vireo").args(["start", "deb", "--console"]));
+    terminal.expect("Domain 'deb' started", SOON);
+    terminal.expect("Connected to domain 'deb'", SOON);
+    terminal.expect("Escape character is ^] (Ctrl + ])", SOON);
+    terminal.expect("Run /init as init process", BOOT);
+    terminal.expect("deb:/root# ", BOOT);
+    terminal.send("uname -srm\r");
+    let answer = terminal.expect("x86_64", SOON);
+    assert!(answer.contains(&format!("Linux {}", kernel.release())), "{answer}");
+    // The guest has the memory and the vCPU of its definition.
+    terminal.send("grep -c ^processor /proc/cpuinfo; grep MemTotal /proc/meminfo\r");
+    terminal.expect("1\r\n", SOON);
+    let memory = terminal.expect(" kB", SOON);
+    let kib: u64 = memory.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+    assert!((190_000..262_144).contains(&kib), "{memory}");
+    // Time passes at its right speed by the guest's own clock.
+    terminal.send("a=$(cut -d. -f1 /proc/uptime); sleep 3; b=$(cut -d. -f1 /proc/uptime); echo slept=$((b-a))\r");
+    let slept = terminal.expect("\r\ndeb:", SOON);
+    assert!(slept.contains("slept=3") || slept.contains("slept=4"), "{slept}");
+    terminal.send("\x1d");
+    assert_eq!(terminal.wait(SOON), 0);
+    assert_eq!(rig.state("deb"), "running (booted)");
+    // The power button, and a guest that obeys it.
+    rig.vireo(&["shutdown", "deb"]).ok();
+    rig.wait_state("deb", "shut off (shutdown)", SOON);
+    assert_eq!(rig.processes("vireo-vmm"), []);
+}
+
+#[test]
+fn linux_6_1_boots_to_a_shell_and_shuts_down() {
+    boots_to_a_shell(Kernel::V6_1);
+}
+
+#[test]
+fn linux_6_12_boots_to_a_shell_and_shuts_down() {
+    boots_to_a_shell(Kernel::V6_12);
+}
+
+/// The same through the stock virsh; then the guest resets itself, panics, and powers off.
+#[test]
+fn linux_through_stock_virsh_console_reboot_panic_poweroff() {
+    if !which("virsh") {
+        return left_out("needs virsh (libvirt-clients)");
+    }
+    let rig = Rig::new();
+    let xml = linux_guest("deb", Kernel::V6_1)
+        .replace("  <devices>\n", "  <on_crash>restart</on_crash>\n  <devices>\n    <panic model='isa'/>\n");
+    rig.define(&xml);
+    rig.virsh(&["start", "deb"]).ok();
+    let mut terminal = Terminal::start(rig.virsh_command().args(["console", "deb"]));
+    terminal.expect("Connected to domain 'deb'", SOON);
+    terminal.expect("deb:/root# ", BOOT);
+    let id = rig.vireo(&["domid", "deb"]).ok();
+
+    // A guest's own reboot boots it again, in the same domain.
+    terminal.send("reboot -f\r");
+    terminal.expect("Run /init as init process", BOOT);
+    terminal.expect("deb:/root# ", BOOT);
+    assert_eq!(rig.vireo(&["domid", "deb"]).ok(), id);
+
+    // Its panic is seen through pvpanic, and on_crash=restart boots it again.
+    terminal.send("echo c > /proc/sysrq-trigger\r");
+    terminal.expect("Kernel panic - not syncing", SOON);
+    terminal.expect("Run /init as init process", BOOT);
+    terminal.expect("deb:/root# ", BOOT);
+
+    terminal.send("poweroff -f\r");
+    terminal.wait(SOON);
+    rig.wait_state("deb", "shut off (shutdown)", SOON);
+}
+
+/// `make quickstart`'s script in a root of its own, without a terminal: the README's first command.
+#[test]
+fn linux_quickstart_reaches_the_shell_twice() {
+    let rig = Rig::new();
+    for turn in ["first", "second"] {
+        let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/quickstart");
+        let mut command = rig.command("vireo");
+        let mut quickstart = std::process::Command::new(script);
+        for (key, value) in command.get_envs() {
+            if let Some(value) = value {
+                quickstart.env(key, value);
+            }
+        }
+        let _ = &mut command;
+        let output = quickstart.stdin(std::process::Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{turn}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.contains("Linux linux 6.1."), "{turn}: {text}");
+        assert!(text.contains("It runs. Next:"), "{turn}: {text}");
+    }
+    assert_eq!(rig.processes("vireo-vmm").len(), 1);
+}
