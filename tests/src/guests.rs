@@ -68,7 +68,7 @@ pub fn tiny_guest_with_panic_port(rig: &Rig, name: &str, virt_type: &str, on_cra
 const ENTRY: u32 = 0x10_0000;
 
 /// The tiny kernel as an ELF file with a PVH entry note (32-bit protected mode, flat).
-fn tiny_kernel() -> Vec<u8> {
+pub fn tiny_kernel() -> Vec<u8> {
     let code = tiny_code();
     let note: Vec<u8> = [
         4u32.to_le_bytes().as_slice(),     // name size

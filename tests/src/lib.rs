@@ -8,6 +8,6 @@ mod guests;
 mod rig;
 mod terminal;
 
-pub use guests::{Kernel, linux_guest, tiny_guest, tiny_guest_with_panic_port};
+pub use guests::{Kernel, linux_guest, tiny_guest, tiny_guest_with_panic_port, tiny_kernel};
 pub use rig::{Run, Rig, have_kvm, left_out, soak, which};
 pub use terminal::Terminal;
