@@ -223,3 +223,6 @@ pub trait Kicker: Send + Sync + std::fmt::Debug {
     /// The vCPU's current or next `run` returns `Exit::Kicked` (within 1 ms).
     fn kick(&self);
 }
+
+/// Pins of the machine's I/O APIC.
+pub const IOAPIC_PINS: usize = 24;
