@@ -20,7 +20,10 @@ struct Cost {
 }
 
 fn main() {
-    let runs = std::env::var("VIREO_BENCH_RUNS").ok().and_then(|s| s.parse().ok()).unwrap_or(5);
+    let runs = std::env::var("VIREO_BENCH_RUNS")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(5);
     println!("Medians of {runs} runs, Vireo and its peer in turn.\n");
     first_io(runs);
     start_and_destroy(runs);
@@ -39,20 +42,37 @@ fn report(what: &str, unit: &str, scale: f64, ours: Vec<f64>, peer: &str, theirs
     let (a_min, b_min) = (min(&ours), min(&theirs));
     let (a, b) = (median(ours), median(theirs));
     if b.is_nan() {
-        println!("{what}: {:.1} {unit} (min {:.1}); no peer here", a * scale, a_min * scale);
+        println!(
+            "{what}: {:.1} {unit} (min {:.1}); no peer here",
+            a * scale,
+            a_min * scale
+        );
     } else {
         println!(
             "{what}: {:.1} {unit} (min {:.1}); {peer}: {:.1} {unit} (min {:.1}); ratio {:.2} of medians, {:.2} of minima",
-            a * scale, a_min * scale, b * scale, b_min * scale, a / b, a_min / b_min
+            a * scale,
+            a_min * scale,
+            b * scale,
+            b_min * scale,
+            a / b,
+            a_min / b_min
         );
     }
 }
 
 /// Runs until `marker` is on its standard output, kills it, gives what it cost up to its end.
 fn until(command: &mut Command, marker: &str, limit: Duration) -> Option<Cost> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     // SAFETY: prctl is async-signal-safe; the child must not outlive a bench that is interrupted.
-    unsafe { command.pre_exec(|| { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL); Ok(()) }) };
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        })
+    };
     let start = Instant::now();
     let mut child = command.spawn().ok()?;
     let mut out = child.stdout.take()?;
@@ -65,14 +85,20 @@ fn until(command: &mut Command, marker: &str, limit: Duration) -> Option<Cost> {
             Ok(n) => seen.extend_from_slice(&buffer[..n]),
         }
         let from = seen.len().saturating_sub(5000);
-        found = seen[from..].windows(marker.len()).any(|w| w == marker.as_bytes());
+        found = seen[from..]
+            .windows(marker.len())
+            .any(|w| w == marker.as_bytes());
     }
     let wall = start.elapsed().as_secs_f64();
     // Peak resident memory before the kill, from the kernel's own account.
     let resident = resident_kib(child.id());
     let _ = child.kill();
     let usage = reap(&child)?;
-    found.then_some(Cost { wall, cpu: usage, resident_mib: resident / 1024.0 })
+    found.then_some(Cost {
+        wall,
+        cpu: usage,
+        resident_mib: resident / 1024.0,
+    })
 }
 
 /// Peak resident KiB.
@@ -116,21 +142,58 @@ fn first_io(runs: usize) {
         let accel = if backend == "kvm" { "kvm" } else { "tcg" };
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..runs * 4 {
-            ours.extend(until(rig.command("vireo-vmm").args(["--config", &config]), "TINY", Duration::from_secs(10)));
+            ours.extend(until(
+                rig.command("vireo-vmm").args(["--config", &config]),
+                "TINY",
+                Duration::from_secs(10),
+            ));
             theirs.extend(until(
                 Command::new("qemu-system-x86_64").args([
-                    "-M", "microvm,acpi=off", "-accel", accel, "-m", "128", "-nodefaults", "-nographic", "-no-user-config",
-                    "-serial", "stdio", "-kernel", &kernel,
+                    "-M",
+                    "microvm,acpi=off",
+                    "-accel",
+                    accel,
+                    "-m",
+                    "128",
+                    "-nodefaults",
+                    "-nographic",
+                    "-no-user-config",
+                    "-serial",
+                    "stdio",
+                    "-kernel",
+                    &kernel,
                 ]),
                 "TINY",
                 Duration::from_secs(10),
             ));
         }
         let peer = format!("QEMU microvm {accel}");
-        let column = |costs: &[Cost], pick: fn(&Cost) -> f64| costs.iter().map(pick).collect::<Vec<_>>();
-        report(&format!("{backend}: wall"), "ms", 1e3, column(&ours, |c| c.wall), &peer, column(&theirs, |c| c.wall));
-        report(&format!("{backend}: CPU"), "ms", 1e3, column(&ours, |c| c.cpu), &peer, column(&theirs, |c| c.cpu));
-        report(&format!("{backend}: resident"), "MiB", 1.0, column(&ours, |c| c.resident_mib), &peer, column(&theirs, |c| c.resident_mib));
+        let column =
+            |costs: &[Cost], pick: fn(&Cost) -> f64| costs.iter().map(pick).collect::<Vec<_>>();
+        report(
+            &format!("{backend}: wall"),
+            "ms",
+            1e3,
+            column(&ours, |c| c.wall),
+            &peer,
+            column(&theirs, |c| c.wall),
+        );
+        report(
+            &format!("{backend}: CPU"),
+            "ms",
+            1e3,
+            column(&ours, |c| c.cpu),
+            &peer,
+            column(&theirs, |c| c.cpu),
+        );
+        report(
+            &format!("{backend}: resident"),
+            "MiB",
+            1.0,
+            column(&ours, |c| c.resident_mib),
+            &peer,
+            column(&theirs, |c| c.resident_mib),
+        );
     }
     println!();
 }
@@ -144,10 +207,12 @@ fn start_and_destroy(runs: usize) {
     let peer = Libvirt::start(&rig, &xml);
     let (mut start, mut destroy) = (Vec::new(), Vec::new());
     let (mut their_start, mut their_destroy) = (Vec::new(), Vec::new());
-    let mut timed = |command: &mut Command| {
+    let timed = |command: &mut Command| {
         let began = Instant::now();
         let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        status.is_ok_and(|s| s.success()).then(|| began.elapsed().as_secs_f64())
+        status
+            .is_ok_and(|s| s.success())
+            .then(|| began.elapsed().as_secs_f64())
     };
     for _ in 0..runs * 2 {
         start.extend(timed(rig.command("vireo").args(["start", "bench"])));
@@ -157,8 +222,22 @@ fn start_and_destroy(runs: usize) {
             their_destroy.extend(timed(peer.virsh().args(["destroy", "bench"])));
         }
     }
-    report("start", "ms", 1e3, start, "virsh + libvirtd + QEMU", their_start);
-    report("destroy", "ms", 1e3, destroy, "virsh + libvirtd + QEMU", their_destroy);
+    report(
+        "start",
+        "ms",
+        1e3,
+        start,
+        "virsh + libvirtd + QEMU",
+        their_start,
+    );
+    report(
+        "destroy",
+        "ms",
+        1e3,
+        destroy,
+        "virsh + libvirtd + QEMU",
+        their_destroy,
+    );
     println!();
 }
 
@@ -184,7 +263,11 @@ impl Libvirt {
         }
         let xml = xml.replace(Kernel::V6_1.folder().to_str()?, folder.to_str()?);
         fs::write(folder.join("bench.xml"), xml).ok()?;
-        Command::new("chown").args(["-R", "65534:65534"]).arg(&folder).status().ok()?;
+        Command::new("chown")
+            .args(["-R", "65534:65534"])
+            .arg(&folder)
+            .status()
+            .ok()?;
         let daemon = Self::unprivileged(&folder, "libvirtd")
             .args(["-t", "600"])
             .stdout(Stdio::null())
@@ -194,7 +277,12 @@ impl Libvirt {
         let peer = Self { folder, daemon };
         for _ in 0..100 {
             std::thread::sleep(Duration::from_millis(100));
-            let defined = peer.virsh().arg("define").arg(peer.folder.join("bench.xml")).output().ok()?;
+            let defined = peer
+                .virsh()
+                .arg("define")
+                .arg(peer.folder.join("bench.xml"))
+                .output()
+                .ok()?;
             if defined.status.success() {
                 return Some(peer);
             }
@@ -232,7 +320,10 @@ impl Drop for Libvirt {
 
 /// Boot of a Debian kernel to its shell on the software CPU, against QEMU TCG.
 fn boot(kernel: Kernel, runs: usize) {
-    println!("## Boot of Debian's {}x cloud kernel to a busybox shell, 256 MiB, 1 vCPU, software CPU", kernel.release());
+    println!(
+        "## Boot of Debian's {}x cloud kernel to a busybox shell, 256 MiB, 1 vCPU, software CPU",
+        kernel.release()
+    );
     let rig = Rig::new();
     let folder = kernel.folder();
     let (image, initrd) = (folder.join("vmlinuz"), folder.join("initrd.img"));
@@ -248,19 +339,60 @@ fn boot(kernel: Kernel, runs: usize) {
     );
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..runs {
-        ours.extend(until(rig.command("vireo-vmm").args(["--config", &config]), "/root# ", Duration::from_secs(120)));
+        ours.extend(until(
+            rig.command("vireo-vmm").args(["--config", &config]),
+            "/root# ",
+            Duration::from_secs(120),
+        ));
         theirs.extend(until(
             Command::new("qemu-system-x86_64")
-                .args(["-M", "q35", "-accel", "tcg", "-m", "256", "-nodefaults", "-nographic", "-no-user-config", "-serial", "stdio"])
-                .arg("-kernel").arg(&image).arg("-initrd").arg(&initrd)
+                .args([
+                    "-M",
+                    "q35",
+                    "-accel",
+                    "tcg",
+                    "-m",
+                    "256",
+                    "-nodefaults",
+                    "-nographic",
+                    "-no-user-config",
+                    "-serial",
+                    "stdio",
+                ])
+                .arg("-kernel")
+                .arg(&image)
+                .arg("-initrd")
+                .arg(&initrd)
                 .args(["-append", "console=ttyS0 quiet"]),
             "/root# ",
             Duration::from_secs(120),
         ));
     }
-    let column = |costs: &[Cost], pick: fn(&Cost) -> f64| costs.iter().map(pick).collect::<Vec<_>>();
-    report("wall", "s", 1.0, column(&ours, |c| c.wall), "QEMU TCG", column(&theirs, |c| c.wall));
-    report("CPU", "s", 1.0, column(&ours, |c| c.cpu), "QEMU TCG", column(&theirs, |c| c.cpu));
-    report("peak resident, guest RAM included", "MiB", 1.0, column(&ours, |c| c.resident_mib), "QEMU TCG", column(&theirs, |c| c.resident_mib));
+    let column =
+        |costs: &[Cost], pick: fn(&Cost) -> f64| costs.iter().map(pick).collect::<Vec<_>>();
+    report(
+        "wall",
+        "s",
+        1.0,
+        column(&ours, |c| c.wall),
+        "QEMU TCG",
+        column(&theirs, |c| c.wall),
+    );
+    report(
+        "CPU",
+        "s",
+        1.0,
+        column(&ours, |c| c.cpu),
+        "QEMU TCG",
+        column(&theirs, |c| c.cpu),
+    );
+    report(
+        "peak resident, guest RAM included",
+        "MiB",
+        1.0,
+        column(&ours, |c| c.resident_mib),
+        "QEMU TCG",
+        column(&theirs, |c| c.resident_mib),
+    );
     println!();
 }

@@ -59,9 +59,16 @@ pub fn tiny_guest(rig: &Rig, name: &str, virt_type: &str) -> String {
 }
 
 /// [`tiny_guest`] with `<panic model='isa'/>`, so that `p` panics, and `on_crash` as given.
-pub fn tiny_guest_with_panic_port(rig: &Rig, name: &str, virt_type: &str, on_crash: &str) -> String {
-    tiny_guest(rig, name, virt_type)
-        .replace("  <devices>\n", &format!("  <on_crash>{on_crash}</on_crash>\n  <devices>\n    <panic model='isa'/>\n"))
+pub fn tiny_guest_with_panic_port(
+    rig: &Rig,
+    name: &str,
+    virt_type: &str,
+    on_crash: &str,
+) -> String {
+    tiny_guest(rig, name, virt_type).replace(
+        "  <devices>\n",
+        &format!("  <on_crash>{on_crash}</on_crash>\n  <devices>\n    <panic model='isa'/>\n"),
+    )
 }
 
 /// Physical address the tiny kernel is loaded at and entered.
@@ -71,9 +78,9 @@ const ENTRY: u32 = 0x10_0000;
 pub fn tiny_kernel() -> Vec<u8> {
     let code = tiny_code();
     let note: Vec<u8> = [
-        4u32.to_le_bytes().as_slice(),     // name size
-        8u32.to_le_bytes().as_slice(),     // descriptor size
-        18u32.to_le_bytes().as_slice(),    // XEN_ELFNOTE_PHYS32_ENTRY
+        4u32.to_le_bytes().as_slice(),  // name size
+        8u32.to_le_bytes().as_slice(),  // descriptor size
+        18u32.to_le_bytes().as_slice(), // XEN_ELFNOTE_PHYS32_ENTRY
         b"Xen\0",
         u64::from(ENTRY).to_le_bytes().as_slice(),
     ]
@@ -114,17 +121,29 @@ fn tiny_code() -> Vec<u8> {
     }
     let again = code.0.len();
     // Wait for a byte: in al, LSR; test al, 1; pause; jz back.
-    code.emit(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0xf3, 0x90, 0x74, 0xf5]);
+    code.emit(&[
+        0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0xf3, 0x90, 0x74, 0xf5,
+    ]);
     code.emit(&[0x66, 0xba, 0xf8, 0x03, 0xec]); // mov dx, 0x3f8; in al, dx
     // q: ACPI S5 through PM1a_CNT (SLP_TYPa | SLP_EN).
-    let value = (vmm_api::SLEEP_TYPE_S5 << 10) | 1 << 13;
+    let value = (5u16 << 10) | 1 << 13;
     let [low, high] = value.to_le_bytes();
-    let [port_low, port_high] = vmm_api::PM1A_CONTROL_PORT.to_le_bytes();
-    code.on_key(b'q', &[0x66, 0xba, port_low, port_high, 0x66, 0xb8, low, high, 0x66, 0xef]);
+    let [port_low, port_high] = 0x604u16.to_le_bytes();
+    code.on_key(
+        b'q',
+        &[
+            0x66, 0xba, port_low, port_high, 0x66, 0xb8, low, high, 0x66, 0xef,
+        ],
+    );
     // r: reset through 0xcf9.
     code.on_key(b'r', &[0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee]);
     // f: an empty IDT (6 zero bytes on the stack we make below us), then ud2.
-    code.on_key(b'f', &[0xbc, 0, 0, 8, 0, 0x6a, 0, 0x6a, 0, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b]);
+    code.on_key(
+        b'f',
+        &[
+            0xbc, 0, 0, 8, 0, 0x6a, 0, 0x6a, 0, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b,
+        ],
+    );
     // p: pvpanic "panicked".
     code.on_key(b'p', &[0x66, 0xba, 0x05, 0x05, 0xb0, 0x01, 0xee]);
     // Echo: out 0x3f8, al; jmp again.

@@ -9,5 +9,5 @@ mod rig;
 mod terminal;
 
 pub use guests::{Kernel, linux_guest, tiny_guest, tiny_guest_with_panic_port, tiny_kernel};
-pub use rig::{Run, Rig, have_kvm, left_out, soak, which};
+pub use rig::{Rig, Run, have_kvm, left_out, soak, which};
 pub use terminal::Terminal;

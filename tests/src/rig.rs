@@ -38,7 +38,11 @@ impl Run {
             "command did not fail as it should\nstdout: {}\nstderr: {}",
             self.out, self.err
         );
-        assert!(self.err.contains("error:"), "no error message: {:?}", self.err);
+        assert!(
+            self.err.contains("error:"),
+            "no error message: {:?}",
+            self.err
+        );
         self.err
     }
 }
@@ -181,7 +185,10 @@ impl Rig {
 
     /// `vireo domstate --reason`, one line.
     pub fn state(&self, domain: &str) -> String {
-        self.vireo(&["domstate", "--reason", domain]).ok().trim().to_owned()
+        self.vireo(&["domstate", "--reason", domain])
+            .ok()
+            .trim()
+            .to_owned()
     }
 
     /// Waits until the domain's state (with reason) is `want`.
@@ -213,7 +220,11 @@ impl Rig {
         let wanted = format!("VIREO_TEST_RIG={}", self.tag);
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|s| s.parse::<i32>().ok()) else {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|s| s.parse::<i32>().ok())
+            else {
                 continue;
             };
             let ours = fs::read(entry.path().join("environ"))
@@ -240,7 +251,10 @@ impl Drop for Rig {
         // A daemon that dies may have been about to start another process: look again.
         for _ in 0..100 {
             let pids = self.processes("");
-            let pids: Vec<_> = pids.iter().filter(|&&p| p != std::process::id() as i32).collect();
+            let pids: Vec<_> = pids
+                .iter()
+                .filter(|&&p| p != std::process::id() as i32)
+                .collect();
             if pids.is_empty() {
                 break;
             }
@@ -284,7 +298,10 @@ fn run(command: &mut Command, input: Option<&str>) -> Run {
     let pid = child.id();
     let (tell, told) = std::sync::mpsc::channel::<()>();
     let watchdog = std::thread::spawn(move || {
-        if told.recv_timeout(Duration::from_secs(60)).is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if told
+            .recv_timeout(Duration::from_secs(60))
+            .is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout)
+        {
             // SAFETY: kill has no memory effects; the child is not reaped before `tell` is dropped.
             unsafe { libc::kill(pid as i32, libc::SIGKILL) };
         }
@@ -314,7 +331,11 @@ pub fn which(program: &str) -> bool {
 
 /// Whether /dev/kvm can be opened.
 pub fn have_kvm() -> bool {
-    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
 }
 
 /// Whether the long forms of the tests are wanted (`make soak`).

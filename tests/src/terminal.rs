@@ -20,14 +20,26 @@ impl Terminal {
     /// Starts the program.
     pub fn start(command: &mut Command) -> Self {
         let (mut master, mut slave) = (-1, -1);
-        let size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = libc::winsize {
+            ws_row: 24,
+            ws_col: 80,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         // SAFETY: the out pointers are valid, name and termios may be null.
         let result = unsafe {
-            libc::openpty(&mut master, &mut slave, std::ptr::null_mut(), std::ptr::null(), &size)
+            libc::openpty(
+                &mut master,
+                &mut slave,
+                std::ptr::null_mut(),
+                std::ptr::null(),
+                &size,
+            )
         };
         assert_eq!(result, 0, "openpty: {}", std::io::Error::last_os_error());
         // SAFETY: openpty gave two descriptors that are ours alone.
-        let (master, slave) = unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+        let (master, slave) =
+            unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
         // SAFETY: setting flags of our own descriptor.
         unsafe {
             libc::fcntl(master.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC);
@@ -47,8 +59,16 @@ impl Terminal {
         }
         let child = command.spawn().unwrap();
         // The parent's copies of the slave must close, or its end is never seen.
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self { child, master: File::from(master), seen: Vec::new(), mark: 0 }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self {
+            child,
+            master: File::from(master),
+            seen: Vec::new(),
+            mark: 0,
+        }
     }
 
     /// Types.
@@ -72,7 +92,11 @@ impl Terminal {
             assert!(
                 more && Instant::now() < deadline,
                 "'{text}' did not come{}; seen:\n{}",
-                if more { " in time" } else { " before the program ended" },
+                if more {
+                    " in time"
+                } else {
+                    " before the program ended"
+                },
                 self.seen()
             );
         }
@@ -85,7 +109,11 @@ impl Terminal {
 
     /// Reads what is there, waiting a moment; false at the end.
     fn read_some(&mut self) -> bool {
-        let mut poll = libc::pollfd { fd: self.master.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd {
+            fd: self.master.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         // SAFETY: one valid pollfd.
         unsafe { libc::poll(&mut poll, 1, 50) };
         let mut buffer = [0; 65536];
@@ -114,7 +142,11 @@ impl Terminal {
                 }
                 return status.code().unwrap_or(-1);
             }
-            assert!(Instant::now() < deadline, "the program did not end; seen:\n{}", self.seen());
+            assert!(
+                Instant::now() < deadline,
+                "the program did not end; seen:\n{}",
+                self.seen()
+            );
         }
     }
 

@@ -11,8 +11,17 @@ use vireo_tests::{Rig, Terminal, tiny_guest};
 fn refused(rig: &Rig, xml: &str) -> String {
     let file = rig.write("bad.xml", xml);
     let error = rig.vireo(&["define", &file]).fails();
-    assert!(error.starts_with(&format!("error: Failed to define domain from {file}\nerror: ")), "{error}");
-    assert_eq!(rig.vireo(&["list", "--all", "--name"]).ok(), "\n", "a partial object");
+    assert!(
+        error.starts_with(&format!(
+            "error: Failed to define domain from {file}\nerror: "
+        )),
+        "{error}"
+    );
+    assert_eq!(
+        rig.vireo(&["list", "--all", "--name"]).ok(),
+        "\n",
+        "a partial object"
+    );
     error
 }
 
@@ -21,7 +30,10 @@ fn refused(rig: &Rig, xml: &str) -> String {
 fn start_refused(rig: &Rig, change: impl Fn(String) -> String) -> String {
     rig.define(&change(tiny_guest(rig, "guest", "qemu")));
     let error = rig.vireo(&["start", "guest"]).fails();
-    assert!(error.starts_with("error: Failed to start domain 'guest'\nerror: "), "{error}");
+    assert!(
+        error.starts_with("error: Failed to start domain 'guest'\nerror: "),
+        "{error}"
+    );
     assert_eq!(rig.vireo(&["domstate", "guest"]).ok(), "shut off\n\n");
     assert_eq!(rig.processes("vireo-vmm"), [], "a leaked process");
     let left: Vec<_> = std::fs::read_dir(rig.path("run/vireo/domains"))
@@ -39,20 +51,75 @@ fn xml_that_cannot_be_a_domain() {
         ("not closed", good.replace("</os>", ""), &["line"]),
         ("not XML", "hello".into(), &[]),
         ("empty", String::new(), &[]),
-        ("wrong root", "<network><name>x</name></network>".into(), &["network"]),
+        (
+            "wrong root",
+            "<network><name>x</name></network>".into(),
+            &["network"],
+        ),
         ("no name", good.replace("<name>guest</name>", ""), &["name"]),
-        ("name with slash", good.replace("<name>guest</name>", "<name>a/b</name>"), &["name"]),
-        ("bad uuid", good.replace("<name>", "<uuid>12</uuid><name>"), &["uuid"]),
-        ("no memory", good.replace("<memory unit='MiB'>16</memory>", ""), &["memory"]),
+        (
+            "name with slash",
+            good.replace("<name>guest</name>", "<name>a/b</name>"),
+            &["name"],
+        ),
+        (
+            "bad uuid",
+            good.replace("<name>", "<uuid>12</uuid><name>"),
+            &["uuid"],
+        ),
+        (
+            "no memory",
+            good.replace("<memory unit='MiB'>16</memory>", ""),
+            &["memory"],
+        ),
         ("memory 0", good.replace(">16<", ">0<"), &["memory"]),
-        ("memory of nonsense", good.replace(">16<", ">lots<"), &["memory"]),
-        ("0 vCPUs", good.replace("<vcpu>1</vcpu>", "<vcpu>0</vcpu>"), &["vcpu"]),
-        ("a unit nobody knows", good.replace("'MiB'", "'parsec'"), &["parsec"]),
-        ("unknown domain type", good.replace("type='qemu'", "type='vax'"), &["vax"]),
-        ("unknown machine", good.replace("<type>", "<type machine='pdp11'>"), &["pdp11"]),
-        ("unknown arch", good.replace("<type>", "<type arch='vax'>"), &["vax"]),
-        ("entity bomb", format!("<!DOCTYPE d [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a;'>]>{}", good.replace(">guest<", ">&b;<")), &[]),
-        ("very deep", format!("{}{}", "<domain>".repeat(100_000), "</domain>".repeat(100_000)), &[]),
+        (
+            "memory of nonsense",
+            good.replace(">16<", ">lots<"),
+            &["memory"],
+        ),
+        (
+            "0 vCPUs",
+            good.replace("<vcpu>1</vcpu>", "<vcpu>0</vcpu>"),
+            &["vcpu"],
+        ),
+        (
+            "a unit nobody knows",
+            good.replace("'MiB'", "'parsec'"),
+            &["parsec"],
+        ),
+        (
+            "unknown domain type",
+            good.replace("type='qemu'", "type='vax'"),
+            &["vax"],
+        ),
+        (
+            "unknown machine",
+            good.replace("<type>", "<type machine='pdp11'>"),
+            &["pdp11"],
+        ),
+        (
+            "unknown arch",
+            good.replace("<type>", "<type arch='vax'>"),
+            &["vax"],
+        ),
+        (
+            "entity bomb",
+            format!(
+                "<!DOCTYPE d [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a;'>]>{}",
+                good.replace(">guest<", ">&b;<")
+            ),
+            &[],
+        ),
+        (
+            "very deep",
+            format!(
+                "{}{}",
+                "<domain>".repeat(100_000),
+                "</domain>".repeat(100_000)
+            ),
+            &[],
+        ),
     ];
     for (what, xml, words) in cases {
         let error = refused(&rig, xml).to_lowercase();
@@ -65,7 +132,8 @@ fn xml_that_cannot_be_a_domain() {
 #[test]
 fn validation_names_the_element_and_the_line() {
     let rig = Rig::new();
-    let xml = tiny_guest(&rig, "guest", "qemu").replace("  <devices>\n", "  <devices>\n    <flux capacity='1'/>\n");
+    let xml = tiny_guest(&rig, "guest", "qemu")
+        .replace("  <devices>\n", "  <devices>\n    <flux capacity='1'/>\n");
     let file = rig.write("flux.xml", &xml);
     let error = rig.vireo(&["define", "--validate", &file]).fails();
     let line = 1 + xml.lines().position(|l| l.contains("flux")).unwrap();
@@ -82,15 +150,26 @@ fn names_and_uuids_that_are_taken() {
     let rig = Rig::new();
     rig.define(&tiny_guest(&rig, "guest", "qemu"));
     let uuid = rig.vireo(&["domuuid", "guest"]).ok().trim().to_owned();
-    let other = tiny_guest(&rig, "guest", "qemu")
-        .replace("<name>", "<uuid>11111111-2222-3333-4444-555555555555</uuid><name>");
+    let other = tiny_guest(&rig, "guest", "qemu").replace(
+        "<name>",
+        "<uuid>11111111-2222-3333-4444-555555555555</uuid><name>",
+    );
     let file = rig.write("other.xml", other);
     let error = rig.vireo(&["define", &file]).fails();
-    assert!(error.contains(&format!("domain 'guest' already exists with uuid {uuid}")), "{error}");
-    let renamed = tiny_guest(&rig, "elsewhere", "qemu").replace("<name>", &format!("<uuid>{uuid}</uuid><name>"));
+    assert!(
+        error.contains(&format!("domain 'guest' already exists with uuid {uuid}")),
+        "{error}"
+    );
+    let renamed = tiny_guest(&rig, "elsewhere", "qemu")
+        .replace("<name>", &format!("<uuid>{uuid}</uuid><name>"));
     let file = rig.write("renamed.xml", renamed);
     let error = rig.vireo(&["define", &file]).fails();
-    assert!(error.contains(&format!("domain 'guest' is already defined with uuid {uuid}")), "{error}");
+    assert!(
+        error.contains(&format!(
+            "domain 'guest' is already defined with uuid {uuid}"
+        )),
+        "{error}"
+    );
     assert_eq!(rig.vireo(&["list", "--all", "--name"]).ok(), "guest\n\n");
     let error = rig.vireo(&["start", "nobody"]).fails();
     assert_eq!(error, "error: failed to get domain 'nobody'\n");
@@ -103,7 +182,10 @@ fn kernels_that_are_none() {
     let tiny = tiny.to_str().unwrap();
     let missing = rig.path("missing").to_str().unwrap().to_owned();
     let error = start_refused(&rig, |xml| xml.replace(tiny, &missing));
-    assert!(error.contains(&missing) && error.contains("No such file"), "{error}");
+    assert!(
+        error.contains(&missing) && error.contains("No such file"),
+        "{error}"
+    );
     let folder = rig.root().to_str().unwrap().to_owned();
     start_refused(&rig, |xml| xml.replace(tiny, &folder));
     for (name, content) in [
@@ -124,16 +206,23 @@ fn kernels_that_are_none() {
     }
     let path = rig.write("initrd", "");
     std::fs::remove_file(&path).unwrap();
-    let error = start_refused(&rig, |xml| xml.replace("</kernel>", &format!("</kernel><initrd>{path}</initrd>")));
+    let error = start_refused(&rig, |xml| {
+        xml.replace("</kernel>", &format!("</kernel><initrd>{path}</initrd>"))
+    });
     assert!(error.contains("initrd"), "{error}");
 }
 
 #[test]
 fn machines_that_do_not_fit() {
     let rig = Rig::new();
-    let error = start_refused(&rig, |xml| xml.replace("<memory unit='MiB'>16", "<memory unit='TiB'>900"));
+    let error = start_refused(&rig, |xml| {
+        xml.replace("<memory unit='MiB'>16", "<memory unit='TiB'>900")
+    });
     assert!(error.to_lowercase().contains("memory"), "{error}");
-    let file = rig.write("many.xml", tiny_guest(&rig, "many", "qemu").replace("<vcpu>1</vcpu>", "<vcpu>10000</vcpu>"));
+    let file = rig.write(
+        "many.xml",
+        tiny_guest(&rig, "many", "qemu").replace("<vcpu>1</vcpu>", "<vcpu>10000</vcpu>"),
+    );
     let mut run = rig.vireo(&["define", &file]);
     if run.status == 0 {
         run = rig.vireo(&["start", "many"]);
@@ -160,7 +249,10 @@ fn machines_that_do_not_fit() {
     let info = rig.vireo(&["dominfo", "guest"]).ok();
     for device in ["graphics", "video", "input"] {
         assert!(info.contains(device), "{device} is not in dominfo: {info}");
-        assert!(rig.domain_log("guest").contains(device), "{device} is not in the log");
+        assert!(
+            rig.domain_log("guest").contains(device),
+            "{device} is not in the log"
+        );
     }
 }
 
@@ -172,7 +264,10 @@ fn kvm_where_it_cannot_run_says_why() {
     }
     rig.define(&tiny_guest(&rig, "guest", "kvm"));
     let error = rig.vireo(&["start", "guest"]).fails();
-    assert!(error.contains("kvm") && error.contains("type='qemu'"), "{error}");
+    assert!(
+        error.contains("kvm") && error.contains("type='qemu'"),
+        "{error}"
+    );
 }
 
 /// Frames that no client would send end their own connection, at most; the daemon goes on.
@@ -191,27 +286,33 @@ fn frames_of_garbage() {
     };
     let remote = 0x2000_8086;
     let cases: Vec<Vec<u8>> = vec![
-        vec![0xff; 4],                                         // a length of 4 GiB
-        0x0200_0001u32.to_be_bytes().to_vec(),                 // one over the limit
-        3u32.to_be_bytes().to_vec(),                           // shorter than itself
-        vec![0, 0],                                            // cut in the length
-        call(remote, 1, 66, 0, &[])[..20].to_vec(),            // cut in the header
+        vec![0xff; 4],                                                // a length of 4 GiB
+        0x0200_0001u32.to_be_bytes().to_vec(),                        // one over the limit
+        3u32.to_be_bytes().to_vec(),                                  // shorter than itself
+        vec![0, 0],                                                   // cut in the length
+        call(remote, 1, 66, 0, &[])[..20].to_vec(),                   // cut in the header
         call(remote, 1, 1, 0, &[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]), // a string of 4 GiB
-        call(remote, 1, 1, 0, &[0, 0, 0, 1]),                  // arguments that end early
-        call(remote, 1, 99_999, 0, &[]),                       // no such procedure
-        call(0x1234, 1, 1, 0, &[]),                            // no such program
-        call(remote, 9, 1, 0, &[]),                            // no such version
-        call(remote, 1, 1, 9, &[]),                            // no such type
+        call(remote, 1, 1, 0, &[0, 0, 0, 1]),                         // arguments that end early
+        call(remote, 1, 99_999, 0, &[]),                              // no such procedure
+        call(0x1234, 1, 1, 0, &[]),                                   // no such program
+        call(remote, 9, 1, 0, &[]),                                   // no such version
+        call(remote, 1, 1, 9, &[]),                                   // no such type
         call(remote, 1, 201, 3, b"stream data for nobody"),
-        call(remote, 1, 11, 4, &[0xff; 8]),                    // descriptors that never come
+        call(remote, 1, 11, 4, &[0xff; 8]), // descriptors that never come
     ];
     for (number, bytes) in cases.iter().enumerate() {
         let mut socket = UnixStream::connect(rig.socket()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
         let _ = socket.write_all(bytes);
         let mut answer = [0; 4096];
         let _ = socket.read(&mut answer);
-        assert_eq!(rig.vireo(&["domid", "guest"]).ok(), "-\n\n", "after case {number}");
+        assert_eq!(
+            rig.vireo(&["domid", "guest"]).ok(),
+            "-\n\n",
+            "after case {number}"
+        );
     }
     // Random bytes, and a client that sends half a call and stays.
     let mut seed = 0x2545_f491_4f6c_dd1du64;
@@ -253,7 +354,10 @@ fn a_console_whose_client_is_killed_is_free_again() {
     let mut first = Terminal::start(rig.command("vireo").args(["console", "guest"]));
     first.expect("Escape character", Duration::from_secs(30));
     let mut second = Terminal::start(rig.command("vireo").args(["console", "guest"]));
-    second.expect("Active console session exists for this domain", Duration::from_secs(30));
+    second.expect(
+        "Active console session exists for this domain",
+        Duration::from_secs(30),
+    );
     let mut third = Terminal::start(rig.command("vireo").args(["console", "guest", "--force"]));
     third.expect("Escape character", Duration::from_secs(30));
     third.send("y");

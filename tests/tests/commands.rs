@@ -10,7 +10,10 @@ fn same(rig: &Rig, args: &[&str]) -> Run {
     let ours = rig.vireo(args);
     if which("virsh") {
         let theirs = rig.virsh(args);
-        assert_eq!(ours, theirs, "{args:?}: vireo (left) and virsh (right) differ");
+        assert_eq!(
+            ours, theirs,
+            "{args:?}: vireo (left) and virsh (right) differ"
+        );
     }
     ours
 }
@@ -18,7 +21,10 @@ fn same(rig: &Rig, args: &[&str]) -> Run {
 fn two_domains() -> Rig {
     let rig = Rig::new();
     rig.define(&tiny_guest(&rig, "one", "qemu"));
-    rig.define(&tiny_guest(&rig, "two", "qemu").replace("  <memory", "  <title>The second</title>\n  <description>Of two</description>\n  <memory"));
+    rig.define(&tiny_guest(&rig, "two", "qemu").replace(
+        "  <memory",
+        "  <title>The second</title>\n  <description>Of two</description>\n  <memory",
+    ));
     rig
 }
 
@@ -72,7 +78,12 @@ fn facts_about_a_domain_and_the_node() {
     rig.vireo(&["start", "one"]).ok();
     for domain in ["one", "two", "nobody"] {
         for command in [
-            "domstate", "domid", "domuuid", "domname", "dumpxml", "ttyconsole",
+            "domstate",
+            "domid",
+            "domuuid",
+            "domname",
+            "dumpxml",
+            "ttyconsole",
         ] {
             same(&rig, &[command, domain]);
         }
@@ -80,7 +91,12 @@ fn facts_about_a_domain_and_the_node() {
         same(&rig, &["dumpxml", "--inactive", domain]);
         // CPU time goes on between the two.
         let strip = |run: Run| {
-            run.out.lines().filter(|l| !l.starts_with("CPU time")).collect::<Vec<_>>().join("\n") + &run.err
+            run.out
+                .lines()
+                .filter(|l| !l.starts_with("CPU time"))
+                .collect::<Vec<_>>()
+                .join("\n")
+                + &run.err
         };
         let ours = strip(rig.vireo(&["dominfo", domain]));
         if which("virsh") {
@@ -90,7 +106,11 @@ fn facts_about_a_domain_and_the_node() {
     for command in ["nodeinfo", "capabilities", "domcapabilities", "hostname"] {
         same(&rig, &[command]);
     }
-    assert_eq!(rig.vireo(&["domname", &rig.vireo(&["domuuid", "two"]).ok().trim().to_owned()]).ok(), "two\n\n");
+    assert_eq!(
+        rig.vireo(&["domname", &rig.vireo(&["domuuid", "two"]).ok().trim()])
+            .ok(),
+        "two\n\n"
+    );
     assert_eq!(rig.vireo(&["domid", "one"]).ok(), "1\n\n");
     assert_eq!(rig.vireo(&["domid", "two"]).ok(), "-\n\n");
     let uri = rig.vireo(&["uri"]).ok();
@@ -102,36 +122,80 @@ fn facts_about_a_domain_and_the_node() {
 #[test]
 fn life_of_a_domain() {
     let rig = two_domains();
-    assert_eq!(rig.vireo(&["start", "one"]).ok(), "Domain 'one' started\n\n");
+    assert_eq!(
+        rig.vireo(&["start", "one"]).ok(),
+        "Domain 'one' started\n\n"
+    );
     assert_eq!(rig.state("one"), "running (booted)");
     let again = same(&rig, &["start", "one"]).fails();
     assert!(again.contains("error: Domain is already active"), "{again}");
-    assert_eq!(rig.vireo(&["suspend", "one"]).ok(), "Domain 'one' suspended\n\n");
+    assert_eq!(
+        rig.vireo(&["suspend", "one"]).ok(),
+        "Domain 'one' suspended\n\n"
+    );
     assert_eq!(rig.state("one"), "paused (user)");
-    assert_eq!(rig.vireo(&["resume", "one"]).ok(), "Domain 'one' resumed\n\n");
+    assert_eq!(
+        rig.vireo(&["resume", "one"]).ok(),
+        "Domain 'one' resumed\n\n"
+    );
     assert_eq!(rig.state("one"), "running (unpaused)");
-    assert_eq!(rig.vireo(&["reset", "one"]).ok(), "Domain 'one' was reset\n\n");
-    assert_eq!(rig.vireo(&["reboot", "one"]).ok(), "Domain 'one' is being rebooted\n\n");
-    assert_eq!(rig.vireo(&["shutdown", "one"]).ok(), "Domain 'one' is being shutdown\n\n");
-    assert_eq!(rig.vireo(&["destroy", "one"]).ok(), "Domain 'one' destroyed\n\n");
+    assert_eq!(
+        rig.vireo(&["reset", "one"]).ok(),
+        "Domain 'one' was reset\n\n"
+    );
+    assert_eq!(
+        rig.vireo(&["reboot", "one"]).ok(),
+        "Domain 'one' is being rebooted\n\n"
+    );
+    assert_eq!(
+        rig.vireo(&["shutdown", "one"]).ok(),
+        "Domain 'one' is being shutdown\n\n"
+    );
+    assert_eq!(
+        rig.vireo(&["destroy", "one"]).ok(),
+        "Domain 'one' destroyed\n\n"
+    );
     assert_eq!(rig.state("one"), "shut off (destroyed)");
-    for command in ["destroy", "suspend", "resume", "reset", "reboot", "shutdown"] {
+    for command in [
+        "destroy", "suspend", "resume", "reset", "reboot", "shutdown",
+    ] {
         same(&rig, &[command, "one"]).fails();
     }
-    assert_eq!(rig.vireo(&["start", "one", "--paused"]).ok(), "Domain 'one' started\n\n");
+    assert_eq!(
+        rig.vireo(&["start", "one", "--paused"]).ok(),
+        "Domain 'one' started\n\n"
+    );
     assert_eq!(rig.state("one"), "paused (user)");
-    assert_eq!(rig.vireo(&["destroy", "--graceful", "one"]).ok(), "Domain 'one' destroyed\n\n");
-    assert_eq!(rig.vireo(&["autostart", "one"]).ok(), "Domain 'one' marked as autostarted\n\n");
+    assert_eq!(
+        rig.vireo(&["destroy", "--graceful", "one"]).ok(),
+        "Domain 'one' destroyed\n\n"
+    );
+    assert_eq!(
+        rig.vireo(&["autostart", "one"]).ok(),
+        "Domain 'one' marked as autostarted\n\n"
+    );
     assert!(rig.path("etc/vireo/domains/autostart/one.xml").exists());
-    assert_eq!(rig.vireo(&["autostart", "--disable", "one"]).ok(), "Domain 'one' unmarked as autostarted\n\n");
+    assert_eq!(
+        rig.vireo(&["autostart", "--disable", "one"]).ok(),
+        "Domain 'one' unmarked as autostarted\n\n"
+    );
     assert!(!rig.path("etc/vireo/domains/autostart/one.xml").exists());
-    assert_eq!(rig.vireo(&["undefine", "one"]).ok(), "Domain 'one' has been undefined\n\n");
+    assert_eq!(
+        rig.vireo(&["undefine", "one"]).ok(),
+        "Domain 'one' has been undefined\n\n"
+    );
     assert!(!rig.path("etc/vireo/domains/one.xml").exists());
     same(&rig, &["domstate", "one"]).fails();
     // A transient domain is gone with its end.
     let file = rig.write("t.xml", tiny_guest(&rig, "transient", "qemu"));
-    assert_eq!(rig.vireo(&["create", &file]).ok(), format!("Domain 'transient' created from {file}\n\n"));
-    assert_eq!(rig.vireo(&["list", "--transient", "--name"]).ok(), "transient\n\n");
+    assert_eq!(
+        rig.vireo(&["create", &file]).ok(),
+        format!("Domain 'transient' created from {file}\n\n")
+    );
+    assert_eq!(
+        rig.vireo(&["list", "--transient", "--name"]).ok(),
+        "transient\n\n"
+    );
     rig.vireo(&["destroy", "transient"]).ok();
     rig.vireo(&["domstate", "transient"]).fails();
     assert_eq!(rig.processes("vireo-vmm"), []);
@@ -146,7 +210,10 @@ fn life_of_a_domain_through_stock_virsh() {
     let rig = Rig::new();
     let mut daemon = rig.daemon();
     let file = rig.write("t.xml", tiny_guest(&rig, "guest", "qemu"));
-    assert_eq!(rig.virsh(&["define", &file]).ok(), format!("Domain 'guest' defined from {file}\n\n"));
+    assert_eq!(
+        rig.virsh(&["define", &file]).ok(),
+        format!("Domain 'guest' defined from {file}\n\n")
+    );
     let steps: &[(&[&str], &str)] = &[
         (&["start", "guest"], "running (booted)"),
         (&["suspend", "guest"], "paused (user)"),
@@ -160,7 +227,11 @@ fn life_of_a_domain_through_stock_virsh() {
     ];
     for (args, state) in steps {
         rig.virsh(args).ok();
-        assert_eq!(rig.virsh(&["domstate", "--reason", "guest"]).ok().trim(), *state, "after {args:?}");
+        assert_eq!(
+            rig.virsh(&["domstate", "--reason", "guest"]).ok().trim(),
+            *state,
+            "after {args:?}"
+        );
     }
     rig.virsh(&["undefine", "guest"]).ok();
     assert_eq!(rig.virsh(&["list", "--all", "--name"]).ok(), "\n");
@@ -190,7 +261,11 @@ fn dumpxml_is_valid_and_stable() {
             .args(["--noout", "--relaxng", schema, &file])
             .output()
             .unwrap();
-        assert!(output.status.success(), "{name}: {}\n{xml}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{name}: {}\n{xml}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -203,11 +278,18 @@ fn shell_takes_commands_from_standard_input_and_arguments() {
     let run = rig.vireo(&["domstate one; domstate two"]).ok();
     assert_eq!(run, "shut off\n\nshut off\n\n");
     let help = rig.vireo(&["help"]).ok();
-    for group in ["Domain Management", "Domain Monitoring", "Host and Hypervisor"] {
+    for group in [
+        "Domain Management",
+        "Domain Monitoring",
+        "Host and Hypervisor",
+    ] {
         assert!(help.contains(group), "{help}");
     }
     let help = rig.vireo(&["help", "start"]).ok();
-    assert!(help.contains("SYNOPSIS") && help.contains("--console"), "{help}");
+    assert!(
+        help.contains("SYNOPSIS") && help.contains("--console"),
+        "{help}"
+    );
     let unknown = same(&rig, &["frobnicate"]);
     assert_eq!(unknown.status, 1);
 }
@@ -233,5 +315,8 @@ fn host_validate_says_which_cpu_guests_get() {
     let rig = Rig::new();
     let run = rig.vireo(&["host-validate"]);
     assert!(run.out.contains("/dev/kvm"), "{run:?}");
-    assert!(run.out.contains("software CPU") || run.out.contains("KVM"), "{run:?}");
+    assert!(
+        run.out.contains("software CPU") || run.out.contains("KVM"),
+        "{run:?}"
+    );
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use vireo_tests::{Rig, Terminal, linux_guest, Kernel, soak, tiny_guest};
+use vireo_tests::{Kernel, Rig, Terminal, linux_guest, soak, tiny_guest};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -38,7 +38,11 @@ fn guests_run_on_without_their_daemon_and_are_found_again() {
     assert_eq!(rig.vireo(&["dumpxml", "one"]).ok(), live);
     assert_eq!(rig.state("one"), "running (booted)");
     assert_eq!(rig.state("two"), "paused (user)");
-    assert!(rig.vireo(&["dominfo", "transient"]).ok().contains("Persistent:     no"));
+    assert!(
+        rig.vireo(&["dominfo", "transient"])
+            .ok()
+            .contains("Persistent:     no")
+    );
     let mut terminal = Terminal::start(rig.command("vireo").args(["console", "one"]));
     terminal.expect("Escape character", SOON);
     terminal.send("hello");
@@ -77,12 +81,19 @@ fn what_happened_while_the_daemon_was_away_is_told_by_the_next() {
     fs::write(&consoles[0], "q").unwrap();
     let deadline = std::time::Instant::now() + SOON;
     while rig.processes("vireo-vmm").len() > 2 {
-        assert!(std::time::Instant::now() < deadline, "the guest did not power off");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the guest did not power off"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
     let victim = rig.processes("vireo-vmm").into_iter().find(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().contains("is-killed")
-            || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().contains("is-killed")
+        fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .unwrap_or_default()
+            .contains("is-killed")
+            || fs::read_to_string(format!("/proc/{pid}/comm"))
+                .unwrap_or_default()
+                .contains("is-killed")
     });
     let victim = victim.expect("a VMM's command line or name tells its domain");
     // SAFETY: kill has no memory effects.
@@ -143,7 +154,10 @@ fn definitions_survive_the_daemons_death_at_any_moment() {
         .unwrap()
         .as_nanos() as u64
         | 1;
-    if let Some(given) = std::env::var("VIREO_SEED").ok().and_then(|s| s.parse().ok()) {
+    if let Some(given) = std::env::var("VIREO_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+    {
         seed = given;
     }
     println!("seed {seed} (VIREO_SEED repeats it)");
@@ -174,7 +188,11 @@ fn definitions_survive_the_daemons_death_at_any_moment() {
         // What is there must be what was acknowledged before, or what was in flight.
         let defining = known.is_none() || random(2) == 0;
         let file = rig.write("victim.xml", xml(round));
-        let args: Vec<&str> = if defining { vec!["define", &file] } else { vec!["undefine", "victim"] };
+        let args: Vec<&str> = if defining {
+            vec!["define", &file]
+        } else {
+            vec!["undefine", "victim"]
+        };
         let mut client = rig
             .command("vireo")
             // A client that finds no daemon must not start another here.
@@ -191,15 +209,29 @@ fn definitions_survive_the_daemons_death_at_any_moment() {
         let run = rig.vireo(&["dumpxml", "victim"]);
         let found = (run.status == 0).then(|| {
             let text = run.out;
-            assert!(text.contains(&padding) && text.ends_with("</domain>\n\n"), "half a definition in round {round}");
+            assert!(
+                text.contains(&padding) && text.ends_with("</domain>\n\n"),
+                "half a definition in round {round}"
+            );
             let at = text.find("<title>v").unwrap() + 8;
-            text[at..].split('<').next().unwrap().parse::<u64>().unwrap()
+            text[at..]
+                .split('<')
+                .next()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
         });
         let wanted = if defining { Some(round) } else { None };
         if acknowledged {
-            assert_eq!(found, wanted, "an acknowledged change was lost in round {round}");
+            assert_eq!(
+                found, wanted,
+                "an acknowledged change was lost in round {round}"
+            );
         } else {
-            assert!(found == wanted || found == known, "round {round}: found {found:?}, was {known:?}");
+            assert!(
+                found == wanted || found == known,
+                "round {round}: found {found:?}, was {known:?}"
+            );
         }
         known = found;
         assert_eq!(rig.vireo(&["dumpxml", "bystander"]).ok(), bystander);
@@ -214,7 +246,11 @@ fn definitions_survive_the_daemons_death_at_any_moment() {
         .filter(|n| n != "autostart")
         .collect();
     names.sort();
-    let expected: &[&str] = if known.is_some() { &["bystander.xml", "victim.xml"] } else { &["bystander.xml"] };
+    let expected: &[&str] = if known.is_some() {
+        &["bystander.xml", "victim.xml"]
+    } else {
+        &["bystander.xml"]
+    };
     assert_eq!(names, expected);
     kill(&mut daemon);
 }
@@ -231,7 +267,11 @@ fn autostart_starts_once_and_damaged_files_are_kept_and_reported() {
     }
     // As after a boot of the host: the folder under run is empty.
     let _ = fs::remove_dir_all(rig.path("run"));
-    fs::write(rig.path("etc/vireo/domains/damaged.xml"), "<domain type='qemu'><na").unwrap();
+    fs::write(
+        rig.path("etc/vireo/domains/damaged.xml"),
+        "<domain type='qemu'><na",
+    )
+    .unwrap();
     let mut daemon = rig.daemon();
     rig.wait_state("auto", "running (booted)", SOON);
     assert_eq!(rig.vireo(&["list", "--all", "--name"]).ok(), "auto\n\n");
@@ -253,7 +293,10 @@ fn a_second_daemon_on_the_same_root_is_refused() {
     let output = rig.command("vireod").output().unwrap();
     assert!(!output.status.success());
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(error.contains(&daemon.id().to_string()), "it says who holds the place: {error}");
+    assert!(
+        error.contains(&daemon.id().to_string()),
+        "it says who holds the place: {error}"
+    );
     rig.vireo(&["list"]).ok();
     kill(&mut daemon);
 }

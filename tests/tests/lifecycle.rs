@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use vireo_tests::{Rig, Terminal, have_kvm, left_out, tiny_guest, tiny_guest_with_panic_port, which};
+use vireo_tests::{
+    Rig, Terminal, have_kvm, left_out, tiny_guest, tiny_guest_with_panic_port, which,
+};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -36,8 +38,10 @@ fn power_off() {
         drop(terminal);
 
         let rig = Rig::new();
-        let xml = tiny_guest(&rig, "guest", virt)
-            .replace("  <devices>", "  <on_poweroff>restart</on_poweroff>\n  <devices>");
+        let xml = tiny_guest(&rig, "guest", virt).replace(
+            "  <devices>",
+            "  <on_poweroff>restart</on_poweroff>\n  <devices>",
+        );
         rig.define(&xml);
         let mut terminal = start_and_press(&rig, "q");
         terminal.expect("TINY", SOON);
@@ -57,7 +61,9 @@ fn reset() {
         drop(terminal);
         rig.vireo(&["destroy", "guest"]).ok();
 
-        let xml = rig.vireo(&["dumpxml", "--inactive", "guest"]).ok()
+        let xml = rig
+            .vireo(&["dumpxml", "--inactive", "guest"])
+            .ok()
             .replace("<on_reboot>restart", "<on_reboot>destroy");
         rig.define(&xml);
         let mut terminal = start_and_press(&rig, "r");
@@ -71,8 +77,10 @@ fn panic_and_triple_fault() {
     on_each_backend(|virt| {
         let rig = Rig::new();
         let with_action = |action| {
-            tiny_guest_with_panic_port(&rig, "guest", virt, action)
-                .replace("<name>", "<uuid>6f0a3c7e-5d0b-4c8e-9a51-2f6f1e7f9b11</uuid><name>")
+            tiny_guest_with_panic_port(&rig, "guest", virt, action).replace(
+                "<name>",
+                "<uuid>6f0a3c7e-5d0b-4c8e-9a51-2f6f1e7f9b11</uuid><name>",
+            )
         };
         rig.define(&with_action("destroy"));
         let mut terminal = start_and_press(&rig, "p");
@@ -114,25 +122,49 @@ fn events_through_stock_virsh() {
     rig.vireo(&["start", "guest"]).ok();
     events.expect("event 'lifecycle' for domain 'guest': Started Booted", SOON);
     rig.vireo(&["suspend", "guest"]).ok();
-    events.expect("event 'lifecycle' for domain 'guest': Suspended Paused", SOON);
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Suspended Paused",
+        SOON,
+    );
     rig.vireo(&["resume", "guest"]).ok();
-    events.expect("event 'lifecycle' for domain 'guest': Resumed Unpaused", SOON);
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Resumed Unpaused",
+        SOON,
+    );
     rig.vireo(&["destroy", "guest"]).ok();
-    events.expect("event 'lifecycle' for domain 'guest': Stopped Destroyed", SOON);
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Stopped Destroyed",
+        SOON,
+    );
     let mut terminal = start_and_press(&rig, "q");
     events.expect("event 'lifecycle' for domain 'guest': Started Booted", SOON);
-    events.expect("event 'lifecycle' for domain 'guest': Shutdown Finished", SOON);
-    events.expect("event 'lifecycle' for domain 'guest': Stopped Shutdown", SOON);
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Shutdown Finished",
+        SOON,
+    );
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Stopped Shutdown",
+        SOON,
+    );
     terminal.wait(SOON);
     let mut terminal = start_and_press(&rig, "r");
     events.expect("event 'reboot' for domain 'guest'", SOON);
     terminal.expect("TINY", SOON);
     terminal.send("p");
-    events.expect("event 'lifecycle' for domain 'guest': Crashed Panicked", SOON);
-    events.expect("event 'lifecycle' for domain 'guest': Stopped Crashed", SOON);
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Crashed Panicked",
+        SOON,
+    );
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Stopped Crashed",
+        SOON,
+    );
     terminal.wait(SOON);
     rig.vireo(&["undefine", "guest"]).ok();
-    events.expect("event 'lifecycle' for domain 'guest': Undefined Removed", SOON);
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Undefined Removed",
+        SOON,
+    );
     drop(events);
     daemon.kill().unwrap();
     daemon.wait().unwrap();
@@ -145,10 +177,15 @@ fn serial_to_file_unix_and_tcp() {
     let rig = Rig::new();
     let out = rig.path("serial.out");
     let sock = rig.path("serial.sock");
-    let with = |devices: &str| {
-        tiny_guest(&rig, "guest", "qemu").replace("<console type='pty'/>", devices)
-    };
-    let file = rig.write("f.xml", with(&format!("<serial type='file'><source path='{}'/></serial>", out.display())));
+    let with =
+        |devices: &str| tiny_guest(&rig, "guest", "qemu").replace("<console type='pty'/>", devices);
+    let file = rig.write(
+        "f.xml",
+        with(&format!(
+            "<serial type='file'><source path='{}'/></serial>",
+            out.display()
+        )),
+    );
     rig.vireo(&["create", &file]).ok();
     let deadline = std::time::Instant::now() + SOON;
     while std::fs::read_to_string(&out).unwrap_or_default() != "TINY\n" {
@@ -167,7 +204,13 @@ fn serial_to_file_unix_and_tcp() {
             seen.extend_from_slice(&buffer[..n]);
         }
     };
-    let file = rig.write("u.xml", with(&format!("<serial type='unix'><source mode='bind' path='{}'/></serial>", sock.display())));
+    let file = rig.write(
+        "u.xml",
+        with(&format!(
+            "<serial type='unix'><source mode='bind' path='{}'/></serial>",
+            sock.display()
+        )),
+    );
     rig.vireo(&["create", &file]).ok();
     let mut stream = std::os::unix::net::UnixStream::connect(&sock).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -180,7 +223,11 @@ fn serial_to_file_unix_and_tcp() {
     rig.vireo(&["destroy", "guest"]).ok();
 
     // A port nobody has at this moment.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let file = rig.write("t.xml", with(&format!(
         "<serial type='tcp'><source mode='bind' host='127.0.0.1' service='{port}'/><protocol type='raw'/></serial>")));
     rig.vireo(&["create", &file]).ok();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vireo_tests::{Kernel, Rig, Terminal, linux_guest, which, left_out};
+use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, which};
 
 /// A boot under load of the whole test run can take a while.
 const BOOT: Duration = Duration::from_secs(200);
@@ -20,17 +20,29 @@ fn boots_to_a_shell(kernel: Kernel) {
     terminal.expect("deb:/root# ", BOOT);
     terminal.send("uname -srm\r");
     let answer = terminal.expect("x86_64", SOON);
-    assert!(answer.contains(&format!("Linux {}", kernel.release())), "{answer}");
+    assert!(
+        answer.contains(&format!("Linux {}", kernel.release())),
+        "{answer}"
+    );
     // The guest has the memory and the vCPU of its definition.
     terminal.send("grep -c ^processor /proc/cpuinfo; grep MemTotal /proc/meminfo\r");
     terminal.expect("1\r\n", SOON);
     let memory = terminal.expect(" kB", SOON);
-    let kib: u64 = memory.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+    let kib: u64 = memory
+        .split_whitespace()
+        .rev()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((190_000..262_144).contains(&kib), "{memory}");
     // Time passes at its right speed by the guest's own clock.
     terminal.send("a=$(cut -d. -f1 /proc/uptime); sleep 3; b=$(cut -d. -f1 /proc/uptime); echo slept=$((b-a))\r");
     let slept = terminal.expect("\r\ndeb:", SOON);
-    assert!(slept.contains("slept=3") || slept.contains("slept=4"), "{slept}");
+    assert!(
+        slept.contains("slept=3") || slept.contains("slept=4"),
+        "{slept}"
+    );
     terminal.send("\x1d");
     assert_eq!(terminal.wait(SOON), 0);
     assert_eq!(rig.state("deb"), "running (booted)");
@@ -57,8 +69,10 @@ fn linux_through_stock_virsh_console_reboot_panic_poweroff() {
         return left_out("needs virsh (libvirt-clients)");
     }
     let rig = Rig::new();
-    let xml = linux_guest("deb", Kernel::V6_1)
-        .replace("  <devices>\n", "  <on_crash>restart</on_crash>\n  <devices>\n    <panic model='isa'/>\n");
+    let xml = linux_guest("deb", Kernel::V6_1).replace(
+        "  <devices>\n",
+        "  <on_crash>restart</on_crash>\n  <devices>\n    <panic model='isa'/>\n",
+    );
     rig.define(&xml);
     rig.virsh(&["start", "deb"]).ok();
     let mut terminal = Terminal::start(rig.virsh_command().args(["console", "deb"]));
@@ -97,9 +111,16 @@ fn linux_quickstart_reaches_the_shell_twice() {
             }
         }
         let _ = &mut command;
-        let output = quickstart.stdin(std::process::Stdio::null()).output().unwrap();
+        let output = quickstart
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{turn}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{turn}: {text}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(text.contains("Linux linux 6.1."), "{turn}: {text}");
         assert!(text.contains("It runs. Next:"), "{turn}: {text}");
     }
