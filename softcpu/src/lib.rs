@@ -2,6 +2,29 @@
 //!
 //! Knows no device and no KVM. Everything outside RAM goes through [`Bus`].
 
+pub mod apic;
+pub mod attention;
 mod bus;
+mod cache;
+mod cpu;
+pub mod cpuid;
+mod exception;
+mod features;
+pub mod machine;
+pub mod memory;
+mod mmu;
+pub mod msr;
+mod op;
+mod paging;
+mod run;
+pub mod simd;
+pub mod state;
+mod tlb;
 
 pub use bus::{Bus, Flow};
+pub use cpu::{Cpu, DebugRequest, Exit, host_tsc};
+pub use exception::{Exception, Fallible};
+pub use features::Features;
+pub use machine::Machine;
+pub use mmu::Word;
+pub use op::{Block, Handler, Op, Plain};

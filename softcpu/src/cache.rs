@@ -1,0 +1,300 @@
+//! Decoded code: blocks by guest-physical address, and the way to them from an instruction
+//! pointer.
+//!
+//! Every vCPU has its own, so nothing here is locked. Blocks are never freed one by one: one
+//! whose guest code changed is made stale, and memory comes back when the whole cache is
+//! dropped because it has grown too large.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+
+use crate::op::{Block, Handler, Op};
+
+/// Slots of operations in one piece of the arena.
+const PIECE: usize = 4096;
+/// The cache is dropped at this many pieces (16 MiB of operations).
+const MAX_PIECES: usize = 128;
+/// Blocks in one piece of their arena.
+const BLOCK_PIECE: usize = 1024;
+const HASH_BITS: u32 = 15;
+const JUMP_SIZE: usize = 4096;
+const SEEN_WORDS: usize = 64;
+
+/// An address recently jumped to.
+#[derive(Clone, Copy)]
+struct Jump {
+    linear: u64,
+    key: u64,
+    block: *const Block,
+}
+
+const NO_JUMP: Jump = Jump {
+    linear: 0,
+    key: u64::MAX,
+    block: std::ptr::null(),
+};
+
+/// The decoded code of one vCPU.
+pub(crate) struct CodeCache {
+    ops: Vec<Box<[Op]>>,
+    ops_used: usize,
+    blocks: Vec<Vec<Block>>,
+    hash: Box<[*const Block]>,
+    pages: HashMap<u64, Vec<*const Block>>,
+    jump: Box<[Jump]>,
+    /// What a jump entry of the lower (upper) half must carry to be valid now.
+    key: [u64; 2],
+    generation: [u64; 2],
+    context: u64,
+    /// Hashed linear pages that jump entries may exist for.
+    seen: [u64; SEEN_WORDS],
+    /// Times the whole cache was dropped.
+    pub dropped: u64,
+}
+
+impl std::fmt::Debug for CodeCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CodeCache")
+            .field("pages", &self.pages.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for CodeCache {
+    fn default() -> Self {
+        Self {
+            ops: Vec::new(),
+            ops_used: PIECE,
+            blocks: Vec::new(),
+            hash: vec![std::ptr::null(); 1 << HASH_BITS].into(),
+            pages: HashMap::new(),
+            jump: vec![NO_JUMP; JUMP_SIZE].into(),
+            key: [0; 2],
+            generation: [0; 2],
+            context: 0,
+            seen: [0; SEEN_WORDS],
+            dropped: 0,
+        }
+    }
+}
+
+#[inline(always)]
+fn jump_slot(linear: u64) -> usize {
+    (linear ^ linear >> 12) as usize & (JUMP_SIZE - 1)
+}
+
+fn hash_slot(gpa: u64, mode: u8) -> usize {
+    ((gpa ^ u64::from(mode) << 3).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - HASH_BITS)) as usize
+}
+
+fn seen_slot(linear: u64) -> (usize, u32) {
+    let page = linear >> 12;
+    let hash = page ^ page >> 12;
+    ((hash >> 6) as usize % SEEN_WORDS, (hash % 64) as u32)
+}
+
+impl CodeCache {
+    fn update_keys(&mut self) {
+        for half in 0..2 {
+            self.key[half] = self.generation[half] << 8 | self.context;
+        }
+    }
+
+    /// The mode code runs in now.
+    #[inline]
+    pub(crate) fn set_context(&mut self, mode: u8, user: bool) {
+        self.context = u64::from(mode) << 1 | u64::from(user);
+        self.update_keys();
+    }
+
+    /// Drops everything. No block may be running.
+    pub(crate) fn clear(&mut self) {
+        self.hash.fill(std::ptr::null());
+        self.pages.clear();
+        self.ops.clear();
+        self.ops_used = PIECE;
+        self.blocks.clear();
+        self.jump.fill(NO_JUMP);
+        self.dropped += 1;
+        self.forget_addresses(true);
+    }
+
+    /// The way from linear addresses to blocks is void: in the lower half, and in the upper
+    /// one too if `upper`.
+    pub(crate) fn forget_addresses(&mut self, upper: bool) {
+        self.generation[0] += 1;
+        if upper {
+            self.generation[1] += 1;
+            self.seen = [0; SEEN_WORDS];
+        }
+        self.update_keys();
+    }
+
+    /// The same for one linear page.
+    pub(crate) fn forget_page(&mut self, linear: u64) {
+        let (word, bit) = seen_slot(linear);
+        if self.seen[word] >> bit & 1 != 0 {
+            self.forget_addresses(true);
+        }
+    }
+
+    /// The block at a linear address, if the way there is still known.
+    #[inline(always)]
+    pub(crate) fn jump(&self, linear: u64) -> Option<*const Block> {
+        let entry = &self.jump[jump_slot(linear)];
+        // SAFETY: an entry with a valid key points to a block of the arena: dropping the
+        // arena clears the entries.
+        (entry.linear == linear
+            && entry.key == self.key[(linear >> 63) as usize]
+            && !unsafe { &*entry.block }.stale.get())
+        .then_some(entry.block)
+    }
+
+    /// Remembers the way to `block`.
+    pub(crate) fn remember(&mut self, linear: u64, block: *const Block) {
+        self.jump[jump_slot(linear)] = Jump {
+            linear,
+            key: self.key[(linear >> 63) as usize],
+            block,
+        };
+        // SAFETY: as in `jump`: the caller got it from this cache just now.
+        let len = u64::from(unsafe { &*block }.len);
+        for addr in [linear, linear.wrapping_add(len.saturating_sub(1))] {
+            let (word, bit) = seen_slot(addr);
+            self.seen[word] |= 1 << bit;
+        }
+    }
+
+    /// The block decoded from `gpa` in `mode`.
+    pub(crate) fn find(&self, gpa: u64, mode: u8) -> Option<&Block> {
+        let mut block = self.hash[hash_slot(gpa, mode)];
+        // SAFETY: the chain holds blocks of the arena only.
+        while let Some(b) = unsafe { block.as_ref() } {
+            if b.gpa == gpa && b.mode == mode {
+                return Some(b);
+            }
+            block = b.hash_next.get();
+        }
+        None
+    }
+
+    /// The cache has reached its limit: `clear` it before inserting more.
+    pub(crate) fn full(&self) -> bool {
+        self.ops.len() >= MAX_PIECES
+    }
+
+    /// Adds a block. `stale` is the handler its operations get when it becomes stale.
+    pub(crate) fn insert(&mut self, ops: &[Op], mut block: Block) -> *const Block {
+        if self.ops_used + ops.len() > PIECE {
+            let Some(&filler) = ops.first() else {
+                return std::ptr::null();
+            };
+            self.ops
+                .push(vec![filler; PIECE.max(ops.len())].into_boxed_slice());
+            self.ops_used = 0;
+        }
+        let Some(piece) = self.ops.last_mut() else {
+            return std::ptr::null();
+        };
+        let dest = &mut piece[self.ops_used..self.ops_used + ops.len()];
+        dest.copy_from_slice(ops);
+        self.ops_used += ops.len();
+        block.ops = dest.as_mut_ptr();
+        block.count = ops.len() as u16;
+        let bucket = hash_slot(block.gpa, block.mode);
+        block.hash_next = Cell::new(self.hash[bucket]);
+
+        if self.blocks.last().is_none_or(|p| p.len() == BLOCK_PIECE) {
+            self.blocks.push(Vec::with_capacity(BLOCK_PIECE));
+        }
+        let Some(piece) = self.blocks.last_mut() else {
+            return std::ptr::null();
+        };
+        // The vector never grows past its capacity, so blocks don't move.
+        piece.push(block);
+        let block: *const Block = &raw const piece[piece.len() - 1];
+        self.hash[bucket] = block;
+        // SAFETY: just placed.
+        let b = unsafe { &*block };
+        self.pages.entry(b.gpa & !0xfff).or_default().push(block);
+        if b.crosses {
+            self.pages.entry(b.gpa2).or_default().push(block);
+        }
+        block
+    }
+
+    /// Makes every block stale that was decoded from one of these 64-byte chunks of a page.
+    pub(crate) fn invalidate(&mut self, page: u64, chunks: u64, stale: Handler) {
+        let Some(mut list) = self.pages.remove(&page) else {
+            return;
+        };
+        list.retain(|&block| {
+            // SAFETY: the lists hold blocks of the arena only.
+            let b = unsafe { &*block };
+            if b.stale.get() {
+                return false;
+            }
+            if b.chunks(page) & chunks == 0 {
+                return true;
+            }
+            self.unlink(block);
+            b.stale.set(true);
+            for i in 0..usize::from(b.count) {
+                // SAFETY: `ops` points to `count` operations of the arena. The block may be
+                // running: its handlers read the next operation's address only after the
+                // write that brought us here.
+                unsafe { (*b.ops.add(i)).f = stale };
+            }
+            false
+        });
+        if !list.is_empty() {
+            self.pages.insert(page, list);
+        }
+    }
+
+    fn unlink(&mut self, block: *const Block) {
+        // SAFETY: blocks of the arena only, here and in the chain.
+        let b = unsafe { &*block };
+        let bucket = hash_slot(b.gpa, b.mode);
+        if self.hash[bucket] == block {
+            self.hash[bucket] = b.hash_next.get();
+            return;
+        }
+        let mut at = self.hash[bucket];
+        // SAFETY: as above.
+        while let Some(other) = unsafe { at.as_ref() } {
+            if other.hash_next.get() == block {
+                other.hash_next.set(b.hash_next.get());
+                return;
+            }
+            at = other.hash_next.get();
+        }
+    }
+
+    /// Operations and blocks held, for statistics.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (
+            self.ops.len() * PIECE,
+            self.blocks.iter().map(Vec::len).sum(),
+        )
+    }
+}
+
+impl Block {
+    /// Which 64-byte chunks of `page` it was decoded from.
+    pub(crate) fn chunks(&self, page: u64) -> u64 {
+        let range = |first: u64, last: u64| {
+            let (first, last) = (first >> 6 & 63, last >> 6 & 63);
+            (u64::MAX >> (63 - (last - first))) << first
+        };
+        let last = self.gpa + u64::from(self.len).max(1) - 1;
+        let mut chunks = 0;
+        if self.gpa & !0xfff == page {
+            chunks |= range(self.gpa, last.min(page | 0xfff));
+        }
+        if self.crosses && self.gpa2 == page {
+            chunks |= range(0, last & 0xfff);
+        }
+        chunks
+    }
+}

@@ -1,0 +1,344 @@
+//! The vCPU.
+
+use std::sync::Arc;
+
+use crate::apic::Apic;
+use crate::attention::Attention;
+use crate::bus::{Bus, Flow};
+use crate::cache::CodeCache;
+use crate::cpuid::{Cpuid, Leaf};
+use crate::exception::{Exception, Fallible};
+use crate::features::Features;
+use crate::machine::{Machine, Peer};
+use crate::memory::Slots;
+use crate::op::{Block, Op};
+use crate::state::{CpuState, cr0, cr4, efer, rflags, seg};
+use crate::tlb::Tlbs;
+
+/// Why `Cpu::run` returned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// `Attention::KICK` was raised.
+    Kicked,
+    /// A bus write returned `Flow::Stop`.
+    Stopped,
+    /// Triple fault.
+    Shutdown,
+    /// The guest acknowledged a level-triggered interrupt with this vector.
+    IoapicEoi(u8),
+    /// HLT with interrupts off; reported once per halt.
+    DeadHalt,
+    /// A breakpoint or single step set through `Cpu::set_debug`.
+    Debug,
+    /// The guest's next instruction cannot be executed.
+    InternalError {
+        /// Why not.
+        reason: String,
+        /// Guest RIP.
+        rip: u64,
+    },
+}
+
+/// What a debugger outside the guest asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DebugRequest {
+    /// Leave `run` after every instruction.
+    pub single_step: bool,
+    /// Leave `run` before the instruction at one of these linear addresses.
+    pub breakpoints: Vec<u64>,
+}
+
+/// One virtual CPU. Made on any thread, run on one.
+#[repr(C)]
+pub struct Cpu {
+    /// Architectural state.
+    pub s: CpuState,
+    /// The TLBs of the three access modes.
+    pub(crate) tlbs: Box<Tlbs>,
+    /// Index into `tlbs` for the guest's own data accesses now.
+    pub(crate) data_mode: usize,
+    /// The block being run.
+    pub(crate) current: *const Block,
+    /// An exception raised by the operation just run, to be delivered.
+    pub(crate) pending: Option<Exception>,
+    /// Bits of `attention` that matter now.
+    pub(crate) attention_mask: u32,
+    /// Decode mode of the next block (`Mode::bits`).
+    pub(crate) mode: u8,
+    /// The bus of the `run` in progress.
+    bus: Option<*const dyn Bus>,
+    /// Leave `run` with this after the instruction.
+    pub(crate) exit: Option<Exit>,
+    /// Decoded code.
+    pub(crate) cache: CodeCache,
+    /// Memory slots as last seen.
+    pub(crate) slots: Arc<Slots>,
+    /// The machine this vCPU belongs to.
+    pub machine: Arc<Machine>,
+    /// Its local APIC.
+    pub apic: Arc<Apic>,
+    pub(crate) peer: Arc<Peer>,
+    /// The flags by which others get its attention.
+    pub attention: Arc<Attention>,
+    /// CPUID leaves.
+    pub cpuid: Cpuid,
+    /// The same as the decoder asks for them.
+    pub features: Features,
+    /// An external debugger's wishes.
+    pub(crate) debug: DebugRequest,
+    /// HLT with interrupts off has been reported.
+    pub(crate) dead_halt_reported: bool,
+    /// Host TSC at which the APIC timer fires (cached from the APIC).
+    pub(crate) deadline: u64,
+    /// Instructions retired so far, counted by whole blocks.
+    pub instructions: u64,
+}
+
+// SAFETY: the raw pointers in it lead to its own blocks, or to the bus, which is only set
+// while `run` borrows it.
+unsafe impl Send for Cpu {}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cpu")
+            .field("id", &self.apic.id())
+            .field("rip", &self.s.rip)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        self.machine.remove_peer(&self.peer);
+    }
+}
+
+impl Cpu {
+    /// A vCPU after power-up with initial APIC id `id`.
+    pub fn new(machine: &Arc<Machine>, id: u32, leaves: &[Leaf]) -> Box<Self> {
+        let attention = Arc::new(Attention::default());
+        let apic = Arc::new(Apic::new(id, attention.clone()));
+        let peer = Arc::new(Peer::new(apic.clone(), attention.clone()));
+        machine.add_peer(peer.clone());
+        let mut cpu = Box::new(Self {
+            s: CpuState::default(),
+            tlbs: Tlbs::new(),
+            data_mode: 0,
+            current: std::ptr::null(),
+            pending: None,
+            attention_mask: 0,
+            mode: 0,
+            bus: None,
+            exit: None,
+            cache: CodeCache::default(),
+            slots: machine.memory.snapshot(),
+            machine: machine.clone(),
+            apic,
+            peer,
+            attention,
+            cpuid: Cpuid::default(),
+            features: Features::default(),
+            debug: DebugRequest::default(),
+            dead_halt_reported: false,
+            deadline: u64::MAX,
+            instructions: 0,
+        });
+        cpu.set_cpuid(leaves);
+        cpu.state_changed();
+        cpu
+    }
+
+    /// Sets what CPUID answers, and with it which instructions exist.
+    pub fn set_cpuid(&mut self, leaves: &[Leaf]) {
+        self.cpuid = Cpuid::new(leaves);
+        self.features = self.cpuid.features();
+        self.cache.clear();
+    }
+
+    /// Sets what an external debugger wants.
+    pub fn set_debug(&mut self, debug: DebugRequest) {
+        self.debug = debug;
+        self.cache.clear();
+    }
+
+    /// To be called after `s` was changed from outside: everything derived from it is brought
+    /// up to date.
+    pub fn state_changed(&mut self) {
+        self.s.zero = 0;
+        self.update_mode();
+        self.flush_tlb_all();
+        self.tlbs.phys_mask = (1 << self.features.phys_bits.clamp(32, 52)) - 1;
+    }
+
+    /// To be called after CS, SS, CR0, EFER, RFLAGS (VM, AC, IF, TF) or CPL changed.
+    pub(crate) fn update_mode(&mut self) {
+        let s = &mut self.s;
+        let long = s.long_mode();
+        let cs = &s.seg[seg::CS];
+        let mut mode = if long && cs.long() {
+            2
+        } else if cs.big() {
+            1
+        } else {
+            0
+        };
+        let mode64 = mode == 2;
+        if mode64 || s.seg[seg::SS].big() {
+            mode |= 4;
+        }
+        self.mode = mode;
+        for i in 0..6 {
+            s.ea_base[i] = if mode64 && i < 4 { 0 } else { s.seg[i].base };
+        }
+        self.data_mode = if s.cpl == 3 {
+            2
+        } else if s.cr4 & cr4::SMAP != 0 && s.flags & rflags::AC == 0 {
+            1
+        } else {
+            0
+        };
+        let user = s.cpl == 3;
+        self.update_attention_mask();
+        self.cache.set_context(mode, user);
+    }
+
+    /// To be called after RFLAGS.IF or the NMI mask changed.
+    #[inline]
+    pub(crate) fn update_attention_mask(&mut self) {
+        let mut mask =
+            Attention::INIT | Attention::SIPI | Attention::KICK | Attention::MAIL | Attention::SELF;
+        if self.s.flags & rflags::IF != 0 {
+            mask |= Attention::IRQ;
+        }
+        if !self.s.nmi_masked {
+            mask |= Attention::NMI;
+        }
+        self.attention_mask = mask;
+    }
+
+    /// Linear address of `op`'s memory operand of `len` bytes, after the segment checks its
+    /// mode needs. (Pages are checked by the access itself.)
+    pub fn operand(&mut self, op: &Op, len: usize, write: bool) -> Fallible<u64> {
+        let reg = |cpu: &Self, offset: u8| cpu.reg64(offset);
+        let offset = reg(self, op.base)
+            .wrapping_add(reg(self, op.index) << op.scale())
+            .wrapping_add(op.disp as u64);
+        let seg = op.seg();
+        match op.ea_kind() {
+            Op::EA_64 => {
+                let addr = offset.wrapping_add(self.s.ea_base[seg]);
+                Ok(addr)
+            }
+            Op::EA_64_32 => Ok((offset & 0xffff_ffff).wrapping_add(self.s.ea_base[seg])),
+            Op::EA_32 => self.segmented(seg, offset & 0xffff_ffff, len, write),
+            _ => self.segmented(seg, offset & 0xffff, len, write),
+        }
+    }
+
+    /// Linear address of `offset` in a segment, outside 64-bit mode: checks presence, type and
+    /// limit (Intel SDM vol. 3, 5.3 to 5.5).
+    pub(crate) fn segmented(
+        &mut self,
+        index: usize,
+        offset: u64,
+        len: usize,
+        write: bool,
+    ) -> Fallible<u64> {
+        let segment = &self.s.seg[index];
+        let fault = if index == seg::SS {
+            Exception::SS0
+        } else {
+            Exception::GP0
+        };
+        let code = segment.access & 8 != 0;
+        let rw = segment.access & 2 != 0;
+        let expand_down = !code && segment.access & 4 != 0;
+        if self.s.protected() {
+            if segment.unusable() {
+                return Err(fault);
+            }
+            // Writes need writable data, reads data or readable code.
+            if if write { code || !rw } else { code && !rw } {
+                return Err(fault);
+            }
+        }
+        let last = offset + len as u64 - 1;
+        let limit = u64::from(segment.limit);
+        let bad = if expand_down {
+            let top = if segment.big() { 0xffff_ffff } else { 0xffff };
+            offset <= limit || last > top
+        } else {
+            last > limit
+        };
+        if bad {
+            return Err(fault);
+        }
+        Ok(segment.base.wrapping_add(offset) & 0xffff_ffff)
+    }
+
+    /// The general register (or zero, or the block's RIP) at a byte offset as in `Op::a`.
+    #[inline(always)]
+    pub fn reg64(&self, offset: u8) -> u64 {
+        debug_assert!(offset <= Op::RIP && offset % 8 == 0);
+        // SAFETY: gpr, zero and block_rip lie one after another at the start of the repr(C)
+        // state, and offsets come from the decoder, which knows no others.
+        unsafe {
+            (&raw const self.s)
+                .cast::<u8>()
+                .add(usize::from(offset))
+                .cast::<u64>()
+                .read()
+        }
+    }
+
+    /// Guest TSC now.
+    pub fn tsc(&self) -> u64 {
+        host_tsc().wrapping_add(self.s.tsc_offset)
+    }
+
+    /// Pages are on.
+    pub fn paging(&self) -> bool {
+        self.s.cr0 & cr0::PG != 0
+    }
+
+    /// EFER.NXE.
+    pub(crate) fn nx_enabled(&self) -> bool {
+        self.s.efer & efer::NXE != 0
+    }
+
+    pub(crate) fn set_bus(&mut self, bus: Option<&dyn Bus>) {
+        // SAFETY: only the lifetime is changed; `run` clears the field before its borrow ends.
+        self.bus = bus.map(|b| unsafe {
+            std::mem::transmute::<*const (dyn Bus + '_), *const (dyn Bus + 'static)>(
+                std::ptr::from_ref(b),
+            )
+        });
+    }
+
+    /// The bus, while in `run`.
+    pub(crate) fn bus(&self) -> Option<&dyn Bus> {
+        // SAFETY: set by `run` from a reference that outlives it, cleared before it returns.
+        self.bus.map(|b| unsafe { &*b })
+    }
+
+    /// Leaves `run` with `exit` after the current instruction.
+    pub(crate) fn request_exit(&mut self, exit: Exit) {
+        if self.exit.is_none() {
+            self.exit = Some(exit);
+        }
+        self.attention.raise(Attention::SELF);
+    }
+
+    pub(crate) fn after_write(&mut self, flow: Flow) {
+        if flow == Flow::Stop {
+            self.request_exit(Exit::Stopped);
+        }
+    }
+}
+
+/// The host's time-stamp counter.
+#[inline(always)]
+pub fn host_tsc() -> u64 {
+    // SAFETY: RDTSC exists on every x86-64 CPU and Linux leaves it enabled.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}

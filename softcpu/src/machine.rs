@@ -1,0 +1,210 @@
+//! What the vCPUs of one virtual machine share.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::Duration;
+
+use crate::apic::Apic;
+use crate::attention::Attention;
+use crate::memory::{Memory, MemoryError};
+
+/// What one vCPU (or the machine) tells another, taken at its next block boundary.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Mail {
+    /// Guest code in these 64-byte chunks of the page was overwritten.
+    CodeWritten { page: u64, chunks: u64 },
+    /// The page now holds code: stop writing to it behind everyone's back.
+    CodePage { page: u64 },
+    /// Memory slots changed.
+    Slots,
+    /// Written pages are recorded anew.
+    DirtyLog,
+}
+
+/// A vCPU as others reach it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub apic: Arc<Apic>,
+    pub attention: Arc<Attention>,
+    mail: Mutex<Vec<Mail>>,
+    /// Messages were taken and acted on up to here.
+    seen: (Mutex<u64>, std::sync::Condvar),
+    /// The vCPU is inside `run`.
+    running: Mutex<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    match mutex.lock() {
+        Ok(guard) => guard,
+        Err(poisoned) => poisoned.into_inner(),
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(apic: Arc<Apic>, attention: Arc<Attention>) -> Self {
+        Self {
+            apic,
+            attention,
+            mail: Mutex::default(),
+            seen: (Mutex::new(0), std::sync::Condvar::new()),
+            running: Mutex::new(false),
+        }
+    }
+
+    pub(crate) fn post(&self, mail: Mail) {
+        lock(&self.mail).push(mail);
+        self.attention.raise(Attention::MAIL);
+    }
+
+    pub(crate) fn take_mail(&self) -> Vec<Mail> {
+        self.attention.clear(Attention::MAIL);
+        std::mem::take(&mut *lock(&self.mail))
+    }
+
+    /// Every message taken so far has been acted on.
+    pub(crate) fn acknowledge(&self) {
+        *lock(&self.seen.0) += 1;
+        self.seen.1.notify_all();
+    }
+
+    pub(crate) fn set_running(&self, running: bool) {
+        *lock(&self.running) = running;
+        if !running {
+            self.acknowledge();
+        }
+    }
+
+    /// Waits until what was posted before has been acted on, or the vCPU is out of `run` (it
+    /// takes its mail before it goes in again).
+    fn settle(&self) {
+        let mut seen = lock(&self.seen.0);
+        let start = *seen;
+        // A vCPU in a device's write may take long; it must not hold up others for ever.
+        for _ in 0..200 {
+            if *seen != start || !*lock(&self.running) || lock(&self.mail).is_empty() {
+                return;
+            }
+            seen = match self.seen.1.wait_timeout(seen, Duration::from_millis(10)) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        log::warn!("vCPU {} did not take its messages in time", self.apic.id());
+    }
+}
+
+/// A virtual machine as its vCPUs see it: memory, each other, time.
+#[derive(Debug, Default)]
+pub struct Machine {
+    /// Guest-physical memory.
+    pub memory: Memory,
+    pub(crate) peers: RwLock<Vec<Arc<Peer>>>,
+    /// Paravirtual clock = host CLOCK_MONOTONIC in ns + this.
+    pub clock_offset: AtomicI64,
+    /// Serialises locked accesses that no host instruction can do in one go.
+    pub(crate) split_lock: Mutex<()>,
+}
+
+impl Machine {
+    /// A machine without memory and vCPUs; its paravirtual clock starts at 0.
+    pub fn new() -> Arc<Self> {
+        let machine = Self::default();
+        machine.set_clock(0);
+        Arc::new(machine)
+    }
+
+    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
+        match self.peers.read() {
+            Ok(guard) => guard.clone(),
+            Err(poisoned) => poisoned.into_inner().clone(),
+        }
+    }
+
+    pub(crate) fn add_peer(&self, peer: Arc<Peer>) {
+        match self.peers.write() {
+            Ok(mut guard) => guard.push(peer),
+            Err(poisoned) => poisoned.into_inner().push(peer),
+        }
+    }
+
+    pub(crate) fn remove_peer(&self, peer: &Arc<Peer>) {
+        match self.peers.write() {
+            Ok(mut guard) => guard.retain(|p| !Arc::ptr_eq(p, peer)),
+            Err(poisoned) => poisoned.into_inner().retain(|p| !Arc::ptr_eq(p, peer)),
+        }
+    }
+
+    /// The local APICs of all vCPUs.
+    pub fn apics(&self) -> Vec<Arc<Apic>> {
+        self.peers().iter().map(|p| p.apic.clone()).collect()
+    }
+
+    fn tell_all(&self, mail: Mail) {
+        let peers = self.peers();
+        for peer in &peers {
+            peer.post(mail);
+        }
+        for peer in &peers {
+            peer.settle();
+        }
+    }
+
+    /// Makes host memory visible to the guest, replacing slot `id` if there is one.
+    ///
+    /// # Safety
+    /// As `Memory::map`.
+    pub unsafe fn map_memory(
+        &self,
+        id: u32,
+        gpa: u64,
+        len: u64,
+        host: *mut u8,
+        readonly: bool,
+        log_dirty: bool,
+    ) -> Result<(), MemoryError> {
+        // SAFETY: the caller's promise is the callee's.
+        unsafe {
+            self.memory.map(id, gpa, len, host, readonly, log_dirty)?;
+        }
+        self.tell_all(Mail::Slots);
+        Ok(())
+    }
+
+    /// Takes a slot away. On return no vCPU uses it.
+    pub fn unmap_memory(&self, id: u32) -> Result<(), MemoryError> {
+        self.memory.unmap(id)?;
+        self.tell_all(Mail::Slots);
+        Ok(())
+    }
+
+    /// Pages of slot `id` written since the last call, one bit a page, and clears them.
+    pub fn dirty_log(&self, id: u32) -> Result<Vec<u64>, MemoryError> {
+        // vCPUs mark a page when they first get at it, so they have to forget it afterwards:
+        // what they wrote in between is in pages that are in this log already.
+        let log = self.memory.take_dirty(id)?;
+        self.tell_all(Mail::DirtyLog);
+        Ok(log)
+    }
+
+    /// The paravirtual clock in nanoseconds.
+    pub fn clock(&self) -> u64 {
+        monotonic_ns().wrapping_add_signed(self.clock_offset.load(Ordering::Acquire))
+    }
+
+    /// Sets the paravirtual clock.
+    pub fn set_clock(&self, nanoseconds: u64) {
+        let offset = nanoseconds.wrapping_sub(monotonic_ns()) as i64;
+        self.clock_offset.store(offset, Ordering::Release);
+    }
+}
+
+/// The host's CLOCK_MONOTONIC in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let mut ts = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes to a local of the right type; CLOCK_MONOTONIC always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut ts) };
+    ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+}
