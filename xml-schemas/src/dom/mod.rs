@@ -1,0 +1,212 @@
+//! A small, bounded XML tree.
+//!
+//! Documents come from clients, so everything about them is limited: size, depth, the number of
+//! elements and of attributes. There is no DTD and hence no entity but XML's own five.
+//! [`parse`] is the only user of the XML library.
+
+mod format;
+mod parse;
+
+use std::sync::Arc;
+
+pub use format::{Quote, escape_text, format_element};
+pub use parse::parse;
+
+/// Bytes of one document: the longest string libvirt's protocol carries.
+pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
+/// Nested elements, as in libxml2.
+pub const MAX_DEPTH: usize = 256;
+/// Elements, comments and texts in one document.
+pub const MAX_NODES: usize = 100_000;
+/// Attributes of one element.
+pub const MAX_ATTRIBUTES: usize = 256;
+
+/// What an element contains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    /// A child element.
+    Element(Element),
+    /// Character data, unescaped.
+    Text(String),
+    /// A comment's text; only metadata keeps them.
+    Comment(String),
+}
+
+/// An element with its attributes and contents, in document order.
+#[derive(Debug, Clone, Default)]
+pub struct Element {
+    /// The name as written, with its prefix if it has one.
+    pub name: String,
+    /// The namespace the name is in, if any.
+    pub namespace: Option<Arc<str>>,
+    /// Names as written (`xmlns` declarations among them) and unescaped values.
+    pub attributes: Vec<(String, String)>,
+    /// The contents.
+    pub children: Vec<Node>,
+    /// The line of the start tag, 1-based; 0 for an element that no document contained.
+    pub line: u32,
+}
+
+/// Two elements are equal wherever they stand.
+impl PartialEq for Element {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.namespace == other.namespace
+            && self.attributes == other.attributes
+            && self.children == other.children
+    }
+}
+
+impl Eq for Element {}
+
+impl Element {
+    /// An empty element in no namespace.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
+
+    /// An element with nothing but text.
+    pub fn with_text(name: impl Into<String>, text: impl Into<String>) -> Self {
+        let mut element = Self::new(name);
+        element.push_text(text);
+        element
+    }
+
+    /// The same element with one more attribute.
+    #[must_use]
+    pub fn with_attr(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.set_attr(name, value);
+        self
+    }
+
+    /// The same element with one more child.
+    #[must_use]
+    pub fn with_child(mut self, child: Element) -> Self {
+        self.push(child);
+        self
+    }
+
+    /// An attribute's value.
+    pub fn attr(&self, name: &str) -> Option<&str> {
+        self.attributes
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+
+    /// Adds or replaces an attribute.
+    pub fn set_attr(&mut self, name: &str, value: impl Into<String>) {
+        match self.attributes.iter_mut().find(|(n, _)| n == name) {
+            Some((_, v)) => *v = value.into(),
+            None => self.attributes.push((name.to_owned(), value.into())),
+        }
+    }
+
+    /// Adds or replaces an attribute if there is a value for it.
+    pub fn set_opt_attr(&mut self, name: &str, value: Option<impl Into<String>>) {
+        if let Some(value) = value {
+            self.set_attr(name, value);
+        }
+    }
+
+    /// Removes an attribute and returns its value.
+    pub fn take_attr(&mut self, name: &str) -> Option<String> {
+        let i = self.attributes.iter().position(|(n, _)| n == name)?;
+        Some(self.attributes.remove(i).1)
+    }
+
+    /// Appends a child element.
+    pub fn push(&mut self, child: Element) {
+        self.children.push(Node::Element(child));
+    }
+
+    /// Appends text, unless it is empty.
+    pub fn push_text(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        if !text.is_empty() {
+            self.children.push(Node::Text(text));
+        }
+    }
+
+    /// The child elements.
+    pub fn elements(&self) -> impl Iterator<Item = &Element> {
+        self.children.iter().filter_map(|n| match n {
+            Node::Element(e) => Some(e),
+            _ => None,
+        })
+    }
+
+    /// The child elements, to be changed.
+    pub fn elements_mut(&mut self) -> impl Iterator<Item = &mut Element> {
+        self.children.iter_mut().filter_map(|n| match n {
+            Node::Element(e) => Some(e),
+            _ => None,
+        })
+    }
+
+    /// The first child element of that name.
+    pub fn child(&self, name: &str) -> Option<&Element> {
+        self.elements().find(|e| e.name == name)
+    }
+
+    /// Removes and returns the first child element of that name.
+    pub fn take_child(&mut self, name: &str) -> Option<Element> {
+        let i = self
+            .children
+            .iter()
+            .position(|n| matches!(n, Node::Element(e) if e.name == name))?;
+        match self.children.remove(i) {
+            Node::Element(e) => Some(e),
+            _ => None,
+        }
+    }
+
+    /// Removes and returns all child elements of that name.
+    pub fn take_children(&mut self, name: &str) -> Vec<Element> {
+        let mut taken = Vec::new();
+        while let Some(e) = self.take_child(name) {
+            taken.push(e);
+        }
+        taken
+    }
+
+    /// Removes and returns all child elements.
+    pub fn take_elements(&mut self) -> Vec<Element> {
+        std::mem::take(&mut self.children)
+            .into_iter()
+            .filter_map(|n| match n {
+                Node::Element(e) => Some(e),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The element's own text (not its children's), as written.
+    pub fn text(&self) -> String {
+        self.children
+            .iter()
+            .filter_map(|n| match n {
+                Node::Text(t) => Some(t.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The first child's text, if there is such a child.
+    pub fn child_text(&self, name: &str) -> Option<String> {
+        self.child(name).map(Element::text)
+    }
+
+    /// The name without its prefix.
+    pub fn local_name(&self) -> &str {
+        self.name.rsplit(':').next().unwrap_or(&self.name)
+    }
+
+    /// Whether there is anything in it beyond its name.
+    pub fn is_empty(&self) -> bool {
+        self.attributes.is_empty() && self.children.is_empty()
+    }
+}

@@ -1,0 +1,246 @@
+//! What libvirt fills in at define.
+
+use uuid::Uuid;
+
+use super::{CharDevice, CharSource, Domain};
+use crate::dom::Element;
+use crate::error::XmlError;
+
+/// The most vCPUs of a machine.
+pub const MAX_VCPUS: u32 = 255;
+
+/// What filling and checking must know about the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Path of `vireo-vmm`, shown as `<emulator>`.
+    pub emulator: String,
+    /// Whether `/dev/kvm` runs ordinary guests, or why it does not.
+    pub kvm: Result<(), String>,
+    /// The host's memory in KiB.
+    pub memory_kib: u64,
+    /// The most vCPUs of a `kvm` domain; at most [`MAX_VCPUS`].
+    pub kvm_max_vcpus: u32,
+    /// The most vCPUs of a `qemu` domain; at most [`MAX_VCPUS`].
+    pub soft_max_vcpus: u32,
+}
+
+/// A machine name that is understood. They all mean the one machine Vireo has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineName {
+    /// The name in documents.
+    pub name: &'static str,
+    /// The versioned name it stands for, if it is an alias.
+    pub canonical: Option<&'static str>,
+}
+
+impl MachineName {
+    /// The machine of a definition that names none.
+    pub const DEFAULT: &'static str = "pc-q35-7.2";
+
+    /// Those that capabilities lists. Other versions of the same families are understood too.
+    pub const ALL: &'static [MachineName] = &[
+        MachineName {
+            name: "vireo",
+            canonical: None,
+        },
+        MachineName {
+            name: "pc-q35-7.2",
+            canonical: None,
+        },
+        MachineName {
+            name: "q35",
+            canonical: Some("pc-q35-7.2"),
+        },
+        MachineName {
+            name: "pc-i440fx-7.2",
+            canonical: None,
+        },
+        MachineName {
+            name: "pc",
+            canonical: Some("pc-i440fx-7.2"),
+        },
+        MachineName {
+            name: "microvm",
+            canonical: None,
+        },
+    ];
+
+    /// The name that is stored for `name`, or `None` if it is no machine of ours.
+    pub fn canonical(name: &str) -> Option<String> {
+        if let Some(known) = Self::ALL.iter().find(|m| m.name == name) {
+            return Some(known.canonical.unwrap_or(known.name).to_owned());
+        }
+        let version = name
+            .strip_prefix("pc-q35-")
+            .or_else(|| name.strip_prefix("pc-i440fx-"))?;
+        // X.Y, X.Y.Z, and a distribution's own names (rhel9.2.0, jammy, jammy-hpb).
+        let plain = !version.is_empty()
+            && version.len() <= 32
+            && version
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+        plain.then(|| name.to_owned())
+    }
+}
+
+pub(super) fn fill(domain: &mut Domain, host: &HostFacts) -> Result<(), XmlError> {
+    fill_os(domain)?;
+    check_vcpus(domain, host)?;
+    if domain.memory.total_kib == 0 {
+        return Err(XmlError::xml(
+            "Memory size must be specified via <memory> or in the <numa> configuration",
+        ));
+    }
+    if domain.memory.current_kib == 0 || domain.memory.current_kib > domain.memory.total_kib {
+        domain.memory.current_kib = domain.memory.total_kib;
+    }
+    if domain.uuid.is_none() {
+        domain.uuid = Some(Uuid::new_v4());
+    }
+    if domain.devices.emulator.is_none() {
+        domain.devices.emulator = Some(host.emulator.clone());
+    }
+    fill_macs(&mut domain.devices.rest);
+    fill_serials(domain)
+}
+
+fn fill_os(domain: &mut Domain) -> Result<(), XmlError> {
+    let os = &mut domain.os;
+    if os.os_type != "hvm" {
+        return Err(XmlError::unsupported(format!(
+            "no support for os type '{}': only 'hvm' domains run",
+            os.os_type
+        )));
+    }
+    match os.arch.as_deref() {
+        None => os.arch = Some("x86_64".to_owned()),
+        Some("x86_64" | "i686") => {}
+        Some(other) => {
+            return Err(XmlError::unsupported(format!(
+                "No emulator found for arch '{other}'"
+            )));
+        }
+    }
+    let wanted = os.machine.as_deref().unwrap_or(MachineName::DEFAULT);
+    match MachineName::canonical(wanted) {
+        Some(canonical) => os.machine = Some(canonical),
+        None => {
+            return Err(XmlError::unsupported(format!(
+                "unsupported machine type '{wanted}'"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_vcpus(domain: &Domain, host: &HostFacts) -> Result<(), XmlError> {
+    let limit = match domain.domain_type {
+        super::DomainType::Kvm => host.kvm_max_vcpus,
+        super::DomainType::Qemu => host.soft_max_vcpus,
+    }
+    .clamp(1, MAX_VCPUS);
+    if domain.vcpu.max > limit {
+        return Err(XmlError::unsupported(format!(
+            "Maximum CPUs greater than specified machine type limit {limit}"
+        )));
+    }
+    Ok(())
+}
+
+/// A random address in the range that libvirt's QEMU driver uses (52:54:00).
+fn fill_macs(devices: &mut [Element]) {
+    for interface in devices.iter_mut().filter(|e| e.name == "interface") {
+        if interface.child("mac").is_none() {
+            let random = Uuid::new_v4();
+            let [a, b, c, ..] = random.into_bytes();
+            let mac = Element::new("mac")
+                .with_attr("address", format!("52:54:00:{a:02x}:{b:02x}:{c:02x}"));
+            interface.children.insert(0, crate::dom::Node::Element(mac));
+        }
+    }
+}
+
+/// Port numbers, target types, and libvirt's rule that the first console is the first serial port.
+fn fill_serials(domain: &mut Domain) -> Result<(), XmlError> {
+    let devices = &mut domain.devices;
+    for console in &mut devices.consoles {
+        if console.target.target_type.is_none() {
+            console.target.target_type = Some("serial".to_owned());
+        }
+    }
+    let is_serial = |c: &CharDevice| c.target.target_type.as_deref() == Some("serial");
+    match (devices.serials.first(), devices.consoles.first()) {
+        (None, Some(console)) if is_serial(console) => {
+            let mut serial = console.clone();
+            serial.target.target_type = None;
+            devices.serials.push(serial);
+        }
+        (Some(serial), None) => {
+            let mut console = CharDevice::new(serial.source.clone());
+            console.target.target_type = Some("serial".to_owned());
+            devices.consoles.push(console);
+        }
+        _ => {}
+    }
+    number_ports(&mut devices.serials)?;
+    number_ports(&mut devices.consoles)?;
+    for serial in &mut devices.serials {
+        let target = serial
+            .target
+            .target_type
+            .get_or_insert_with(|| "isa-serial".to_owned());
+        if serial.target.model.is_none() {
+            serial.target.model = match target.as_str() {
+                "isa-serial" | "pci-serial" | "usb-serial" | "isa-debugcon" => Some(target.clone()),
+                _ => None,
+            };
+        }
+    }
+    alias_first_console(devices);
+    Ok(())
+}
+
+/// The first console, if it is of type serial, says again what the first serial port says.
+fn alias_first_console(devices: &mut super::Devices) {
+    let (Some(serial), Some(console)) = (devices.serials.first(), devices.consoles.first_mut())
+    else {
+        return;
+    };
+    if console.target.target_type.as_deref() == Some("serial") {
+        console.source = serial.source.clone();
+        console.source_rest = serial.source_rest.clone();
+        console.log = serial.log.clone();
+        console.alias = serial.alias.clone();
+        console.target.port = serial.target.port;
+        console.rest.clear();
+    }
+}
+
+/// Ports not stated get the next number after the highest one so far.
+fn number_ports(devices: &mut [CharDevice]) -> Result<(), XmlError> {
+    let mut next: u32 = 0;
+    for device in devices {
+        let port = *device.target.port.get_or_insert(next);
+        next = next.max(port.checked_add(1).ok_or_else(|| {
+            XmlError::xml("Invalid value for attribute 'port' in element 'target'")
+        })?);
+    }
+    Ok(())
+}
+
+impl super::Devices {
+    /// Writes the path of a running domain's pseudo-terminal into serial port `index`, and into
+    /// the console that stands for it.
+    pub fn set_pty_path(&mut self, index: usize, path: &str) {
+        if let Some(CharDevice {
+            source: CharSource::Pty { path: slot },
+            ..
+        }) = self.serials.get_mut(index)
+        {
+            *slot = Some(path.to_owned());
+        }
+        if index == 0 {
+            alias_first_console(self);
+        }
+    }
+}
