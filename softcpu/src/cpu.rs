@@ -84,6 +84,8 @@ pub struct Cpu {
     pub cpuid: Cpuid,
     /// The same as the decoder asks for them.
     pub features: Features,
+    /// The paravirtual clock and its like.
+    pub pv: crate::paravirt::Paravirt,
     /// An external debugger's wishes.
     pub(crate) debug: DebugRequest,
     /// HLT with interrupts off has been reported.
@@ -118,6 +120,7 @@ impl Cpu {
     pub fn new(machine: &Arc<Machine>, id: u32, leaves: &[Leaf]) -> Box<Self> {
         let attention = Arc::new(Attention::default());
         let apic = Arc::new(Apic::new(id, attention.clone()));
+        apic.connect(machine);
         let peer = Arc::new(Peer::new(apic.clone(), attention.clone()));
         machine.add_peer(peer.clone());
         let mut cpu = Box::new(Self {
@@ -138,6 +141,7 @@ impl Cpu {
             attention,
             cpuid: Cpuid::default(),
             features: Features::default(),
+            pv: crate::paravirt::Paravirt::default(),
             debug: DebugRequest::default(),
             dead_halt_reported: false,
             deadline: u64::MAX,

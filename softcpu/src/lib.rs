@@ -16,10 +16,12 @@ mod mmu;
 pub mod msr;
 mod op;
 mod paging;
+pub mod paravirt;
 mod run;
 pub mod simd;
 pub mod state;
 mod tlb;
+pub mod tsc;
 
 pub use bus::{Bus, Flow};
 pub use cpu::{Cpu, DebugRequest, Exit, host_tsc};

@@ -1,6 +1,5 @@
 //! What the vCPUs of one virtual machine share.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
@@ -99,8 +98,8 @@ pub struct Machine {
     /// Guest-physical memory.
     pub memory: Memory,
     pub(crate) peers: RwLock<Vec<Arc<Peer>>>,
-    /// Paravirtual clock = host CLOCK_MONOTONIC in ns + this.
-    pub clock_offset: AtomicI64,
+    /// The paravirtual clock.
+    pub time: crate::paravirt::Clock,
     /// Serialises locked accesses that no host instruction can do in one go.
     pub(crate) split_lock: Mutex<()>,
 }
@@ -188,13 +187,12 @@ impl Machine {
 
     /// The paravirtual clock in nanoseconds.
     pub fn clock(&self) -> u64 {
-        monotonic_ns().wrapping_add_signed(self.clock_offset.load(Ordering::Acquire))
+        self.time.now()
     }
 
     /// Sets the paravirtual clock.
     pub fn set_clock(&self, nanoseconds: u64) {
-        let offset = nanoseconds.wrapping_sub(monotonic_ns()) as i64;
-        self.clock_offset.store(offset, Ordering::Release);
+        self.time.set(nanoseconds);
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) unsafe fn stale(cpu: &mut Cpu, op: *const Op) -> *const Block {
 impl Cpu {
     /// Does what a local APIC register write asked the core to do.
     pub(crate) fn apic_effect(&mut self, effect: ApicEffect) {
+        self.deadline = self.apic.deadline();
         match effect {
             ApicEffect::None => {}
             ApicEffect::Eoi(vector) => self.request_exit(Exit::IoapicEoi(vector)),

@@ -1,0 +1,92 @@
+//! What KVM offers its guests beyond a processor, offered the same way: the paravirtual clock
+//! and the hypercall that sends interrupts to many (Linux, Documentation/virt/kvm/x86).
+//!
+//! Not offered, because here they would cost more than they save: PV EOI (an EOI is no exit),
+//! asynchronous page faults, PV TLB flush.
+
+mod clock;
+mod hypercall;
+
+pub use clock::{Clock, Reference};
+pub use hypercall::hypercall;
+
+use crate::cpu::Cpu;
+use crate::exception::{Exception, Fallible};
+
+/// Bits of CPUID leaf 0x4000_0001, EAX (the default of `cpuid`).
+pub mod feature {
+    #![allow(missing_docs)]
+    pub const CLOCKSOURCE: u32 = 1 << 0;
+    pub const NOP_IO_DELAY: u32 = 1 << 1;
+    pub const CLOCKSOURCE2: u32 = 1 << 3;
+    pub const PV_SEND_IPI: u32 = 1 << 11;
+    pub const CLOCKSOURCE_STABLE: u32 = 1 << 24;
+    /// All that is offered.
+    pub const ALL: u32 =
+        CLOCKSOURCE | NOP_IO_DELAY | CLOCKSOURCE2 | PV_SEND_IPI | CLOCKSOURCE_STABLE;
+}
+
+/// The paravirtual MSRs.
+pub mod msr {
+    #![allow(missing_docs)]
+    pub const WALL_CLOCK: u32 = 0x11;
+    pub const SYSTEM_TIME: u32 = 0x12;
+    pub const WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
+    pub const SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+}
+
+/// A vCPU's own part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Paravirt {
+    /// Where the guest wants the clock's page (guest-physical); bit 0: enabled.
+    pub system_time: u64,
+    /// Where it last wanted the wall clock.
+    pub wall_clock: u64,
+    /// `Reference::generation` the clock's page was written from.
+    generation: u64,
+}
+
+fn offered(cpu: &Cpu, bits: u32) -> bool {
+    let [max, ..] = cpu.cpuid.leaf(0x4000_0000, 0).unwrap_or_default();
+    let [eax, ..] = cpu.cpuid.leaf(0x4000_0001, 0).unwrap_or_default();
+    max > 0x4000_0000 && eax & bits != 0
+}
+
+/// RDMSR of a paravirtual register.
+pub(crate) fn read_msr(cpu: &Cpu, index: u32) -> Fallible<u64> {
+    match index {
+        msr::WALL_CLOCK if offered(cpu, feature::CLOCKSOURCE) => Ok(cpu.pv.wall_clock),
+        msr::SYSTEM_TIME if offered(cpu, feature::CLOCKSOURCE) => Ok(cpu.pv.system_time),
+        msr::WALL_CLOCK_NEW if offered(cpu, feature::CLOCKSOURCE2) => Ok(cpu.pv.wall_clock),
+        msr::SYSTEM_TIME_NEW if offered(cpu, feature::CLOCKSOURCE2) => Ok(cpu.pv.system_time),
+        _ => Err(Exception::GP0),
+    }
+}
+
+/// WRMSR of a paravirtual register.
+pub(crate) fn write_msr(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
+    // What cannot be read cannot be written.
+    read_msr(cpu, index)?;
+    match index {
+        msr::WALL_CLOCK | msr::WALL_CLOCK_NEW => {
+            cpu.pv.wall_clock = value;
+            cpu.write_wall_clock();
+        }
+        _ => {
+            cpu.pv.system_time = value;
+            cpu.write_system_time();
+        }
+    }
+    Ok(())
+}
+
+impl Cpu {
+    /// To be called before guest code runs: the clock may have been set meanwhile.
+    pub(crate) fn refresh_clock(&mut self) {
+        if self.pv.system_time & 1 != 0
+            && self.machine.time.reference().generation != self.pv.generation
+        {
+            self.write_system_time();
+        }
+    }
+}
