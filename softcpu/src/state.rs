@@ -294,6 +294,8 @@ pub struct CpuState {
     pub nmi_masked: bool,
     /// In HLT.
     pub halted: bool,
+    /// After INIT, or an application processor before its first start-up IPI.
+    pub waiting_for_sipi: bool,
     /// Interrupts are held off while RIP is `shadow_rip` (after STI, MOV SS, POP SS).
     pub shadow: bool,
     /// The shadow also holds off debug traps (MOV SS, POP SS).
@@ -365,6 +367,7 @@ impl Default for CpuState {
             cpl: 0,
             nmi_masked: false,
             halted: false,
+            waiting_for_sipi: false,
             shadow: false,
             shadow_ss: false,
             shadow_rip: 0,

@@ -45,7 +45,10 @@ mod reg {
     pub const ICR: usize = 0x30;
     pub const ICR_HIGH: usize = 0x31;
     pub const LVT_TIMER: usize = 0x32;
+    pub const LVT_THERMAL: usize = 0x33;
+    pub const LVT_PERFORMANCE: usize = 0x34;
     pub const LVT_LINT0: usize = 0x35;
+    pub const LVT_LINT1: usize = 0x36;
     pub const LVT_ERROR: usize = 0x37;
     pub const INITIAL_COUNT: usize = 0x38;
     pub const CURRENT_COUNT: usize = 0x39;
@@ -252,6 +255,13 @@ impl Apic {
         self.set_bit(reg::ISR, vector);
         self.reconsider();
         Some(vector)
+    }
+
+    /// Undoes `take_interrupt` for an interrupt that was not delivered after all.
+    pub fn retract(&self, vector: u8) {
+        self.clear_bit(reg::ISR, vector);
+        self.set_bit(reg::IRR, vector);
+        self.attention.raise(Attention::IRQ);
     }
 
     /// Whether an interrupt could be delivered now, were the processor to take it.

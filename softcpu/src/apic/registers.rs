@@ -18,9 +18,9 @@ fn lvt_bits(index: usize) -> u32 {
         // Vector, mask, mode.
         reg::LVT_TIMER => 0x0007_00ff,
         // And delivery mode, polarity, trigger mode (pins only).
-        0x35 | 0x36 => 0x0001_a7ff,
+        reg::LVT_LINT0 | reg::LVT_LINT1 => 0x0001_a7ff,
         // Thermal, performance: delivery mode.
-        0x33 | 0x34 => 0x0001_07ff,
+        reg::LVT_THERMAL | reg::LVT_PERFORMANCE => 0x0001_07ff,
         // Error.
         _ => 0x0001_00ff,
     }
