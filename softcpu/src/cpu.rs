@@ -53,6 +53,8 @@ pub struct DebugRequest {
 pub struct Cpu {
     /// Architectural state.
     pub s: CpuState,
+    /// What floating-point instructions keep beside `s.fp`.
+    pub(crate) fp_runtime: crate::simd::Runtime,
     /// The TLBs of the three access modes.
     pub(crate) tlbs: Box<Tlbs>,
     /// Index into `tlbs` for the guest's own data accesses now.
@@ -125,6 +127,7 @@ impl Cpu {
         machine.add_peer(peer.clone());
         let mut cpu = Box::new(Self {
             s: CpuState::default(),
+            fp_runtime: crate::simd::Runtime::default(),
             tlbs: Tlbs::new(),
             data_mode: 0,
             current: std::ptr::null(),
