@@ -4,9 +4,6 @@ use super::{Clock, ClockOffset, Cpu, Devices, Domain, Memory, Os, Vcpu, View};
 use crate::dom::{Element, format_element};
 use crate::grammar;
 
-/// libvirt's name of the namespace of QEMU's command-line elements.
-const QEMU_NAMESPACE: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
-
 pub(super) fn format(domain: &Domain, view: View) -> String {
     let mut root = element(domain, view);
     grammar::domain().arrange(&mut root);
@@ -51,8 +48,9 @@ fn declare_namespaces(root: &mut Element, rest: &[Element]) {
         let Some((prefix, _)) = e.name.split_once(':') else {
             continue;
         };
-        let uri = e.namespace.as_deref().unwrap_or(QEMU_NAMESPACE);
-        root.set_attr(&format!("xmlns:{prefix}"), uri);
+        if let Some(uri) = grammar::domain().namespace(prefix) {
+            root.set_attr(&format!("xmlns:{prefix}"), uri);
+        }
     }
 }
 

@@ -24,7 +24,14 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
         ))
         .at(root.line));
     }
+    if let Some(uri) = &root.namespace {
+        return Err(XmlError::xml(format!(
+            "the root element 'domain' must not be in a namespace, and it is in '{uri}'"
+        ))
+        .at(root.line));
+    }
     let metadata = root.child("metadata").map(|m| metadata(m, &root));
+    grammar::domain().normalize(&mut root);
     let (warnings, refused) = match validation {
         Validation::Strict => {
             grammar::domain().check(&root)?;
@@ -117,12 +124,10 @@ fn domain_type(root: &Element) -> Result<DomainType, XmlError> {
         None => Err(XmlError::internal("missing domain type attribute").at(root.line)),
         Some("kvm") => Ok(DomainType::Kvm),
         Some("qemu") => Ok(DomainType::Qemu),
-        Some(other) if grammar::domain().allows_value("domain", "type", other) => {
-            Err(XmlError::unsupported(format!(
-                "domain type '{other}' does not run here, only 'kvm' and 'qemu' do"
-            ))
-            .at(root.line))
-        }
+        Some(other) if grammar::domain().allows_value("type", other) => Err(XmlError::unsupported(
+            format!("domain type '{other}' does not run here, only 'kvm' and 'qemu' do"),
+        )
+        .at(root.line)),
         Some(other) => {
             Err(XmlError::unsupported(format!("invalid domain type {other}")).at(root.line))
         }

@@ -1,0 +1,333 @@
+//! Holding a document against the table.
+
+use super::{Allowed, Body, Grammar, is_declaration};
+use crate::dom::{Element, Node};
+use crate::error::{ErrorCode, ErrorDomain, Warning, XmlError};
+
+/// What is wrong with a document, in one place.
+enum Fault {
+    UnknownElement {
+        name: String,
+        parent: String,
+    },
+    UnknownAttribute {
+        name: String,
+        element: String,
+    },
+    TooMany {
+        name: String,
+        parent: String,
+    },
+    Text {
+        element: String,
+    },
+    BadValue {
+        attribute: String,
+        element: String,
+        value: String,
+        words: String,
+    },
+    BadText {
+        element: String,
+        value: String,
+        words: String,
+    },
+    MissingAttribute {
+        name: String,
+        element: String,
+    },
+    MissingElement {
+        name: String,
+        parent: String,
+    },
+}
+
+impl Fault {
+    fn strict(&self, line: u32) -> XmlError {
+        let message = match self {
+            Self::UnknownElement { name, parent } => {
+                format!("element '{name}' is not allowed in element '{parent}'")
+            }
+            Self::UnknownAttribute { name, element } => {
+                format!("attribute '{name}' is not allowed in element '{element}'")
+            }
+            Self::TooMany { name, parent } => {
+                format!("element '{name}' is allowed only once in element '{parent}'")
+            }
+            Self::Text { element } => format!("text is not allowed in element '{element}'"),
+            Self::BadValue {
+                attribute,
+                element,
+                value,
+                words,
+            } => format!(
+                "invalid value for attribute '{attribute}' in element '{element}': '{value}'{words}"
+            ),
+            Self::BadText {
+                element,
+                value,
+                words,
+            } => {
+                format!("invalid value of element '{element}': '{value}'{words}")
+            }
+            Self::MissingAttribute { name, element } => {
+                format!("attribute '{name}' is missing in element '{element}'")
+            }
+            Self::MissingElement { name, parent } => {
+                format!("element '{name}' is missing in element '{parent}'")
+            }
+        };
+        XmlError::new(ErrorCode::InvalidSchema, ErrorDomain::Xml, message).at(line)
+    }
+
+    /// What the same fault earns where libvirt does not validate.
+    fn lenient(&self, line: u32) -> Result<Warning, XmlError> {
+        let message = match self {
+            Self::UnknownElement { name, parent } => {
+                format!("element '{name}' is not allowed in element '{parent}' and is left out")
+            }
+            Self::UnknownAttribute { name, element } => {
+                format!("attribute '{name}' is not allowed in element '{element}' and is left out")
+            }
+            Self::TooMany { name, parent } => {
+                format!("only the first element '{name}' in element '{parent}' counts")
+            }
+            Self::Text { element } => format!("text in element '{element}' is left out"),
+            Self::BadValue {
+                attribute,
+                element,
+                value,
+                ..
+            } => {
+                return Err(XmlError::xml(format!(
+                    "Invalid value for attribute '{attribute}' in element '{element}': '{value}'."
+                ))
+                .at(line));
+            }
+            Self::BadText { element, value, .. } => {
+                return Err(XmlError::xml(format!(
+                    "Invalid value '{value}' for element '{element}'"
+                ))
+                .at(line));
+            }
+            Self::MissingAttribute { name, element } => {
+                return Err(XmlError::xml(format!(
+                    "Missing required attribute '{name}' in element '{element}'"
+                ))
+                .at(line));
+            }
+            Self::MissingElement { name, parent } => {
+                return Err(XmlError::xml(format!(
+                    "Missing required element '{name}' in element '{parent}'"
+                ))
+                .at(line));
+            }
+        };
+        Ok(Warning { message, line })
+    }
+}
+
+/// Warnings kept of one document: enough to see what is wrong with it.
+const MAX_WARNINGS: usize = 100;
+
+/// Lenient: everything removed. Strict: the first fault ends it.
+#[derive(Default)]
+struct Findings {
+    strict: bool,
+    warnings: Vec<Warning>,
+    refused: Option<XmlError>,
+}
+
+impl Findings {
+    fn add(&mut self, fault: &Fault, line: u32) {
+        if self.strict {
+            self.refused.get_or_insert_with(|| fault.strict(line));
+            return;
+        }
+        match fault.lenient(line) {
+            Ok(warning) if self.warnings.len() < MAX_WARNINGS => self.warnings.push(warning),
+            Ok(_) => {}
+            Err(error) => {
+                self.refused.get_or_insert(error);
+            }
+        }
+    }
+}
+
+impl Grammar {
+    /// Refuses the first thing that is not allowed, naming it and its line.
+    ///
+    /// # Errors
+    /// VIR_ERR_XML_INVALID_SCHEMA.
+    pub fn check(&self, root: &Element) -> Result<(), XmlError> {
+        let mut findings = Findings {
+            strict: true,
+            ..Findings::default()
+        };
+        self.visit(self.root_body(), &mut root.clone(), &mut findings);
+        findings.refused.map_or(Ok(()), Err)
+    }
+
+    /// Removes elements and attributes that are not allowed, with a warning each; returns the
+    /// first thing that cannot be mended so (a bad value, something missing) as an error.
+    pub fn prune(&self, root: &mut Element) -> (Vec<Warning>, Option<XmlError>) {
+        let mut findings = Findings::default();
+        self.visit(self.root_body(), root, &mut findings);
+        (findings.warnings, findings.refused)
+    }
+
+    fn visit(&self, body: &Body, element: &mut Element, findings: &mut Findings) {
+        if findings.strict && findings.refused.is_some() {
+            return;
+        }
+        let allowed = self.allowed(body, element);
+        if allowed.any {
+            return;
+        }
+        self.attributes(&allowed, element, findings);
+        self.text(&allowed, element, findings);
+        self.children(&allowed, element, findings);
+    }
+
+    fn attributes(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
+        let (name, line) = (element.name.clone(), element.line);
+        element.attributes.retain(|(attribute, value)| {
+            if is_declaration(attribute) {
+                return true;
+            }
+            let mut rules = allowed
+                .attributes
+                .iter()
+                .filter(|(n, ..)| n == attribute)
+                .peekable();
+            if rules.peek().is_none() {
+                let fault = Fault::UnknownAttribute {
+                    name: attribute.clone(),
+                    element: name.clone(),
+                };
+                findings.add(&fault, line);
+                return false;
+            }
+            if !rules
+                .clone()
+                .any(|(_, _, values)| self.table.kinds.allow(values, value))
+            {
+                let words = rules.flat_map(|(_, _, v)| v.words()).copied().collect();
+                let fault = Fault::BadValue {
+                    attribute: attribute.clone(),
+                    element: name.clone(),
+                    value: shown(value),
+                    words: choices(words),
+                };
+                findings.add(&fault, line);
+            }
+            true
+        });
+        for (attribute, required, _) in &allowed.attributes {
+            if *required && element.attr(attribute).is_none() {
+                let fault = Fault::MissingAttribute {
+                    name: (*attribute).to_owned(),
+                    element: name.clone(),
+                };
+                findings.add(&fault, line);
+            }
+        }
+    }
+
+    fn text(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
+        let line = element.line;
+        let text = element.text();
+        match allowed.text {
+            None => {
+                if !text.trim().is_empty() {
+                    let fault = Fault::Text {
+                        element: element.name.clone(),
+                    };
+                    findings.add(&fault, line);
+                }
+                element.children.retain(|n| !matches!(n, Node::Text(_)));
+            }
+            Some((required, values)) => {
+                let free = !required && text.trim().is_empty();
+                if !free && !self.table.kinds.allow(values, &text) {
+                    let fault = Fault::BadText {
+                        element: element.name.clone(),
+                        value: shown(&text),
+                        words: choices(values.words().to_vec()),
+                    };
+                    findings.add(&fault, line);
+                }
+            }
+        }
+    }
+
+    fn children(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
+        let (parent, line) = (element.name.clone(), element.line);
+        let mut seen = vec![0_usize; allowed.children.len()];
+        element.children.retain_mut(|node| {
+            let Node::Element(child) = node else {
+                return matches!(node, Node::Text(_));
+            };
+            // In a namespace of nobody's, it is not the element that its name says.
+            let ours = child.namespace.is_none() || self.is_ours(child);
+            let rule = allowed
+                .children
+                .iter()
+                .position(|c| ours && c.name == child.name);
+            let Some(rule) = rule else {
+                let fault = Fault::UnknownElement {
+                    name: shown(&child.name),
+                    parent: parent.clone(),
+                };
+                findings.add(&fault, child.line);
+                return false;
+            };
+            seen[rule] += 1;
+            if seen[rule] > allowed.children[rule].max {
+                let fault = Fault::TooMany {
+                    name: child.name.clone(),
+                    parent: parent.clone(),
+                };
+                findings.add(&fault, child.line);
+                return false;
+            }
+            self.visit(allowed.children[rule].body, child, findings);
+            true
+        });
+        for (rule, count) in allowed.children.iter().zip(seen) {
+            if count < rule.min {
+                let fault = Fault::MissingElement {
+                    name: rule.name.to_owned(),
+                    parent: parent.clone(),
+                };
+                findings.add(&fault, line);
+            }
+        }
+    }
+
+    fn is_ours(&self, element: &Element) -> bool {
+        let uri = element.namespace.as_deref();
+        self.table.namespaces.iter().any(|(u, _)| Some(*u) == uri)
+    }
+}
+
+/// A value as a message shows it: not the whole of a long one.
+fn shown(value: &str) -> String {
+    /// Characters.
+    const LONGEST: usize = 100;
+    if value.chars().count() <= LONGEST {
+        return value.to_owned();
+    }
+    let start: String = value.chars().take(LONGEST).collect();
+    format!("{start}…")
+}
+
+fn choices(mut words: Vec<&'static str>) -> String {
+    /// Words.
+    const MOST: usize = 12;
+    words.dedup();
+    if words.is_empty() || words.len() > MOST {
+        return String::new();
+    }
+    format!(" (one of: {})", words.join(", "))
+}
