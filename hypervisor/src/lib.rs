@@ -5,6 +5,7 @@
 pub mod cpu;
 pub mod host;
 pub mod kvm;
+pub mod soft;
 mod state;
 mod traits;
 
@@ -21,12 +22,7 @@ pub use traits::*;
 pub fn create(backend: Backend) -> Result<Arc<dyn Vm>> {
     Ok(match backend {
         Backend::Kvm => Arc::new(kvm::KvmVm::new()?),
-        Backend::Soft => {
-            return Err(Error::Unavailable {
-                backend,
-                reason: "not built yet".to_owned(),
-            });
-        }
+        Backend::Soft => Arc::new(soft::SoftVm::new()),
     })
 }
 

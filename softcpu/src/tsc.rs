@@ -63,7 +63,7 @@ fn moment() -> (u64, u64) {
 /// Against CLOCK_MONOTONIC, which is also what the paravirtual clock goes by.
 fn measure() -> u64 {
     let (tsc, ns) = moment();
-    std::thread::sleep(Duration::from_millis(20));
+    std::thread::sleep(Duration::from_millis(10));
     let (tsc2, ns2) = moment();
     let elapsed = u128::from(ns2.saturating_sub(ns).max(1));
     let ticks = u128::from(tsc2.wrapping_sub(tsc));

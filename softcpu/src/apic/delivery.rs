@@ -92,9 +92,8 @@ pub fn deliver(apics: &[Arc<Apic>], message: &Message) {
         }
         return;
     }
-    let takes = |apic: &&Arc<Apic>| {
-        apic.is_destination(message) && apic.get(reg::SVR) & SVR_ENABLE != 0
-    };
+    let takes =
+        |apic: &&Arc<Apic>| apic.is_destination(message) && apic.get(reg::SVR) & SVR_ENABLE != 0;
     let turn = TURN.fetch_add(1, Ordering::Relaxed) as usize;
     let start = turn.checked_rem(apics.len()).unwrap_or(0);
     let (before, after) = apics.split_at(start);

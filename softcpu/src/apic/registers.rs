@@ -122,7 +122,12 @@ impl Apic {
                         let high = u64::from(self.get(reg::ICR_HIGH));
                         Ok(high << 32 | u64::from(self.get(reg::ICR)))
                     }
-                    reg::ID | reg::VERSION | reg::TPR | reg::PPR | reg::LDR | reg::SVR
+                    reg::ID
+                    | reg::VERSION
+                    | reg::TPR
+                    | reg::PPR
+                    | reg::LDR
+                    | reg::SVR
                     | reg::ISR..=reg::ESR
                     | reg::LVT_TIMER..=reg::CURRENT_COUNT
                     | reg::DIVIDE => Ok(self.read_register(register).into()),

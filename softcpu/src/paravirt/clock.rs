@@ -137,7 +137,9 @@ mod tests {
 
     #[test]
     fn a_second_of_ticks_is_a_second() {
-        for khz in [100_000, 1_000_000, 1_996_249, 2_400_000, 3_700_123, 5_000_000] {
+        for khz in [
+            100_000, 1_000_000, 1_996_249, 2_400_000, 3_700_123, 5_000_000,
+        ] {
             let (multiplier, shift) = scale(khz);
             let ticks = u128::from(khz * 1000);
             let shifted = if shift < 0 {

@@ -1,0 +1,97 @@
+use super::*;
+use crate::soft::SoftVm;
+
+fn request<'a>(model: Option<&'a str>, features: &'a [(String, bool)]) -> CpuRequest<'a> {
+    CpuRequest {
+        model,
+        features,
+        topology: Topology::flat(4),
+    }
+}
+
+fn leaf(leaves: &[CpuidEntry], function: u32, index: u32) -> [u32; 4] {
+    let entry = leaves
+        .iter()
+        .find(|e| e.function == function && (!e.index_significant || e.index == index))
+        .unwrap_or_else(|| panic!("no leaf {function:#x}.{index}"));
+    [entry.eax, entry.ebx, entry.ecx, entry.edx]
+}
+
+#[test]
+fn unknown_names_and_missing_features_are_refused_by_name() {
+    let vm = SoftVm::new();
+    let error = template(&vm, &request(Some("Pentium9"), &[])).unwrap_err();
+    assert_eq!(error.to_string(), "unknown CPU model 'Pentium9'");
+    for on in [true, false] {
+        let features = [("warp".to_owned(), on)];
+        let error = template(&vm, &request(None, &features)).unwrap_err();
+        assert_eq!(error.to_string(), "unknown CPU feature 'warp'");
+    }
+    let features = [("avx512f".to_owned(), true), ("vmx".to_owned(), true)];
+    let error = template(&vm, &request(None, &features)).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("avx512f, vmx"), "{text}");
+    let error = template(&vm, &request(Some("Opteron_G5"), &[])).unwrap_err();
+    assert!(error.to_string().contains("xop"), "{error}");
+}
+
+#[test]
+fn a_missing_feature_that_is_switched_off_is_not_missed() {
+    let vm = SoftVm::new();
+    let off: Vec<_> = ["mca", "mce", "aes"].map(|n| (n.to_owned(), false)).into();
+    let made = template(&vm, &request(Some("Westmere"), &off));
+    assert!(made.is_ok(), "{made:?}");
+}
+
+#[test]
+fn the_default_is_everything_the_backend_has() {
+    let vm = SoftVm::new();
+    let made = template(&vm, &request(None, &[])).unwrap().for_vcpu(2);
+    let [_, ebx, ecx, edx] = leaf(&made, 1, 0);
+    assert_eq!(ebx >> 24, 2);
+    assert_eq!(ebx >> 16 & 0xff, 4);
+    assert_ne!(ecx >> 31, 0, "hypervisor");
+    assert_ne!(ecx >> 21 & 1, 0, "x2apic");
+    assert_ne!(edx >> 28 & 1, 0, "ht");
+    assert_eq!(leaf(&made, 0xb, 1), [2, 4, 0x201, 2]);
+    let [max, a, b, c] = leaf(&made, 0x4000_0000, 0);
+    assert_eq!(max, 0x4000_0010);
+    let text: Vec<u8> = [a, b, c].iter().flat_map(|w| w.to_le_bytes()).collect();
+    assert_eq!(text, b"KVMKVMKVM\0\0\0");
+    for name in soft::FEATURES {
+        let place = features::find(name).unwrap();
+        assert!(Leaves::new(made.clone()).feature(place), "{name}");
+    }
+}
+
+#[test]
+fn switching_a_feature_off_takes_it_away() {
+    let vm = SoftVm::new();
+    let off = [("rdrand".to_owned(), false)];
+    let made = template(&vm, &request(None, &off)).unwrap().for_vcpu(0);
+    assert_eq!(leaf(&made, 1, 0)[2] >> 30 & 1, 0);
+}
+
+#[test]
+fn signatures_are_what_the_processors_have() {
+    assert_eq!(signature_word((6, 26, 3)), 0x106a3);
+    assert_eq!(signature_word((15, 107, 1)), 0x60fb1);
+    assert_eq!(signature_word((23, 1, 2)), 0x80_0f12);
+    assert_eq!(signature_word((6, 0x1c, 10)), 0x106ca);
+}
+
+#[test]
+fn apic_ids_have_a_field_for_each_level() {
+    assert_eq!(Topology::flat(3).apic_id(2), 2);
+    let topology = Topology {
+        sockets: 2,
+        cores: 3,
+        threads: 2,
+    };
+    let ids: Vec<u32> = (0..12).map(|i| topology.apic_id(i)).collect();
+    assert_eq!(ids, [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13]);
+    let vm = SoftVm::new();
+    let mut bad = request(None, &[]);
+    bad.topology.cores = 0;
+    assert!(matches!(template(&vm, &bad), Err(CpuError::Topology(_))));
+}
