@@ -1,0 +1,218 @@
+//! The server's side: sockets, connections, calls.
+//!
+//! Everything that is the same for every procedure is decided here, before a [`Service`] sees the call: who may
+//! connect, what is served before the connection is opened, what a read-only connection may do, how many calls may
+//! run, and how a client that doesn't read, hangs, sends garbage or leaves is treated.
+
+mod connection;
+mod router;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+pub use self::connection::{Connection, EventError};
+pub use self::router::{Call, Router};
+use crate::error::RemoteError;
+use crate::stream::Stream;
+use crate::transport::Transport;
+
+/// What clients of a socket may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketAccess {
+    /// Everything.
+    ReadWrite,
+    /// Look, not touch.
+    ReadOnly,
+}
+
+/// How the peer is asked whether it is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence after which it is asked.
+    pub interval: Duration,
+    /// Questions without an answer after which the connection is closed.
+    pub count: u32,
+}
+
+/// Limits and intervals; the default is libvirt's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Connections at one time; further ones are closed at once.
+    pub max_clients: usize,
+    /// Calls of one client that run at one time; beyond that nothing is read from it.
+    pub max_client_requests: usize,
+    /// Open streams of one client.
+    pub max_client_streams: usize,
+    /// Whether and how clients that can answer are asked whether they are alive.
+    pub keepalive: Option<Keepalive>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        ServerConfig {
+            max_clients: 5000,
+            max_client_requests: 5,
+            max_client_streams: 256,
+            keepalive: Some(Keepalive {
+                interval: Duration::from_secs(5),
+                count: 5,
+            }),
+        }
+    }
+}
+
+/// One call, for a [`Service`].
+#[derive(Debug)]
+pub struct Request {
+    /// The connection it came on.
+    pub connection: Connection,
+    /// The procedure's number; one that exists, but perhaps unknown to the service.
+    pub procedure: i32,
+    /// The arguments, encoded.
+    pub payload: Vec<u8>,
+    /// The descriptors that came with it.
+    pub fds: Vec<OwnedFd>,
+    /// The raw data behind it, for procedures that have such.
+    pub stream: Option<Stream>,
+}
+
+/// An answer, from a [`Service`].
+#[derive(Debug, Default)]
+pub struct Response {
+    /// The answer, encoded.
+    pub payload: Vec<u8>,
+    /// Descriptors to send with it.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// The future of an answer.
+pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response, RemoteError>> + Send>>;
+
+/// What answers calls. [`Router`] is the usual one.
+///
+/// Calls run side by side, also those of one client, and run to their end even if the client leaves meanwhile.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one call.
+    fn call(&self, request: Request) -> ResponseFuture;
+
+    /// A connection is gone: what was registered for it is to be dropped. Called once for each connection.
+    fn disconnected(&self, connection: &Connection) {
+        let _ = connection;
+    }
+}
+
+/// A server. Cheap to clone; all clones are the same server.
+#[derive(Clone)]
+pub struct Server {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    service: Arc<dyn Service>,
+    config: ServerConfig,
+    connections: Mutex<HashMap<u64, Connection>>,
+    next_id: AtomicU64,
+    stop: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("config", &self.inner.config)
+            .field("clients", &self.clients())
+            .finish()
+    }
+}
+
+impl Inner {
+    fn connections(&self) -> MutexGuard<'_, HashMap<u64, Connection>> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long accepting rests after it failed, as it does while there are no free descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Server {
+    /// A server that passes calls to `service`.
+    pub fn new(service: impl Service, config: ServerConfig) -> Self {
+        Server {
+            inner: Arc::new(Inner {
+                service: Arc::new(service),
+                config,
+                connections: Mutex::default(),
+                next_id: AtomicU64::new(1),
+                stop: watch::Sender::new(false),
+            }),
+        }
+    }
+
+    /// Accepts and serves clients of a Unix socket until [`Server::shutdown`].
+    pub async fn serve_unix(&self, listener: UnixListener, access: SocketAccess) -> io::Result<()> {
+        let mut stop = self.inner.stop.subscribe();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let server = self.clone();
+                        tokio::spawn(async move { server.serve(stream.into(), access).await });
+                    }
+                    Err(error) => {
+                        log::warn!("cannot accept a connection: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Serves one client until it leaves.
+    pub async fn serve(&self, transport: Transport, access: SocketAccess) {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(id, transport.peer, access);
+        {
+            let mut connections = self.inner.connections();
+            if *self.inner.stop.borrow() || connections.len() >= self.inner.config.max_clients {
+                log::warn!(
+                    "a client is turned away: {} are connected",
+                    connections.len()
+                );
+                return;
+            }
+            connections.insert(id, connection.clone());
+        }
+        log::debug!("client {id} connected: {:?}", transport.peer);
+        connection
+            .run(transport, &self.inner.service, &self.inner.config)
+            .await;
+        self.inner.connections().remove(&id);
+        self.inner.service.disconnected(&connection);
+        log::debug!("client {id} is gone");
+    }
+
+    /// How many clients are connected.
+    pub fn clients(&self) -> usize {
+        self.inner.connections().len()
+    }
+
+    /// Accepts no more clients and closes the connections. Calls that run go on to their end.
+    pub fn shutdown(&self) {
+        self.inner.stop.send_replace(true);
+        let connections: Vec<Connection> = self.inner.connections().values().cloned().collect();
+        for connection in connections {
+            connection.close();
+        }
+    }
+}
