@@ -51,7 +51,7 @@ impl From<UnixStream> for Transport {
 
 impl Transport {
     /// A transport that can pass no descriptors and knows no peer.
-    pub fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+    pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Sync + 'static) -> Self {
         let (read, write) = tokio::io::split(stream);
         Transport {
             source: Source {
