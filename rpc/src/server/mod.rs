@@ -163,7 +163,7 @@ impl Server {
         let mut stop = self.inner.stop.subscribe();
         loop {
             tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = async { drop(stop.wait_for(|stop| *stop).await) } => return Ok(()),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         let server = self.clone();
