@@ -16,17 +16,16 @@ pub enum Quote {
 /// Metadata is printed with double quotes and its comments, like libvirt prints it; comments
 /// anywhere else are left out.
 pub fn format_element(out: &mut String, element: &Element, level: usize) {
-    let quote = if element.name == "metadata" && level == 1 {
-        Quote::Double
-    } else {
-        Quote::Single
-    };
     indent(out, level);
-    write(out, element, level, quote);
+    write(out, element, level, Quote::Single);
     out.push('\n');
 }
 
 fn write(out: &mut String, element: &Element, level: usize, quote: Quote) {
+    let quote = match element.name.as_str() {
+        "metadata" if level == 1 => Quote::Double,
+        _ => quote,
+    };
     out.push('<');
     out.push_str(&element.name);
     let mark = match quote {

@@ -4,8 +4,11 @@ use super::{Clock, ClockOffset, Cpu, Devices, Domain, Memory, Os, Vcpu, View};
 use crate::dom::{Element, format_element};
 use crate::grammar;
 
-pub(super) fn format(domain: &Domain, view: View) -> String {
+pub(super) fn format(domain: &Domain, view: View, secrets: bool) -> String {
     let mut root = element(domain, view);
+    if !secrets && let Some(devices) = root.elements_mut().find(|e| e.name == "devices") {
+        drop_secrets(devices);
+    }
     grammar::domain().arrange(&mut root);
     let mut out = String::new();
     format_element(&mut out, &root, 0);
@@ -40,6 +43,23 @@ fn element(domain: &Domain, view: View) -> Element {
         root.push(e.clone());
     }
     root
+}
+
+/// What only a client that may write sees: passwords of displays, cookies of web servers.
+fn drop_secrets(element: &mut Element) {
+    for child in element.elements_mut() {
+        match child.name.as_str() {
+            "graphics" => {
+                child.take_attr("passwd");
+                child.take_attr("passwdValidTo");
+            }
+            "source" => {
+                child.take_children("cookies");
+            }
+            _ => {}
+        }
+        drop_secrets(child);
+    }
 }
 
 /// The prefixes that elements beside the ordinary ones are written with.

@@ -1,5 +1,6 @@
 //! The domain definition.
 
+mod canonical;
 mod char_device;
 mod cpu;
 mod defaults;
@@ -272,9 +273,15 @@ impl Domain {
         parse::parse(xml, crate::Validation::Lenient, View::Live)
     }
 
-    /// The document, in libvirt's layout and order.
+    /// The whole document, in libvirt's layout and order: what is stored, and what a client gets
+    /// that asks for secrets (VIR_DOMAIN_XML_SECURE) and may write.
     pub fn format(&self, view: View) -> String {
-        format::format(self, view)
+        format::format(self, view, true)
+    }
+
+    /// The document without secrets: what every other client gets.
+    pub fn format_public(&self, view: View) -> String {
+        format::format(self, view, false)
     }
 
     /// Fills what a definition may leave out, as libvirt does at define: uuid, architecture,

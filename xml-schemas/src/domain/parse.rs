@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::canonical;
 use super::{
     BootDevice, Clock, ClockOffset, Cpu, CpuFeature, CpuModel, CpuTopology, Devices, Domain,
     DomainType, FeaturePolicy, LifecycleAction, MaxMemory, Memory, Os, Parsed, Vcpu, View,
@@ -43,6 +44,7 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
     if view == View::Inactive {
         drop_live_parts(&mut root);
     }
+    canonical::apply(&mut root)?;
     let domain = typed(root, metadata, view)?;
     match refused {
         Some(error) => Err(error),
@@ -65,7 +67,8 @@ fn typed(mut root: Element, metadata: Option<Element>, view: View) -> Result<Dom
         return Err(XmlError::xml("Domain title can't contain newlines").at(title.line));
     }
     root.take_child("metadata");
-    let memory = memory(&mut root)?;
+    let numa_kib = root.child("cpu").and_then(canonical::numa_memory_kib);
+    let memory = memory(&mut root, numa_kib)?;
     let vcpu = root.take_child("vcpu").map_or_else(
         || {
             Ok(Vcpu {
@@ -247,17 +250,21 @@ fn size(element: &Element, place: &str) -> Result<u64, XmlError> {
     kib(value, element.attr("unit")).map_err(|e| e.at(element.line))
 }
 
-fn memory(root: &mut Element) -> Result<Memory, XmlError> {
+/// NUMA cells have the last word on how much there is.
+fn memory(root: &mut Element, numa_kib: Option<u64>) -> Result<Memory, XmlError> {
     let mut memory = Memory::default();
     if let Some(e) = root.take_child("memory") {
         memory.total_kib = size(&e, "memory")?;
         memory.dump_core = e.attr("dumpCore").map(|v| v == "on");
-        if memory.total_kib == 0 {
+        if memory.total_kib == 0 && numa_kib.is_none() {
             return Err(XmlError::xml(
                 "Memory size must be specified via <memory> or in the <numa> configuration",
             )
             .at(e.line));
         }
+    }
+    if let Some(kib) = numa_kib.filter(|&k| k > 0) {
+        memory.total_kib = kib;
     }
     if let Some(e) = root.take_child("currentMemory") {
         memory.current_kib = size(&e, "currentMemory")?;
@@ -423,6 +430,13 @@ fn cpu(mut element: Element) -> Result<Cpu, XmlError> {
         fallback: e.attr("fallback").map(str::to_owned),
         vendor_id: e.attr("vendor_id").map(str::to_owned),
     });
+    if let Some(model) = &mut cpu.model
+        && matches!(cpu.mode.as_deref(), None | Some("custom"))
+    {
+        cpu.mode.get_or_insert_with(|| "custom".to_owned());
+        cpu.match_.get_or_insert_with(|| "exact".to_owned());
+        model.fallback.get_or_insert_with(|| "allow".to_owned());
+    }
     cpu.vendor = element.take_child("vendor").map(|e| e.text());
     cpu.rest = element.take_elements();
     Ok(cpu)

@@ -21,6 +21,11 @@ enum Fault {
     Text {
         element: String,
     },
+    /// libvirt takes an empty value for none at all.
+    Empty {
+        what: String,
+        element: String,
+    },
     BadValue {
         attribute: String,
         element: String,
@@ -55,6 +60,7 @@ impl Fault {
                 format!("element '{name}' is allowed only once in element '{parent}'")
             }
             Self::Text { element } => format!("text is not allowed in element '{element}'"),
+            Self::Empty { what, element } => format!("{what} in element '{element}' is empty"),
             Self::BadValue {
                 attribute,
                 element,
@@ -93,6 +99,9 @@ impl Fault {
                 format!("only the first element '{name}' in element '{parent}' counts")
             }
             Self::Text { element } => format!("text in element '{element}' is left out"),
+            Self::Empty { what, element } => {
+                format!("{what} in element '{element}' is empty and is left out")
+            }
             Self::BadValue {
                 attribute,
                 element,
@@ -195,33 +204,40 @@ impl Grammar {
             if is_declaration(attribute) {
                 return true;
             }
-            let mut rules = allowed
+            let rules: Vec<_> = allowed
                 .attributes
                 .iter()
                 .filter(|(n, ..)| n == attribute)
-                .peekable();
-            if rules.peek().is_none() {
-                let fault = Fault::UnknownAttribute {
-                    name: attribute.clone(),
+                .collect();
+            let fault = if rules.is_empty() {
+                Fault::UnknownAttribute {
+                    name: shown(attribute),
                     element: name.clone(),
-                };
-                findings.add(&fault, line);
-                return false;
-            }
-            if !rules
-                .clone()
+                }
+            } else if rules
+                .iter()
                 .any(|(_, _, values)| self.table.kinds.allow(values, value))
             {
-                let words = rules.flat_map(|(_, _, v)| v.words()).copied().collect();
-                let fault = Fault::BadValue {
+                return true;
+            } else if !findings.strict
+                && value.trim().is_empty()
+                && rules.iter().all(|(_, required, _)| !required)
+            {
+                Fault::Empty {
+                    what: format!("attribute '{attribute}'"),
+                    element: name.clone(),
+                }
+            } else {
+                let words = rules.iter().flat_map(|(_, _, v)| v.words()).copied();
+                Fault::BadValue {
                     attribute: attribute.clone(),
                     element: name.clone(),
                     value: shown(value),
-                    words: choices(words),
-                };
-                findings.add(&fault, line);
-            }
-            true
+                    words: choices(words.collect()),
+                }
+            };
+            findings.add(&fault, line);
+            matches!(fault, Fault::BadValue { .. })
         });
         for (attribute, required, _) in &allowed.attributes {
             if *required && element.attr(attribute).is_none() {
@@ -282,8 +298,17 @@ impl Grammar {
                 findings.add(&fault, child.line);
                 return false;
             };
+            let rule_of = &allowed.children[rule];
+            if !findings.strict && rule_of.min == 0 && self.is_void(rule_of.body, child) {
+                let fault = Fault::Empty {
+                    what: format!("element '{}'", child.name),
+                    element: parent.clone(),
+                };
+                findings.add(&fault, child.line);
+                return false;
+            }
             seen[rule] += 1;
-            if seen[rule] > allowed.children[rule].max {
+            if seen[rule] > rule_of.max {
                 let fault = Fault::TooMany {
                     name: child.name.clone(),
                     parent: parent.clone(),
@@ -291,7 +316,7 @@ impl Grammar {
                 findings.add(&fault, child.line);
                 return false;
             }
-            self.visit(allowed.children[rule].body, child, findings);
+            self.visit(rule_of.body, child, findings);
             true
         });
         for (rule, count) in allowed.children.iter().zip(seen) {
@@ -303,6 +328,17 @@ impl Grammar {
                 findings.add(&fault, line);
             }
         }
+    }
+
+    /// An element whose whole content would be a text, and that has none.
+    fn is_void(&self, body: &Body, element: &Element) -> bool {
+        element.attributes.is_empty()
+            && element.elements().next().is_none()
+            && element.text().trim().is_empty()
+            && matches!(
+                self.allowed(body, element).text,
+                Some((true, values)) if !self.table.kinds.allow(values, "")
+            )
     }
 
     fn is_ours(&self, element: &Element) -> bool {

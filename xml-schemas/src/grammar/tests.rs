@@ -95,3 +95,14 @@ fn foreign_prefixes_become_the_tables() {
             .contains("'q:commandline' is not allowed")
     );
 }
+
+#[test]
+fn a_lenient_check_takes_an_empty_value_for_none() {
+    let xml = "<domain type='kvm'><name>a</name><uuid/><title> </title><memory>1</memory>\
+               <os><type machine=''>hvm</type><kernel></kernel></os></domain>";
+    let mut root = parse(xml, "t").unwrap();
+    let (warnings, refused) = domain().prune(&mut root);
+    assert_eq!((warnings.len(), refused), (4, None), "{warnings:?}");
+    assert!(root.child("uuid").is_none());
+    assert!(strict(xml).is_err());
+}
