@@ -261,7 +261,6 @@ fn maskmovq(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     check_pending(cpu)?;
     let m = Masked::of(op);
     cpu.sync_fp();
-    let before = cpu.s.fp.legacy;
     cpu.fp_runtime.become_mmx(&mut cpu.s.fp);
     let register = |fp: &FpState, n: u8| {
         let mut value = [0; MAX];
@@ -269,11 +268,7 @@ fn maskmovq(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
         value
     };
     let (mask, data) = (register(&cpu.s.fp, m.mask), register(&cpu.s.fp, m.data));
-    let result = store(cpu, &at_rdi(op, m), m, &mask, &data);
-    if result.is_err() {
-        cpu.s.fp.legacy = before;
-    }
-    result
+    store(cpu, &at_rdi(op, m), m, &mask, &data)
 }
 
 /// VGATHER and VPGATHER: element by element, so that a fault leaves what was done.

@@ -200,14 +200,9 @@ pub(super) fn fnsave(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
         image[format.len() + 10 * i..][..10].copy_from_slice(&slot[..10]);
     }
     cpu.write_bytes(addr, &image[..len])?;
-    initialise(cpu);
+    cpu.fp_runtime.initialise(&mut cpu.s.fp);
+    cpu.s.fp.legacy[6..24].fill(0);
     Ok(())
-}
-
-/// What FNINIT does; the registers keep their contents.
-fn initialise(cpu: &mut Cpu) {
-    cpu.s.fp.legacy[..24].fill(0);
-    cpu.s.fp.legacy[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
 }
 
 fn load(cpu: &mut Cpu, format: Format, image: &[u8]) {

@@ -233,15 +233,20 @@ fn simd(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<()> {
     if raised & unmasked & EARLY != 0 {
         raised &= EARLY;
     } else if raised & unmasked & UNDERFLOW != 0 {
-        // Flushing always counts as inexact; look again without it.
+        // Flushing always counts as inexact; look again without it, and undo what that stores
+        // if nothing is inexact.
+        let kept = cpu.s.fp;
         cpu.fp_runtime.run_mxcsr = (mxcsr | MASKS) & !(FLAGS | FTZ);
         cpu.fp_runtime.unmasked = FLAGS;
         call(cpu, op, desc, mem);
         raised = cpu.fp_runtime.out_mxcsr & FLAGS | UNDERFLOW;
+        cpu.s.fp = kept;
     }
     if let Some(before) = before {
+        // The change to MMX remains, only the destination doesn't.
         cpu.sync_fp();
         cpu.s.fp.legacy = before;
+        cpu.fp_runtime.become_mmx(&mut cpu.s.fp);
     }
     cpu.s.fp.set_mxcsr(mxcsr | raised);
     if cpu.s.cr4 & cr4::OSXMMEXCPT == 0 {

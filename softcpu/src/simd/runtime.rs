@@ -113,6 +113,16 @@ impl Runtime {
         self.leave(fp);
     }
 
+    /// FNINIT, but for the pointers.
+    pub(super) fn initialise(&mut self, fp: &mut FpState) {
+        self.enter(fp);
+        // SAFETY: the x87 unit is the guest's until `leave`; FNINIT doesn't wait.
+        unsafe {
+            asm!("fninit", options(nomem, nostack));
+        }
+        self.leave(fp);
+    }
+
     /// Does to the x87 state what every MMX instruction does: TOP 0, all registers valid.
     /// Then MMn is the n-th register of the FXSAVE image.
     pub(super) fn become_mmx(&mut self, fp: &mut FpState) {

@@ -6,8 +6,8 @@
 //! and all vector registers are scratch, as the sysv64 ABI has it.
 
 use iced_x86::{
-    Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register, RflagsBits,
+    CpuidFeature, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    OpKind, Register, RflagsBits,
 };
 
 use super::key::Key;
@@ -186,7 +186,7 @@ pub(super) fn compile(key: Key) -> Result<(Vec<u8>, Desc), ThunkError> {
     }
     let unit = if insn.encoding() == EncodingKind::VEX {
         Unit::Avx
-    } else if mmx || matches!(mnemonic, Mnemonic::Emms | Mnemonic::Cvtpi2ps) {
+    } else if mmx || mnemonic == Mnemonic::Emms {
         Unit::Mmx
     } else if super::is_x87(&insn) {
         Unit::X87
@@ -362,8 +362,10 @@ fn uses_mxcsr(mnemonic: Mnemonic) -> bool {
 fn alignment(insn: &Instruction, unit: Unit, len: u8) -> u8 {
     use Mnemonic as M;
     let aligned = match unit {
-        Unit::Sse => {
+        // AMD's SHA instructions take any address, Intel's fault: a guest made for either runs.
+        Unit::Sse | Unit::Mmx => {
             len == 16
+                && !insn.cpuid_features().contains(&CpuidFeature::SHA)
                 && !matches!(
                     insn.mnemonic(),
                     M::Movups
@@ -390,7 +392,7 @@ fn alignment(insn: &Instruction, unit: Unit, len: u8) -> u8 {
         ),
         _ => false,
     };
-    if aligned { len } else { 1 }
+    if aligned && len != 0 { len } else { 1 }
 }
 
 fn waits_not(mnemonic: Mnemonic) -> bool {

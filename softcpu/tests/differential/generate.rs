@@ -1,0 +1,704 @@
+//! Random instruction sequences over every encoding form the instruction tables know.
+
+use iced_x86::{
+    Code, CpuidFeature, Encoder, EncodingKind, Instruction, InstructionInfoFactory, MemorySize,
+    Mnemonic, OpAccess, OpCodeOperandKind as K, OpKind, Register,
+};
+
+use crate::case::{CODE, CODE_LEN, DATA, DATA_LEN, Gprs, Input, XMM, XSAVE_LEN, YMM_HIGH};
+use crate::random::Random;
+
+/// Registers that usually hold addresses: RBX, RSP, RBP, RSI, RDI, R13.
+const POINTERS: [usize; 6] = [3, 4, 5, 6, 7, 13];
+const STATUS: u64 = 0x8d5;
+
+/// Makes cases.
+pub struct Generator {
+    pub random: Random,
+    codes: Vec<Code>,
+}
+
+/// A case and what of its end isn't defined.
+pub struct Case {
+    pub input: Input,
+    pub instructions: Vec<Instruction>,
+    /// Status flags (RFLAGS bits) without a defined value at the end.
+    pub undefined: u64,
+}
+
+/// Instructions that can't be compared: what they give depends on the machine around them, or
+/// the host's kernel steps in.
+fn excluded(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    let name = format!("{mnemonic:?}");
+    // Where the last x87 instruction was, differs.
+    let saves_pointers =
+        name.starts_with("Fxsave") || name.starts_with("Xsave") || name.starts_with("Xrstor");
+    saves_pointers
+        || matches!(
+            mnemonic,
+            M::INVALID
+                | M::Syscall
+                | M::Sysret
+                | M::Sysretq
+                | M::Sysenter
+                | M::Sysexit
+                | M::Sysexitq
+                | M::Int
+                | M::Int1
+                | M::Into
+                | M::Iret
+                | M::Iretd
+                | M::Iretq
+                | M::Retf
+                | M::Ret
+                | M::Jmpe
+                | M::Rdtsc
+                | M::Rdtscp
+                | M::Rdpmc
+                | M::Rdpru
+                | M::Cpuid
+                | M::Rdrand
+                | M::Rdseed
+                | M::Rdpid
+                | M::Sgdt
+                | M::Sidt
+                | M::Sldt
+                | M::Str
+                | M::Smsw
+                | M::Lsl
+                | M::Lar
+                | M::Verr
+                | M::Verw
+                | M::Lfs
+                | M::Lgs
+                | M::Lss
+                | M::Wrfsbase
+                | M::Wrgsbase
+                | M::Rdfsbase
+                | M::Rdgsbase
+                | M::Popfq
+                | M::Popf
+                | M::Xbegin
+                | M::Xabort
+                | M::Xend
+                | M::Xtest
+                | M::Monitor
+                | M::Monitorx
+                | M::Mwait
+                | M::Mwaitx
+                | M::Vmcall
+                | M::Vmmcall
+                | M::Clzero
+                | M::Fnsave
+                | M::Fnstenv
+                | M::Fsave
+                | M::Fstenv
+                | M::Xgetbv
+                | M::Mcommit
+                | M::Umonitor
+                | M::Umwait
+                | M::Tpause
+                | M::Ptwrite
+                | M::Enter
+                | M::Skinit
+                | M::Getsec
+                | M::Rsm
+        )
+}
+
+/// Whether host and model both have the feature.
+fn has(feature: CpuidFeature) -> bool {
+    use CpuidFeature as C;
+    let fp = softcpu::simd::host_fp_features();
+    match feature {
+        C::INTEL8086
+        | C::INTEL186
+        | C::INTEL286
+        | C::INTEL386
+        | C::INTEL486
+        | C::X64
+        | C::CPUID
+        | C::CX8
+        | C::CMOV
+        | C::MULTIBYTENOP
+        | C::PAUSE
+        | C::FPU
+        | C::FPU287
+        | C::FPU387
+        | C::MMX
+        | C::SSE
+        | C::SSE2
+        | C::FXSR
+        | C::CLFSH => true,
+        C::SSE3 => fp.sse3(),
+        C::SSSE3 => fp.ssse3(),
+        C::SSE4_1 => fp.sse41(),
+        C::SSE4_2 => fp.sse42(),
+        C::SSE4A => fp.sse4a(),
+        C::AES => fp.aes(),
+        C::PCLMULQDQ => fp.pclmulqdq(),
+        C::SHA => fp.sha(),
+        C::AVX => fp.avx(),
+        C::AVX2 => fp.avx2(),
+        C::FMA => fp.fma(),
+        C::F16C => std::arch::is_x86_feature_detected!("f16c"),
+        C::VAES => fp.vaes(),
+        C::VPCLMULQDQ => fp.vpclmulqdq(),
+        C::BMI1 => std::arch::is_x86_feature_detected!("bmi1"),
+        C::BMI2 => std::arch::is_x86_feature_detected!("bmi2"),
+        C::ADX => std::arch::is_x86_feature_detected!("adx"),
+        C::LZCNT => std::arch::is_x86_feature_detected!("lzcnt"),
+        C::POPCNT => std::arch::is_x86_feature_detected!("popcnt"),
+        C::MOVBE => std::arch::is_x86_feature_detected!("movbe"),
+        C::CMPXCHG16B => std::arch::is_x86_feature_detected!("cmpxchg16b"),
+        C::PREFETCHW => true,
+        _ => false,
+    }
+}
+
+/// All instructions that `filter` (a part of the name) lets through.
+fn codes(filter: Option<&str>) -> Vec<Code> {
+    Code::values()
+        .filter(|&code| {
+            let info = code.op_code();
+            info.is_instruction()
+                && info.mode64()
+                && !info.is_privileged()
+                && info.decoder_option() == iced_x86::DecoderOptions::NONE
+                && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
+                && code.cpuid_features().iter().all(|&f| has(f))
+                && !excluded(code.mnemonic())
+                && !info.op_kinds().iter().any(|k| {
+                    matches!(
+                        k,
+                        K::farbr2_2
+                            | K::farbr4_2
+                            | K::seg_reg
+                            | K::cs
+                            | K::ds
+                            | K::es
+                            | K::fs
+                            | K::gs
+                            | K::ss
+                            | K::cr_reg
+                            | K::dr_reg
+                            | K::tr_reg
+                            | K::mem_offs
+                            | K::br16_1
+                            | K::br16_2
+                    )
+                })
+                && !code.is_jmp_near_indirect()
+                && !code.is_jmp_far_indirect()
+                && !code.is_call_near_indirect()
+                && !code.is_call_far_indirect()
+                && filter.is_none_or(|f| {
+                    format!("{code:?}")
+                        .to_lowercase()
+                        .contains(&f.to_lowercase())
+                })
+        })
+        .collect()
+}
+
+fn is_repeatable(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Movsb
+            | M::Movsw
+            | M::Movsd
+            | M::Movsq
+            | M::Stosb
+            | M::Stosw
+            | M::Stosd
+            | M::Stosq
+            | M::Lodsb
+            | M::Lodsw
+            | M::Lodsd
+            | M::Lodsq
+            | M::Cmpsb
+            | M::Cmpsw
+            | M::Cmpsd
+            | M::Cmpsq
+            | M::Scasb
+            | M::Scasw
+            | M::Scasd
+            | M::Scasq
+    )
+}
+
+/// Instructions that may leave the flags they usually write as they were.
+fn may_keep_flags(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    is_repeatable(insn.mnemonic())
+        || matches!(
+            insn.mnemonic(),
+            M::Shl
+                | M::Shr
+                | M::Sar
+                | M::Sal
+                | M::Rol
+                | M::Ror
+                | M::Rcl
+                | M::Rcr
+                | M::Shld
+                | M::Shrd
+        )
+}
+
+/// The tables' flag bits as RFLAGS bits (status flags only).
+fn status(bits: u32) -> u64 {
+    use iced_x86::RflagsBits as B;
+    [
+        (B::OF, 11),
+        (B::SF, 7),
+        (B::ZF, 6),
+        (B::AF, 4),
+        (B::CF, 0),
+        (B::PF, 2),
+    ]
+    .iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .fold(0, |flags, (_, shift)| flags | 1 << shift)
+}
+
+impl Generator {
+    pub fn new(seed: u64, filter: Option<&str>) -> Self {
+        let codes = codes(filter);
+        assert!(!codes.is_empty(), "no instruction is called that");
+        Self {
+            random: Random::new(seed),
+            codes,
+        }
+    }
+
+    /// The number of encoding forms to draw from.
+    pub fn forms(&self) -> usize {
+        self.codes.len()
+    }
+
+    fn address(&mut self) -> u64 {
+        // Mostly in the writable pages, at times over an end.
+        let offset = match self.random.below(12) {
+            0 => self.random.below(4096) as u64,
+            1 => (DATA_LEN - self.random.below(48)) as u64,
+            2 => 8192 - self.random.below(48) as u64,
+            3 => 4096 - self.random.below(32) as u64,
+            _ => 4096 + self.random.below(DATA_LEN - 4096 - 1024) as u64,
+        };
+        let aligned = match self.random.below(3) {
+            0 => offset,
+            1 => offset & !15,
+            _ => offset & !63,
+        };
+        DATA + aligned
+    }
+
+    fn gpr(&mut self, written: bool) -> usize {
+        loop {
+            let n = self.random.below(16);
+            if !written || !POINTERS.contains(&n) || self.random.one_in(16) {
+                return n;
+            }
+        }
+    }
+
+    fn register(&mut self, kind: K, written: bool) -> Option<Register> {
+        let r = &mut self.random;
+        Some(match kind {
+            K::r8_reg | K::r8_opcode | K::r8_or_mem => {
+                let n = self.gpr(written) as u32;
+                if n < 4 && self.random.one_in(4) {
+                    Register::AH + n
+                } else {
+                    const LOW: [Register; 8] = [
+                        Register::AL,
+                        Register::CL,
+                        Register::DL,
+                        Register::BL,
+                        Register::SPL,
+                        Register::BPL,
+                        Register::SIL,
+                        Register::DIL,
+                    ];
+                    match LOW.get(n as usize) {
+                        Some(&low) => low,
+                        None => Register::R8L + (n - 8),
+                    }
+                }
+            }
+            K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode | K::r16_or_mem => {
+                Register::AX + self.gpr(written) as u32
+            }
+            K::r32_reg
+            | K::r32_reg_mem
+            | K::r32_rm
+            | K::r32_opcode
+            | K::r32_vvvv
+            | K::r32_or_mem => Register::EAX + self.gpr(written) as u32,
+            K::r64_reg
+            | K::r64_reg_mem
+            | K::r64_rm
+            | K::r64_opcode
+            | K::r64_vvvv
+            | K::r64_or_mem => Register::RAX + self.gpr(written) as u32,
+            K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0 + r.below(8) as u32,
+            K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_or_mem => {
+                Register::XMM0 + r.below(16) as u32
+            }
+            K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_or_mem => {
+                Register::YMM0 + r.below(16) as u32
+            }
+            K::sti_opcode => Register::ST0 + r.below(8) as u32,
+            K::st0 => Register::ST0,
+            K::cl => Register::CL,
+            K::al => Register::AL,
+            K::ax => Register::AX,
+            K::eax => Register::EAX,
+            K::rax => Register::RAX,
+            K::dx => Register::DX,
+            _ => return None,
+        })
+    }
+
+    fn memory(&mut self, insn: &mut Instruction, gpr: &mut Gprs, kind: K) {
+        let target = self.address();
+        let vsib = match kind {
+            K::mem_vsib32x | K::mem_vsib64x => Some(Register::XMM0),
+            K::mem_vsib32y | K::mem_vsib64y => Some(Register::YMM0),
+            _ => None,
+        };
+        insn.set_memory_displ_size(0);
+        if let Some(first) = vsib {
+            insn.set_memory_base(Register::RAX + self.random.pick(&POINTERS) as u32);
+            insn.set_memory_index(first + self.random.below(16) as u32);
+            insn.set_memory_index_scale(self.random.pick(&[1, 2, 4, 8]));
+            return;
+        }
+        match self.random.below(8) {
+            // Relative to RIP: the encoder wants the target.
+            0 => {
+                insn.set_memory_base(Register::RIP);
+                insn.set_memory_displ_size(8);
+                insn.set_memory_displacement64(target);
+            }
+            1 => {
+                insn.set_memory_displ_size(4);
+                insn.set_memory_displacement64(target);
+            }
+            kind => {
+                let base = self.random.pick(&POINTERS);
+                let short = self.random.one_in(6);
+                let class = if short { Register::EAX } else { Register::RAX };
+                insn.set_memory_base(class + base as u32);
+                let mut disp = match kind {
+                    2 => (self.random.next() as i8).into(),
+                    3 => self.random.below(4096) as i64 - 2048,
+                    _ => 0,
+                };
+                if kind >= 5 {
+                    let index = self.random.below(16);
+                    if index != 4 {
+                        insn.set_memory_index(class + index as u32);
+                        insn.set_memory_index_scale(self.random.pick(&[1, 2, 4, 8]));
+                        if !POINTERS.contains(&index) {
+                            gpr[index] &= 0xff;
+                        } else {
+                            disp -= (DATA as i64) & 0x7fff_ffff;
+                        }
+                    }
+                }
+                let fits_byte = i8::try_from(disp).is_ok();
+                insn.set_memory_displacement64(disp as u64);
+                insn.set_memory_displ_size(match disp {
+                    0 => 0,
+                    _ if fits_byte => 1,
+                    _ if short => 4,
+                    _ => 8,
+                });
+            }
+        }
+    }
+
+    fn instruction(
+        &mut self,
+        factory: &mut InstructionInfoFactory,
+        gpr: &mut Gprs,
+    ) -> Option<Instruction> {
+        let code = self.random.pick(&self.codes);
+        let info = code.op_code();
+        let mut insn = Instruction::default();
+        insn.set_code(code);
+        for (i, &kind) in info.op_kinds().iter().enumerate() {
+            let i = i as u32;
+            let immediate = |insn: &mut Instruction, op: OpKind, value: u64| {
+                insn.set_op_kind(i, op);
+                insn.try_set_immediate_u64(i, value).is_ok()
+            };
+            let value = self.random.integer();
+            let either = matches!(
+                kind,
+                K::r8_or_mem
+                    | K::r16_or_mem
+                    | K::r32_or_mem
+                    | K::r64_or_mem
+                    | K::mm_or_mem
+                    | K::xmm_or_mem
+                    | K::ymm_or_mem
+            );
+            match kind {
+                K::imm8 if i > 0 && insn.op_kind(i - 1) == OpKind::Immediate8 => {
+                    insn.set_op_kind(i, OpKind::Immediate8_2nd);
+                    insn.set_immediate8_2nd(value as u8);
+                }
+                K::imm8 => {
+                    insn.set_op_kind(i, OpKind::Immediate8);
+                    insn.set_immediate8(value as u8);
+                }
+                K::imm8_const_1 => {
+                    insn.set_op_kind(i, OpKind::Immediate8);
+                    insn.set_immediate8(1);
+                }
+                K::imm8sex16 => {
+                    insn.set_op_kind(i, OpKind::Immediate8to16);
+                    insn.set_immediate8to16(value as i8 as i16);
+                }
+                K::imm8sex32 => {
+                    insn.set_op_kind(i, OpKind::Immediate8to32);
+                    insn.set_immediate8to32(value as i8 as i32);
+                }
+                K::imm8sex64 => {
+                    insn.set_op_kind(i, OpKind::Immediate8to64);
+                    insn.set_immediate8to64(value as i8 as i64);
+                }
+                K::imm16 => {
+                    immediate(&mut insn, OpKind::Immediate16, value & 0xffff);
+                }
+                K::imm32 => {
+                    immediate(&mut insn, OpKind::Immediate32, value & 0xffff_ffff);
+                }
+                K::imm32sex64 => {
+                    insn.set_op_kind(i, OpKind::Immediate32to64);
+                    insn.set_immediate32to64(value as i32 as i64);
+                }
+                K::imm64 => {
+                    immediate(&mut insn, OpKind::Immediate64, value);
+                }
+                K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegRSI),
+                K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESRDI),
+                K::seg_rDI => insn.set_op_kind(i, OpKind::MemorySegRDI),
+                K::seg_rBX_al => {
+                    insn.set_op_kind(i, OpKind::Memory);
+                    insn.set_memory_base(Register::RBX);
+                    insn.set_memory_index(Register::AL);
+                }
+                K::br64_1 | K::br64_4 => {
+                    insn.set_op_kind(i, OpKind::NearBranch64);
+                }
+                K::mem | K::mem_vsib32x | K::mem_vsib32y | K::mem_vsib64x | K::mem_vsib64y => {
+                    insn.set_op_kind(i, OpKind::Memory);
+                    self.memory(&mut insn, gpr, kind);
+                }
+                _ if either && self.random.one_in(2) => {
+                    insn.set_op_kind(i, OpKind::Memory);
+                    self.memory(&mut insn, gpr, kind);
+                }
+                _ => {
+                    let register = self.register(kind, i == 0)?;
+                    insn.set_op_kind(i, OpKind::Register);
+                    insn.set_op_register(i, register);
+                }
+            }
+        }
+        let access = factory.info(&insn).op_access(0);
+        let in_memory = insn.op_count() > 0 && insn.op0_kind() == OpKind::Memory;
+        if info.can_use_lock_prefix()
+            && in_memory
+            && matches!(access, OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+            && self.random.one_in(3)
+        {
+            insn.set_has_lock_prefix(true);
+        }
+        if is_repeatable(insn.mnemonic()) && self.random.one_in(2) {
+            if self.random.one_in(2) {
+                insn.set_has_rep_prefix(true);
+            } else {
+                insn.set_has_repne_prefix(true);
+            }
+        }
+        // Undefined: the result of a 16-bit double shift by more than 16.
+        if matches!(insn.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)
+            && insn.op1_register().size() == 2
+        {
+            if insn.op2_kind() != OpKind::Immediate8 {
+                return None;
+            }
+            insn.set_immediate8(insn.immediate8() & 15);
+        }
+        Some(insn)
+    }
+
+    fn xsave(&mut self) -> [u8; XSAVE_LEN] {
+        let r = &mut self.random;
+        let mut area = [0; XSAVE_LEN];
+        // FCW: mostly all masked.
+        let mut fcw = 0x37f;
+        if r.one_in(3) {
+            fcw = fcw & !0xf00 | (r.next() as u16 & 0xf00);
+        }
+        if r.one_in(8) {
+            fcw = fcw & !0x3f | (r.next() as u16 & 0x3f);
+        }
+        let top = r.next() as u16 & 7;
+        let flags = if r.one_in(3) {
+            r.next() as u16 & 0x4740
+        } else {
+            0
+        };
+        // Exceptions that wait only now and then.
+        let raised = if r.one_in(4) {
+            r.next() as u16 & 0x3f
+        } else {
+            0
+        };
+        let raised = if r.one_in(8) { raised } else { raised & fcw };
+        let summary = if raised & !fcw & 0x3f != 0 { 0x8080 } else { 0 };
+        area[..2].copy_from_slice(&fcw.to_le_bytes());
+        area[2..4].copy_from_slice(&(top << 11 | flags | raised | summary).to_le_bytes());
+        area[4] = match r.below(3) {
+            0 => 0xff,
+            1 => 0,
+            _ => r.next() as u8,
+        };
+        let mut mxcsr = 0x1f80_u32;
+        if r.one_in(2) {
+            mxcsr |= r.next() as u32 & 0xe07f;
+        }
+        if r.one_in(8) {
+            mxcsr &= !(r.next() as u32 & 0x1f80);
+        }
+        area[24..28].copy_from_slice(&mxcsr.to_le_bytes());
+        for slot in area[32..160].chunks_exact_mut(16) {
+            slot[..10].copy_from_slice(&r.extended());
+        }
+        for range in [XMM, YMM_HIGH] {
+            for register in area[range].chunks_exact_mut(16) {
+                register.copy_from_slice(&r.vector());
+            }
+        }
+        area
+    }
+
+    /// What `DATA` holds for the next cases.
+    pub fn data(&mut self) -> Box<[u8; DATA_LEN]> {
+        let mut data = Box::new([0; DATA_LEN]);
+        for chunk in data.chunks_exact_mut(16) {
+            chunk.copy_from_slice(&self.random.vector());
+        }
+        data
+    }
+
+    /// A case of up to `most` instructions.
+    pub fn case(&mut self, most: usize) -> Case {
+        let mut factory = InstructionInfoFactory::new();
+        let mut gpr = [0; 16];
+        for (i, value) in gpr.iter_mut().enumerate() {
+            *value = if POINTERS.contains(&i) {
+                self.address()
+            } else {
+                self.random.integer()
+            };
+        }
+        if self.random.one_in(2) {
+            gpr[1] &= 0x3f;
+        }
+        gpr[4] = gpr[4] & !7 | 0x1000;
+        let wanted = 1 + self.random.below(most);
+        let mut instructions: Vec<Instruction> = Vec::new();
+        let mut undefined = 0;
+        let mut tries = 0;
+        while instructions.len() < wanted && tries < 100 {
+            tries += 1;
+            let Some(insn) = self.instruction(&mut factory, &mut gpr) else {
+                continue;
+            };
+            if status(insn.rflags_read()) & undefined != 0
+                || matches!(
+                    insn.mnemonic(),
+                    Mnemonic::Pushf | Mnemonic::Pushfq | Mnemonic::Lahf
+                ) && undefined != 0
+                || insn.memory_size() == MemorySize::Unknown
+                    && insn.op_kinds().any(|k| k == OpKind::Memory)
+                    && insn.mnemonic() != Mnemonic::Lea
+                    && insn.mnemonic() != Mnemonic::Nop
+            {
+                continue;
+            }
+            if Encoder::new(64).encode(&insn, CODE).is_err()
+                && insn.op0_kind() != OpKind::NearBranch64
+            {
+                continue;
+            }
+            if !may_keep_flags(&insn) {
+                undefined &= !status(insn.rflags_modified());
+            }
+            undefined |= status(insn.rflags_undefined());
+            instructions.push(insn);
+        }
+        let code = self.assemble(&mut instructions);
+        let direction = if self.random.one_in(6) { 0x400 } else { 0 };
+        let input = Input {
+            gpr,
+            rflags: 0x202 | self.random.next() & STATUS | direction,
+            code,
+            xsave: self.xsave(),
+        };
+        Case {
+            input,
+            instructions,
+            undefined,
+        }
+    }
+
+    /// Code bytes; branches lead to one of the following instructions. Instructions past the
+    /// end of the room are dropped.
+    fn assemble(&mut self, instructions: &mut Vec<Instruction>) -> [u8; CODE_LEN] {
+        let encode = |insn: &Instruction, ip: u64| {
+            let mut encoder = Encoder::new(64);
+            let mut insn = *insn;
+            if insn.op0_kind() == OpKind::NearBranch64 && insn.near_branch64() == 0 {
+                insn.set_near_branch64(ip + 16);
+            }
+            match encoder.encode(&insn, ip) {
+                Ok(_) => encoder.take_buffer(),
+                Err(_) => Vec::new(),
+            }
+        };
+        let mut starts = Vec::new();
+        let mut ip = CODE;
+        instructions.retain(|insn| {
+            let len = encode(insn, ip).len() as u64;
+            if len == 0 || ip + len > CODE + CODE_LEN as u64 - 16 {
+                return false;
+            }
+            starts.push(ip);
+            ip += len;
+            true
+        });
+        starts.push(ip);
+        let mut code = [0xcc; CODE_LEN];
+        for (i, insn) in instructions.iter_mut().enumerate() {
+            if insn.op0_kind() == OpKind::NearBranch64 {
+                let later = starts.len() - 1 - i;
+                insn.set_near_branch64(starts[i + 1 + self.random.below(later)]);
+            }
+            insn.set_ip(starts[i]);
+            let bytes = encode(insn, starts[i]);
+            let at = (starts[i] - CODE) as usize;
+            code[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        code
+    }
+}
