@@ -41,6 +41,10 @@ enum Fault {
         name: String,
         element: String,
     },
+    MissingOneOf {
+        names: String,
+        element: String,
+    },
     MissingElement {
         name: String,
         parent: String,
@@ -78,6 +82,9 @@ impl Fault {
             }
             Self::MissingAttribute { name, element } => {
                 format!("attribute '{name}' is missing in element '{element}'")
+            }
+            Self::MissingOneOf { names, element } => {
+                format!("one of {names} must be in element '{element}'")
             }
             Self::MissingElement { name, parent } => {
                 format!("element '{name}' is missing in element '{parent}'")
@@ -122,6 +129,12 @@ impl Fault {
             Self::MissingAttribute { name, element } => {
                 return Err(XmlError::xml(format!(
                     "Missing required attribute '{name}' in element '{element}'"
+                ))
+                .at(line));
+            }
+            Self::MissingOneOf { names, element } => {
+                return Err(XmlError::xml(format!(
+                    "One of {names} must be in element '{element}'"
                 ))
                 .at(line));
             }
@@ -196,6 +209,19 @@ impl Grammar {
         self.attributes(&allowed, element, findings);
         self.text(&allowed, element, findings);
         self.children(&allowed, element, findings);
+        for names in &allowed.some {
+            let there = |name: &&str| match name.strip_prefix('@') {
+                Some(attribute) => element.attr(attribute).is_some(),
+                None => element.child(name).is_some(),
+            };
+            if !names.iter().any(there) {
+                let fault = Fault::MissingOneOf {
+                    names: names.join(", "),
+                    element: element.name.clone(),
+                };
+                findings.add(&fault, element.line);
+            }
+        }
     }
 
     fn attributes(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {

@@ -52,6 +52,7 @@ struct Allowed<'g> {
     text: Option<(bool, &'g kind::Values)>,
     any: bool,
     order: Vec<&'g str>,
+    some: Vec<&'g [&'static str]>,
 }
 
 impl Allowed<'_> {
@@ -135,6 +136,7 @@ impl Grammar {
                     }
                 }
                 Item::Order(names) => into.order.extend(names),
+                Item::Some(names) => into.some.push(names),
                 Item::Any => into.any = true,
             }
         }

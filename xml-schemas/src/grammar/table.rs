@@ -11,6 +11,7 @@
 //!                                 exactly one; CHILD? at most one; CHILD* any; CHILD+ at least one
 //!   when @NAME A|B|-              lines below hold only for these values (-: attribute absent)
 //!   any                           anything at all
+//!   some @NAME... CHILD...        at least one of these must be there
 //!   order @NAME... CHILD...       printed first and in this order, where `when` lines hide it
 //! ```
 //!
@@ -46,6 +47,8 @@ pub(super) enum Item {
         absent: bool,
         items: Body,
     },
+    /// Names (attributes with `@`) of which at least one must be there.
+    Some(Vec<&'static str>),
     /// Names (attributes with `@`) that come first in this order.
     Order(Vec<&'static str>),
     Any,
@@ -185,6 +188,9 @@ impl Reader {
         }
         if head == "order" {
             return Ok(Item::Order(tail.split_whitespace().collect()));
+        }
+        if head == "some" {
+            return Ok(Item::Some(tail.split_whitespace().collect()));
         }
         if head == "text" || head == "text?" {
             let (_, required) = optional(head);
