@@ -50,6 +50,9 @@ pub(crate) struct CodeCache {
     seen: [u64; SEEN_WORDS],
     /// Times the whole cache was dropped.
     pub dropped: u64,
+    /// Where a block's operations are collected, and how many instructions they stand for.
+    pub scratch: Vec<Op>,
+    pub scratch_count: u16,
 }
 
 impl std::fmt::Debug for CodeCache {
@@ -74,6 +77,8 @@ impl Default for CodeCache {
             context: 0,
             seen: [0; SEEN_WORDS],
             dropped: 0,
+            scratch: Vec::new(),
+            scratch_count: 0,
         }
     }
 }

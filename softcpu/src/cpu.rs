@@ -61,11 +61,14 @@ pub struct Cpu {
     pub(crate) data_mode: usize,
     /// The block being run.
     pub(crate) current: *const Block,
+    /// Where the block that just ended would like to have its successor noted, or null.
+    pub(crate) link: *const std::cell::Cell<*const Block>,
     /// An exception raised by the operation just run, to be delivered.
     pub(crate) pending: Option<Exception>,
     /// Bits of `attention` that matter now.
     pub(crate) attention_mask: u32,
-    /// Decode mode of the next block (`Mode::bits`).
+    /// Decode mode of the next block: code size (0: 16, 1: 32, 2: 64 bits) in bits 0..2,
+    /// 32-bit stack in bit 2.
     pub(crate) mode: u8,
     /// The bus of the `run` in progress.
     bus: Option<*const dyn Bus>,
@@ -131,6 +134,7 @@ impl Cpu {
             tlbs: Tlbs::new(),
             data_mode: 0,
             current: std::ptr::null(),
+            link: std::ptr::null(),
             pending: None,
             attention_mask: 0,
             mode: 0,

@@ -2,24 +2,32 @@
 //!
 //! Knows no device and no KVM. Everything outside RAM goes through [`Bus`].
 
+mod alu;
 pub mod apic;
 pub mod attention;
 mod bus;
 mod cache;
 mod cpu;
 pub mod cpuid;
+mod decode;
 mod exception;
+mod exec;
 mod features;
+mod interrupt;
+mod inject;
 pub mod machine;
 pub mod memory;
 mod mmu;
 pub mod msr;
+mod msr_core;
 mod op;
 mod paging;
 pub mod paravirt;
 mod run;
+mod segment;
 pub mod simd;
 pub mod state;
+mod task;
 mod tlb;
 pub mod tsc;
 

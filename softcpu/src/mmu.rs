@@ -358,6 +358,11 @@ impl Cpu {
         self.write_bytes_as(addr, &value.to_le_bytes()[..len], mode)
     }
 
+    /// Writes a stack frame with the rights of access mode `mode`.
+    pub(crate) fn write_frame(&mut self, addr: u64, data: &[u8], mode: usize) -> Fallible<()> {
+        self.write_bytes_as(addr, data, mode)
+    }
+
     /// Implicit supervisor read.
     pub(crate) fn system_read<T: Word>(&mut self, addr: u64) -> Fallible<T> {
         Ok(T::cut(self.read_slow(

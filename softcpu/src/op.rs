@@ -108,7 +108,9 @@ pub struct Block {
     pub count: u16,
     /// Bytes of guest code.
     pub len: u16,
-    /// Mode it was decoded in (`Mode::bits`).
+    /// Number of guest instructions.
+    pub instructions: u16,
+    /// Mode it was decoded in (see `Cpu::mode`; bit 3: one instruction only).
     pub mode: u8,
     /// Guest code was overwritten.
     pub stale: Cell<bool>,

@@ -1,15 +1,29 @@
-//! The block loop.
+//! The block loop, and what happens between blocks.
+
+use std::time::Duration;
 
 use crate::apic::ApicEffect;
+use crate::attention::Attention;
 use crate::bus::Bus;
-use crate::cpu::{Cpu, Exit};
+use crate::cpu::{Cpu, Exit, host_tsc};
+use crate::decode::MODE_SINGLE;
+use crate::exception::{Exception, Fallible};
+use crate::interrupt::Source;
+use crate::machine::Mail;
 use crate::op::{Block, Op};
+use crate::state::{rflags, seg};
+
+/// Blocks between two looks at the APIC timer's deadline: some tens of microseconds.
+const BLOCKS_BETWEEN_LOOKS: u32 = 512;
 
 /// Handler of operations whose guest code was overwritten: look the code up again.
 pub(crate) unsafe fn stale(cpu: &mut Cpu, op: *const Op) -> *const Block {
     // SAFETY: the caller's promise.
     let op = unsafe { &*op };
-    cpu.s.rip = cpu.s.block_rip.wrapping_add(u64::from(op.off));
+    cpu.s.rip = cpu.s.block_rip.wrapping_add(u64::from(op.off)) & cpu.rip_mask();
+    if op.off != 0 {
+        cpu.link = std::ptr::null();
+    }
     std::ptr::null()
 }
 
@@ -28,8 +42,312 @@ impl Cpu {
     pub fn run(&mut self, bus: &dyn Bus) -> Exit {
         self.set_bus(Some(bus));
         self.peer.set_running(true);
+        // Memory may have changed while nobody was listening.
+        self.attention.raise(Attention::SELF);
+        self.take_mail();
+        self.deadline = self.apic.deadline();
+        let exit = loop {
+            if let Some(exit) = self.events() {
+                break exit;
+            }
+            self.run_blocks();
+        };
         self.peer.set_running(false);
         self.set_bus(None);
-        Exit::Kicked
+        exit
     }
+
+    /// Runs blocks until something wants attention.
+    fn run_blocks(&mut self) {
+        let attention: *const Attention = &raw const *self.attention;
+        let mut left = BLOCKS_BETWEEN_LOOKS;
+        let Some(mut block) = self.find_block(self.mode) else {
+            return;
+        };
+        loop {
+            // SAFETY: `self.attention` keeps it alive.
+            if unsafe { (*attention).get() } & self.attention_mask != 0 || left == 0 {
+                return;
+            }
+            left -= 1;
+            // SAFETY: blocks come from this vCPU's cache and live until it is dropped, which
+            // happens only in `find_block`.
+            let next = unsafe {
+                let b = &*block;
+                self.s.block_rip = self.s.rip;
+                self.current = block;
+                self.instructions += u64::from(b.instructions);
+                ((*b.ops).f)(self, b.ops)
+            };
+            block = if next.is_null() {
+                if self.pending.is_some() {
+                    return;
+                }
+                match self.find_block(self.mode) {
+                    Some(block) => block,
+                    None => return,
+                }
+            } else {
+                next
+            };
+        }
+    }
+
+    /// The block at RIP. `None`: fetching it raised an exception, which is pending.
+    #[inline]
+    fn find_block(&mut self, mode: u8) -> Option<*const Block> {
+        let linear = self.code_linear(self.s.rip);
+        if self.link.is_null()
+            && let Some(block) = self.cache.jump(linear)
+            && mode & MODE_SINGLE == 0
+        {
+            return Some(block);
+        }
+        match self.find_slow(linear, mode) {
+            Ok(block) => Some(block),
+            Err(exception) => {
+                self.raise(exception, false);
+                None
+            }
+        }
+    }
+
+    fn find_slow(&mut self, linear: u64, mode: u8) -> Fallible<*const Block> {
+        let gpa = self.translate_fetch(linear)?;
+        let mut found: Option<*const Block> = None;
+        if let Some(block) = self.cache.find(gpa, mode) {
+            found = Some(block);
+            if block.crosses {
+                let expected = block.gpa2;
+                let next_page = self.wrap_linear((linear & !0xfff).wrapping_add(4096));
+                if self.translate_fetch(next_page)? != expected {
+                    // The same first part with another second one: decoded anew each time.
+                    found = None;
+                }
+            }
+        }
+        let block = match found {
+            Some(block) => block,
+            None => self.decode_block(linear, gpa, mode)?,
+        };
+        if mode & MODE_SINGLE == 0 {
+            self.cache.remember(linear, block);
+            self.note_link(block);
+        }
+        self.link = std::ptr::null();
+        Ok(block)
+    }
+
+    /// Notes `block` as the successor of the one that just ended, if that holds for ever:
+    /// both lie in the same page.
+    fn note_link(&mut self, block: *const Block) {
+        // SAFETY: both are blocks of this vCPU's cache; `link` is a field of `current` and is
+        // cleared when the cache is dropped.
+        unsafe {
+            if let (Some(link), Some(from)) = (self.link.as_ref(), self.current.as_ref()) {
+                let to = &*block;
+                let whole_pages = self.mode & 3 == 2
+                    || self.s.seg[seg::CS].limit & 0xfff == 0xfff
+                        && self.s.seg[seg::CS].base & 0xfff == 0;
+                if to.gpa >> 12 == from.gpa >> 12
+                    && !to.crosses
+                    && !from.crosses
+                    && to.mode == from.mode
+                    && whole_pages
+                {
+                    link.set(block);
+                }
+            }
+        }
+    }
+
+    /// Runs exactly one instruction.
+    fn step(&mut self) {
+        self.link = std::ptr::null();
+        let Some(block) = self.find_block(self.mode | MODE_SINGLE) else {
+            return;
+        };
+        // SAFETY: as in `run_blocks`.
+        unsafe {
+            let b = &*block;
+            self.s.block_rip = self.s.rip;
+            self.current = block;
+            self.instructions += 1;
+            ((*b.ops).f)(self, b.ops);
+        }
+        self.link = std::ptr::null();
+    }
+
+    /// Everything that is looked at between blocks. `Some`: leave `run`.
+    fn events(&mut self) -> Option<Exit> {
+        loop {
+            if let Some(exception) = self.pending.take()
+                && let Err(exit) = self.deliver_exception(exception)
+            {
+                return Some(exit);
+            }
+            self.attention.clear(Attention::SELF);
+            if let Some(exit) = self.exit.take() {
+                return Some(exit);
+            }
+            if host_tsc() >= self.deadline {
+                self.apic.poll_timer(host_tsc());
+                self.deadline = self.apic.deadline();
+            }
+            let flags = self.attention.get();
+            if flags & Attention::MAIL != 0 {
+                self.take_mail();
+            }
+            if flags & Attention::KICK != 0 {
+                self.attention.clear(Attention::KICK);
+                return Some(Exit::Kicked);
+            }
+            if self.s.shadow && self.s.rip != self.s.shadow_rip {
+                self.s.shadow = false;
+            }
+            let wanted = flags & self.attention_mask & (Attention::NMI | Attention::IRQ) != 0;
+            if wanted && self.s.shadow && !self.s.halted {
+                self.s.shadow = false;
+                self.step();
+                continue;
+            }
+            if wanted && self.interrupt(flags) {
+                continue;
+            }
+            if self.s.halted {
+                if let Some(exit) = self.sleep() {
+                    return Some(exit);
+                }
+                continue;
+            }
+            if self.s.flags & rflags::TF != 0 || self.debug.single_step {
+                if let Some(exit) = self.single_step() {
+                    return Some(exit);
+                }
+                continue;
+            }
+            return None;
+        }
+    }
+
+    /// Delivers an NMI or an interrupt; whether there was one.
+    fn interrupt(&mut self, flags: u32) -> bool {
+        let (vector, nmi) = if flags & self.attention_mask & Attention::NMI != 0 {
+            self.attention.clear(Attention::NMI);
+            (2, true)
+        } else {
+            let Some(vector) = self.apic.take_interrupt() else {
+                return false;
+            };
+            (vector, false)
+        };
+        self.s.halted = false;
+        self.s.flags &= !rflags::RF;
+        match self.deliver(vector, None, Source::External) {
+            Ok(()) => {
+                if nmi {
+                    self.s.nmi_masked = true;
+                    self.update_attention_mask();
+                }
+            }
+            Err(exception) => self.pending = Some(exception),
+        }
+        true
+    }
+
+    /// HLT: sleeps until something may have woken the vCPU.
+    fn sleep(&mut self) -> Option<Exit> {
+        let mask = self.attention_mask;
+        if mask & Attention::IRQ == 0 && !self.dead_halt_reported {
+            self.dead_halt_reported = true;
+            return Some(Exit::DeadHalt);
+        }
+        let mut timeout = Duration::from_secs(3600);
+        if self.deadline != u64::MAX {
+            let ticks = self.deadline.saturating_sub(host_tsc());
+            timeout = timeout.min(tsc_duration(ticks));
+        }
+        self.attention.wait(mask, timeout);
+        None
+    }
+
+    /// One instruction with RFLAGS.TF set, or for the debugger.
+    fn single_step(&mut self) -> Option<Exit> {
+        let trap = self.s.flags & rflags::TF != 0;
+        self.step();
+        if trap && self.pending.is_none() {
+            self.s.dr6 |= 1 << 14;
+            self.pending = Some(Exception::DB);
+        }
+        self.debug.single_step.then_some(Exit::Debug)
+    }
+
+    /// Delivers an exception, or the double fault it ends in. `Err`: triple fault.
+    fn deliver_exception(&mut self, exception: Exception) -> Result<(), Exit> {
+        let contributory = |v: u8| matches!(v, 0 | 10..=13);
+        let mut current = exception;
+        loop {
+            if current.vector == 14 {
+                self.s.cr2 = current.cr2;
+            }
+            if current.vector == 1 {
+                self.s.dr7 &= !(1 << 13);
+            }
+            let code = (current.has_code && self.s.protected_or_v86()).then_some(current.code);
+            log::trace!("{current:x?} at {:#x}", self.s.rip);
+            match self.deliver(current.vector, code, Source::Exception) {
+                Ok(()) => return Ok(()),
+                Err(second) => {
+                    if current.vector == 8 {
+                        return Err(Exit::Shutdown);
+                    }
+                    let double = contributory(current.vector) && contributory(second.vector)
+                        || current.vector == 14
+                            && (second.vector == 14 || contributory(second.vector));
+                    current = if double {
+                        Exception::coded(8, 0)
+                    } else {
+                        second
+                    };
+                }
+            }
+        }
+    }
+
+    /// Acts on what other vCPUs and the machine have told.
+    fn take_mail(&mut self) {
+        let mail = self.peer.take_mail();
+        for message in mail {
+            match message {
+                Mail::CodeWritten { page, chunks } => {
+                    self.cache.invalidate(page, chunks, stale);
+                }
+                Mail::CodePage { page } => {
+                    if self.tlbs.slow_writes(page) {
+                        // What this vCPU wrote there meanwhile went unnoticed.
+                        for peer in self.machine.peers() {
+                            peer.post(Mail::CodeWritten {
+                                page,
+                                chunks: u64::MAX,
+                            });
+                        }
+                    }
+                }
+                Mail::Slots => {
+                    self.slots = self.machine.memory.snapshot();
+                    self.flush_tlb_all();
+                    self.cache.clear();
+                    self.link = std::ptr::null();
+                }
+                Mail::DirtyLog => self.tlbs.clear_writes(),
+            }
+        }
+        self.peer.acknowledge();
+    }
+}
+
+/// How long `ticks` of the host's TSC are.
+fn tsc_duration(ticks: u64) -> Duration {
+    let khz = crate::machine::tsc_khz();
+    Duration::from_nanos((u128::from(ticks) * 1_000_000 / u128::from(khz)).min(u64::MAX.into()) as u64)
 }

@@ -402,6 +402,11 @@ impl CpuState {
         self.cr0 & cr0::PE != 0 && self.flags & rflags::VM == 0
     }
 
+    /// CR0.PE, virtual-8086 mode included.
+    pub fn protected_or_v86(&self) -> bool {
+        self.cr0 & cr0::PE != 0
+    }
+
     /// EFER.LMA: 64-bit or compatibility mode.
     pub fn long_mode(&self) -> bool {
         self.efer & efer::LMA != 0

@@ -1,0 +1,486 @@
+//! From guest bytes to blocks of operations.
+
+mod arith;
+mod control;
+mod other;
+
+use std::cell::Cell;
+use std::sync::atomic::{Ordering, fence};
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+
+use crate::cpu::Cpu;
+use crate::exception::{Exception, Fallible};
+use crate::exec;
+use crate::machine::Mail;
+use crate::op::{Block, Handler, Op, Plain};
+use crate::simd;
+use crate::state::seg;
+
+/// Bit of a mode: the block holds one instruction.
+pub(crate) const MODE_SINGLE: u8 = 8;
+/// Most instructions in a block.
+const MAX_INSTRUCTIONS: usize = 48;
+/// Most bytes looked at for one.
+const WINDOW: usize = 512;
+
+/// How an instruction is run.
+pub(crate) enum Emit {
+    /// By a handler, going on with the next operation.
+    Next(Handler, Op),
+    /// By a handler that ends the block.
+    End(Handler, Op),
+    /// By a plain handler.
+    Plain(Plain, Op),
+    /// By a plain handler that ends the block.
+    PlainEnd(Plain, Op),
+}
+
+/// Classes of memory operands, by the `exec::Ea` that computes them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EaClass {
+    Base,
+    Full,
+    Legacy,
+}
+
+/// Picks a word type by size in bytes.
+macro_rules! sized {
+    ($size:expr, $t:ident => $x:expr) => {
+        match $size {
+            1 => {
+                type $t = u8;
+                $x
+            }
+            2 => {
+                type $t = u16;
+                $x
+            }
+            4 => {
+                type $t = u32;
+                $x
+            }
+            _ => {
+                type $t = u64;
+                $x
+            }
+        }
+    };
+}
+pub(crate) use sized;
+
+/// Picks an `exec::Ea` by class.
+macro_rules! by_ea {
+    ($class:expr, $e:ident => $x:expr) => {
+        match $class {
+            $crate::decode::EaClass::Base => {
+                type $e = $crate::exec::Base;
+                $x
+            }
+            $crate::decode::EaClass::Full => {
+                type $e = $crate::exec::Full;
+                $x
+            }
+            $crate::decode::EaClass::Legacy => {
+                type $e = $crate::exec::Legacy;
+                $x
+            }
+        }
+    };
+}
+pub(crate) use by_ea;
+
+/// One instruction being decoded.
+pub(crate) struct Context<'a> {
+    pub cpu: &'a Cpu,
+    pub insn: &'a Instruction,
+    /// 64-bit mode.
+    pub mode64: bool,
+    /// With length, offset and memory operand filled in.
+    pub op: Op,
+    pub class: EaClass,
+}
+
+/// Byte offset of a register from `CpuState::gpr`.
+pub(crate) fn reg(register: Register) -> u8 {
+    match register {
+        Register::AH => 1,
+        Register::CH => 9,
+        Register::DH => 17,
+        Register::BH => 25,
+        r if r.is_gpr() => (r.full_register() as u32 - Register::RAX as u32) as u8 * 8,
+        _ => Op::NO_REG,
+    }
+}
+
+/// Number of a segment register.
+pub(crate) fn seg_number(register: Register) -> usize {
+    match register {
+        Register::ES => seg::ES,
+        Register::CS => seg::CS,
+        Register::SS => seg::SS,
+        Register::FS => seg::FS,
+        Register::GS => seg::GS,
+        _ => seg::DS,
+    }
+}
+
+impl Context<'_> {
+    /// Operand `n` is memory.
+    pub(crate) fn is_mem(&self, n: u32) -> bool {
+        self.insn.op_kind(n) == OpKind::Memory
+    }
+
+    /// Operand `n` is a register.
+    pub(crate) fn is_reg(&self, n: u32) -> bool {
+        self.insn.op_kind(n) == OpKind::Register
+    }
+
+    /// Byte offset of register operand `n`.
+    pub(crate) fn reg(&self, n: u32) -> u8 {
+        reg(self.insn.op_register(n))
+    }
+
+    /// Size in bytes of operand `n` (register or memory).
+    pub(crate) fn size(&self, n: u32) -> usize {
+        if self.is_mem(n) {
+            self.insn.memory_size().size()
+        } else {
+            self.insn.op_register(n).size()
+        }
+    }
+
+    /// Operand `n` for `muldiv::value`: a register, or `Op::NO_REG` for memory.
+    pub(crate) fn reg_or_mem(&self, n: u32) -> u8 {
+        if self.is_mem(n) {
+            Op::NO_REG
+        } else {
+            self.reg(n)
+        }
+    }
+}
+
+/// The operation's fields that follow from the encoding alone.
+fn base_op(insn: &Instruction, offset: u16, mode: u8) -> (Op, EaClass) {
+    let mode64 = mode & 3 == 2;
+    let mut op = Op {
+        f: exec::undefined,
+        a: 0,
+        b: 0,
+        base: Op::NO_REG,
+        index: Op::NO_REG,
+        ea: (seg::DS as u8) << 2,
+        len: insn.len() as u8,
+        off: offset,
+        disp: 0,
+        imm: 0,
+    };
+    let string = matches!(
+        insn.op0_kind(),
+        OpKind::MemorySegSI
+            | OpKind::MemorySegESI
+            | OpKind::MemorySegRSI
+            | OpKind::MemorySegDI
+            | OpKind::MemorySegEDI
+            | OpKind::MemorySegRDI
+    ) || matches!(
+        insn.op1_kind(),
+        OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI
+    );
+    let memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
+    if string {
+        op.ea = (seg_number(insn.memory_segment()) as u8) << 2;
+        return (op, EaClass::Legacy);
+    }
+    if !memory {
+        return (op, EaClass::Full);
+    }
+    let base = insn.memory_base();
+    let index = insn.memory_index();
+    op.disp = insn.memory_displacement64() as i64;
+    let mut addr_size = if mode64 { 8 } else { mode as usize & 1 };
+    for r in [base, index] {
+        if r.is_gpr() {
+            addr_size = r.size();
+        }
+    }
+    match base {
+        Register::None => {}
+        Register::RIP | Register::EIP => {
+            // Decoded with the block at address 0: the displacement counts from there.
+            op.base = Op::RIP;
+            addr_size = if base == Register::EIP { 4 } else { 8 };
+        }
+        r => op.base = reg(r),
+    }
+    if index.is_gpr() {
+        op.index = reg(index);
+    }
+    if !base.is_gpr() && !index.is_gpr() && op.base != Op::RIP {
+        // A displacement alone: its size is the address size's.
+        addr_size = match insn.memory_displ_size() {
+            2 => 2,
+            4 if !mode64 => 4,
+            _ => addr_size,
+        };
+        if mode64 && insn.memory_displ_size() == 4 && op.disp as u64 >> 31 == 1 {
+            // Zero-extended: only the address-size prefix does that.
+            addr_size = 4;
+        }
+    }
+    if addr_size == 0 {
+        addr_size = 2;
+    } else if addr_size == 1 {
+        addr_size = 4;
+    }
+    let scale = insn.memory_index_scale().trailing_zeros() as u8;
+    let segment = seg_number(insn.memory_segment());
+    let kind = match (mode64, addr_size) {
+        (true, 4) => Op::EA_64_32,
+        (true, _) => Op::EA_64,
+        (false, 2) => Op::EA_16,
+        (false, _) => Op::EA_32,
+    };
+    op.ea = scale | (segment as u8) << 2 | kind << 5;
+    let class = if kind != Op::EA_64 {
+        EaClass::Legacy
+    } else if op.index == Op::NO_REG && segment != seg::FS && segment != seg::GS {
+        EaClass::Base
+    } else {
+        EaClass::Full
+    };
+    (op, class)
+}
+
+/// Code bytes of a block, as read from guest memory.
+struct Window {
+    bytes: [u8; WINDOW],
+    len: usize,
+}
+
+impl Cpu {
+    /// Decodes the block at linear address `linear`, which is guest-physical `gpa`.
+    pub(crate) fn decode_block(&mut self, linear: u64, gpa: u64, mode: u8) -> Fallible<*const Block> {
+        if self.cache.full() {
+            self.cache.clear();
+            self.link = std::ptr::null();
+        }
+        // Guest code can change while it is decoded, by another vCPU; then once more.
+        loop {
+            if let Some(block) = self.try_decode(linear, gpa, mode)? {
+                return Ok(block);
+            }
+        }
+    }
+
+    fn try_decode(&mut self, linear: u64, gpa: u64, mode: u8) -> Fallible<Option<*const Block>> {
+        let rip = self.s.rip;
+        let mut room = WINDOW.min((4096 - (gpa & 0xfff)) as usize);
+        let mut limited = false;
+        if mode & 3 != 2 {
+            let limit = u64::from(self.s.seg[seg::CS].limit);
+            if rip > limit {
+                return Err(Exception::GP0);
+            }
+            if limit - rip < room as u64 {
+                room = (limit - rip + 1) as usize;
+                limited = true;
+            }
+        }
+        let mut window = Window {
+            bytes: [0xff; WINDOW],
+            len: room,
+        };
+        self.read_code(gpa, &mut window.bytes[..room]);
+
+        let mut ops = std::mem::take(&mut self.cache.scratch);
+        ops.clear();
+        let (len, complete) = self.decode_window(&window.bytes[..room], mode, &mut ops);
+        let mut block = Block {
+            ops: std::ptr::null_mut(),
+            count: 0,
+            len: len as u16,
+            instructions: 0,
+            mode,
+            stale: Cell::new(false),
+            gpa,
+            gpa2: 0,
+            crosses: false,
+            next: [const { Cell::new(std::ptr::null()) }; 2],
+            hash_next: Cell::new(std::ptr::null()),
+        };
+        let mut second = [0; 15];
+        if !complete && len == 0 {
+            // The first instruction goes on beyond the window: on the next page.
+            if limited {
+                self.cache.scratch = ops;
+                return Err(Exception::GP0);
+            }
+            let next_page = self.wrap_linear((linear & !0xfff).wrapping_add(4096));
+            let gpa2 = self.translate_fetch(next_page)?;
+            self.read_code(gpa2, &mut second);
+            let mut joined = [0xff; 30];
+            joined[..room].copy_from_slice(&window.bytes[..room]);
+            joined[room..room + 15].copy_from_slice(&second);
+            let (len, _) =
+                self.decode_window(&joined[..room + 15], mode | MODE_SINGLE, &mut ops);
+            block.len = len as u16;
+            block.crosses = true;
+            block.gpa2 = gpa2;
+        }
+        block.instructions = self.cache.scratch_count;
+        self.watch_code(&block);
+        let first = usize::from(block.len).min(room);
+        let same = self.same_code(gpa, &window.bytes[..first])
+            && (!block.crosses
+                || self.same_code(block.gpa2, &second[..usize::from(block.len) - first]));
+        let result = same.then(|| self.cache.insert(&ops, block));
+        self.cache.scratch = ops;
+        Ok(result)
+    }
+
+    fn read_code(&self, gpa: u64, bytes: &mut [u8]) {
+        match self.slots.host(gpa) {
+            // SAFETY: within one page of a slot.
+            Some(host) => unsafe {
+                std::ptr::copy_nonoverlapping(host, bytes.as_mut_ptr(), bytes.len());
+            },
+            // Nothing answers instruction fetches outside memory.
+            None => bytes.fill(0xff),
+        }
+    }
+
+    fn same_code(&self, gpa: u64, bytes: &[u8]) -> bool {
+        let mut now = [0xff; WINDOW];
+        self.read_code(gpa, &mut now[..bytes.len()]);
+        now[..bytes.len()] == *bytes
+    }
+
+    /// Makes writes to the block's guest code noticed from now on.
+    fn watch_code(&mut self, block: &Block) {
+        let pages = [block.gpa & !0xfff, block.gpa2];
+        for &page in &pages[..1 + usize::from(block.crosses)] {
+            let Some(slot) = self.slots.find(page) else {
+                continue;
+            };
+            let old = slot
+                .code_map(page)
+                .fetch_or(block.chunks(page), Ordering::SeqCst);
+            if old == 0 {
+                self.tlbs.slow_writes(page);
+                for peer in self.machine.peers() {
+                    if !std::sync::Arc::ptr_eq(&peer, &self.peer) {
+                        peer.post(Mail::CodePage { page });
+                    }
+                }
+            }
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Decodes as many instructions as belong into one block. Bytes used, and whether it
+    /// ended for another reason than the end of the window.
+    fn decode_window(&mut self, bytes: &[u8], mode: u8, ops: &mut Vec<Op>) -> (usize, bool) {
+        let bitness = [16, 32, 64, 64][usize::from(mode & 3)];
+        let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE);
+        let mut insn = Instruction::default();
+        let max = if mode & MODE_SINGLE != 0 {
+            1
+        } else {
+            MAX_INSTRUCTIONS
+        };
+        let mut used = 0;
+        self.cache.scratch_count = 0;
+        for _ in 0..max {
+            if used == bytes.len() {
+                break;
+            }
+            decoder.decode_out(&mut insn);
+            if insn.is_invalid() {
+                if decoder.last_error() == DecoderError::NoMoreBytes {
+                    if used > 0 {
+                        break;
+                    }
+                    return (0, false);
+                }
+                self.cache.scratch_count += 1;
+                let (mut op, _) = base_op(&Instruction::default(), used as u16, mode);
+                op.len = 1;
+                ops.push(op);
+                return ((used + 15).min(bytes.len()), true);
+            }
+            let end = used + insn.len();
+            self.cache.scratch_count += 1;
+            let ended = self.emit(&insn, &bytes[used..end], used as u16, mode, ops);
+            used = end;
+            if ended {
+                return (used, true);
+            }
+        }
+        let (mut op, _) = base_op(&Instruction::default(), used as u16, mode);
+        op.len = 0;
+        op.f = exec::branch::fall;
+        op.imm = used as u64;
+        ops.push(op);
+        (used, true)
+    }
+
+    /// Adds one instruction's operations; whether the block ends with it.
+    fn emit(
+        &self,
+        insn: &Instruction,
+        bytes: &[u8],
+        offset: u16,
+        mode: u8,
+        ops: &mut Vec<Op>,
+    ) -> bool {
+        let (op, class) = base_op(insn, offset, mode);
+        let context = Context {
+            cpu: self,
+            insn,
+            mode64: mode & 3 == 2,
+            op,
+            class,
+        };
+        let emit = arith::decode(&context)
+            .or_else(|| control::decode(&context))
+            .or_else(|| other::decode(&context))
+            .or_else(|| {
+                let fp = simd::decode_fp(self, insn, bytes)?;
+                let op = Op {
+                    a: fp.a,
+                    b: fp.b,
+                    imm: fp.data,
+                    ..op
+                };
+                Some(Emit::Plain(fp.handler, op))
+            })
+            .unwrap_or(Emit::End(exec::undefined, op));
+        match emit {
+            Emit::Next(f, op) => {
+                ops.push(Op { f, ..op });
+                false
+            }
+            Emit::End(f, op) => {
+                ops.push(Op { f, ..op });
+                true
+            }
+            Emit::Plain(handler, op) => {
+                push_plain(ops, exec::plain, handler, op);
+                false
+            }
+            Emit::PlainEnd(handler, op) => {
+                push_plain(ops, exec::plain_end, handler, op);
+                true
+            }
+        }
+    }
+}
+
+fn push_plain(ops: &mut Vec<Op>, f: Handler, handler: Plain, op: Op) {
+    ops.push(Op { f, ..op });
+    ops.push(Op {
+        imm: handler as usize as u64,
+        ..op
+    });
+}

@@ -1,0 +1,208 @@
+//! What decoded operations do.
+
+pub(crate) mod arith;
+pub(crate) mod atomic;
+pub(crate) mod bits;
+pub(crate) mod branch;
+pub(crate) mod mov;
+pub(crate) mod muldiv;
+pub(crate) mod rare;
+pub(crate) mod stack;
+pub(crate) mod string;
+pub(crate) mod system;
+
+use crate::cpu::Cpu;
+use crate::exception::{Exception, Fallible};
+use crate::mmu::{NOT_CANONICAL, Word};
+use crate::op::{Block, Op, Plain};
+use crate::state::seg;
+
+/// Goes on with the operation after `op`.
+///
+/// # Safety
+/// As `op::Handler`, for an operation that is not the last of its block.
+#[inline(always)]
+pub(crate) unsafe fn next(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: an operation that falls through is followed by another one.
+    unsafe {
+        let op = op.add(1);
+        ((*op).f)(cpu, op)
+    }
+}
+
+/// Unwraps a `Fallible` in a handler, or delivers the exception.
+macro_rules! attempt {
+    ($cpu:ident, $op:ident, $e:expr) => {
+        match $e {
+            Ok(value) => value,
+            Err(exception) => return $crate::exec::fault($cpu, $op, exception),
+        }
+    };
+}
+pub(crate) use attempt;
+
+/// Ends the block with an exception of `op`.
+#[cold]
+#[inline(never)]
+pub(crate) fn fault(cpu: &mut Cpu, op: *const Op, exception: Exception) -> *const Block {
+    // SAFETY: handlers only pass the operation they were called with.
+    let op = unsafe { &*op };
+    cpu.s.rip = cpu.s.block_rip.wrapping_add(u64::from(op.off));
+    cpu.raise(exception, op.seg() == seg::SS);
+    std::ptr::null()
+}
+
+impl Cpu {
+    /// Makes `exception` pending. `stack`: it came from an access through SS.
+    pub(crate) fn raise(&mut self, mut exception: Exception, stack: bool) {
+        if exception.vector == 13 && exception.cr2 == NOT_CANONICAL {
+            exception = if stack {
+                Exception::SS0
+            } else {
+                Exception::GP0
+            };
+        }
+        self.link = std::ptr::null();
+        self.pending = Some(exception);
+    }
+
+    /// Reads a register operand.
+    #[inline(always)]
+    pub(crate) fn reg<T: Word>(&self, offset: u8) -> T {
+        debug_assert!(usize::from(offset) + T::BYTES <= 144);
+        // SAFETY: the decoder's offsets lie in the registers at the start of the state.
+        unsafe {
+            (&raw const self.s)
+                .cast::<u8>()
+                .add(usize::from(offset))
+                .cast::<T>()
+                .read_unaligned()
+        }
+    }
+
+    /// Writes a register operand: 32 bits clear the upper half, less leave the rest alone.
+    #[inline(always)]
+    pub(crate) fn set_reg<T: Word>(&mut self, offset: u8, value: T) {
+        debug_assert!(usize::from(offset) + T::BYTES <= 128);
+        // SAFETY: as in `reg`; 32-bit registers start at multiples of 8, where 8 bytes fit.
+        unsafe {
+            let p = (&raw mut self.s).cast::<u8>().add(usize::from(offset));
+            if T::BYTES == 4 {
+                p.cast::<u64>().write(value.wide());
+            } else {
+                p.cast::<T>().write_unaligned(value);
+            }
+        }
+    }
+}
+
+/// Ways to compute the linear address of a memory operand.
+pub(crate) trait Ea: 'static {
+    fn addr(cpu: &mut Cpu, op: &Op, len: usize, write: bool) -> Fallible<u64>;
+}
+
+/// 64-bit mode, base + displacement, no segment base.
+pub(crate) struct Base;
+/// 64-bit mode, any 64-bit form.
+pub(crate) struct Full;
+/// Anything else: segmented, or with the address-size prefix.
+pub(crate) struct Legacy;
+
+impl Ea for Base {
+    #[inline(always)]
+    fn addr(cpu: &mut Cpu, op: &Op, _: usize, _: bool) -> Fallible<u64> {
+        Ok(cpu.reg64(op.base).wrapping_add(op.disp as u64))
+    }
+}
+
+impl Ea for Full {
+    #[inline(always)]
+    fn addr(cpu: &mut Cpu, op: &Op, _: usize, _: bool) -> Fallible<u64> {
+        // SAFETY: the decoder knows six segment registers.
+        let base = unsafe { *cpu.s.ea_base.get_unchecked(op.seg()) };
+        Ok(cpu
+            .reg64(op.base)
+            .wrapping_add(cpu.reg64(op.index) << op.scale())
+            .wrapping_add(op.disp as u64)
+            .wrapping_add(base))
+    }
+}
+
+impl Ea for Legacy {
+    #[inline(always)]
+    fn addr(cpu: &mut Cpu, op: &Op, len: usize, write: bool) -> Fallible<u64> {
+        cpu.operand(op, len, write)
+    }
+}
+
+/// Reads the memory operand.
+#[inline(always)]
+pub(crate) fn load<T: Word, E: Ea>(cpu: &mut Cpu, op: *const Op) -> Fallible<T> {
+    // SAFETY: handlers only pass the operation they were called with.
+    let addr = E::addr(cpu, unsafe { &*op }, T::BYTES, false)?;
+    cpu.read(addr)
+}
+
+/// Writes the memory operand.
+#[inline(always)]
+pub(crate) fn store<T: Word, E: Ea>(cpu: &mut Cpu, op: *const Op, value: T) -> Fallible<()> {
+    // SAFETY: as in `load`.
+    let addr = E::addr(cpu, unsafe { &*op }, T::BYTES, true)?;
+    cpu.write(addr, value)
+}
+
+/// Changes the memory operand.
+#[inline(always)]
+pub(crate) fn modify<T: Word, E: Ea>(
+    cpu: &mut Cpu,
+    op: *const Op,
+    f: impl FnOnce(&mut Cpu, T) -> T,
+) -> Fallible<()> {
+    // SAFETY: as in `load`.
+    let addr = E::addr(cpu, unsafe { &*op }, T::BYTES, true)?;
+    cpu.modify(addr, f)
+}
+
+/// The plain handler of a two-slot operation.
+unsafe fn plain_of(op: *const Op) -> Plain {
+    // SAFETY: the decoder puts the handler's address into the second slot's `imm`.
+    unsafe { std::mem::transmute::<usize, Plain>((*op.add(1)).imm as usize) }
+}
+
+/// Runs a plain handler and goes on after its second slot.
+pub(crate) unsafe fn plain(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: a two-slot operation.
+    let (handler, o) = unsafe { (plain_of(op), &*op) };
+    cpu.s.rip = cpu
+        .s
+        .block_rip
+        .wrapping_add(u64::from(o.off) + u64::from(o.len));
+    attempt!(cpu, op, handler(cpu, o));
+    // SAFETY: it is followed by another operation after its second slot.
+    unsafe { next(cpu, op.add(1)) }
+}
+
+/// Runs a plain handler that ends its block: what comes next is up to `CpuState::rip`.
+pub(crate) unsafe fn plain_end(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: a two-slot operation.
+    let (handler, o) = unsafe { (plain_of(op), &*op) };
+    cpu.s.rip = cpu
+        .s
+        .block_rip
+        .wrapping_add(u64::from(o.off) + u64::from(o.len))
+        & cpu.rip_mask();
+    cpu.link = std::ptr::null();
+    attempt!(cpu, op, handler(cpu, o));
+    std::ptr::null()
+}
+
+/// Does nothing.
+pub(crate) unsafe fn nop(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: not the last operation of its block.
+    unsafe { next(cpu, op) }
+}
+
+/// #UD.
+pub(crate) unsafe fn undefined(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    fault(cpu, op, Exception::UD)
+}

@@ -1,0 +1,140 @@
+//! PUSH, POP and LEAVE in 64-bit mode, and the stack in all modes for everything else.
+
+use super::{Ea, attempt, load, next};
+use crate::cpu::Cpu;
+use crate::exception::Fallible;
+use crate::mmu::Word;
+use crate::op::{Block, Op};
+use crate::state::{gpr, seg};
+
+const RSP: u8 = 32;
+const RBP: u8 = 40;
+
+/// PUSH register, 64-bit mode.
+pub(crate) unsafe fn push_r<T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let value = cpu.reg::<T>((*op).a);
+        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
+        attempt!(cpu, op, cpu.write::<T>(sp, value));
+        cpu.s.gpr[gpr::RSP] = sp;
+        next(cpu, op)
+    }
+}
+
+/// PUSH immediate, 64-bit mode.
+pub(crate) unsafe fn push_i<T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
+        attempt!(cpu, op, cpu.write::<T>(sp, T::cut((*op).imm)));
+        cpu.s.gpr[gpr::RSP] = sp;
+        next(cpu, op)
+    }
+}
+
+/// PUSH memory, 64-bit mode.
+pub(crate) unsafe fn push_m<T: Word, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let value = attempt!(cpu, op, load::<T, E>(cpu, op));
+        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
+        attempt!(cpu, op, cpu.write::<T>(sp, value));
+        cpu.s.gpr[gpr::RSP] = sp;
+        next(cpu, op)
+    }
+}
+
+/// POP register, 64-bit mode.
+pub(crate) unsafe fn pop_r<T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let sp = cpu.s.gpr[gpr::RSP];
+        let value = attempt!(cpu, op, cpu.read::<T>(sp));
+        cpu.s.gpr[gpr::RSP] = sp.wrapping_add(T::BYTES as u64);
+        cpu.set_reg::<T>((*op).a, value);
+        next(cpu, op)
+    }
+}
+
+/// LEAVE, 64-bit mode.
+pub(crate) unsafe fn leave(cpu: &mut Cpu, op: *const Op) -> *const Block {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let bp: u64 = cpu.reg(RBP);
+        let value = attempt!(cpu, op, cpu.read::<u64>(bp));
+        cpu.set_reg::<u64>(RSP, bp.wrapping_add(8));
+        cpu.set_reg::<u64>(RBP, value);
+        next(cpu, op)
+    }
+}
+
+impl Cpu {
+    /// Mask of the stack pointer's size: SS.B outside 64-bit mode.
+    pub(crate) fn stack_mask(&self) -> u64 {
+        if self.mode & 3 == 2 {
+            u64::MAX
+        } else if self.s.seg[seg::SS].big() {
+            0xffff_ffff
+        } else {
+            0xffff
+        }
+    }
+
+    /// Sets the part of RSP that the stack's size covers.
+    pub(crate) fn set_sp(&mut self, value: u64) {
+        let mask = self.stack_mask();
+        let rsp = &mut self.s.gpr[gpr::RSP];
+        *rsp = *rsp & !mask | value & mask;
+        // A 32-bit stack pointer is written like any 32-bit register.
+        if mask == 0xffff_ffff {
+            *rsp &= mask;
+        }
+    }
+
+    /// Linear address of stack offset `sp`.
+    pub(crate) fn stack_addr(&mut self, sp: u64, len: usize, write: bool) -> Fallible<u64> {
+        if self.mode & 3 == 2 {
+            Ok(sp)
+        } else {
+            self.segmented(seg::SS, sp & self.stack_mask(), len, write)
+        }
+    }
+
+    /// Writes `value` of `len` bytes (2, 4, 8) below `sp`; the new `sp`. RSP is not changed.
+    pub(crate) fn push_at(&mut self, sp: u64, value: u64, len: usize) -> Fallible<u64> {
+        let sp = sp.wrapping_sub(len as u64);
+        let addr = self.stack_addr(sp, len, true)?;
+        match len {
+            2 => self.write::<u16>(addr, value as u16)?,
+            4 => self.write::<u32>(addr, value as u32)?,
+            _ => self.write::<u64>(addr, value)?,
+        }
+        Ok(sp)
+    }
+
+    /// Reads `len` bytes (2, 4, 8) at stack offset `sp`. RSP is not changed.
+    pub(crate) fn peek_at(&mut self, sp: u64, len: usize) -> Fallible<u64> {
+        let addr = self.stack_addr(sp, len, false)?;
+        Ok(match len {
+            2 => self.read::<u16>(addr)?.into(),
+            4 => self.read::<u32>(addr)?.into(),
+            _ => self.read::<u64>(addr)?,
+        })
+    }
+
+    /// PUSH.
+    pub(crate) fn push(&mut self, value: u64, len: usize) -> Fallible<()> {
+        let sp = self.push_at(self.s.gpr[gpr::RSP], value, len)?;
+        self.set_sp(sp);
+        Ok(())
+    }
+
+    /// POP.
+    pub(crate) fn pop(&mut self, len: usize) -> Fallible<u64> {
+        let sp = self.s.gpr[gpr::RSP];
+        let value = self.peek_at(sp, len)?;
+        self.set_sp(sp.wrapping_add(len as u64));
+        Ok(value)
+    }
+}

@@ -1,0 +1,208 @@
+//! Model-specific registers that are the CPU core's own (Intel SDM vol. 4).
+
+use crate::cpu::{Cpu, host_tsc};
+use crate::exception::{Exception, Fallible};
+use crate::msr;
+use crate::state::{CoreMsrs, cr0, efer, seg};
+
+const TSC: u32 = 0x10;
+const SPEC_CTRL: u32 = 0x48;
+const PRED_CMD: u32 = 0x49;
+const TSC_ADJUST: u32 = 0x3b;
+const MTRR_CAP: u32 = 0xfe;
+const ARCH_CAPABILITIES: u32 = 0x10a;
+const SYSENTER_CS: u32 = 0x174;
+const SYSENTER_ESP: u32 = 0x175;
+const SYSENTER_EIP: u32 = 0x176;
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
+const MISC_ENABLE: u32 = 0x1a0;
+const DEBUGCTL: u32 = 0x1d9;
+const PAT: u32 = 0x277;
+const MTRR_DEF_TYPE: u32 = 0x2ff;
+const XSS: u32 = 0xda0;
+const EFER: u32 = 0xc000_0080;
+const STAR: u32 = 0xc000_0081;
+const LSTAR: u32 = 0xc000_0082;
+const CSTAR: u32 = 0xc000_0083;
+const SFMASK: u32 = 0xc000_0084;
+const FS_BASE: u32 = 0xc000_0100;
+const GS_BASE: u32 = 0xc000_0101;
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+const TSC_AUX: u32 = 0xc000_0103;
+/// Platform and microcode identification, which guests read without asking.
+const PLATFORM_ID: u32 = 0x17;
+const UCODE_REV: u32 = 0x8b;
+const FEATURE_CONTROL: u32 = 0x3a;
+const PERF_STATUS: u32 = 0x198;
+const LAST_BRANCH: [u32; 4] = [0x1db, 0x1dc, 0x1dd, 0x1de];
+
+/// Number of variable-range MTRRs.
+const MTRR_VARIABLE: usize = 8;
+
+/// Not affected by Meltdown, L1TF, MDS, TAA, and with enhanced IBRS not needed: what a guest
+/// does against them would only cost time here.
+const ARCH_CAPABILITIES_VALUE: u64 = 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8;
+
+fn fixed_mtrr(index: u32) -> Option<usize> {
+    match index {
+        0x250 => Some(0),
+        0x258 | 0x259 => Some((index - 0x258 + 1) as usize),
+        0x268..=0x26f => Some((index - 0x268 + 3) as usize),
+        _ => None,
+    }
+}
+
+fn variable_mtrr(index: u32) -> Option<usize> {
+    (0x200..0x200 + 2 * MTRR_VARIABLE as u32)
+        .contains(&index)
+        .then(|| (index - 0x200) as usize)
+}
+
+/// The plain storage of an MSR that needs no more than that.
+fn storage(msr: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
+    Some(match index {
+        STAR => &mut msr.star,
+        SFMASK => &mut msr.sfmask,
+        SYSENTER_CS => &mut msr.sysenter_cs,
+        TSC_AUX => &mut msr.tsc_aux,
+        MISC_ENABLE => &mut msr.misc_enable,
+        DEBUGCTL => &mut msr.debugctl,
+        MCG_STATUS => &mut msr.mcg_status,
+        _ => {
+            if let Some(i) = fixed_mtrr(index) {
+                &mut msr.mtrr_fixed[i]
+            } else {
+                &mut msr.mtrr_variable[variable_mtrr(index)?]
+            }
+        }
+    })
+}
+
+/// An MSR that holds a linear address.
+fn address(msr: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
+    Some(match index {
+        LSTAR => &mut msr.lstar,
+        CSTAR => &mut msr.cstar,
+        SYSENTER_ESP => &mut msr.sysenter_esp,
+        SYSENTER_EIP => &mut msr.sysenter_eip,
+        KERNEL_GS_BASE => &mut msr.kernel_gs_base,
+        _ => return None,
+    })
+}
+
+/// RDMSR.
+pub fn read(cpu: &mut Cpu, index: u32) -> Fallible<u64> {
+    if let Some(value) = storage(&mut cpu.s.msr, index) {
+        return Ok(*value);
+    }
+    if let Some(value) = address(&mut cpu.s.msr, index) {
+        return Ok(*value);
+    }
+    Ok(match index {
+        TSC => cpu.tsc(),
+        TSC_ADJUST => cpu.s.tsc_offset,
+        EFER => cpu.s.efer,
+        FS_BASE => cpu.s.seg[seg::FS].base,
+        GS_BASE => cpu.s.seg[seg::GS].base,
+        PAT => cpu.s.msr.pat,
+        MTRR_CAP => 0x500 | MTRR_VARIABLE as u64,
+        MTRR_DEF_TYPE => cpu.s.msr.mtrr_def_type,
+        XSS if cpu.features.xsaves() => cpu.s.msr.xss,
+        SPEC_CTRL if cpu.features.l7_edx >> 26 & 1 != 0 => cpu.s.msr.spec_ctrl,
+        ARCH_CAPABILITIES if cpu.features.l7_edx >> 29 & 1 != 0 => ARCH_CAPABILITIES_VALUE,
+        MCG_CAP | PLATFORM_ID | PERF_STATUS => 0,
+        UCODE_REV => 1 << 32,
+        FEATURE_CONTROL => 1,
+        index if LAST_BRANCH.contains(&index) => 0,
+        _ => return msr::read(cpu, index),
+    })
+}
+
+/// WRMSR.
+pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
+    if let Some(i) = variable_mtrr(index) {
+        let reserved = if i & 1 == 0 { 0xf00 } else { 0x7ff };
+        if value & reserved != 0 || value & !cpu.tlbs.phys_mask != 0 {
+            return Err(Exception::GP0);
+        }
+    }
+    if let Some(place) = storage(&mut cpu.s.msr, index) {
+        *place = match index {
+            // Bits a guest may set and read back; the rest is fixed.
+            TSC_AUX | SFMASK => value & 0xffff_ffff,
+            _ => value,
+        };
+        return Ok(());
+    }
+    if address(&mut cpu.s.msr, index).is_some() {
+        cpu.check_canonical(value).map_err(|_| Exception::GP0)?;
+        if let Some(place) = address(&mut cpu.s.msr, index) {
+            *place = value;
+        }
+        return Ok(());
+    }
+    match index {
+        TSC => cpu.s.tsc_offset = value.wrapping_sub(host_tsc()),
+        TSC_ADJUST => cpu.s.tsc_offset = value,
+        EFER => return write_efer(cpu, value),
+        FS_BASE | GS_BASE => {
+            cpu.check_canonical(value).map_err(|_| Exception::GP0)?;
+            let i = if index == FS_BASE { seg::FS } else { seg::GS };
+            cpu.s.seg[i].base = value;
+            cpu.s.ea_base[i] = value;
+        }
+        PAT => {
+            if value
+                .to_le_bytes()
+                .iter()
+                .any(|t| !matches!(t, 0 | 1 | 4..=7))
+            {
+                return Err(Exception::GP0);
+            }
+            cpu.s.msr.pat = value;
+        }
+        MTRR_DEF_TYPE => {
+            if value & !0xcff != 0 {
+                return Err(Exception::GP0);
+            }
+            cpu.s.msr.mtrr_def_type = value;
+        }
+        XSS if cpu.features.xsaves() => {
+            if value != 0 {
+                return Err(Exception::GP0);
+            }
+        }
+        SPEC_CTRL if cpu.features.l7_edx >> 26 & 1 != 0 => cpu.s.msr.spec_ctrl = value,
+        // Flushes and microcode loads have nothing to do.
+        PRED_CMD if cpu.features.l7_edx >> 26 & 1 != 0 => {}
+        UCODE_REV => {}
+        MTRR_CAP | ARCH_CAPABILITIES | MCG_CAP | PLATFORM_ID => return Err(Exception::GP0),
+        _ => return msr::write(cpu, index, value),
+    }
+    Ok(())
+}
+
+fn write_efer(cpu: &mut Cpu, value: u64) -> Fallible<()> {
+    let f = &cpu.features;
+    let mut known = 0;
+    for (has, bit) in [
+        (f.syscall(), efer::SCE),
+        (f.long_mode(), efer::LME | efer::LMA),
+        (f.nx(), efer::NXE),
+        (f.ffxsr(), efer::FFXSR),
+    ] {
+        if has {
+            known |= bit;
+        }
+    }
+    let old = cpu.s.efer;
+    if value & !known != 0 || (old ^ value) & efer::LME != 0 && cpu.s.cr0 & cr0::PG != 0 {
+        return Err(Exception::GP0);
+    }
+    cpu.s.efer = value & !efer::LMA | old & efer::LMA;
+    if (old ^ value) & efer::NXE != 0 {
+        cpu.flush_tlb_all();
+    }
+    Ok(())
+}
