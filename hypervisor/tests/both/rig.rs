@@ -1,6 +1,5 @@
 //! One VM, one vCPU, a bus that writes down what it sees.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -31,12 +30,23 @@ pub enum Access {
     Write(u64, Vec<u8>),
 }
 
+/// What a test wants done when a port is written: port, value.
+type Hook = Box<dyn Fn(u16, u32) + Send + Sync>;
+
 /// Records accesses; answers reads with bytes 0x11, 0x22, 0x33, … one after another.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Recorder {
     seen: Mutex<Vec<Access>>,
-    stop_at: Mutex<VecDeque<u64>>,
     next: Mutex<u8>,
+    hook: Mutex<Option<Arc<Hook>>>,
+}
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recorder")
+            .field("seen", &self.seen())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Recorder {
@@ -52,9 +62,9 @@ impl Recorder {
         });
         writes.flatten().collect()
     }
-    /// A write to MMIO address `addr` stops the machine.
-    pub fn stop_at(&self, addr: u64) {
-        self.stop_at.lock().unwrap().push_back(addr);
+    /// Calls `hook` on every port write, on the vCPU's thread, as a device would act.
+    pub fn on_port(&self, hook: impl Fn(u16, u32) + Send + Sync + 'static) {
+        *self.hook.lock().unwrap() = Some(Arc::new(Box::new(hook)));
     }
     fn log(&self, access: Access) {
         self.seen.lock().unwrap().push(access);
@@ -75,6 +85,12 @@ impl Bus for Recorder {
     }
     fn port_write(&self, port: u16, data: &[u8]) -> Flow {
         self.log(Access::Out(port, data.to_vec()));
+        let hook = self.hook.lock().unwrap().clone();
+        if let Some(hook) = hook {
+            let mut value = [0; 4];
+            value[..data.len()].copy_from_slice(data);
+            hook(port, u32::from_le_bytes(value));
+        }
         if port == STOP_PORT {
             Flow::Stop
         } else {
@@ -87,13 +103,7 @@ impl Bus for Recorder {
     }
     fn mmio_write(&self, addr: u64, data: &[u8]) -> Flow {
         self.log(Access::Write(addr, data.to_vec()));
-        let mut stops = self.stop_at.lock().unwrap();
-        if stops.front() == Some(&addr) {
-            stops.pop_front();
-            Flow::Stop
-        } else {
-            Flow::Continue
-        }
+        Flow::Continue
     }
 }
 
@@ -210,6 +220,19 @@ impl Rig {
                     assert!(!done, "{exits:?}, seen {:x?}", self.bus.seen());
                 }
             }
+        }
+    }
+
+    /// Points a gate at `offset` in the guest's code.
+    pub fn gate(&self, mode: Mode, vector: u64, offset: u64) {
+        let target = CODE + offset;
+        if mode == Mode::Long {
+            let low = target & 0xffff | 0x20 << 16 | 0x8e00 << 32 | (target >> 16) << 48;
+            self.ram.write(IDT + vector * 16, &low.to_le_bytes());
+            self.ram.write(IDT + vector * 16 + 8, &[0; 8]);
+        } else {
+            let gate = target & 0xffff | 0x18 << 16 | 0x8e00 << 32 | (target >> 16) << 48;
+            self.ram.write(IDT + vector * 8, &gate.to_le_bytes());
         }
     }
 
