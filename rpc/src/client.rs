@@ -17,12 +17,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::args::{ConnectOpenArgs, ConnectSupportsFeatureArgs};
 use crate::error::{ErrorCode, RemoteError};
 use crate::frame::{Frame, Header, MessageType, Status};
+pub use crate::keepalive::Keepalive;
 use crate::limits::FDS_MAX;
-use crate::procs::{
-    self, KEEPALIVE_PING, KEEPALIVE_PONG, KEEPALIVE_PROGRAM, Procedure, REMOTE_PROGRAM,
-};
+use crate::procs::{self, KEEPALIVE_PROGRAM, Procedure, REMOTE_PROGRAM};
 use crate::queue::Queue;
-use crate::server::Keepalive;
 use crate::stream::{Side, Stream, StreamError, Streams};
 use crate::transport::{Sink, Source, Transport};
 use crate::xdr::{Decode, Encode, XdrError, from_bytes, to_bytes};
@@ -440,29 +438,18 @@ impl Task {
             .inner
             .upgrade()
             .and_then(|inner| inner.config.keepalive);
-        let Some(Keepalive { interval, count }) = keepalive else {
+        let Some(keepalive) = keepalive else {
             return std::future::pending().await;
         };
-        let mut unanswered = 0;
-        loop {
-            tokio::time::sleep(interval).await;
-            let Some(inner) = self.inner.upgrade() else {
-                return std::future::pending().await;
-            };
-            let silence = lock(&inner.heard).elapsed();
-            if !inner.keepalive.load(Ordering::Acquire) || silence < interval {
-                unanswered = 0;
-                continue;
-            }
-            if unanswered >= count {
-                return "connection closed due to keepalive timeout".to_owned();
-            }
-            unanswered += 1;
-            // A closed queue ends the task elsewhere.
-            let _ = inner
-                .queue
-                .push(Frame::raw(Header::keepalive(KEEPALIVE_PING), Vec::new()));
-        }
+        let heard = || {
+            let inner = self.inner.upgrade()?;
+            inner
+                .keepalive
+                .load(Ordering::Acquire)
+                .then(|| *lock(&inner.heard))
+        };
+        keepalive.watch(&self.queue, heard).await;
+        "connection closed due to keepalive timeout".to_owned()
     }
 
     async fn read(&self, mut source: Source) -> String {
@@ -482,11 +469,7 @@ impl Task {
             let header = frame.header;
             match (header.program, header.kind) {
                 (KEEPALIVE_PROGRAM, MessageType::Message) => {
-                    if header.procedure == KEEPALIVE_PING {
-                        let pong = Frame::raw(Header::keepalive(KEEPALIVE_PONG), Vec::new());
-                        // A closed queue ends the task elsewhere.
-                        let _ = self.queue.push_when_room(pong).await;
-                    }
+                    crate::keepalive::take(&self.queue, header.procedure).await;
                 }
                 (REMOTE_PROGRAM, MessageType::Reply | MessageType::ReplyWithFds) => {
                     let waiting = self

@@ -68,6 +68,7 @@ pub mod args;
 pub mod client;
 pub mod error;
 pub mod frame;
+mod keepalive;
 pub mod limits;
 pub mod procs;
 mod queue;

@@ -691,3 +691,147 @@ procedures! {
 451 DOMAIN_SET_THROTTLE_GROUP(DomainSetThrottleGroupArgs) -> (), write;
 452 DOMAIN_DEL_THROTTLE_GROUP(DomainDelThrottleGroupArgs) -> (), write;
 453 DOMAIN_EVENT_NIC_MAC_CHANGE(DomainEventNicMacChangeMsg) -> (), read as event;}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::xdr::{Decode, Encode, from_bytes, to_bytes};
+
+    /// Is shown the types of every procedure.
+    pub(crate) trait Visitor {
+        fn visit<A, R>(&mut self, info: &'static ProcedureInfo)
+        where
+            A: Encode + Decode + Default + PartialEq + fmt::Debug,
+            R: Encode + Decode + Default + PartialEq + fmt::Debug;
+    }
+
+    struct RoundTrip(usize);
+
+    impl Visitor for RoundTrip {
+        fn visit<A, R>(&mut self, info: &'static ProcedureInfo)
+        where
+            A: Encode + Decode + Default + PartialEq + fmt::Debug,
+            R: Encode + Decode + Default + PartialEq + fmt::Debug,
+        {
+            let args = to_bytes(&A::default()).unwrap();
+            assert_eq!(args.len() % 4, 0, "{}", info.name);
+            assert_eq!(
+                from_bytes::<A>(&args).unwrap(),
+                A::default(),
+                "{}",
+                info.name
+            );
+            let ret = to_bytes(&R::default()).unwrap();
+            assert_eq!(
+                from_bytes::<R>(&ret).unwrap(),
+                R::default(),
+                "{}",
+                info.name
+            );
+            self.0 += 1;
+        }
+    }
+
+    #[test]
+    fn every_procedure_has_its_number_and_types_that_survive_the_wire() {
+        for (index, info) in PROCEDURES.iter().enumerate() {
+            assert_eq!(usize::try_from(info.number), Ok(index + 1), "{}", info.name);
+        }
+        let mut visitor = RoundTrip(0);
+        for_each_procedure(&mut visitor);
+        assert_eq!(visitor.0, 453);
+        assert!(info(0).is_none() && info(-1).is_none() && info(454).is_none());
+        assert!(info(i32::MIN).is_none() && info(i32::MAX).is_none());
+    }
+
+    /// Numbers that were taken from the wire of stock clients.
+    #[test]
+    fn procedures_have_the_numbers_that_clients_send() {
+        let seen = [
+            (66, "AUTH_LIST"),
+            (60, "CONNECT_SUPPORTS_FEATURE"),
+            (273, "CONNECT_LIST_ALL_DOMAINS"),
+            (212, "DOMAIN_GET_STATE"),
+            (231, "DOMAIN_UNDEFINE_FLAGS"),
+            (201, "DOMAIN_OPEN_CONSOLE"),
+            (316, "CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY"),
+            (318, "DOMAIN_EVENT_CALLBACK_LIFECYCLE"),
+            (426, "DOMAIN_GET_MESSAGES"),
+            (443, "DOMAIN_FD_ASSOCIATE"),
+            (453, "DOMAIN_EVENT_NIC_MAC_CHANGE"),
+        ];
+        for (number, name) in seen {
+            assert_eq!(info(number).map(|info| info.name), Some(name));
+        }
+        assert_eq!(PROCEDURES.iter().filter(|info| info.event).count(), 53);
+        assert_eq!(
+            PROCEDURES
+                .iter()
+                .filter(|info| info.stream.is_some())
+                .count(),
+            8
+        );
+    }
+
+    #[test]
+    fn messages_name_libvirts_functions() {
+        let name = |number| info(number).unwrap().function();
+        assert_eq!(name(10), "virDomainCreateXML");
+        assert_eq!(name(24), "virDomainLookupByUUID");
+        assert_eq!(name(104), "virDomainMemoryPeek");
+        assert_eq!(name(342), "virConnectGetDomainCapabilities");
+        assert_eq!(info(40).unwrap().error_domain(), ErrorDomain::NETWORK);
+        assert_eq!(info(10).unwrap().error_domain(), ErrorDomain::DOMAIN);
+    }
+
+    /// Nothing that comes may panic, whatever procedure it claims to be for; and what decodes encodes to the same.
+    struct Garbage<'a>(&'a [u8]);
+
+    impl Visitor for Garbage<'_> {
+        fn visit<A, R>(&mut self, info: &'static ProcedureInfo)
+        where
+            A: Encode + Decode + Default + PartialEq + fmt::Debug,
+            R: Encode + Decode + Default + PartialEq + fmt::Debug,
+        {
+            if let Ok(args) = from_bytes::<A>(self.0) {
+                assert!(to_bytes(&args).is_ok(), "{}: {args:?}", info.name);
+            }
+            if let Ok(ret) = from_bytes::<R>(self.0) {
+                assert!(to_bytes(&ret).is_ok(), "{}: {ret:?}", info.name);
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_decoding_panic() {
+        let seed = std::time::UNIX_EPOCH
+            .elapsed()
+            .map_or(1, |now| now.as_nanos() as u64)
+            | 1;
+        println!("seed {seed}");
+        let mut state = seed;
+        let mut next = move || {
+            // xorshift64*
+            state ^= state >> 12;
+            state ^= state << 25;
+            state ^= state >> 27;
+            state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        };
+        for _ in 0..300 {
+            let words = next() % 24;
+            let mut bytes = Vec::new();
+            for _ in 0..words {
+                // Mostly words that mean something: small counts and marks, lengths beyond all limits, anything.
+                let word = match next() % 4 {
+                    0 | 1 => (next() % 5) as u32,
+                    2 => [u32::MAX, i32::MAX as u32, 16_385, 4_194_305, 0x6162_6300]
+                        [(next() % 5) as usize],
+                    _ => next() as u32,
+                };
+                bytes.extend_from_slice(&word.to_be_bytes());
+            }
+            bytes.truncate(bytes.len() - (next() % 4) as usize * usize::from(!bytes.is_empty()));
+            for_each_procedure(&mut Garbage(&bytes));
+        }
+    }
+}

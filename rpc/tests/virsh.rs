@@ -12,7 +12,11 @@ use rpc::server::{ServerConfig, SocketAccess};
 async fn virsh(socket: &Path, args: &[&str]) -> Option<Output> {
     let uri = format!("qemu+unix:///system?socket={}", socket.display());
     let mut command = Command::new("timeout");
-    command.args(["20", "virsh", "-c", &uri]).args(args).env("LC_ALL", "C").stdin(Stdio::null());
+    command
+        .args(["20", "virsh", "-c", &uri])
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
     tokio::task::spawn_blocking(move || {
         if Command::new("virsh").arg("--version").output().is_err() {
             println!("left out: needs virsh (Debian: libvirt-clients)");
@@ -25,7 +29,10 @@ async fn virsh(socket: &Path, args: &[&str]) -> Option<Output> {
 }
 
 fn text(output: &Output) -> (String, String) {
-    (String::from_utf8_lossy(&output.stdout).into(), String::from_utf8_lossy(&output.stderr).into())
+    (
+        String::from_utf8_lossy(&output.stdout).into(),
+        String::from_utf8_lossy(&output.stderr).into(),
+    )
 }
 
 #[tokio::test]
@@ -34,28 +41,41 @@ async fn virsh_lists_domains_and_shows_errors() {
     let socket = folder.0.join("sock");
     let _server = serve_at(&socket, SocketAccess::ReadWrite, ServerConfig::default());
 
-    let Some(output) = virsh(&socket, &["list", "--all"]).await else { return };
+    let Some(output) = virsh(&socket, &["list", "--all"]).await else {
+        return;
+    };
     let (out, err) = text(&output);
     assert!(output.status.success(), "{out}{err}");
-    let rows: Vec<String> = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let rows: Vec<String> = out
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
     assert!(rows.contains(&"7 running running".to_owned()), "{out}");
     assert!(rows.contains(&"- idle shut off".to_owned()), "{out}");
 
     let output = virsh(&socket, &["domstate", "nosuch"]).await.unwrap();
     assert_eq!(output.status.code(), Some(1));
     let (_, err) = text(&output);
-    assert!(err.contains("error: failed to get domain 'nosuch'"), "{err}");
+    assert!(
+        err.contains("error: failed to get domain 'nosuch'"),
+        "{err}"
+    );
 
     let output = virsh(&socket, &["nodeinfo"]).await.unwrap();
     let (out, err) = text(&output);
-    assert!(out.contains("CPU model:           x86_64") && out.contains("2097152 KiB"), "{out}{err}");
+    assert!(
+        out.contains("CPU model:           x86_64") && out.contains("2097152 KiB"),
+        "{out}{err}"
+    );
 
     let output = virsh(&socket, &["start", "running"]).await.unwrap();
     let (_, err) = text(&output);
     assert!(err.contains("Domain is already active"), "{err}");
 
     // What nobody serves is "not supported", and the connection goes on.
-    let output = virsh(&socket, &["capabilities; list --name"]).await.unwrap();
+    let output = virsh(&socket, &["capabilities; list --name"])
+        .await
+        .unwrap();
     let (out, err) = text(&output);
     assert!(err.contains("unknown procedure: 7"), "{err}");
     assert_eq!(out.trim(), "running");
@@ -67,11 +87,16 @@ async fn virsh_on_a_read_only_socket_looks_but_touches_not() {
     let socket = folder.0.join("sock");
     let _server = serve_at(&socket, SocketAccess::ReadOnly, ServerConfig::default());
 
-    let Some(output) = virsh(&socket, &["domstate", "running"]).await else { return };
+    let Some(output) = virsh(&socket, &["domstate", "running"]).await else {
+        return;
+    };
     assert_eq!(text(&output).0.trim(), "running");
     let output = virsh(&socket, &["start", "idle"]).await.unwrap();
     let (_, err) = text(&output);
-    assert!(err.contains("operation forbidden: read only access prevents virDomainCreate"), "{err}");
+    assert!(
+        err.contains("operation forbidden: read only access prevents virDomainCreate"),
+        "{err}"
+    );
 }
 
 #[tokio::test]
@@ -79,10 +104,18 @@ async fn virsh_waits_for_events_while_being_asked_whether_it_lives() {
     let folder = Folder::new("virsh-events");
     let socket = folder.0.join("sock");
     let mut config = ServerConfig::default();
-    config.keepalive = Some(rpc::server::Keepalive { interval: std::time::Duration::from_millis(50), count: 10 });
+    config.keepalive = Some(rpc::server::Keepalive {
+        interval: std::time::Duration::from_millis(50),
+        count: 10,
+    });
     let _server = serve_at(&socket, SocketAccess::ReadWrite, config);
 
-    let Some(output) = virsh(&socket, &["event", "--all", "--timeout", "2"]).await else { return };
+    let Some(output) = virsh(&socket, &["event", "--all", "--timeout", "2"]).await else {
+        return;
+    };
     let (out, err) = text(&output);
-    assert!(out.contains("event loop timed out") && out.contains("events received: 0"), "{out}{err}");
+    assert!(
+        out.contains("event loop timed out") && out.contains("events received: 0"),
+        "{out}{err}"
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -14,8 +14,8 @@ use crate::error::{ErrorCode, ErrorDomain, RemoteError};
 use crate::frame::{Frame, FrameError, Header, MessageType, Status};
 use crate::limits::{FDS_MAX, MESSAGE_MAX};
 use crate::procs::{
-    self, Access, KEEPALIVE_PING, KEEPALIVE_PONG, KEEPALIVE_PROGRAM, KEEPALIVE_VERSION, Procedure,
-    ProcedureInfo, REMOTE_PROGRAM, REMOTE_VERSION,
+    self, Access, KEEPALIVE_PROGRAM, KEEPALIVE_VERSION, Procedure, ProcedureInfo, REMOTE_PROGRAM,
+    REMOTE_VERSION,
 };
 use crate::queue::Queue;
 use crate::stream::{Side, StreamError, Streams};
@@ -26,6 +26,9 @@ use crate::xdr::{Encode, XdrError, from_bytes, to_bytes};
 const OPEN_READ_ONLY: u32 = 1;
 /// `VIR_DRV_FEATURE_PROGRAM_KEEPALIVE`: who asks for it can answer our questions.
 const FEATURE_KEEPALIVE: i32 = 10;
+
+/// How long a client that sends no more may take to read what is left for it.
+const PARTING: Duration = Duration::from_secs(10);
 
 /// A client's connection. Cheap to clone; all clones are the same connection.
 #[derive(Debug, Clone)]
@@ -125,7 +128,7 @@ impl Connection {
             self.read(source, service, config).await;
             // What was answered already is still sent.
             self.inner.queue.end();
-            std::future::pending::<()>().await;
+            tokio::time::sleep(PARTING).await;
         };
         tokio::select! {
             () = reader => {}
@@ -147,39 +150,25 @@ impl Connection {
     }
 
     async fn keep_alive(&self, keepalive: Option<Keepalive>) {
-        let Some(Keepalive { interval, count }) = keepalive else {
+        let Some(keepalive) = keepalive else {
             return std::future::pending().await;
         };
-        let mut unanswered = 0;
-        loop {
-            tokio::time::sleep(interval).await;
-            let silence = self
+        let heard = || {
+            let heard = *self
                 .inner
                 .heard
                 .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .elapsed();
-            if !self.inner.keepalive.load(Ordering::Acquire) || silence < interval {
-                unanswered = 0;
-                continue;
-            }
-            if unanswered >= count {
-                log::info!(
-                    "client {} has not answered for {silence:?}: closing its connection",
-                    self.inner.id
-                );
-                return;
-            }
-            unanswered += 1;
-            if self
-                .inner
-                .queue
-                .push(Frame::raw(Header::keepalive(KEEPALIVE_PING), Vec::new()))
-                .is_err()
-            {
-                return;
-            }
-        }
+                .unwrap_or_else(PoisonError::into_inner);
+            self.inner
+                .keepalive
+                .load(Ordering::Acquire)
+                .then_some(heard)
+        };
+        keepalive.watch(&self.inner.queue, heard).await;
+        log::info!(
+            "client {} does not answer: closing its connection",
+            self.inner.id
+        );
     }
 
     async fn read(&self, mut source: Source, service: &Arc<dyn Service>, config: &ServerConfig) {
@@ -226,11 +215,7 @@ impl Connection {
         let header = frame.header;
         match (header.program, header.version, header.kind) {
             (KEEPALIVE_PROGRAM, KEEPALIVE_VERSION, MessageType::Message) => {
-                if header.procedure == KEEPALIVE_PING {
-                    let pong = Frame::raw(Header::keepalive(KEEPALIVE_PONG), Vec::new());
-                    // A closed connection ends elsewhere.
-                    let _ = self.inner.queue.push_when_room(pong).await;
-                }
+                crate::keepalive::take(&self.inner.queue, header.procedure).await;
             }
             (REMOTE_PROGRAM, REMOTE_VERSION, MessageType::Stream | MessageType::StreamHole) => {
                 self.inner.streams.take(frame).await;
@@ -314,7 +299,7 @@ impl Connection {
             return Err(RemoteError::new(
                 ErrorCode::INTERNAL_ERROR,
                 ErrorDomain::RPC,
-                "connection not open",
+                "hypervisor connection not open",
             ));
         }
         if self.is_read_only() {

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 pub use self::connection::{Connection, EventError};
 pub use self::router::{Call, Router};
 use crate::error::RemoteError;
+pub use crate::keepalive::Keepalive;
 use crate::stream::Stream;
 use crate::transport::Transport;
 
@@ -32,15 +33,6 @@ pub enum SocketAccess {
     ReadWrite,
     /// Look, not touch.
     ReadOnly,
-}
-
-/// How the peer is asked whether it is alive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keepalive {
-    /// Silence after which it is asked.
-    pub interval: Duration,
-    /// Questions without an answer after which the connection is closed.
-    pub count: u32,
 }
 
 /// Limits and intervals; the default is libvirt's.

@@ -26,7 +26,11 @@ pub fn no_domain(name: &str) -> RemoteError {
 
 impl Daemon {
     fn domain(&self, name: &str) -> Answer<Domain> {
-        self.domains.iter().find(|dom| dom.name == name).cloned().ok_or_else(|| no_domain(name))
+        self.domains
+            .iter()
+            .find(|dom| dom.name == name)
+            .cloned()
+            .ok_or_else(|| no_domain(name))
     }
 }
 
@@ -34,31 +38,53 @@ async fn open(_: Call<Daemon>, _: ConnectOpenArgs) -> Answer<()> {
     Ok(())
 }
 
-async fn feature(_: Call<Daemon>, args: ConnectSupportsFeatureArgs) -> Answer<ConnectSupportsFeatureRet> {
-    Ok(ConnectSupportsFeatureRet { supported: i32::from(matches!(args.feature, 10 | 14 | 15)) })
+async fn feature(
+    _: Call<Daemon>,
+    args: ConnectSupportsFeatureArgs,
+) -> Answer<ConnectSupportsFeatureRet> {
+    Ok(ConnectSupportsFeatureRet {
+        supported: i32::from(matches!(args.feature, 10 | 14 | 15)),
+    })
 }
 
 async fn nothing(_: Call<Daemon>, (): ()) -> Answer<()> {
     Ok(())
 }
 
-async fn list(call: Call<Daemon>, args: ConnectListAllDomainsArgs) -> Answer<ConnectListAllDomainsRet> {
+async fn list(
+    call: Call<Daemon>,
+    args: ConnectListAllDomainsArgs,
+) -> Answer<ConnectListAllDomainsRet> {
     let wanted = |dom: &&Domain| match args.flags & 3 {
         1 => dom.active_id().is_some(),
         2 => dom.active_id().is_none(),
         _ => true,
     };
-    let domains: Vec<Domain> = call.state().domains.iter().filter(wanted).cloned().collect();
-    Ok(ConnectListAllDomainsRet { ret: domains.len() as u32, domains: domains.into() })
+    let domains: Vec<Domain> = call
+        .state()
+        .domains
+        .iter()
+        .filter(wanted)
+        .cloned()
+        .collect();
+    Ok(ConnectListAllDomainsRet {
+        ret: domains.len() as u32,
+        domains: domains.into(),
+    })
 }
 
 async fn lookup(call: Call<Daemon>, args: DomainLookupByNameArgs) -> Answer<DomainLookupByNameRet> {
-    Ok(DomainLookupByNameRet { dom: call.state().domain(&args.name)? })
+    Ok(DomainLookupByNameRet {
+        dom: call.state().domain(&args.name)?,
+    })
 }
 
 async fn state(call: Call<Daemon>, args: DomainGetStateArgs) -> Answer<DomainGetStateRet> {
     let dom = call.state().domain(&args.dom.name)?;
-    Ok(DomainGetStateRet { state: if dom.active_id().is_some() { 1 } else { 5 }, reason: 1 })
+    Ok(DomainGetStateRet {
+        state: if dom.active_id().is_some() { 1 } else { 5 },
+        reason: 1,
+    })
 }
 
 async fn create(call: Call<Daemon>, args: DomainCreateArgs) -> Answer<()> {
@@ -112,7 +138,9 @@ async fn register(
 ) -> Answer<ConnectDomainEventCallbackRegisterAnyRet> {
     let mut registered = call.state().registered.lock().unwrap();
     registered.push((args.event_id, call.connection().clone()));
-    Ok(ConnectDomainEventCallbackRegisterAnyRet { callback_id: registered.len() as i32 })
+    Ok(ConnectDomainEventCallbackRegisterAnyRet {
+        callback_id: registered.len() as i32,
+    })
 }
 
 pub fn router() -> (Router<Daemon>, tokio::sync::mpsc::UnboundedReceiver<u64>) {
