@@ -1,0 +1,268 @@
+//! The commands: one file a group of related ones, and what they share.
+
+pub mod console;
+pub mod definition;
+pub mod domain;
+pub mod events;
+pub mod host;
+pub mod list;
+pub mod metadata;
+pub mod monitor;
+pub mod resources;
+pub mod virsh;
+
+use std::fs;
+use std::path::Path;
+
+use rpc::args::{
+    ConnectListAllDomainsArgs, DomainLookupByIdArgs, DomainLookupByNameArgs, DomainLookupByUuidArgs,
+};
+use rpc::procs;
+use rpc::types::Domain;
+use rpc::xdr::Uuid;
+
+use crate::command::{Args, Command, Group};
+use crate::failure::{Failure, Result};
+use crate::shell::Shell;
+
+/// All commands.
+pub const GROUPS: &[Group] = &[
+    Group { title: "Domain Management", keyword: "domain", commands: DOMAIN_COMMANDS },
+    Group {
+        title: "Domain Monitoring",
+        keyword: "monitor",
+        commands: &[monitor::DOMCONTROL, monitor::DOMINFO, monitor::DOMSTATE, list::LIST],
+    },
+    Group { title: "Domain Events", keyword: "events", commands: &[events::EVENT] },
+    Group {
+        title: "Host and Hypervisor",
+        keyword: "host",
+        commands: &[
+            host::CAPABILITIES,
+            host::DOMCAPABILITIES,
+            host::FREECELL,
+            host::HOST_VALIDATE,
+            host::HOSTNAME,
+            host::MAXVCPUS,
+            host::NODECPUMAP,
+            host::NODEINFO,
+            host::SYSINFO,
+            host::URI,
+            host::VERSION,
+        ],
+    },
+    Group {
+        title: "Vireo itself",
+        keyword: "vireo",
+        commands: &[virsh::CD, virsh::ECHO, virsh::EXIT, virsh::HELP, virsh::PWD, virsh::QUIT, virsh::CONNECT],
+    },
+];
+
+const DOMAIN_COMMANDS: &[Command] = &[
+    domain::AUTOSTART,
+    console::CONSOLE,
+    definition::CREATE,
+    definition::DEFINE,
+    metadata::DESC,
+    domain::DESTROY,
+    domain::DOMID,
+    domain::DOMNAME,
+    domain::DOMRENAME,
+    domain::DOMUUID,
+    definition::DUMPXML,
+    definition::EDIT,
+    domain::INJECT_NMI,
+    metadata::METADATA,
+    domain::REBOOT,
+    domain::RESET,
+    domain::RESUME,
+    resources::SETMAXMEM,
+    resources::SETMEM,
+    domain::SHUTDOWN,
+    domain::START,
+    domain::SUSPEND,
+    console::TTYCONSOLE,
+    definition::UNDEFINE,
+    resources::VCPUCOUNT,
+];
+
+/// What a domain may be named by.
+#[derive(Debug, Clone, Copy)]
+pub struct By {
+    id: bool,
+    uuid: bool,
+    name: bool,
+}
+
+/// By id, UUID or name.
+pub const ANY: By = By { id: true, uuid: true, name: true };
+/// By UUID or name, where an id makes no sense.
+pub const NAME_OR_UUID: By = By { id: false, ..ANY };
+/// By id or name.
+pub const NAME_OR_ID: By = By { uuid: false, ..ANY };
+/// By id or UUID.
+pub const ID_OR_UUID: By = By { name: false, ..ANY };
+
+/// Finds the domain that the option `domain` names.
+///
+/// # Errors
+///
+/// There is none, or the daemon cannot be asked.
+pub fn find_domain(shell: &mut Shell, args: &Args, by: By) -> Result<Domain> {
+    lookup_domain(shell, args.required("domain")?, by)
+}
+
+/// Finds a domain by what a user calls it: an id, if it is a number of a running domain; a UUID; or a name.
+///
+/// # Errors
+///
+/// There is none, or the daemon cannot be asked.
+pub fn lookup_domain(shell: &mut Shell, word: &str, by: By) -> Result<Domain> {
+    // Only "no such domain" leads to the next way of looking; a lost connection is told as it is.
+    let found = |result: Result<Domain>| match result {
+        Ok(domain) => Some(Ok(domain)),
+        Err(failure) if failure.disconnected => Some(Err(failure)),
+        Err(_) => None,
+    };
+    if by.id
+        && let Ok(id) = word.parse::<i32>()
+        && id >= 0
+    {
+        let looked_up = shell.call(procs::DOMAIN_LOOKUP_BY_ID, &DomainLookupByIdArgs { id });
+        if let Some(result) = found(looked_up.map(|ret| ret.dom)) {
+            return result;
+        }
+    }
+    if by.uuid
+        && word.len() == 36
+        && let Some(uuid) = parse_uuid(word)
+    {
+        let looked_up = shell.call(procs::DOMAIN_LOOKUP_BY_UUID, &DomainLookupByUuidArgs { uuid });
+        if let Some(result) = found(looked_up.map(|ret| ret.dom)) {
+            return result;
+        }
+    }
+    if by.name {
+        let args = DomainLookupByNameArgs { name: word.to_owned() };
+        let looked_up = shell.call(procs::DOMAIN_LOOKUP_BY_NAME, &args);
+        if let Some(result) = found(looked_up.map(|ret| ret.dom)) {
+            return result;
+        }
+    }
+    Err(Failure::new(format!("failed to get domain '{word}'")))
+}
+
+/// All domains that pass the filters (`VIR_CONNECT_LIST_DOMAINS_*`; 0: all).
+///
+/// # Errors
+///
+/// The daemon cannot be asked.
+pub fn list_domains(shell: &mut Shell, flags: u32) -> Result<Vec<Domain>> {
+    let args = ConnectListAllDomainsArgs { need_results: 1, flags };
+    Ok(shell.call(procs::CONNECT_LIST_ALL_DOMAINS, &args)?.domains.0)
+}
+
+/// A UUID as people write it; dashes and blanks are optional.
+pub fn parse_uuid(text: &str) -> Option<Uuid> {
+    let digits: Vec<u32> =
+        text.chars().filter(|c| !matches!(c, '-' | ' ')).map(|c| c.to_digit(16)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> =
+        digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair.get(1)?).ok()).collect::<Option<_>>()?;
+    bytes.try_into().ok()
+}
+
+/// A UUID in its usual form.
+pub fn format_uuid(uuid: &Uuid) -> String {
+    let mut text = String::with_capacity(36);
+    for (index, byte) in uuid.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+/// The largest file that is read as a definition, in bytes: the protocol's limit for one string is 4 MiB.
+const DEFINITION_MAX: u64 = 4 * 1024 * 1024;
+
+/// Reads a file with a definition.
+///
+/// # Errors
+///
+/// It cannot be opened, is no text, or is larger than the protocol could carry.
+pub fn read_definition(path: &str) -> Result<String> {
+    use std::io::Read;
+    let file = fs::File::open(Path::new(path))
+        .map_err(|error| Failure::new(format!("Failed to open file '{path}': {}", os_message(&error))))?;
+    let unreadable = |error: std::io::Error| {
+        Failure::new(format!("Failed to read file '{path}': {}", os_message(&error)))
+    };
+    let mut bytes = Vec::new();
+    file.take(DEFINITION_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > DEFINITION_MAX {
+        return Err(Failure::new(format!("Failed to read file '{path}': Value too large for defined data type")));
+    }
+    String::from_utf8(bytes).map_err(|_| Failure::new(format!("Failed to read file '{path}': it is not UTF-8 text")))
+}
+
+/// The system's message of an error, without the number that Rust adds.
+pub fn os_message(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(" (os error ") {
+        Some((message, _)) => message.to_owned(),
+        None => text,
+    }
+}
+
+/// The domain's XML with these flags (`VIR_DOMAIN_XML_*`).
+///
+/// # Errors
+///
+/// The daemon's.
+pub fn domain_xml(shell: &mut Shell, dom: &Domain, flags: u32) -> Result<String> {
+    let args = rpc::args::DomainGetXmlDescArgs { dom: dom.clone(), flags };
+    Ok(shell.call(procs::DOMAIN_GET_XML_DESC, &args)?.xml)
+}
+
+/// `VIR_DOMAIN_AFFECT_LIVE` and `_CONFIG`; 0 is the current state.
+pub const AFFECT_LIVE: u32 = 1;
+/// See [`AFFECT_LIVE`].
+pub const AFFECT_CONFIG: u32 = 2;
+
+/// The flags of `--live`, `--config` and `--current`, of which the last excludes the others.
+///
+/// # Errors
+///
+/// They contradict each other.
+pub fn affected(args: &Args) -> Result<u32> {
+    args.exclusive("current", "live")?;
+    args.exclusive("current", "config")?;
+    let live = if args.has("live") { AFFECT_LIVE } else { 0 };
+    let config = if args.has("config") { AFFECT_CONFIG } else { 0 };
+    Ok(live | config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_read_and_written() {
+        let text = "6695eb01-f6a4-8304-79aa-97f2502e193f";
+        let uuid = parse_uuid(text).unwrap();
+        assert_eq!(format_uuid(&uuid), text);
+        assert_eq!(parse_uuid("6695eb01f6a4830479aa97f2502e193f"), Some(uuid));
+        assert_eq!(parse_uuid("6695eb01-f6a4-8304-79aa-97f2502e193"), None);
+        assert_eq!(parse_uuid("6695eb01-f6a4-8304-79aa-97f2502e193g"), None);
+        assert_eq!(parse_uuid(""), None);
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named() {
+        let error = read_definition("/nonexistent/x.xml").unwrap_err();
+        assert_eq!(error.lines, ["Failed to open file '/nonexistent/x.xml': No such file or directory"]);
+        let error = read_definition("/").unwrap_err();
+        assert_eq!(error.lines, ["Failed to read file '/': Is a directory"]);
+    }
+}
