@@ -1,3 +1,5 @@
 //! One domain: builds a machine from a config, boots it and runs it.
 
-fn main() {}
+fn main() {
+    std::process::exit(vmm::program::main(std::env::args().skip(1)));
+}

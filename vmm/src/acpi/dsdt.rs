@@ -1,0 +1,163 @@
+//! The differentiated description table's AML: devices a guest can't find by itself.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
+    Package, PackageBuilder, Path, ResourceTemplate, Scope,
+};
+
+use super::Description;
+use crate::devices::{pci, pm, pvpanic, rtc, uart};
+use crate::layout::PCI_LOW;
+use crate::num::low32;
+
+/// First I/O APIC pin of PCI's INTx, and how many there are.
+const PCI_PINS: (u32, u32) = (16, 8);
+
+fn name(path: &str, value: &dyn Aml) -> Name {
+    Name::new(Path::new(path), value)
+}
+
+fn bytes(aml: &dyn Aml) -> Vec<u8> {
+    let mut out = Vec::new();
+    aml.to_aml_bytes(&mut out);
+    out
+}
+
+/// The table's body.
+pub fn aml(machine: &Description) -> Vec<u8> {
+    let mut out = bytes(&name(
+        "\\_S5_",
+        &Package::new(vec![&pm::S5, &pm::S5, &0_u8, &0_u8]),
+    ));
+    let mut children = pci_bridge(machine);
+    children.extend(motherboard());
+    for (index, (base, pin)) in uart::COM.iter().take(machine.serials).enumerate() {
+        children.extend(serial(index, *base, *pin));
+    }
+    children.extend(clock());
+    if machine.pvpanic {
+        children.extend(panic_port());
+    }
+    out.extend(Scope::raw(Path::new("\\_SB_"), children));
+    out
+}
+
+/// PCI Express host bridge: bus numbers, windows, interrupt routing.
+fn pci_bridge(machine: &Description) -> Vec<u8> {
+    let buses = AddressSpace::<u16>::new_bus_number(0, 255);
+    let config = IO::new(pci::PORTS, pci::PORTS, 1, 8);
+    let ports_below = AddressSpace::<u16>::new_io(0, pci::PORTS - 1, None);
+    let ports_above = AddressSpace::<u16>::new_io(pci::PORTS + 8, 0xffff, None);
+    let window = |range: &std::ops::Range<u64>| {
+        let (first, last) = (low32(range.start), low32(range.end - 1));
+        AddressSpace::<u32>::new_memory(
+            AddressSpaceCacheable::NotCacheable,
+            true,
+            first,
+            last,
+            None,
+        )
+    };
+    let low = PCI_LOW.each_ref().map(window);
+    let high = machine.pci_high.as_ref().map(|range| {
+        AddressSpace::<u64>::new_memory(
+            AddressSpaceCacheable::NotCacheable,
+            true,
+            range.start,
+            range.end - 1,
+            None,
+        )
+    });
+    let mut resources: Vec<&dyn Aml> = vec![
+        &buses,
+        &config,
+        &ports_below,
+        &ports_above,
+        &low[0],
+        &low[1],
+    ];
+    if let Some(high) = &high {
+        resources.push(high);
+    }
+    // Every slot's four pins, spread over the lines so that neighbours don't share one.
+    let mut routing = PackageBuilder::new();
+    for slot in 0..32_u32 {
+        for pin in 0..4_u32 {
+            let line = PCI_PINS.0 + (slot + pin) % PCI_PINS.1;
+            routing.add_element(&Package::new(vec![
+                &(slot << 16 | 0xffff),
+                &pin,
+                &0_u8,
+                &line,
+            ]));
+        }
+    }
+    bytes(&Device::new(
+        Path::new("PCI0"),
+        vec![
+            &name("_HID", &EISAName::new("PNP0A08")),
+            &name("_CID", &EISAName::new("PNP0A03")),
+            &name("_UID", &0_u8),
+            &name("_SEG", &0_u8),
+            &name("_BBN", &0_u8),
+            &name("_CRS", &ResourceTemplate::new(resources)),
+            &name("_PRT", &routing),
+        ],
+    ))
+}
+
+/// Ports and memory taken by no device a driver binds to: ECAM must be among them.
+fn motherboard() -> Vec<u8> {
+    let ecam = Memory32Fixed::new(true, low32(pci::ECAM), pci::ECAM_LEN);
+    let ports = IO::new(pm::BASE, pm::BASE, 1, 12);
+    bytes(&Device::new(
+        Path::new("MRES"),
+        vec![
+            &name("_HID", &EISAName::new("PNP0C02")),
+            &name("_CRS", &ResourceTemplate::new(vec![&ecam, &ports])),
+        ],
+    ))
+}
+
+fn serial(index: usize, base: u16, pin: u8) -> Vec<u8> {
+    let number = u8::try_from(index + 1).unwrap_or(0);
+    let ports = IO::new(base, base, 1, 8);
+    // COM1 and COM3 share a pin, COM2 and COM4 too.
+    let interrupt = Interrupt::new(true, true, false, true, pin.into());
+    bytes(&Device::new(
+        Path::new(
+            ["COM1", "COM2", "COM3", "COM4"]
+                .get(index)
+                .unwrap_or(&"COMX"),
+        ),
+        vec![
+            &name("_HID", &EISAName::new("PNP0501")),
+            &name("_UID", &number),
+            &name("_CRS", &ResourceTemplate::new(vec![&ports, &interrupt])),
+        ],
+    ))
+}
+
+fn clock() -> Vec<u8> {
+    let ports = IO::new(rtc::BASE, rtc::BASE, 1, 2);
+    bytes(&Device::new(
+        Path::new("RTC_"),
+        vec![
+            &name("_HID", &EISAName::new("PNP0B00")),
+            &name("_CRS", &ResourceTemplate::new(vec![&ports])),
+        ],
+    ))
+}
+
+fn panic_port() -> Vec<u8> {
+    let ports = IO::new(pvpanic::PORT, pvpanic::PORT, 1, 1);
+    bytes(&Device::new(
+        Path::new("PEVT"),
+        vec![
+            &name("_HID", &"QEMU0001"),
+            &name("_STA", &0x0f_u8),
+            &name("_CRS", &ResourceTemplate::new(vec![&ports])),
+        ],
+    ))
+}

@@ -1,0 +1,262 @@
+//! The machine described to the guest: ACPI tables (ACPI 6.5), or an Intel MP table without.
+
+mod dsdt;
+pub mod mptable;
+
+use acpi_tables::sdt::Sdt;
+
+use crate::devices::{ioapic, pci, pm, rtc};
+use crate::layout::{ACPI_END, LOCAL_APIC, RSDP};
+use crate::memory::{GuestMemory, MemoryError};
+use crate::num::low32;
+
+const OEM: [u8; 6] = *b"VIREO ";
+const OEM_TABLE: [u8; 8] = *b"VIREOVMM";
+const OEM_REVISION: u32 = 1;
+
+/// What the tables describe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Serial ports, COM1 first.
+    pub serials: usize,
+    /// pvpanic is there.
+    pub pvpanic: bool,
+    /// 64-bit PCI window.
+    pub pci_high: Option<std::ops::Range<u64>>,
+}
+
+/// Tables that do not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum AcpiError {
+    /// More vCPUs than the tables' area has room for.
+    #[error("{0} vCPUs do not fit into the machine's tables")]
+    TooLarge(u32),
+    /// Guest memory ends below the tables.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+fn table(signature: [u8; 4], length: u32, revision: u8) -> Sdt {
+    Sdt::new(signature, length, revision, OEM, OEM_TABLE, OEM_REVISION)
+}
+
+/// Writes all tables into guest memory; returns the address of the root pointer.
+///
+/// # Errors
+/// No room for them.
+pub fn write(memory: &GuestMemory, machine: &Description) -> Result<u64, AcpiError> {
+    let mut writer = Writer {
+        memory,
+        next: RSDP + 64,
+        vcpus: machine.vcpus,
+    };
+    let facs = writer.put(&facs())?;
+    let mut dsdt = table(*b"DSDT", 36, 6);
+    dsdt.append_slice(&dsdt::aml(machine));
+    let dsdt = writer.put(dsdt.as_slice())?;
+    let fadt = writer.put(fadt(facs, dsdt).as_slice())?;
+    let madt = writer.put(madt(machine.vcpus).as_slice())?;
+    let mcfg = writer.put(mcfg().as_slice())?;
+    let mut xsdt = table(*b"XSDT", 36, 1);
+    for address in [fadt, madt, mcfg] {
+        xsdt.append_slice(&address.to_le_bytes());
+    }
+    let xsdt = writer.put(xsdt.as_slice())?;
+    memory.write(RSDP, &rsdp(xsdt))?;
+    Ok(RSDP)
+}
+
+struct Writer<'a> {
+    memory: &'a GuestMemory,
+    next: u64,
+    vcpus: u32,
+}
+
+impl Writer<'_> {
+    /// Tables one after the other, each on a 64-byte boundary (FACS needs that).
+    fn put(&mut self, table: &[u8]) -> Result<u64, AcpiError> {
+        let at = self.next;
+        let end = at + table.len() as u64;
+        if end > ACPI_END {
+            return Err(AcpiError::TooLarge(self.vcpus));
+        }
+        self.memory.write(at, table)?;
+        self.next = end.next_multiple_of(64);
+        Ok(at)
+    }
+}
+
+/// Makes the bytes sum to zero with the one at `at`.
+fn checksum(bytes: &mut [u8], at: usize) {
+    bytes[at] = 0;
+    let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    bytes[at] = sum.wrapping_neg();
+}
+
+/// Root pointer, revision 2 (5.2.5.3).
+fn rsdp(xsdt: u64) -> [u8; 36] {
+    let mut rsdp = [0; 36];
+    rsdp[..8].copy_from_slice(b"RSD PTR ");
+    rsdp[9..15].copy_from_slice(&OEM);
+    rsdp[15] = 2;
+    rsdp[20..24].copy_from_slice(&36_u32.to_le_bytes());
+    rsdp[24..32].copy_from_slice(&xsdt.to_le_bytes());
+    checksum(&mut rsdp[..20], 8);
+    checksum(&mut rsdp, 32);
+    rsdp
+}
+
+/// Firmware control structure (5.2.10): the global lock lives here.
+fn facs() -> [u8; 64] {
+    let mut facs = [0; 64];
+    facs[..4].copy_from_slice(b"FACS");
+    facs[4..8].copy_from_slice(&64_u32.to_le_bytes());
+    facs[32] = 2;
+    facs
+}
+
+/// Generic address of a port (5.2.3.2): `bits` wide, accessed in units of 1, 2 or 4 bytes.
+fn port(address: u16, bits: u8, access: u8) -> [u8; 12] {
+    let mut gas = [0; 12];
+    gas[0] = 1;
+    gas[1] = bits;
+    gas[3] = access;
+    gas[4..6].copy_from_slice(&address.to_le_bytes());
+    gas
+}
+
+/// Fixed description table (5.2.9).
+fn fadt(facs: u64, dsdt: u64) -> Sdt {
+    let mut fadt = table(*b"FACP", 276, 6);
+    let (event, control, timer) = (pm::BASE, pm::BASE + pm::CONTROL, pm::BASE + pm::TIMER);
+    fadt.write_u32(36, low32(facs));
+    fadt.write_u32(40, low32(dsdt));
+    fadt.write_u16(46, u16::from(pm::SCI));
+    // No SMI command port: the machine is always in ACPI mode.
+    fadt.write_u32(56, u32::from(event));
+    fadt.write_u32(64, u32::from(control));
+    fadt.write_u32(76, u32::from(timer));
+    fadt.write_u8(88, 4);
+    fadt.write_u8(89, 2);
+    fadt.write_u8(91, 4);
+    // Latencies beyond these limits: no C2 and C3.
+    fadt.write_u16(96, 0x65);
+    fadt.write_u16(98, 0x3e9);
+    fadt.write_u8(108, rtc::CENTURY);
+    // Boot architecture: legacy devices (serial ports), no 8042 worth probing, no VGA.
+    fadt.write_u16(109, 1 | 1 << 2);
+    // WBINVD works; C1 everywhere; no sleep button; no RTC wake; 32-bit timer; reset register.
+    fadt.write_u32(112, 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10);
+    fadt.write_bytes(116, &port(pci::RESET, 8, 1));
+    fadt.write_u8(128, 6);
+    fadt.write_u8(131, 5);
+    fadt.write_u64(140, dsdt);
+    fadt.write_bytes(148, &port(event, 32, 2));
+    fadt.write_bytes(172, &port(control, 16, 2));
+    fadt.write_bytes(208, &port(timer, 32, 3));
+    fadt.write_bytes(268, b"VireoVMM");
+    fadt.update_checksum();
+    fadt
+}
+
+/// Interrupt controllers (5.2.12).
+fn madt(vcpus: u32) -> Sdt {
+    let mut madt = table(*b"APIC", 44, 5);
+    madt.write_u32(36, low32(LOCAL_APIC));
+    // Flags at 40 stay zero: no legacy interrupt controllers beside the APICs.
+    let mut entries = Vec::new();
+    for id in 0..vcpus {
+        match u8::try_from(id) {
+            Ok(id) if id < 255 => entries.extend([0, 8, id, id, 1, 0, 0, 0]),
+            _ => {
+                entries.extend([9, 16, 0, 0]);
+                entries.extend(id.to_le_bytes());
+                entries.extend(1_u32.to_le_bytes());
+                entries.extend(id.to_le_bytes());
+            }
+        }
+    }
+    entries.extend([1, 12, 0, 0]);
+    entries.extend(low32(ioapic::BASE).to_le_bytes());
+    entries.extend(0_u32.to_le_bytes());
+    // The SCI is level-triggered, active high.
+    entries.extend([2, 10, 0, pm::SCI]);
+    entries.extend(u32::from(pm::SCI).to_le_bytes());
+    entries.extend(0x000d_u16.to_le_bytes());
+    // NMI at every local APIC's LINT1.
+    entries.extend([4, 6, 0xff, 0, 0, 1]);
+    madt.append_slice(&entries);
+    madt
+}
+
+/// PCI Express configuration space (PCI Firmware 3.2, 4.1.2).
+fn mcfg() -> Sdt {
+    let mut mcfg = table(*b"MCFG", 60, 1);
+    mcfg.write_u64(44, pci::ECAM);
+    mcfg.write_u8(55, 255);
+    mcfg.update_checksum();
+    mcfg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::num::{Fields, to_usize};
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    fn description(vcpus: u32) -> Description {
+        Description {
+            vcpus,
+            serials: 4,
+            pvpanic: true,
+            pci_high: Some(1 << 32..1 << 40),
+        }
+    }
+
+    #[test]
+    fn tables_hang_together() {
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        assert_eq!(write(&memory, &description(2)).unwrap(), RSDP);
+        let mut area = vec![0; to_usize(ACPI_END - RSDP)];
+        memory.read(RSDP, &mut area).unwrap();
+        assert_eq!(sum(&area[..20]), 0);
+        assert_eq!(sum(&area[..36]), 0);
+        let at = |address: u64| &area[to_usize(address - RSDP)..];
+        let xsdt = at(area.u64_at(24).unwrap());
+        let mut seen = Vec::new();
+        for entry in 0..3 {
+            let table = at(xsdt.u64_at(36 + entry * 8).unwrap());
+            let length = usize::try_from(table.u32_at(4).unwrap()).unwrap();
+            assert_eq!(sum(&table[..length]), 0);
+            seen.push(table[..4].to_vec());
+            if &table[..4] == b"FACP" {
+                let dsdt = at(table.u64_at(140).unwrap());
+                let length = usize::try_from(dsdt.u32_at(4).unwrap()).unwrap();
+                assert_eq!(&dsdt[..4], b"DSDT");
+                assert_eq!(sum(&dsdt[..length]), 0);
+                assert_eq!(&at(u64::from(table.u32_at(36).unwrap()))[..4], b"FACS");
+            }
+        }
+        assert_eq!(seen, [b"FACP", b"APIC", b"MCFG"]);
+    }
+
+    #[test]
+    fn many_cpus_fit_or_are_refused() {
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        write(&memory, &description(1024)).unwrap();
+        assert!(matches!(
+            write(&memory, &description(100_000)),
+            Err(AcpiError::TooLarge(100_000))
+        ));
+        let small = GuestMemory::new(64 << 10).unwrap();
+        assert!(matches!(
+            write(&small, &description(1)),
+            Err(AcpiError::Memory(_))
+        ));
+    }
+}

@@ -1,0 +1,87 @@
+//! Intel MultiProcessor table (specification 1.4, chapter 4), for machines without ACPI.
+
+use super::checksum;
+use crate::devices::{ioapic, pm};
+use crate::layout::{LOCAL_APIC, MP_TABLE};
+use crate::memory::{GuestMemory, MemoryError};
+use crate::num::{low8, low16, low32};
+
+/// More vCPUs need ACPI: the table has 1 KiB.
+pub const MAX_VCPUS: u32 = 32;
+
+const ISA_BUS: u8 = 0;
+
+/// Writes the floating pointer and the table.
+///
+/// # Errors
+/// Guest memory ends below it.
+pub fn write(memory: &GuestMemory, vcpus: u32) -> Result<(), MemoryError> {
+    let vcpus = low8(vcpus.min(MAX_VCPUS));
+    let ioapic_id = vcpus;
+    let mut entries = Vec::new();
+    let mut count = 0_u16;
+    let mut add = |entry: &[u8]| {
+        entries.extend_from_slice(entry);
+        count += 1;
+    };
+    for id in 0..vcpus {
+        let flags = if id == 0 { 3 } else { 1 };
+        let mut cpu = [0; 20];
+        cpu[..4].copy_from_slice(&[0, id, 0x14, flags]);
+        // Signature and features: family 6, with FPU and APIC.
+        cpu[4..8].copy_from_slice(&0x600_u32.to_le_bytes());
+        cpu[8..12].copy_from_slice(&0x201_u32.to_le_bytes());
+        add(&cpu);
+    }
+    add(&[1, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
+    let mut controller = [2, ioapic_id, 0x11, 1, 0, 0, 0, 0];
+    controller[4..].copy_from_slice(&low32(ioapic::BASE).to_le_bytes());
+    add(&controller);
+    for irq in 0..16 {
+        // Edge, active high, but the SCI's pin, which is level.
+        let flags = if irq == pm::SCI { 0x0d } else { 0 };
+        add(&[3, 0, flags, 0, ISA_BUS, irq, ioapic_id, irq]);
+    }
+    add(&[4, 3, 0, 0, ISA_BUS, 0, 0xff, 0]);
+    add(&[4, 1, 0, 0, ISA_BUS, 0, 0xff, 1]);
+
+    let mut table = vec![0; 44];
+    table[..4].copy_from_slice(b"PCMP");
+    table[4..6].copy_from_slice(&low16(low32(44 + entries.len() as u64)).to_le_bytes());
+    table[6] = 4;
+    table[8..16].copy_from_slice(b"VIREO   ");
+    table[16..28].copy_from_slice(b"VIREO VMM   ");
+    table[34..36].copy_from_slice(&count.to_le_bytes());
+    table[36..40].copy_from_slice(&low32(LOCAL_APIC).to_le_bytes());
+    table.extend(entries);
+    checksum(&mut table, 7);
+
+    let mut pointer = [0; 16];
+    pointer[..4].copy_from_slice(b"_MP_");
+    pointer[4..8].copy_from_slice(&low32(MP_TABLE + 16).to_le_bytes());
+    pointer[8] = 1;
+    pointer[9] = 4;
+    checksum(&mut pointer, 10);
+    memory.write(MP_TABLE, &pointer)?;
+    memory.write(MP_TABLE + 16, &table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::num::Fields;
+
+    #[test]
+    fn sums_to_zero_and_stays_below_640k() {
+        let memory = GuestMemory::new(1 << 20).unwrap();
+        write(&memory, 1000).unwrap();
+        let mut area = vec![0; 1024];
+        memory.read(MP_TABLE, &mut area).unwrap();
+        let length = usize::from(area.u16_at(20).unwrap());
+        assert!(16 + length <= 1024, "{length}");
+        let sum = |bytes: &[u8]| bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+        assert_eq!(sum(&area[..16]), 0);
+        assert_eq!(sum(&area[16..16 + length]), 0);
+        assert_eq!(area.u16_at(50), Some(32 + 2 + 16 + 2));
+    }
+}

@@ -1,0 +1,372 @@
+//! From a config to a machine that is ready to run.
+
+use std::sync::Arc;
+
+use hypervisor::cpu::{CpuRequest, Topology};
+use hypervisor::{Bus, Vcpu, Vm};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use vmm_api::config::{Backend, CONFIG_VERSION, CharBackend, MachineConfig, Resource};
+use vmm_api::control::MachineState;
+
+use super::{Devices, Machine, MachineError};
+use crate::acpi::{Description, mptable};
+use crate::bus::{Buses, Device, Space};
+use crate::chardev::{Channel, Link, Port, Receiver, Stdio};
+use crate::control::Control;
+use crate::devices::debug::{DebugConsole, DebugExit, EXIT_LEN};
+use crate::devices::i8042::{self, I8042};
+use crate::devices::ioapic::{self, IoApic};
+use crate::devices::pci::{self, Ecam, PciRoot};
+use crate::devices::pm::{self, Pm};
+use crate::devices::pvpanic::{self, Pvpanic};
+use crate::devices::rtc::{self, Rtc};
+use crate::devices::uart::{self, Uart};
+use crate::devices::{Interrupt, Line, Requests, SharedPin};
+use crate::layout;
+use crate::loader::{Boot, Named};
+use crate::memory::{GuestMemory, MemoryError};
+use crate::resource;
+use crate::vcpu::{Gate, Threads};
+
+/// Token of the vCPUs' messages.
+pub(super) const TOKEN_GATE: u64 = 1;
+/// Token of the signals.
+pub(super) const TOKEN_SIGNALS: u64 = 2;
+/// First token of the channels; each has as many as its spacing.
+pub(super) const TOKEN_CHANNELS: u64 = 0x100;
+/// Tokens of one channel.
+pub(super) const CHANNEL_SPACING: u64 = 0x10;
+
+pub(super) fn os(call: &'static str) -> impl FnOnce(Errno) -> MachineError {
+    move |errno| MachineError::Os {
+        call,
+        source: errno.into(),
+    }
+}
+
+/// What a config must not say.
+fn check(config: &MachineConfig) -> Result<(), MachineError> {
+    let bad = |what: String| Err(MachineError::Config(what));
+    if config.version != CONFIG_VERSION {
+        return bad(format!(
+            "version {} is not {CONFIG_VERSION}",
+            config.version
+        ));
+    }
+    if config.vcpus == 0 {
+        return bad("a machine needs at least one vCPU".into());
+    }
+    if config.serials.len() > uart::COM.len() {
+        return bad(format!(
+            "{} serial ports are more than {}",
+            config.serials.len(),
+            uart::COM.len()
+        ));
+    }
+    if !config.acpi && config.vcpus > mptable::MAX_VCPUS {
+        return bad(format!("more than {} vCPUs need ACPI", mptable::MAX_VCPUS));
+    }
+    let stdio = config
+        .serials
+        .iter()
+        .filter(|s| s.backend == CharBackend::Stdio)
+        .count();
+    if stdio > 1 {
+        return bad("standard input and output can serve one serial port only".into());
+    }
+    Ok(())
+}
+
+fn named(at: &Resource) -> Result<Named, MachineError> {
+    Ok(Named {
+        file: resource::open_read(at)?,
+        name: resource::name(at),
+    })
+}
+
+struct Builder {
+    buses: Buses,
+    epoll: Epoll,
+    channels: Vec<Channel>,
+}
+
+impl Builder {
+    fn insert(
+        space: &mut Space,
+        at: u64,
+        len: u32,
+        name: &'static str,
+        device: Arc<dyn Device>,
+    ) -> Result<(), MachineError> {
+        space
+            .insert(at, len, device)
+            .map_err(|source| MachineError::Overlap {
+                device: name,
+                source,
+            })
+    }
+
+    fn port(
+        &mut self,
+        at: u16,
+        len: u32,
+        name: &'static str,
+        device: Arc<dyn Device>,
+    ) -> Result<(), MachineError> {
+        Self::insert(&mut self.buses.ports, at.into(), len, name, device)
+    }
+
+    fn mmio(
+        &mut self,
+        at: u64,
+        len: u32,
+        name: &'static str,
+        device: Arc<dyn Device>,
+    ) -> Result<(), MachineError> {
+        Self::insert(&mut self.buses.mmio, at, len, name, device)
+    }
+
+    fn channel(
+        &mut self,
+        port: Arc<Port>,
+        receiver: Option<Arc<dyn Receiver>>,
+        link: Link,
+        log: Option<std::fs::File>,
+    ) -> Result<(), crate::chardev::CharError> {
+        let token = TOKEN_CHANNELS + self.channels.len() as u64 * CHANNEL_SPACING;
+        self.channels
+            .push(Channel::new(&self.epoll, token, port, receiver, link, log)?);
+        Ok(())
+    }
+
+    fn serials(
+        &mut self,
+        config: &MachineConfig,
+        lines: &Arc<dyn Interrupt>,
+    ) -> Result<Vec<Arc<Uart>>, MachineError> {
+        let mut uarts = Vec::new();
+        let pins = [uart::COM[0].1, uart::COM[1].1]
+            .map(|pin| Arc::new(SharedPin::new(lines.clone(), pin)));
+        for (index, serial) in config.serials.iter().enumerate() {
+            let failed = |source| MachineError::Serial {
+                port: index + 1,
+                source,
+            };
+            let (base, _) = uart::COM[index];
+            // COM3 is on COM1's pin, COM4 on COM2's.
+            let line = Line::new(pins[index % 2].clone(), u8::from(index >= 2));
+            let port = Arc::new(Port::new().map_err(failed)?);
+            let uart = Arc::new(Uart::new(line, port.clone()));
+            self.port(base, uart::LEN, "serial port", uart.clone())?;
+            let link = Link::open(&serial.backend).map_err(failed)?;
+            let log = serial.log.as_ref().map(resource::open_append).transpose()?;
+            self.channel(port, Some(uart.clone()), link, log)
+                .map_err(failed)?;
+            uarts.push(uart);
+        }
+        Ok(uarts)
+    }
+
+    fn debug(
+        &mut self,
+        config: &MachineConfig,
+        requests: &Arc<dyn Requests>,
+    ) -> Result<(), MachineError> {
+        if let Some(at) = config.debug_exit_port {
+            self.port(
+                at,
+                EXIT_LEN,
+                "debug_exit_port",
+                Arc::new(DebugExit::new(requests.clone())),
+            )?;
+        }
+        if let Some(at) = config.debug_console_port {
+            let failed = |source| MachineError::Serial { port: 0, source };
+            let port = Arc::new(Port::new().map_err(failed)?);
+            self.port(
+                at,
+                1,
+                "debug_console_port",
+                Arc::new(DebugConsole::new(port.clone())),
+            )?;
+            let link = Link::Stdio(Stdio::stderr().map_err(failed)?);
+            self.channel(port, None, link, None).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+impl Machine {
+    /// Builds the machine: everything is opened, loaded and checked; nothing runs yet.
+    ///
+    /// # Errors
+    /// Whatever keeps it from running, named.
+    pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
+        check(&config)?;
+        let kernel = named(&config.boot.kernel)?;
+        let initrd = config.boot.initrd.as_ref().map(named).transpose()?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("epoll_create1"))?;
+        let control = match &config.control {
+            Some(at) => {
+                Some(Control::new(&epoll, resource::listen(at)?).map_err(os("control socket"))?)
+            }
+            None => None,
+        };
+
+        let vm = hypervisor::create(match config.backend {
+            Backend::Kvm => hypervisor::Backend::Kvm,
+            Backend::Soft => hypervisor::Backend::Soft,
+        })?;
+        let max = vm.max_vcpus();
+        if config.vcpus > max {
+            return Err(MachineError::Config(format!(
+                "{} vCPUs are more than the {max} this backend has",
+                config.vcpus
+            )));
+        }
+        let memory = Arc::new(GuestMemory::new(config.memory_bytes)?);
+        if memory.size() < layout::ACPI_END {
+            return Err(MemoryError::Size(memory.size()).into());
+        }
+
+        let gate = Arc::new(Gate::new(config.vcpus).map_err(os("eventfd"))?);
+        epoll
+            .add(gate.fd(), EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_GATE))
+            .map_err(os("epoll"))?;
+        let requests: Arc<dyn Requests> = gate.clone();
+        let ioapic = Arc::new(IoApic::new(vm.clone()));
+        let mut builder = Builder {
+            buses: Buses::default(),
+            epoll,
+            channels: Vec::new(),
+        };
+        let devices = build_devices(&mut builder, &config, &ioapic, &requests)?;
+
+        let template = hypervisor::cpu::template(
+            &*vm,
+            &CpuRequest {
+                model: config.cpu.model.as_deref(),
+                features: &config.cpu.features,
+                topology: Topology::flat(config.vcpus),
+            },
+        )?;
+        map(&*vm, &memory)?;
+        let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
+        let mut power_on = Vec::new();
+        let mut address_bits = 36;
+        for id in 0..config.vcpus {
+            let mut vcpu = vm.create_vcpu(id)?;
+            let leaves = template.for_vcpu(id);
+            if let Some(sizes) = leaves.iter().find(|leaf| leaf.function == 0x8000_0008) {
+                address_bits = sizes.eax & 0xff;
+            }
+            vcpu.set_cpuid(&leaves)?;
+            power_on.push(vcpu.state()?);
+            vcpus.push(vcpu);
+        }
+        let description = Description {
+            vcpus: config.vcpus,
+            serials: config.serials.len(),
+            pvpanic: config.pvpanic,
+            pci_high: layout::pci_high(&memory, address_bits),
+        };
+        let boot = Boot {
+            kernel,
+            initrd,
+            cmdline: config.boot.cmdline.clone(),
+            no_unpack: config.boot.no_unpack,
+            rsdp: config.acpi.then_some(layout::RSDP),
+        };
+        let bus: Arc<dyn Bus> = Arc::new(std::mem::take(&mut builder.buses));
+        let threads =
+            Threads::start(&gate, vcpus, &bus, &ioapic).map_err(|source| MachineError::Os {
+                call: "starting a vCPU thread",
+                source,
+            })?;
+        let awaited = awaited(&config);
+        let mut machine = Self {
+            threads,
+            gate,
+            devices,
+            channels: builder.channels,
+            control,
+            signals: None,
+            epoll: builder.epoll,
+            boot,
+            description,
+            power_on,
+            state: MachineState::Paused,
+            starts_by_itself: !config.start_paused,
+            awaited,
+            ending: None,
+            vm,
+            memory,
+            config,
+        };
+        machine.load()?;
+        Ok(machine)
+    }
+}
+
+/// Channels whose first peer the start waits for.
+fn awaited(config: &MachineConfig) -> Vec<usize> {
+    let waits = |backend: &CharBackend| matches!(backend, CharBackend::Listen { wait: true, .. });
+    let serials = config.serials.iter().enumerate();
+    serials
+        .filter(|(_, serial)| waits(&serial.backend))
+        .map(|(index, _)| index)
+        .collect()
+}
+
+/// Makes RAM visible to the guest; a second time, tells the backend that its content is new.
+pub(super) fn map(vm: &dyn Vm, memory: &GuestMemory) -> Result<(), MachineError> {
+    for slot in memory.slots() {
+        // SAFETY: the machine keeps the memory as long as the VM (fields drop in order: vCPUs,
+        // VM, memory), and nothing but short-lived loader slices ever refers to it.
+        unsafe { vm.map_memory(slot)? };
+    }
+    Ok(())
+}
+
+fn build_devices(
+    builder: &mut Builder,
+    config: &MachineConfig,
+    ioapic: &Arc<IoApic>,
+    requests: &Arc<dyn Requests>,
+) -> Result<Devices, MachineError> {
+    let lines: Arc<dyn Interrupt> = ioapic.clone();
+    let uarts = builder.serials(config, &lines)?;
+    builder.debug(config, requests)?;
+    let i8042 = Arc::new(I8042::new(Line::new(lines.clone(), 1), requests.clone()));
+    let pm = Arc::new(Pm::new(Line::new(lines.clone(), pm::SCI), requests.clone()));
+    let rtc = Arc::new(Rtc::new(config.rtc_offset_seconds));
+    let pci = Arc::new(PciRoot::new(requests.clone()));
+    builder.port(i8042::DATA, 5, "i8042", i8042.clone())?;
+    builder.port(rtc::BASE, rtc::LEN, "RTC", rtc.clone())?;
+    builder.port(pm::BASE, pm::LEN, "ACPI registers", pm.clone())?;
+    builder.port(pci::PORTS, pci::PORTS_LEN, "PCI host bridge", pci.clone())?;
+    builder.mmio(
+        pci::ECAM,
+        pci::ECAM_LEN,
+        "ECAM",
+        Arc::new(Ecam(pci.clone())),
+    )?;
+    builder.mmio(ioapic::BASE, ioapic::LEN, "I/O APIC", ioapic.clone())?;
+    if config.pvpanic {
+        builder.port(
+            pvpanic::PORT,
+            1,
+            "pvpanic",
+            Arc::new(Pvpanic::new(requests.clone())),
+        )?;
+    }
+    Ok(Devices {
+        ioapic: ioapic.clone(),
+        uarts,
+        i8042,
+        pm,
+        rtc,
+        pci,
+    })
+}

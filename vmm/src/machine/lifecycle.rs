@@ -1,0 +1,163 @@
+//! Starting, stopping, resetting, ending: what happens to the machine as a whole.
+
+use hypervisor::VcpuState;
+use vmm_api::config::LifecycleAction;
+use vmm_api::control::{Event, ExitCause, ExitRecord, FromVmm, MachineState};
+
+use super::{Ending, Machine, MachineError, build, cpu};
+use crate::acpi::{self, mptable};
+use crate::devices::Request;
+use crate::loader::{self, Entry};
+use crate::vcpu::{Job, Message};
+
+impl Machine {
+    /// Puts kernel and tables into (zeroed) guest memory, and the vCPUs to their first
+    /// instruction.
+    pub(super) fn load(&mut self) -> Result<(), MachineError> {
+        if self.config.acpi {
+            acpi::write(&self.memory, &self.description)?;
+        } else {
+            mptable::write(&self.memory, self.config.vcpus)?;
+        }
+        let entry = loader::load(&self.memory, &self.boot)?;
+        self.threads.forget_jobs();
+        let states = self.first_states(&entry);
+        let mut states = states.into_iter();
+        self.threads
+            .each(|_| Job::Load(Box::new(states.next().unwrap_or_default())));
+        Ok(())
+    }
+
+    fn first_states(&self, entry: &Entry) -> Vec<VcpuState> {
+        let first = |(index, power_on)| match index {
+            0 => cpu::at_entry(power_on, entry),
+            _ => cpu::waiting(power_on),
+        };
+        self.power_on.iter().enumerate().map(first).collect()
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        log::debug!("{event:?}");
+        if let Some(control) = &mut self.control {
+            control.broadcast(&self.epoll, &FromVmm::Event(event));
+        }
+    }
+
+    /// Lets the vCPUs run.
+    pub(super) fn resume(&mut self) {
+        self.state = MachineState::Running;
+        self.threads.run();
+    }
+
+    /// Back to power-on: everything as if just started.
+    pub(super) fn reset(&mut self) -> Result<(), MachineError> {
+        self.threads.hold()?;
+        // What the vCPUs asked for before is history.
+        self.gate.take_messages();
+        let devices = &self.devices;
+        devices.pci.reset();
+        devices.i8042.reset();
+        devices.pm.reset();
+        devices.rtc.reset();
+        for uart in &devices.uarts {
+            uart.reset();
+        }
+        devices.ioapic.reset();
+        self.memory.clear()?;
+        self.load()?;
+        // The backend forgets what it knows of the old content.
+        build::map(&*self.vm, &self.memory)
+    }
+
+    /// Something the machine can't go on after.
+    pub(super) fn fail(&mut self, error: &MachineError) {
+        self.end(ExitCause::Failed, error.to_string(), 1);
+    }
+
+    pub(super) fn end(&mut self, cause: ExitCause, message: String, status: i32) {
+        self.ending.get_or_insert(Ending {
+            record: ExitRecord { cause, message },
+            status,
+        });
+    }
+
+    fn reset_and_run(&mut self) {
+        match self.reset() {
+            Ok(()) => self.resume(),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn preserve(&mut self, state: MachineState) {
+        match self.threads.hold() {
+            Ok(()) => self.state = state,
+            Err(error) => self.fail(&error.into()),
+        }
+    }
+
+    /// Deals with what the vCPUs reported.
+    pub(super) fn handle_messages(&mut self) {
+        for message in self.gate.take_messages() {
+            if self.ending.is_some() {
+                return;
+            }
+            match message {
+                Message::Request(Request::PowerOff) => self.powered_off(),
+                Message::Request(Request::Reset) => self.guest_reset(),
+                Message::Request(Request::Panic) => {
+                    self.crashed("the guest's kernel panicked".into(), true)
+                }
+                Message::Request(Request::DebugExit(value)) => {
+                    let status = value.wrapping_shl(1) | 1;
+                    let message = format!("debug exit with {value:#x}");
+                    self.end(
+                        ExitCause::Shutdown,
+                        message,
+                        i32::from(crate::num::low8(status)),
+                    );
+                }
+                Message::TripleFault => self.crashed("triple fault".into(), true),
+                Message::Broken(reason) => self.crashed(reason, false),
+            }
+            // Whatever else was on its way belongs to the machine before.
+            return;
+        }
+    }
+
+    fn powered_off(&mut self) {
+        self.event(Event::Shutdown);
+        match self.config.on_poweroff {
+            LifecycleAction::Destroy => {
+                self.end(ExitCause::Shutdown, "the guest powered off".into(), 0)
+            }
+            LifecycleAction::Restart => self.reset_and_run(),
+            LifecycleAction::Preserve => self.preserve(MachineState::Halted),
+        }
+    }
+
+    fn guest_reset(&mut self) {
+        self.event(Event::Reset);
+        match self.config.on_reboot {
+            LifecycleAction::Destroy => {
+                self.end(ExitCause::Shutdown, "the guest reset itself".into(), 0)
+            }
+            LifecycleAction::Restart => self.reset_and_run(),
+            LifecycleAction::Preserve => self.preserve(MachineState::Halted),
+        }
+    }
+
+    fn crashed(&mut self, reason: String, guest_fault: bool) {
+        log::warn!("{}: {reason}", self.config.name);
+        self.event(Event::Crashed {
+            reason: reason.clone(),
+            guest_fault,
+        });
+        match (self.config.on_crash, guest_fault) {
+            (LifecycleAction::Preserve, _) => self.preserve(MachineState::Crashed),
+            (LifecycleAction::Restart, true) => self.reset_and_run(),
+            // What the backend could not do once it can't do again: no restart.
+            (_, false) => self.end(ExitCause::Failed, reason, 1),
+            (LifecycleAction::Destroy, true) => self.end(ExitCause::Crashed, reason, 1),
+        }
+    }
+}

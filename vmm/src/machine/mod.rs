@@ -1,0 +1,147 @@
+//! One machine: built from its config, run by an event loop on the calling thread.
+
+mod build;
+mod cpu;
+mod lifecycle;
+mod run;
+
+pub use run::block_signals;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hypervisor::{VcpuState, Vm};
+use nix::sys::epoll::Epoll;
+use nix::sys::signalfd::SignalFd;
+use vmm_api::config::MachineConfig;
+use vmm_api::control::{ExitRecord, MachineState};
+
+use crate::acpi::{AcpiError, Description};
+use crate::bus::Overlap;
+use crate::chardev::{Channel, CharError};
+use crate::control::Control;
+use crate::devices::i8042::I8042;
+use crate::devices::ioapic::IoApic;
+use crate::devices::pci::PciRoot;
+use crate::devices::pm::Pm;
+use crate::devices::rtc::Rtc;
+use crate::devices::uart::Uart;
+use crate::loader::{Boot, LoadError};
+use crate::memory::{GuestMemory, MemoryError};
+use crate::resource::ResourceError;
+use crate::vcpu::{Gate, NotStopping, Threads};
+
+/// How long the end waits for readers of consoles and control connections.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Why a machine can't be built, or can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The config contradicts itself or asks for what is not there.
+    #[error("config: {0}")]
+    Config(String),
+    /// A file, socket or descriptor.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+    /// A serial port's other end.
+    #[error("serial port {port}: {source}")]
+    Serial {
+        /// COM number.
+        port: usize,
+        /// What went wrong.
+        source: CharError,
+    },
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The machine's tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// A port used twice.
+    #[error("{device}: {source}")]
+    Overlap {
+        /// Which device.
+        device: &'static str,
+        /// Where.
+        source: Overlap,
+    },
+    /// The CPU.
+    #[error(transparent)]
+    Backend(#[from] hypervisor::Error),
+    /// The CPU model.
+    #[error(transparent)]
+    Cpu(#[from] hypervisor::cpu::CpuError),
+    /// A vCPU is stuck.
+    #[error(transparent)]
+    NotStopping(#[from] NotStopping),
+    /// The kernel's refusal of something ordinary.
+    #[error("{call}: {source}")]
+    Os {
+        /// System call.
+        call: &'static str,
+        /// Its error.
+        source: std::io::Error,
+    },
+}
+
+/// Devices whose state the machine resets.
+#[derive(Debug)]
+struct Devices {
+    ioapic: Arc<IoApic>,
+    uarts: Vec<Arc<Uart>>,
+    i8042: Arc<I8042>,
+    pm: Arc<Pm>,
+    rtc: Arc<Rtc>,
+    pci: Arc<PciRoot>,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// For the daemon.
+    pub record: ExitRecord,
+    /// The process's exit status.
+    pub status: i32,
+}
+
+/// A machine.
+#[derive(Debug)]
+pub struct Machine {
+    config: MachineConfig,
+    /// Dropped first: no vCPU may run when the rest goes.
+    threads: Threads,
+    gate: Arc<Gate>,
+    devices: Devices,
+    channels: Vec<Channel>,
+    control: Option<Control>,
+    signals: Option<SignalFd>,
+    epoll: Epoll,
+    boot: Boot,
+    description: Description,
+    /// The vCPUs as the backend made them.
+    power_on: Vec<VcpuState>,
+    state: MachineState,
+    /// Consoles whose first peer the start waits for.
+    awaited: Vec<usize>,
+    /// The guest starts when they have come.
+    starts_by_itself: bool,
+    ending: Option<Ending>,
+    vm: Arc<dyn Vm>,
+    memory: Arc<GuestMemory>,
+}
+
+impl Machine {
+    /// The pseudo-terminals of the serial ports that have one.
+    #[must_use]
+    pub fn serial_ptys(&self) -> Vec<Option<String>> {
+        let uarts = self.devices.uarts.len();
+        self.channels
+            .iter()
+            .take(uarts)
+            .map(|c| c.pty_path().map(str::to_owned))
+            .collect()
+    }
+}

@@ -1,0 +1,250 @@
+//! The event loop: consoles, control connections, signals, and the vCPUs' messages.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm_api::control::{
+    Answer, Call, Event, ExitCause, Failure, FromVmm, MachineState, Reply, Status,
+};
+
+use super::build::{CHANNEL_SPACING, TOKEN_CHANNELS, TOKEN_GATE, TOKEN_SIGNALS, os};
+use super::{Ending, FAREWELL, Machine, MachineError};
+use crate::chardev::Outcome;
+use crate::control::{self, Asked};
+use crate::num::to_usize;
+use crate::vcpu::{Job, nanoseconds};
+
+impl Machine {
+    /// SIGTERM, SIGINT and SIGHUP stop the machine from now on.
+    ///
+    /// Signals are blocked in this thread and those it starts: called before [`Machine::new`]
+    /// starts any, through [`block_signals`].
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn watch_signals(&mut self) -> Result<(), MachineError> {
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&signal_set(), flags).map_err(os("signalfd"))?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_SIGNALS);
+        self.epoll.add(&signals, event).map_err(os("epoll"))?;
+        self.signals = Some(signals);
+        Ok(())
+    }
+
+    /// Runs the machine to its end.
+    pub fn run(&mut self) -> Ending {
+        self.start();
+        let mut events = [EpollEvent::empty(); 16];
+        loop {
+            if let Some(ending) = self.ending.clone() {
+                self.farewell(&ending);
+                return ending;
+            }
+            match self.epoll.wait(&mut events, self.timeout()) {
+                Ok(count) => {
+                    for event in &events[..count] {
+                        self.dispatch(event.data(), event.events());
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) => self.end(ExitCause::Failed, format!("epoll_wait: {error}"), 1),
+            }
+            let now = Instant::now();
+            for channel in &mut self.channels {
+                channel.tick(&self.epoll, now);
+            }
+            self.start();
+        }
+    }
+
+    /// Starts the guest as soon as the consoles it waits for are there.
+    fn start(&mut self) {
+        if !self.starts_by_itself {
+            return;
+        }
+        let channels = &self.channels;
+        self.awaited
+            .retain(|index| !channels.get(*index).is_some_and(|c| c.is_connected()));
+        if self.awaited.is_empty() {
+            self.starts_by_itself = false;
+            self.resume();
+            self.event(Event::Resumed);
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let deadline = self.channels.iter().filter_map(|c| c.deadline()).min();
+        let Some(deadline) = deadline else {
+            return EpollTimeout::NONE;
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up: too early would only mean another round.
+        let millis = left.as_micros().div_ceil(1000).min(60_000);
+        u16::try_from(millis).map_or(EpollTimeout::ZERO, EpollTimeout::from)
+    }
+
+    fn dispatch(&mut self, token: u64, events: EpollFlags) {
+        match token {
+            TOKEN_GATE => self.handle_messages(),
+            TOKEN_SIGNALS => self.signalled(),
+            TOKEN_CHANNELS..control::TOKEN => {
+                let index = to_usize((token - TOKEN_CHANNELS) / CHANNEL_SPACING);
+                if let Some(channel) = self.channels.get_mut(index)
+                    && channel.ready(&self.epoll, token, events) == Outcome::Quit
+                {
+                    self.end(ExitCause::Stopped, "Ctrl-A x".into(), 0);
+                }
+            }
+            _ => {
+                let Some(control) = &mut self.control else {
+                    return;
+                };
+                for asked in control.ready(&self.epoll, token, events) {
+                    self.answer(asked);
+                }
+            }
+        }
+    }
+
+    fn signalled(&mut self) {
+        let Some(signals) = &self.signals else { return };
+        match signals.read_signal() {
+            Ok(Some(info)) => {
+                let name = i32::try_from(info.ssi_signo)
+                    .ok()
+                    .and_then(|n| Signal::try_from(n).ok());
+                let name = name.map_or("a signal", Signal::as_str);
+                self.end(ExitCause::Stopped, name.to_owned(), 0);
+            }
+            Ok(None) => {}
+            Err(error) => log::error!("signalfd: {error}"),
+        }
+    }
+
+    fn answer(&mut self, asked: Asked) {
+        // What the guest did before comes first.
+        self.handle_messages();
+        let result = self
+            .carry_out(&asked.request.call)
+            .map_err(|message| Failure { message });
+        let reply = FromVmm::Reply(Reply {
+            id: asked.request.id,
+            result,
+        });
+        if let Some(control) = &mut self.control {
+            control.send(&self.epoll, asked.by, &reply);
+        }
+    }
+
+    fn carry_out(&mut self, call: &Call) -> Result<Answer, String> {
+        match call {
+            Call::Query => return Ok(Answer::Status(self.status())),
+            Call::Pause => self.pause()?,
+            Call::Resume => match self.state {
+                MachineState::Paused => {
+                    self.starts_by_itself = false;
+                    self.resume();
+                    self.event(Event::Resumed);
+                }
+                MachineState::Running => {}
+                MachineState::Crashed | MachineState::Halted => {
+                    return Err("the machine has ended; it can only be reset or stopped".into());
+                }
+            },
+            Call::Stop => self.end(ExitCause::Stopped, "stopped".into(), 0),
+            Call::PowerButton => {
+                if !self.config.acpi {
+                    return Err("a machine without ACPI has no power button".into());
+                }
+                if !self.devices.pm.press_power_button() {
+                    log::info!("power button pressed; the guest does not listen to it now");
+                }
+            }
+            Call::Reset => {
+                let was = self.state;
+                if let Err(error) = self.reset() {
+                    self.fail(&error);
+                    return Err(error.to_string());
+                }
+                self.event(Event::Reset);
+                if was != MachineState::Paused {
+                    self.resume();
+                }
+            }
+            Call::Nmi => self.threads.each(|_| Job::Nmi),
+            Call::OnPoweroff(action) => self.config.on_poweroff = *action,
+        }
+        Ok(Answer::Done)
+    }
+
+    fn pause(&mut self) -> Result<(), String> {
+        // A start that still waits for a console's peer is off.
+        self.starts_by_itself = false;
+        if self.state != MachineState::Running {
+            return Ok(());
+        }
+        if let Err(error) = self.threads.hold() {
+            let message = error.to_string();
+            self.fail(&error.into());
+            return Err(message);
+        }
+        self.state = MachineState::Paused;
+        self.event(Event::Paused);
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            state: self.state,
+            vcpu_time_ns: self.threads.cpu_times(),
+            process_time_ns: process_time(),
+            serial_ptys: self.serial_ptys(),
+        }
+    }
+
+    /// Lets everybody know, and consoles have the last lines.
+    fn farewell(&mut self, ending: &Ending) {
+        if let Err(error) = self.threads.hold() {
+            log::error!("{error}");
+        }
+        let deadline = Instant::now() + FAREWELL;
+        self.event(Event::Exiting(ending.record.clone()));
+        for channel in &mut self.channels {
+            channel.finish(&self.epoll, deadline);
+        }
+        if let Some(control) = &mut self.control {
+            control.finish(
+                &self.epoll,
+                deadline.max(Instant::now() + Duration::from_millis(10)),
+            );
+        }
+    }
+}
+
+fn signal_set() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
+        .into_iter()
+        .collect()
+}
+
+/// Keeps the signals that [`Machine::watch_signals`] reads from ending the process.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn block_signals() -> Result<(), MachineError> {
+    signal_set().thread_block().map_err(os("sigprocmask"))
+}
+
+/// CPU time of the process so far, nanoseconds.
+fn process_time() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: fills the variable it is given.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    if failed == 0 { nanoseconds(&time) } else { 0 }
+}

@@ -1,0 +1,406 @@
+//! Guest RAM: one memfd, mapped shared, split around the 32-bit hole.
+
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use hypervisor::MemorySlot;
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+use crate::num::to_usize;
+
+/// RAM below the hole ends here at the latest: 3 GiB. Above it are the PCI windows, ECAM,
+/// the I/O APIC and the local APICs.
+pub const LOW_MAX: u64 = 0xc000_0000;
+/// RAM that did not fit below goes on here: 4 GiB.
+pub const HIGH_START: u64 = 0x1_0000_0000;
+/// Unit of guest memory.
+pub const PAGE: u64 = 4096;
+
+/// What goes wrong with guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Size is zero or not whole pages.
+    #[error("guest memory of {0} bytes is not a positive multiple of 4096")]
+    Size(u64),
+    /// More than the host could ever give.
+    #[error("guest memory of {wanted} MiB is more than this host has ({host} MiB)")]
+    TooLarge {
+        /// MiB asked for.
+        wanted: u64,
+        /// MiB of RAM and swap.
+        host: u64,
+    },
+    /// The kernel refused.
+    #[error("{call} for guest memory: {errno}")]
+    Os {
+        /// System call.
+        call: &'static str,
+        /// Its error.
+        errno: Errno,
+    },
+    /// Outside RAM.
+    #[error("guest memory {start:#x}..+{len:#x} is not RAM")]
+    Outside {
+        /// First address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+fn os(call: &'static str) -> impl Fn(Errno) -> MemoryError {
+    move |errno| MemoryError::Os { call, errno }
+}
+
+/// An anonymous or shared mapping, unmapped when dropped.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<c_void>,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory owned by this value; nothing in it is tied to a thread.
+unsafe impl Send for Mapping {}
+// SAFETY: access goes through raw pointers or `&mut`; see `GuestMemory` for the rules.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made by mmap with exactly this address and length, and no reference into it
+        // outlives its owner.
+        if let Err(error) = unsafe { munmap(self.base, self.len) } {
+            log::error!("munmap: {error}");
+        }
+    }
+}
+
+/// All RAM of one guest.
+#[derive(Debug)]
+pub struct GuestMemory {
+    fd: OwnedFd,
+    map: Mapping,
+    low: u64,
+    high: u64,
+}
+
+impl GuestMemory {
+    /// `size` bytes of zeroed RAM. Nothing is touched: pages come when they are used.
+    ///
+    /// # Errors
+    /// Size 0, not whole pages or beyond the host's memory; the kernel's refusal.
+    pub fn new(size: u64) -> Result<Self, MemoryError> {
+        if size == 0 || !size.is_multiple_of(PAGE) {
+            return Err(MemoryError::Size(size));
+        }
+        let host = host_memory()?;
+        if size > host {
+            return Err(MemoryError::TooLarge {
+                wanted: size >> 20,
+                host: host >> 20,
+            });
+        }
+        let low = size.min(LOW_MAX);
+        let fd = memfd_create(c"vireo-ram", MFdFlags::MFD_CLOEXEC).map_err(os("memfd_create"))?;
+        let len = i64::try_from(size).map_err(|_| MemoryError::Size(size))?;
+        nix::unistd::ftruncate(&fd, len).map_err(os("ftruncate"))?;
+        let length = NonZeroUsize::new(to_usize(size)).ok_or(MemoryError::Size(size))?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address the kernel picks, of a file nobody else has.
+        let base = unsafe { mmap(None, length, prot, flags, &fd, 0) }.map_err(os("mmap"))?;
+        Ok(Self {
+            fd,
+            map: Mapping {
+                base,
+                len: length.get(),
+            },
+            low,
+            high: size - low,
+        })
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.low + self.high
+    }
+
+    /// RAM below 3 GiB, from address 0.
+    #[must_use]
+    pub fn low(&self) -> Range<u64> {
+        0..self.low
+    }
+
+    /// RAM from 4 GiB up; empty for small guests.
+    #[must_use]
+    pub fn high(&self) -> Range<u64> {
+        HIGH_START..HIGH_START + self.high
+    }
+
+    /// The memfd behind it.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// What to hand to the hypervisor.
+    #[must_use]
+    pub fn slots(&self) -> Vec<MemorySlot> {
+        let base: *mut u8 = self.map.base.as_ptr().cast();
+        let slot = |id, gpa, len, host| MemorySlot {
+            id,
+            gpa,
+            len,
+            host,
+            readonly: false,
+            log_dirty: false,
+        };
+        let mut slots = vec![slot(0, 0, self.low, base)];
+        if self.high > 0 {
+            slots.push(slot(
+                1,
+                HIGH_START,
+                self.high,
+                base.wrapping_add(to_usize(self.low)),
+            ));
+        }
+        slots
+    }
+
+    /// Offset in the file of a range that is all RAM.
+    fn locate(&self, start: u64, len: u64) -> Result<usize, MemoryError> {
+        let outside = || MemoryError::Outside { start, len };
+        let end = start.checked_add(len).ok_or_else(outside)?;
+        if end <= self.low {
+            Ok(to_usize(start))
+        } else if start >= HIGH_START && end <= HIGH_START + self.high {
+            Ok(to_usize(start - HIGH_START + self.low))
+        } else {
+            Err(outside())
+        }
+    }
+
+    /// Copies `data` to guest-physical `start`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`] where any byte is not RAM; nothing is written then.
+    pub fn write(&self, start: u64, data: &[u8]) -> Result<(), MemoryError> {
+        let offset = self.locate(start, data.len() as u64)?;
+        // SAFETY: `locate` has checked that the target lies in the mapping. `data` does not
+        // overlap it: it is either outside guest RAM, or came from `slice`, whose caller has
+        // promised so.
+        unsafe {
+            let target = self.map.base.as_ptr().cast::<u8>().add(offset);
+            std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len());
+        }
+        Ok(())
+    }
+
+    /// Fills `data` from guest-physical `start`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`] where any byte is not RAM.
+    pub fn read(&self, start: u64, data: &mut [u8]) -> Result<(), MemoryError> {
+        let offset = self.locate(start, data.len() as u64)?;
+        // SAFETY: as in `write`, the other way round.
+        unsafe {
+            let source = self.map.base.as_ptr().cast::<u8>().add(offset);
+            std::ptr::copy_nonoverlapping(source, data.as_mut_ptr(), data.len());
+        }
+        Ok(())
+    }
+
+    /// The bytes themselves, for the loader: no copy in between.
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`] where any byte is not RAM.
+    ///
+    /// # Safety
+    /// As long as the slice lives nobody else touches those bytes: no vCPU runs, and no other
+    /// slice overlaps it.
+    // The exclusive borrow is the caller's promise: RAM is shared memory by nature.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice(&self, start: u64, len: u64) -> Result<&mut [u8], MemoryError> {
+        let offset = self.locate(start, len)?;
+        // SAFETY: inside the mapping (`locate`), initialised (zero pages), and exclusive by the
+        // caller's promise.
+        Ok(unsafe {
+            let first = self.map.base.as_ptr().cast::<u8>().add(offset);
+            std::slice::from_raw_parts_mut(first, to_usize(len))
+        })
+    }
+
+    /// Gives whole pages back to the host: they read as zero afterwards.
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`], or the kernel's refusal.
+    pub fn discard(&self, range: Range<u64>) -> Result<(), MemoryError> {
+        let len = range.end.saturating_sub(range.start);
+        if len == 0 {
+            return Ok(());
+        }
+        let offset = self.locate(range.start, len)?;
+        let outside = |_| MemoryError::Outside {
+            start: range.start,
+            len,
+        };
+        nix::fcntl::fallocate(
+            &self.fd,
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            i64::try_from(offset).map_err(outside)?,
+            i64::try_from(len).map_err(outside)?,
+        )
+        .map_err(os("fallocate"))
+    }
+
+    /// All RAM becomes zero (a reset).
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn clear(&self) -> Result<(), MemoryError> {
+        self.discard(self.low())?;
+        self.discard(self.high())
+    }
+
+    /// Bytes of RAM that are really there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn resident(&self) -> Result<u64, MemoryError> {
+        let stat = nix::sys::stat::fstat(&self.fd).map_err(os("fstat"))?;
+        Ok(u64::try_from(stat.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512))
+    }
+}
+
+/// RAM and swap of the host in bytes.
+fn host_memory() -> Result<u64, MemoryError> {
+    // SAFETY: sysinfo fills a struct of plain integers, for which zero bytes are valid.
+    let info = unsafe {
+        let mut info: libc::sysinfo = std::mem::zeroed();
+        Errno::result(libc::sysinfo(&raw mut info)).map_err(os("sysinfo"))?;
+        info
+    };
+    Ok(info
+        .totalram
+        .saturating_add(info.totalswap)
+        .saturating_mul(u64::from(info.mem_unit)))
+}
+
+/// Memory for a while, given back to the host at once when dropped (a `Vec` may stay with the
+/// allocator).
+#[derive(Debug)]
+pub struct Scratch {
+    map: Option<Mapping>,
+}
+
+impl Scratch {
+    /// `len` zeroed bytes.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn new(len: usize) -> Result<Self, MemoryError> {
+        let Some(length) = NonZeroUsize::new(len) else {
+            return Ok(Self { map: None });
+        };
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping at an address the kernel picks.
+        let base = unsafe { mmap_anonymous(None, length, prot, flags) }.map_err(os("mmap"))?;
+        Ok(Self {
+            map: Some(Mapping { base, len }),
+        })
+    }
+}
+
+impl std::ops::Deref for Scratch {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.map {
+            // SAFETY: the mapping is this value's own and borrowed shared as long as the slice.
+            Some(map) => unsafe { std::slice::from_raw_parts(map.base.as_ptr().cast(), map.len) },
+            None => &[],
+        }
+    }
+}
+
+impl std::ops::DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match &self.map {
+            // SAFETY: as above, borrowed exclusively.
+            Some(map) => unsafe {
+                std::slice::from_raw_parts_mut(map.base.as_ptr().cast(), map.len)
+            },
+            None => &mut [],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_back_what_was_written_and_discards_it() {
+        let ram = GuestMemory::new(1 << 20).unwrap();
+        ram.write(0xff0, &[7; 32]).unwrap();
+        let mut back = [0; 32];
+        ram.read(0xff0, &mut back).unwrap();
+        assert_eq!(back, [7; 32]);
+        ram.clear().unwrap();
+        ram.read(0xff0, &mut back).unwrap();
+        assert_eq!(back, [0; 32]);
+    }
+
+    #[test]
+    fn refuses_what_is_not_ram() {
+        let ram = GuestMemory::new(1 << 20).unwrap();
+        assert!(ram.write((1 << 20) - 1, &[0; 2]).is_err());
+        assert!(ram.read(u64::MAX, &mut [0; 2]).is_err());
+        assert!(ram.read(HIGH_START, &mut [0; 1]).is_err());
+        assert!(ram.discard(0..(1 << 21)).is_err());
+    }
+
+    #[test]
+    fn goes_on_above_4_gib() {
+        let size = LOW_MAX + (1 << 20);
+        let ram = match GuestMemory::new(size) {
+            Ok(ram) => ram,
+            Err(MemoryError::TooLarge { .. }) => return println!("left out: needs 3 GiB of RAM"),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(ram.high(), HIGH_START..HIGH_START + (1 << 20));
+        ram.write(HIGH_START + 5, b"high").unwrap();
+        let mut back = [0; 4];
+        ram.read(HIGH_START + 5, &mut back).unwrap();
+        assert_eq!(&back, b"high");
+        assert!(
+            ram.write(LOW_MAX - 1, &[1, 2]).is_err(),
+            "crosses into the hole"
+        );
+        assert_eq!(ram.slots().len(), 2);
+        ram.clear().unwrap();
+        assert_eq!(ram.resident().unwrap(), 0);
+    }
+
+    #[test]
+    fn refuses_odd_and_huge_sizes() {
+        assert!(matches!(GuestMemory::new(0), Err(MemoryError::Size(0))));
+        assert!(matches!(
+            GuestMemory::new(4097),
+            Err(MemoryError::Size(4097))
+        ));
+        assert!(matches!(
+            GuestMemory::new(1 << 60),
+            Err(MemoryError::TooLarge { .. })
+        ));
+    }
+}

@@ -1,0 +1,334 @@
+//! vCPU threads: running, stopping, and what they tell the event loop.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hypervisor::{Bus, Exit, Kicker, Vcpu, VcpuState};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::devices::ioapic::IoApic;
+use crate::devices::{Request, Requests, lock};
+
+/// Longest time all vCPUs together may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// A vCPU that has not stopped after this long is kicked again.
+const KICK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What a vCPU thread tells the event loop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// A device's request.
+    Request(Request),
+    /// Triple fault.
+    TripleFault,
+    /// The backend cannot go on.
+    Broken(String),
+}
+
+/// A job for a vCPU's own thread, done before it runs on.
+#[derive(Debug)]
+pub enum Job {
+    /// Replace its whole state.
+    Load(Box<VcpuState>),
+    /// Non-maskable interrupt.
+    Nmi,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Hold,
+    Run,
+    Quit,
+}
+
+#[derive(Debug)]
+struct GateState {
+    mode: Mode,
+    parked: usize,
+    jobs: Vec<VecDeque<Job>>,
+}
+
+/// Where vCPU threads wait while the machine is stopped, and what they report.
+#[derive(Debug)]
+pub struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+    messages: Mutex<VecDeque<Message>>,
+    wake: EventFd,
+}
+
+enum Next {
+    Run,
+    Job(Job),
+    Quit,
+}
+
+impl Gate {
+    /// A closed gate for `vcpus` threads.
+    ///
+    /// # Errors
+    /// No eventfd.
+    pub fn new(vcpus: u32) -> Result<Self, Errno> {
+        let jobs = (0..vcpus).map(|_| VecDeque::new()).collect();
+        Ok(Self {
+            state: Mutex::new(GateState {
+                mode: Mode::Hold,
+                parked: 0,
+                jobs,
+            }),
+            changed: Condvar::new(),
+            messages: Mutex::default(),
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        })
+    }
+
+    /// Readable when there are messages.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// All messages so far.
+    pub fn take_messages(&self) -> VecDeque<Message> {
+        if let Err(error) = self.wake.read()
+            && error != Errno::EAGAIN
+        {
+            log::error!("eventfd: {error}");
+        }
+        std::mem::take(&mut *lock(&self.messages))
+    }
+
+    /// Closes the gate and reports.
+    fn report(&self, message: Message) {
+        self.set_mode(Mode::Hold);
+        lock(&self.messages).push_back(message);
+        if let Err(error) = self.wake.write(1) {
+            log::error!("eventfd: {error}");
+        }
+    }
+
+    fn set_mode(&self, mode: Mode) {
+        let mut state = lock(&self.state);
+        if state.mode != Mode::Quit {
+            state.mode = mode;
+        }
+        self.changed.notify_all();
+    }
+
+    fn next(&self, index: usize) -> Next {
+        let mut state = lock(&self.state);
+        loop {
+            if state.mode == Mode::Quit {
+                return Next::Quit;
+            }
+            if state.mode == Mode::Run {
+                return match state.jobs.get_mut(index).and_then(VecDeque::pop_front) {
+                    Some(job) => Next::Job(job),
+                    None => Next::Run,
+                };
+            }
+            state.parked += 1;
+            self.changed.notify_all();
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+            state.parked -= 1;
+        }
+    }
+}
+
+impl Requests for Gate {
+    fn request(&self, request: Request) {
+        self.report(Message::Request(request));
+    }
+}
+
+#[derive(Debug)]
+struct Thread {
+    handle: JoinHandle<()>,
+    kicker: Arc<dyn Kicker>,
+}
+
+/// All vCPU threads of a machine.
+#[derive(Debug)]
+pub struct Threads {
+    gate: Arc<Gate>,
+    threads: Vec<Thread>,
+}
+
+/// A vCPU did not leave its `run`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} of the vCPUs did not stop within {STOP_LIMIT:?}")]
+pub struct NotStopping(usize);
+
+impl Threads {
+    /// Starts a thread for each vCPU, all waiting at the closed `gate`.
+    ///
+    /// # Errors
+    /// No thread.
+    pub fn start(
+        gate: &Arc<Gate>,
+        vcpus: Vec<Box<dyn Vcpu>>,
+        bus: &Arc<dyn Bus>,
+        ioapic: &Arc<IoApic>,
+    ) -> std::io::Result<Self> {
+        let mut threads = Self {
+            gate: gate.clone(),
+            threads: Vec::new(),
+        };
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let kicker = vcpu.kicker();
+            let (gate, bus, ioapic) = (gate.clone(), bus.clone(), ioapic.clone());
+            let handle = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || work(index, vcpu, &gate, &*bus, &ioapic))?;
+            threads.threads.push(Thread { handle, kicker });
+        }
+        Ok(threads)
+    }
+
+    /// Lets all vCPUs run.
+    pub fn run(&self) {
+        self.gate.set_mode(Mode::Run);
+    }
+
+    /// Stops all vCPUs between two instructions; returns when they have.
+    ///
+    /// # Errors
+    /// A vCPU is stuck in the backend.
+    pub fn hold(&self) -> Result<(), NotStopping> {
+        self.gate.set_mode(Mode::Hold);
+        let deadline = Instant::now() + STOP_LIMIT;
+        loop {
+            for thread in &self.threads {
+                thread.kicker.kick();
+            }
+            let state = lock(&self.gate.state);
+            let (state, _) = self
+                .gate
+                .changed
+                .wait_timeout_while(state, KICK_AGAIN, |s| s.parked < self.threads.len())
+                .unwrap_or_else(PoisonError::into_inner);
+            let running = self.threads.len() - state.parked;
+            drop(state);
+            if running == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(NotStopping(running));
+            }
+        }
+    }
+
+    /// Gives every vCPU a job, done as soon as it runs again, or now if it does.
+    pub fn each<F: FnMut(usize) -> Job>(&self, mut job: F) {
+        let mut state = lock(&self.gate.state);
+        for (index, jobs) in state.jobs.iter_mut().enumerate() {
+            jobs.push_back(job(index));
+        }
+        let running = state.mode == Mode::Run;
+        drop(state);
+        if running {
+            for thread in &self.threads {
+                thread.kicker.kick();
+            }
+        }
+    }
+
+    /// Jobs not begun are forgotten.
+    pub fn forget_jobs(&self) {
+        for jobs in &mut lock(&self.gate.state).jobs {
+            jobs.clear();
+        }
+    }
+
+    /// CPU time of each thread so far, nanoseconds.
+    #[must_use]
+    pub fn cpu_times(&self) -> Vec<u64> {
+        self.threads
+            .iter()
+            .map(|thread| thread_time(&thread.handle))
+            .collect()
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.gate.set_mode(Mode::Quit);
+        let deadline = Instant::now() + STOP_LIMIT;
+        for thread in self.threads.drain(..) {
+            while !thread.handle.is_finished() && Instant::now() < deadline {
+                thread.kicker.kick();
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            if !thread.handle.is_finished() {
+                log::error!("a vCPU thread does not end");
+            } else if thread.handle.join().is_err() {
+                log::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}
+
+fn thread_time(handle: &JoinHandle<()>) -> u64 {
+    if handle.is_finished() {
+        return 0;
+    }
+    let mut clock: libc::clockid_t = 0;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the handle keeps the thread from being forgotten; both calls fill the variables
+    // they are given.
+    let failed = unsafe {
+        libc::pthread_getcpuclockid(handle.as_pthread_t(), &raw mut clock) != 0
+            || libc::clock_gettime(clock, &raw mut time) != 0
+    };
+    if failed { 0 } else { nanoseconds(&time) }
+}
+
+/// A time in nanoseconds.
+#[must_use]
+pub fn nanoseconds(time: &libc::timespec) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+fn work(index: usize, mut vcpu: Box<dyn Vcpu>, gate: &Gate, bus: &dyn Bus, ioapic: &IoApic) {
+    let broken = |what: &str| gate.report(Message::Broken(format!("vCPU {index}: {what}")));
+    loop {
+        match gate.next(index) {
+            Next::Quit => return,
+            Next::Run => {}
+            Next::Job(job) => {
+                let done = match job {
+                    Job::Load(state) => vcpu.set_state(&state),
+                    Job::Nmi => vcpu.inject_nmi(),
+                };
+                if let Err(error) = done {
+                    broken(&error.to_string());
+                }
+                continue;
+            }
+        }
+        match vcpu.run(bus) {
+            // A stop was reported by the device that wanted it.
+            Ok(Exit::Kicked | Exit::Stopped) => {}
+            Ok(Exit::IoapicEoi(vector)) => ioapic.eoi(vector),
+            Ok(Exit::Shutdown) => gate.report(Message::TripleFault),
+            Ok(Exit::DeadHalt) => log::info!("vCPU {index} halted with interrupts off"),
+            Ok(Exit::Debug) => broken("a debug exit nobody asked for"),
+            Ok(Exit::InternalError { reason, rip }) => broken(&format!("{reason} at {rip:#x}")),
+            Err(error) => broken(&error.to_string()),
+        }
+    }
+}
