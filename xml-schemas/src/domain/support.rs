@@ -1,7 +1,15 @@
 //! Whether this VMM can run a definition, decided at start and by name.
+//!
+//! Three kinds of things: what the machine has or what changes nothing for guest and host
+//! (nothing is said), what a guest with a text console does without (left out, with a message),
+//! and everything else (refused).
 
-use super::{Domain, HostFacts};
+use super::{CharDevice, CharSource, Domain, DomainType, HostFacts, LifecycleAction, TcpProtocol};
+use crate::dom::Element;
 use crate::error::XmlError;
+
+/// Serial ports of the machine.
+pub const MAX_SERIAL_PORTS: u32 = 4;
 
 /// Something a definition asks for that the machine does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +18,22 @@ pub struct Unsupported {
     pub name: String,
     /// Why, or what to do about it; may be empty.
     pub reason: String,
+}
+
+impl Unsupported {
+    fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            reason: String::new(),
+        }
+    }
+
+    fn because(name: impl Into<String>, reason: &str) -> Self {
+        Self {
+            name: name.into(),
+            reason: reason.to_owned(),
+        }
+    }
 }
 
 impl std::fmt::Display for Unsupported {
@@ -25,7 +49,7 @@ impl std::fmt::Display for Unsupported {
 /// A definition that can be started.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Startable {
-    /// Devices that a guest with a text console does without; the log and `dominfo` name them.
+    /// What a guest with a text console does without; the log and `dominfo` name it.
     pub left_out: Vec<Unsupported>,
 }
 
@@ -36,9 +60,9 @@ pub(super) fn check_startable(domain: &Domain, host: &HostFacts) -> Result<Start
             domain.memory.total_kib, host.memory_kib
         )));
     }
-    if let (super::DomainType::Kvm, Err(reason)) = (domain.domain_type, &host.kvm) {
+    if let (DomainType::Kvm, Err(reason)) = (domain.domain_type, &host.kvm) {
         return Err(XmlError::unsupported(format!(
-            "domain type 'kvm' cannot run here: {reason}; use type='qemu' for the software CPU"
+            "domain type 'kvm' cannot run here: {reason}; type 'qemu' runs on the software CPU"
         )));
     }
     let refused = unsupported(domain);
@@ -49,22 +73,438 @@ pub(super) fn check_startable(domain: &Domain, host: &HostFacts) -> Result<Start
     }
     let names: Vec<String> = refused.iter().map(ToString::to_string).collect();
     Err(XmlError::unsupported(format!(
-        "this machine does not have: {}",
+        "Vireo does not have what this domain asks for: {}",
         names.join(", ")
     )))
 }
 
 pub(super) fn unsupported(domain: &Domain) -> Vec<Unsupported> {
     let mut found = Vec::new();
-    if domain.os.kernel.is_none() {
-        found.push(Unsupported {
-            name: "boot from disk or network".to_owned(),
-            reason: "there is no firmware yet: give <kernel> in <os>".to_owned(),
-        });
+    os(domain, &mut found);
+    if let Some(features) = &domain.features {
+        features
+            .elements()
+            .filter_map(feature)
+            .for_each(|f| found.push(f));
+    }
+    cpu(domain, &mut found);
+    domain
+        .clock
+        .timers
+        .iter()
+        .filter_map(timer)
+        .for_each(|t| found.push(t));
+    for (name, action) in [
+        ("on_poweroff", domain.on_poweroff),
+        ("on_reboot", domain.on_reboot),
+        ("on_crash", domain.on_crash),
+    ] {
+        use LifecycleAction as Action;
+        if !matches!(action, Action::Destroy | Action::Restart | Action::Preserve) {
+            found.push(Unsupported::new(format!("{name} '{}'", action.as_str())));
+        }
+    }
+    if domain.vcpu.cpuset.is_some() {
+        found.push(Unsupported::new("vcpu cpuset"));
+    }
+    if domain.memory.max.is_some() {
+        found.push(Unsupported::new("maxMemory"));
+    }
+    domain
+        .rest
+        .iter()
+        .filter_map(section)
+        .for_each(|s| found.push(s));
+    serials(domain, &mut found);
+    for device in &domain.devices.rest {
+        if let Fate::Refused(what) = fate(device) {
+            found.push(what);
+        }
     }
     found
 }
 
-pub(super) fn left_out(_domain: &Domain) -> Vec<Unsupported> {
-    Vec::new()
+pub(super) fn left_out(domain: &Domain) -> Vec<Unsupported> {
+    let mut found = Vec::new();
+    if let Some(topology) = domain.cpu.as_ref().and_then(|c| c.topology)
+        && (topology.cores > 1 || topology.threads > 1 || topology.dies > 1)
+    {
+        found.push(Unsupported::because(
+            "cpu topology",
+            "the guest sees one core a socket",
+        ));
+    }
+    for device in &domain.devices.rest {
+        if let Fate::LeftOut(what) = fate(device) {
+            found.push(what);
+        }
+    }
+    found
+}
+
+fn os(domain: &Domain, found: &mut Vec<Unsupported>) {
+    let os = &domain.os;
+    if os.kernel.is_none() {
+        found.push(Unsupported::because(
+            "boot from disk or network through firmware",
+            "there is no firmware yet: name a <kernel> in <os>",
+        ));
+    } else if os.firmware.is_some() || os.other("loader").is_some() || os.other("nvram").is_some() {
+        found.push(Unsupported::because(
+            "firmware",
+            "the kernel is entered directly",
+        ));
+    }
+    for e in &os.rest {
+        match e.name.as_str() {
+            "dtb" => found.push(Unsupported::new("dtb")),
+            "acpi" if e.child("table").is_some() => found.push(Unsupported::new("acpi table")),
+            "smbios" if e.attr("mode") != Some("emulate") => found.push(named(e, "mode")),
+            // Firmware's matters, and containers': no effect without them.
+            _ => {}
+        }
+    }
+}
+
+/// `element 'value'` of one of its attributes, or the element's name alone.
+fn named(element: &Element, attribute: &str) -> Unsupported {
+    Unsupported::new(match element.attr(attribute) {
+        Some(value) => format!("{} '{value}'", element.name),
+        None => element.name.clone(),
+    })
+}
+
+fn feature(feature: &Element) -> Option<Unsupported> {
+    let on = |e: &Element| e.attr("state") != Some("off");
+    match feature.name.as_str() {
+        // There, or nothing that a guest here could tell.
+        "acpi" | "apic" | "pae" | "hap" | "viridian" | "privnet" | "ioapic" | "tcg" => None,
+        "hyperv" if feature.attr("mode") == Some("passthrough") => {
+            Some(Unsupported::new("feature 'hyperv'"))
+        }
+        "hyperv" | "kvm" => feature
+            .elements()
+            .find(|e| on(e))
+            .map(|e| Unsupported::new(format!("feature '{} {}'", feature.name, e.name))),
+        name => on(feature).then(|| Unsupported::new(format!("feature '{name}'"))),
+    }
+}
+
+fn cpu(domain: &Domain, found: &mut Vec<Unsupported>) {
+    for e in domain.cpu.iter().flat_map(|cpu| &cpu.rest) {
+        match e.name.as_str() {
+            // One node for everything is what the machine is.
+            "numa" if e.elements().count() <= 1 => {}
+            "maxphysaddr" | "cache" if e.attr("mode") == Some("passthrough") => {}
+            name => found.push(Unsupported::new(format!("cpu {name}"))),
+        }
+    }
+}
+
+fn timer(timer: &Element) -> Option<Unsupported> {
+    let present = timer.attr("present").map(|p| p == "yes");
+    let fine = match timer.attr("name").unwrap_or_default() {
+        "rtc" | "pit" => present != Some(false),
+        "hpet" | "hypervclock" => present == Some(false),
+        "kvmclock" => present != Some(false),
+        "tsc" => timer.attr("frequency").is_none() && present != Some(false),
+        _ => false,
+    };
+    (!fine).then(|| {
+        let Unsupported { name, reason } = named(timer, "name");
+        let not = if present == Some(false) {
+            "without "
+        } else {
+            ""
+        };
+        Unsupported {
+            name: format!("{not}{name}"),
+            reason,
+        }
+    })
+}
+
+/// The children of `<domain>` that have no type of their own.
+fn section(e: &Element) -> Option<Unsupported> {
+    let refused = match e.name.as_str() {
+        // How much of the host, not what machine; and what other hypervisors read.
+        "resource" | "iothreads" | "iothreadids" | "defaultiothread" | "on_lockfailure" => false,
+        name if name.starts_with("lxc:") || name.starts_with("bhyve:") => false,
+        name if name.starts_with("xen:") || name.starts_with("vmware:") => false,
+        "qemu:deprecation" => false,
+        "sysinfo" => e.attr("type") == Some("fwcfg"),
+        "seclabel" => e.attr("type") == Some("static"),
+        "perf" => e
+            .elements()
+            .any(|event| event.attr("enabled") == Some("yes")),
+        "pm" => e
+            .elements()
+            .any(|state| state.attr("enabled") == Some("yes")),
+        "vcpus" => e.elements().any(|cpu| cpu.attr("enabled") == Some("no")),
+        "memoryBacking" => e.elements().any(|part| {
+            let shared = part.name == "access" && part.attr("mode") == Some("shared");
+            let memfd = part.name == "source" && part.attr("type") != Some("file");
+            let lazy = part.name == "allocation" && part.attr("mode") != Some("immediate");
+            !(shared || memfd || lazy || part.name == "discard")
+        }),
+        // Empty, they ask for nothing.
+        "cputune" | "memtune" | "numatune" | "blkiotune" | "idmap" | "keywrap" => {
+            e.elements().next().is_some()
+        }
+        "launchSecurity" => return Some(named(e, "type")),
+        _ => true,
+    };
+    refused.then(|| Unsupported::new(e.name.clone()))
+}
+
+fn serials(domain: &Domain, found: &mut Vec<Unsupported>) {
+    let mut ports = Vec::new();
+    for serial in &domain.devices.serials {
+        let port = serial.target.port.unwrap_or(0);
+        let name = format!("serial port {port}");
+        if port >= MAX_SERIAL_PORTS {
+            found.push(Unsupported::because(name, "there are 4, 0 to 3"));
+        } else if ports.contains(&port) {
+            found.push(Unsupported::because(name, "it is there twice"));
+        } else if let Some(reason) = serial_fault(serial) {
+            found.push(Unsupported::because(name, &reason));
+        }
+        ports.push(port);
+    }
+    for (index, console) in domain.devices.consoles.iter().enumerate() {
+        let kind = console.target.target_type.as_deref().unwrap_or("serial");
+        let first_serial = domain
+            .devices
+            .serials
+            .first()
+            .is_some_and(CharDevice::is_isa);
+        if kind != "serial" || (index == 0 && !first_serial && !domain.devices.serials.is_empty()) {
+            found.push(Unsupported::new(format!("console '{kind}'")));
+        }
+    }
+}
+
+fn serial_fault(serial: &CharDevice) -> Option<String> {
+    if !serial.is_isa() {
+        let kind = serial.target.target_type.as_deref().unwrap_or_default();
+        return Some(format!("target type '{kind}'"));
+    }
+    match &serial.source {
+        CharSource::Other { kind, .. } => Some(format!("type '{kind}'")),
+        CharSource::Tcp {
+            tls: Some(true), ..
+        }
+        | CharSource::Tcp {
+            protocol: TcpProtocol::Tls | TcpProtocol::Telnets,
+            ..
+        } => Some("TLS".to_owned()),
+        _ => None,
+    }
+}
+
+impl CharDevice {
+    /// A 16550A at one of the PC's four addresses.
+    fn is_isa(&self) -> bool {
+        matches!(
+            self.target.target_type.as_deref(),
+            None | Some("isa-serial")
+        )
+    }
+}
+
+/// What becomes of a device at start.
+enum Fate {
+    /// The machine has it, or nobody could tell.
+    Fine,
+    LeftOut(Unsupported),
+    Refused(Unsupported),
+}
+
+fn fate(device: &Element) -> Fate {
+    let child = |name: &str, attribute: &str| {
+        device
+            .child(name)
+            .and_then(|e| e.attr(attribute))
+            .map(|value| Unsupported::new(format!("{} '{value}'", device.name)))
+    };
+    match device.name.as_str() {
+        "graphics" | "input" | "audio" | "hub" => Fate::LeftOut(named(device, "type")),
+        "sound" => Fate::LeftOut(named(device, "model")),
+        "redirdev" | "redirfilter" => Fate::LeftOut(named(device, "bus")),
+        "video" => match child("model", "type") {
+            Some(what) if what.name.ends_with("'none'") => Fate::Fine,
+            Some(what) => Fate::LeftOut(what),
+            None => Fate::LeftOut(named(device, "")),
+        },
+        "controller" => controller(device),
+        // The agents of displays: nothing without one.
+        "channel"
+            if matches!(
+                device.attr("type"),
+                Some("spicevmc" | "qemu-vdagent" | "dbus")
+            ) =>
+        {
+            Fate::LeftOut(named(device, "type"))
+        }
+        "memballoon" if device.attr("model") == Some("none") => Fate::Fine,
+        "panic" if matches!(device.attr("model"), None | Some("isa")) => Fate::Fine,
+        "disk" => Fate::Refused(child("target", "dev").unwrap_or_else(|| named(device, ""))),
+        "interface" => {
+            Fate::Refused(child("mac", "address").unwrap_or_else(|| named(device, "type")))
+        }
+        "filesystem" => Fate::Refused(child("target", "dir").unwrap_or_else(|| named(device, ""))),
+        "channel" => {
+            Fate::Refused(child("target", "name").unwrap_or_else(|| named(device, "type")))
+        }
+        "hostdev" => Fate::Refused(named(device, "type")),
+        "tpm" => Fate::Refused(Unsupported::new("tpm")),
+        "shmem" => Fate::Refused(named(device, "name")),
+        "smartcard" => Fate::Refused(named(device, "mode")),
+        "parallel" => Fate::Refused(named(device, "type")),
+        _ => Fate::Refused(named(device, "model")),
+    }
+}
+
+fn controller(device: &Element) -> Fate {
+    let model = device.attr("model").unwrap_or_default();
+    match device.attr("type").unwrap_or_default() {
+        "pci" if model.ends_with("expander-bus") => Fate::Refused(named(device, "model")),
+        // Bridges with nothing behind them: what is behind one is named itself.
+        "pci" => Fate::Fine,
+        "usb" if model == "none" => Fate::Fine,
+        // A controller does nothing on its own, and every disk or channel is named itself.
+        _ => Fate::LeftOut(named(device, "type")),
+    }
+}
+
+impl Domain {
+    /// Whether the machine has the pvpanic device (`<panic/>` or `<panic model='isa'/>`).
+    pub fn has_pvpanic(&self) -> bool {
+        self.devices
+            .rest
+            .iter()
+            .any(|e| e.name == "panic" && matches!(e.attr("model"), None | Some("isa")))
+    }
+
+    /// Serial ports by number, once defaults are filled: COM1 is 0.
+    pub fn serial_ports(&self) -> Vec<(u32, &CharDevice)> {
+        let mut ports: Vec<_> = self
+            .devices
+            .serials
+            .iter()
+            .map(|serial| (serial.target.port.unwrap_or(0), serial))
+            .collect();
+        ports.sort_by_key(|(port, _)| *port);
+        ports
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Validation;
+
+    fn names(found: &[Unsupported]) -> Vec<&str> {
+        found.iter().map(|u| u.name.as_str()).collect()
+    }
+
+    fn domain(inside: &str, devices: &str) -> Domain {
+        let xml = format!(
+            "<domain type='qemu'><name>a</name><memory>65536</memory>{inside}\
+             <os><type>hvm</type><kernel>/k</kernel></os><devices>{devices}</devices></domain>"
+        );
+        let mut domain = Domain::parse(&xml, Validation::Strict).unwrap().domain;
+        domain.fill_defaults(&host()).unwrap();
+        domain
+    }
+
+    fn host() -> HostFacts {
+        HostFacts {
+            emulator: "/usr/bin/vireo-vmm".into(),
+            kvm: Err("no /dev/kvm".into()),
+            memory_kib: 1 << 20,
+            kvm_max_vcpus: 8,
+            soft_max_vcpus: 8,
+        }
+    }
+
+    #[test]
+    fn what_the_machine_does_not_have_is_refused_by_name() {
+        let d = domain(
+            "<cputune><shares>5</shares></cputune><features><acpi/><hyperv><vapic state='on'/>\
+             </hyperv></features><clock offset='utc'><timer name='hpet' present='yes'/></clock>\
+             <on_crash>coredump-destroy</on_crash>",
+            "<disk type='file'><source file='/x'/><target dev='vda'/></disk>\
+             <interface type='user'><mac address='52:54:00:00:00:01'/></interface>\
+             <tpm model='tpm-crb'><backend type='emulator'/></tpm>\
+             <watchdog model='ib700'/><memballoon model='virtio'/>\
+             <serial type='udp'><source mode='connect' host='h' service='1'/></serial>\
+             <serial type='null'><target port='7'/></serial>\
+             <console type='pty'><target type='virtio'/></console>",
+        );
+        assert_eq!(
+            names(&d.unsupported()),
+            [
+                "feature 'hyperv vapic'",
+                "timer 'hpet'",
+                "on_crash 'coredump-destroy'",
+                "cputune",
+                "serial port 0",
+                "serial port 7",
+                "console 'virtio'",
+                "disk 'vda'",
+                "interface '52:54:00:00:00:01'",
+                "tpm",
+                "watchdog 'ib700'",
+                "memballoon 'virtio'",
+            ]
+        );
+        let error = d.check_startable(&host()).unwrap_err().to_string();
+        assert!(error.contains("disk 'vda'"), "{error}");
+    }
+
+    #[test]
+    fn what_a_text_console_does_without_is_left_out_and_named() {
+        let d = domain(
+            "<seclabel type='none'/><resource><partition>/m</partition></resource>\
+             <pm><suspend-to-mem enabled='no'/></pm>",
+            "<emulator>/usr/bin/qemu-system-x86_64</emulator>\
+             <controller type='usb' index='0' model='qemu-xhci'/>\
+             <controller type='pci' index='0' model='pcie-root'/>\
+             <controller type='pci' index='1' model='pcie-root-port'/>\
+             <input type='tablet' bus='usb'/><graphics type='vnc'/><sound model='ich9'/>\
+             <audio id='1' type='none'/><video><model type='vga'/></video>\
+             <redirdev bus='usb' type='spicevmc'/><hub type='usb'/>\
+             <panic model='isa'/><memballoon model='none'/>",
+        );
+        assert_eq!(names(&d.unsupported()), [""; 0]);
+        assert!(d.has_pvpanic());
+        assert_eq!(
+            names(&d.check_startable(&host()).unwrap().left_out),
+            [
+                "controller 'usb'",
+                "input 'tablet'",
+                "graphics 'vnc'",
+                "sound 'ich9'",
+                "audio 'none'",
+                "video 'vga'",
+                "redirdev 'usb'",
+                "hub 'usb'",
+            ]
+        );
+    }
+
+    #[test]
+    fn firmware_kvm_and_memory_are_refused_clearly() {
+        let xml = "<domain type='kvm'><name>a</name><memory unit='GiB'>1</memory>\
+                   <os><type>hvm</type><boot dev='hd'/></os></domain>";
+        let d = Domain::parse(xml, Validation::Strict).unwrap().domain;
+        let error = |host: &HostFacts| d.check_startable(host).unwrap_err().to_string();
+        let mut host = host();
+        assert!(error(&host).contains("no /dev/kvm"));
+        host.kvm = Ok(());
+        assert!(error(&host).contains("there is no firmware yet"));
+        host.memory_kib = 1000;
+        assert!(error(&host).contains("more than the host's 1000 KiB"));
+    }
 }
