@@ -152,13 +152,7 @@ impl Cpu {
         }
         let to = sp.wrapping_sub(len as u64);
         let written = self.write_frame(to, &bytes[..len], mode);
-        written.map_err(|e| {
-            if e.vector == 13 {
-                Exception::ss(0)
-            } else {
-                e
-            }
-        })?;
+        written.map_err(|e| if e.vector == 13 { Exception::ss(0) } else { e })?;
         if switch {
             self.s.seg[seg::SS] = Segment {
                 access: Segment::UNUSABLE | u32::from(new_cpl) << 5 | 0x4093,
@@ -272,7 +266,12 @@ impl Cpu {
             return self.task_gate(selector, frame.error);
         }
         let bytes = if kind & 8 != 0 { 4 } else { 2 };
-        let rip = gate & 0xffff | if bytes == 4 { gate >> 32 & 0xffff_0000 } else { 0 };
+        let rip = gate & 0xffff
+            | if bytes == 4 {
+                gate >> 32 & 0xffff_0000
+            } else {
+                0
+            };
         let (descriptor, new_cpl) = self.gate_code(&frame, selector)?;
         let from_v86 = self.s.v8086();
         if from_v86 && new_cpl != 0 {

@@ -45,6 +45,7 @@ impl Cpu {
         // Memory may have changed while nobody was listening.
         self.attention.raise(Attention::SELF);
         self.take_mail();
+        self.refresh_clock();
         self.deadline = self.apic.deadline();
         let exit = loop {
             if let Some(exit) = self.events() {
@@ -52,6 +53,7 @@ impl Cpu {
             }
             self.run_blocks();
         };
+        self.sync_fp();
         self.peer.set_running(false);
         self.set_bus(None);
         exit
@@ -349,5 +351,7 @@ impl Cpu {
 /// How long `ticks` of the host's TSC are.
 fn tsc_duration(ticks: u64) -> Duration {
     let khz = crate::machine::tsc_khz();
-    Duration::from_nanos((u128::from(ticks) * 1_000_000 / u128::from(khz)).min(u64::MAX.into()) as u64)
+    Duration::from_nanos(
+        (u128::from(ticks) * 1_000_000 / u128::from(khz)).min(u64::MAX.into()) as u64,
+    )
 }

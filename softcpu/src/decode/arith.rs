@@ -11,15 +11,42 @@ use crate::op::{Handler, Op};
 macro_rules! by_kind {
     ($k:expr, $c:ident => $x:expr) => {
         match $k {
-            0 => { const $c: u8 = 0; $x }
-            1 => { const $c: u8 = 1; $x }
-            2 => { const $c: u8 = 2; $x }
-            3 => { const $c: u8 = 3; $x }
-            4 => { const $c: u8 = 4; $x }
-            5 => { const $c: u8 = 5; $x }
-            6 => { const $c: u8 = 6; $x }
-            7 => { const $c: u8 = 7; $x }
-            _ => { const $c: u8 = 8; $x }
+            0 => {
+                const $c: u8 = 0;
+                $x
+            }
+            1 => {
+                const $c: u8 = 1;
+                $x
+            }
+            2 => {
+                const $c: u8 = 2;
+                $x
+            }
+            3 => {
+                const $c: u8 = 3;
+                $x
+            }
+            4 => {
+                const $c: u8 = 4;
+                $x
+            }
+            5 => {
+                const $c: u8 = 5;
+                $x
+            }
+            6 => {
+                const $c: u8 = 6;
+                $x
+            }
+            7 => {
+                const $c: u8 = 7;
+                $x
+            }
+            _ => {
+                const $c: u8 = 8;
+                $x
+            }
         }
     };
 }
@@ -28,22 +55,70 @@ macro_rules! by_kind {
 macro_rules! by_condition {
     ($k:expr, $c:ident => $x:expr) => {
         match $k {
-            0 => { const $c: u8 = 0; $x }
-            1 => { const $c: u8 = 1; $x }
-            2 => { const $c: u8 = 2; $x }
-            3 => { const $c: u8 = 3; $x }
-            4 => { const $c: u8 = 4; $x }
-            5 => { const $c: u8 = 5; $x }
-            6 => { const $c: u8 = 6; $x }
-            7 => { const $c: u8 = 7; $x }
-            8 => { const $c: u8 = 8; $x }
-            9 => { const $c: u8 = 9; $x }
-            10 => { const $c: u8 = 10; $x }
-            11 => { const $c: u8 = 11; $x }
-            12 => { const $c: u8 = 12; $x }
-            13 => { const $c: u8 = 13; $x }
-            14 => { const $c: u8 = 14; $x }
-            _ => { const $c: u8 = 15; $x }
+            0 => {
+                const $c: u8 = 0;
+                $x
+            }
+            1 => {
+                const $c: u8 = 1;
+                $x
+            }
+            2 => {
+                const $c: u8 = 2;
+                $x
+            }
+            3 => {
+                const $c: u8 = 3;
+                $x
+            }
+            4 => {
+                const $c: u8 = 4;
+                $x
+            }
+            5 => {
+                const $c: u8 = 5;
+                $x
+            }
+            6 => {
+                const $c: u8 = 6;
+                $x
+            }
+            7 => {
+                const $c: u8 = 7;
+                $x
+            }
+            8 => {
+                const $c: u8 = 8;
+                $x
+            }
+            9 => {
+                const $c: u8 = 9;
+                $x
+            }
+            10 => {
+                const $c: u8 = 10;
+                $x
+            }
+            11 => {
+                const $c: u8 = 11;
+                $x
+            }
+            12 => {
+                const $c: u8 = 12;
+                $x
+            }
+            13 => {
+                const $c: u8 = 13;
+                $x
+            }
+            14 => {
+                const $c: u8 = 14;
+                $x
+            }
+            _ => {
+                const $c: u8 = 15;
+                $x
+            }
         }
     };
 }
@@ -53,10 +128,22 @@ pub(crate) use by_condition;
 macro_rules! by_four {
     ($k:expr, $c:ident => $x:expr) => {
         match $k {
-            0 => { const $c: u8 = 0; $x }
-            1 => { const $c: u8 = 1; $x }
-            2 => { const $c: u8 = 2; $x }
-            _ => { const $c: u8 = 3; $x }
+            0 => {
+                const $c: u8 = 0;
+                $x
+            }
+            1 => {
+                const $c: u8 = 1;
+                $x
+            }
+            2 => {
+                const $c: u8 = 2;
+                $x
+            }
+            _ => {
+                const $c: u8 = 3;
+                $x
+            }
         }
     };
 }
@@ -89,7 +176,10 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Lea => lea(c),
         M::Xchg => xchg(c),
         M::Bswap => {
-            let op = Op { a: c.reg(0), ..c.op };
+            let op = Op {
+                a: c.reg(0),
+                ..c.op
+            };
             Emit::Next(sized!(c.size(0), T => mov::bswap::<T> as Handler), op)
         }
         M::Cbw => Emit::Next(mov::extend_a::<u16, u8>, c.op),
@@ -105,7 +195,11 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Idiv => wide(c, muldiv::idiv),
         M::Mulx if c.cpu.features.bmi2() => {
             let imm = c.size(0) as u64 | u64::from(c.reg(0)) << 8 | u64::from(c.reg(1)) << 16;
-            let op = Op { b: c.reg_or_mem(2), imm, ..c.op };
+            let op = Op {
+                b: c.reg_or_mem(2),
+                imm,
+                ..c.op
+            };
             Emit::Plain(muldiv::mulx, op)
         }
         M::Bt => bit(c, 0),
@@ -114,8 +208,22 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Btc => bit(c, 3),
         M::Bsf => scans(c, scan::BSF),
         M::Bsr => scans(c, scan::BSR),
-        M::Tzcnt => scans(c, if c.cpu.features.bmi1() { scan::TZCNT } else { scan::BSF }),
-        M::Lzcnt => scans(c, if c.cpu.features.lzcnt() { scan::LZCNT } else { scan::BSR }),
+        M::Tzcnt => scans(
+            c,
+            if c.cpu.features.bmi1() {
+                scan::TZCNT
+            } else {
+                scan::BSF
+            },
+        ),
+        M::Lzcnt => scans(
+            c,
+            if c.cpu.features.lzcnt() {
+                scan::LZCNT
+            } else {
+                scan::BSR
+            },
+        ),
         M::Popcnt if c.cpu.features.popcnt() => scans(c, scan::POPCNT),
         M::Shld | M::Shrd => {
             let mut imm = c.size(0) as u64 | u64::from(m == M::Shrd) << 8;
@@ -124,7 +232,12 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             } else {
                 imm |= (c.insn.immediate(2) & 0xff) << 16;
             }
-            let op = Op { a: c.reg(1), b: c.reg_or_mem(0), imm, ..c.op };
+            let op = Op {
+                a: c.reg(1),
+                b: c.reg_or_mem(0),
+                imm,
+                ..c.op
+            };
             Emit::Plain(bits::double_shift, op)
         }
         M::Xadd => memory_or_reg(c, atomic::xadd, atomic::xadd_rr),
@@ -133,7 +246,11 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Cmpxchg16b if c.cpu.features.cx16() => Emit::Plain(atomic::cmpxchg16b, c.op),
         M::Movbe if c.cpu.features.movbe() => {
             let to_memory = c.is_mem(0);
-            let (a, b) = if to_memory { (c.reg(1), 0) } else { (c.reg(0), Op::NO_REG) };
+            let (a, b) = if to_memory {
+                (c.reg(1), 0)
+            } else {
+                (c.reg(0), Op::NO_REG)
+            };
             let imm = c.size(0) as u64 | u64::from(to_memory) << 8;
             Emit::Plain(bits::movbe, Op { a, b, imm, ..c.op })
         }
@@ -149,7 +266,12 @@ fn alu(c: &Context, k: u8) -> Emit {
         if c.insn.has_lock_prefix() {
             let from = if by_imm { 0 } else { 0x80 };
             let a = if by_imm { 0 } else { c.reg(1) };
-            let op = Op { a, b: size as u8 | k << 4 | from, imm, ..c.op };
+            let op = Op {
+                a,
+                b: size as u8 | k << 4 | from,
+                imm,
+                ..c.op
+            };
             return Emit::Plain(atomic::lock_alu, op);
         }
         if by_imm {
@@ -159,7 +281,13 @@ fn alu(c: &Context, k: u8) -> Emit {
         }
         let f = sized!(size, T => by_ea!(c.class, E =>
             by_kind!(k, K => arith::mr::<K, T, E> as Handler)));
-        return Emit::Next(f, Op { a: c.reg(1), ..c.op });
+        return Emit::Next(
+            f,
+            Op {
+                a: c.reg(1),
+                ..c.op
+            },
+        );
     }
     let a = c.reg(0);
     if by_imm {
@@ -184,10 +312,22 @@ fn one(c: &Context, k: u8) -> Emit {
     let size = c.size(0);
     if !c.is_mem(0) {
         let f = sized!(size, T => by_four!(k, K => arith::unary_r::<K, T> as Handler));
-        return Emit::Next(f, Op { a: c.reg(0), ..c.op });
+        return Emit::Next(
+            f,
+            Op {
+                a: c.reg(0),
+                ..c.op
+            },
+        );
     }
     if c.insn.has_lock_prefix() {
-        return Emit::Plain(atomic::lock_unary, Op { b: size as u8 | k << 4, ..c.op });
+        return Emit::Plain(
+            atomic::lock_unary,
+            Op {
+                b: size as u8 | k << 4,
+                ..c.op
+            },
+        );
     }
     let f = sized!(size, T => by_ea!(c.class, E =>
         by_four!(k, K => arith::unary_m::<K, T, E> as Handler)));
@@ -209,7 +349,11 @@ fn shifts(c: &Context, k: u8) -> Emit {
         };
         return Emit::Next(f, op);
     }
-    let op = Op { a: c.reg(0), imm, ..c.op };
+    let op = Op {
+        a: c.reg(0),
+        imm,
+        ..c.op
+    };
     let f = if by_cl {
         sized!(size, T => by_kind!(k, K => arith::shift_rc::<K, T> as Handler))
     } else {
@@ -231,16 +375,35 @@ fn moves(c: &Context) -> Option<Emit> {
     if c.is_mem(0) {
         if c.is_reg(1) {
             let f = sized!(size, T => by_ea!(c.class, E => mov::mr::<T, E> as Handler));
-            return Some(Emit::Next(f, Op { a: c.reg(1), ..c.op }));
+            return Some(Emit::Next(
+                f,
+                Op {
+                    a: c.reg(1),
+                    ..c.op
+                },
+            ));
         }
         let f = sized!(size, T => by_ea!(c.class, E => mov::mi::<T, E> as Handler));
-        return Some(Emit::Next(f, Op { imm: c.insn.immediate(1), ..c.op }));
+        return Some(Emit::Next(
+            f,
+            Op {
+                imm: c.insn.immediate(1),
+                ..c.op
+            },
+        ));
     }
     let a = c.reg(0);
     Some(match c.insn.op1_kind() {
         OpKind::Register => {
             let f = sized!(size, T => mov::rr::<T> as Handler);
-            Emit::Next(f, Op { a, b: c.reg(1), ..c.op })
+            Emit::Next(
+                f,
+                Op {
+                    a,
+                    b: c.reg(1),
+                    ..c.op
+                },
+            )
         }
         OpKind::Memory => {
             let f = sized!(size, T => by_ea!(c.class, E => mov::rm::<T, E> as Handler));
@@ -248,7 +411,14 @@ fn moves(c: &Context) -> Option<Emit> {
         }
         _ => {
             let f = sized!(size, T => mov::ri::<T> as Handler);
-            Emit::Next(f, Op { a, imm: c.insn.immediate(1), ..c.op })
+            Emit::Next(
+                f,
+                Op {
+                    a,
+                    imm: c.insn.immediate(1),
+                    ..c.op
+                },
+            )
         }
     })
 }
@@ -276,7 +446,14 @@ fn extend(c: &Context, zero: bool) -> Emit {
         _ => pick!(u64, u32),
     };
     let b = if c.is_mem(1) { 0 } else { c.reg(1) };
-    Emit::Next(f, Op { a: c.reg(0), b, ..c.op })
+    Emit::Next(
+        f,
+        Op {
+            a: c.reg(0),
+            b,
+            ..c.op
+        },
+    )
 }
 
 fn lea(c: &Context) -> Emit {
@@ -287,25 +464,47 @@ fn lea(c: &Context) -> Emit {
     } else {
         sized!(size, T => mov::lea_full::<T> as Handler)
     };
-    Emit::Next(f, Op { a: c.reg(0), ..c.op })
+    Emit::Next(
+        f,
+        Op {
+            a: c.reg(0),
+            ..c.op
+        },
+    )
 }
 
 fn xchg(c: &Context) -> Emit {
     let size = c.size(0);
     if c.is_mem(0) || c.is_mem(1) {
         let a = c.reg(u32::from(c.is_mem(0)));
-        let op = Op { a, b: size as u8, ..c.op };
+        let op = Op {
+            a,
+            b: size as u8,
+            ..c.op
+        };
         return Emit::Plain(atomic::xchg, op);
     }
     let f = sized!(size, T => mov::xchg_rr::<T> as Handler);
-    Emit::Next(f, Op { a: c.reg(0), b: c.reg(1), ..c.op })
+    Emit::Next(
+        f,
+        Op {
+            a: c.reg(0),
+            b: c.reg(1),
+            ..c.op
+        },
+    )
 }
 
 fn imul(c: &Context) -> Emit {
     let size = c.size(0);
     let a = c.reg(0);
     if c.insn.op_count() == 3 {
-        let op = Op { a, b: c.reg_or_mem(1), imm: c.insn.immediate(2), ..c.op };
+        let op = Op {
+            a,
+            b: c.reg_or_mem(1),
+            imm: c.insn.immediate(2),
+            ..c.op
+        };
         let f = if c.is_mem(1) {
             sized!(size, T => by_ea!(c.class, E => arith::imul_rmi::<T, E> as Handler))
         } else {
@@ -313,7 +512,11 @@ fn imul(c: &Context) -> Emit {
         };
         return Emit::Next(f, op);
     }
-    let op = Op { a, b: c.reg_or_mem(1), ..c.op };
+    let op = Op {
+        a,
+        b: c.reg_or_mem(1),
+        ..c.op
+    };
     let f = if c.is_mem(1) {
         sized!(size, T => by_ea!(c.class, E => arith::imul_rm::<T, E> as Handler))
     } else {
@@ -323,16 +526,29 @@ fn imul(c: &Context) -> Emit {
 }
 
 fn wide(c: &Context, f: crate::op::Plain) -> Emit {
-    let op = Op { a: c.size(0) as u8, b: c.reg_or_mem(0), ..c.op };
+    let op = Op {
+        a: c.size(0) as u8,
+        b: c.reg_or_mem(0),
+        ..c.op
+    };
     Emit::Plain(f, op)
 }
 
 fn bit(c: &Context, k: u8) -> Emit {
     let size = c.size(0);
     let by_reg = c.is_reg(1);
-    let imm = if by_reg { 0 } else { c.insn.immediate(1) & 0xff };
+    let imm = if by_reg {
+        0
+    } else {
+        c.insn.immediate(1) & 0xff
+    };
     if !c.is_mem(0) {
-        let op = Op { a: c.reg(0), b: if by_reg { c.reg(1) } else { 0 }, imm, ..c.op };
+        let op = Op {
+            a: c.reg(0),
+            b: if by_reg { c.reg(1) } else { 0 },
+            imm,
+            ..c.op
+        };
         let f = if by_reg {
             sized!(size, T => by_four!(k, K => bits::bt_rr::<K, T> as Handler))
         } else {
@@ -353,7 +569,11 @@ fn bit(c: &Context, k: u8) -> Emit {
 fn scans(c: &Context, k: u8) -> Emit {
     let size = c.size(0);
     if c.is_reg(1) && size >= 4 {
-        let op = Op { a: c.reg(0), b: c.reg(1), ..c.op };
+        let op = Op {
+            a: c.reg(0),
+            b: c.reg(1),
+            ..c.op
+        };
         let f = if size == 4 {
             by_kind!(k, K => bits::scan_rr::<K, u32> as Handler)
         } else {
@@ -371,11 +591,21 @@ fn scans(c: &Context, k: u8) -> Emit {
 }
 
 fn memory_or_reg(c: &Context, mem: crate::op::Plain, regs: crate::op::Plain) -> Emit {
-    let op = Op { a: c.reg(1), b: c.size(0) as u8, ..c.op };
+    let op = Op {
+        a: c.reg(1),
+        b: c.size(0) as u8,
+        ..c.op
+    };
     if c.is_mem(0) {
         return Emit::Plain(mem, op);
     }
-    Emit::Plain(regs, Op { imm: c.reg(0).into(), ..op })
+    Emit::Plain(
+        regs,
+        Op {
+            imm: c.reg(0).into(),
+            ..op
+        },
+    )
 }
 
 fn conditional(c: &Context) -> Option<Emit> {
@@ -391,7 +621,13 @@ fn conditional(c: &Context) -> Option<Emit> {
             Emit::Next(f, c.op)
         } else {
             let f = by_condition!(condition, C => arith::set_r::<C> as Handler);
-            Emit::Next(f, Op { a: c.reg(0), ..c.op })
+            Emit::Next(
+                f,
+                Op {
+                    a: c.reg(0),
+                    ..c.op
+                },
+            )
         });
     }
     if !c.cpu.features.cmov() {
@@ -412,7 +648,14 @@ fn conditional(c: &Context) -> Option<Emit> {
         4 => pick!(u32),
         _ => pick!(u64),
     };
-    Some(Emit::Next(f, Op { a: c.reg(0), b: c.reg_or_mem(1), ..c.op }))
+    Some(Emit::Next(
+        f,
+        Op {
+            a: c.reg(0),
+            b: c.reg_or_mem(1),
+            ..c.op
+        },
+    ))
 }
 
 /// The condition's number in opcodes, of Jcc, SETcc, CMOVcc.

@@ -16,21 +16,48 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             let f = by_condition!(condition, C => branch::jcc::<C> as Handler);
             return Some(Emit::End(f, Op { imm, ..c.op }));
         }
-        let op = Op { a: size, b: condition, imm, ..c.op };
+        let op = Op {
+            a: size,
+            b: condition,
+            imm,
+            ..c.op
+        };
         return Some(Emit::PlainEnd(branch::any_jcc, op));
     }
     Some(match m {
         M::Jmp => return jump(c, false),
         M::Call => return jump(c, true),
         M::Ret => {
-            let imm = if c.insn.op_count() > 0 { c.insn.immediate(0) & 0xffff } else { 0 };
+            let imm = if c.insn.op_count() > 0 {
+                c.insn.immediate(0) & 0xffff
+            } else {
+                0
+            };
             if c.mode64 && word(c) == 8 {
-                return Some(Emit::End(branch::ret, Op { imm, ea: c.op.ea & 3 | 2 << 2, ..c.op }));
+                return Some(Emit::End(
+                    branch::ret,
+                    Op {
+                        imm,
+                        ea: c.op.ea & 3 | 2 << 2,
+                        ..c.op
+                    },
+                ));
             }
-            Emit::PlainEnd(branch::any_ret, Op { a: word(c), imm, ..c.op })
+            Emit::PlainEnd(
+                branch::any_ret,
+                Op {
+                    a: word(c),
+                    imm,
+                    ..c.op
+                },
+            )
         }
         M::Retf => {
-            let imm = if c.insn.op_count() > 0 { c.insn.immediate(0) & 0xffff } else { 0 };
+            let imm = if c.insn.op_count() > 0 {
+                c.insn.immediate(0) & 0xffff
+            } else {
+                0
+            };
             let a = match c.insn.code() {
                 Code::Retfw | Code::Retfw_imm16 => 2,
                 Code::Retfd | Code::Retfd_imm16 => 4,
@@ -45,7 +72,16 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
                 M::Loope => 1,
                 _ => 2,
             };
-            Emit::PlainEnd(branch::any_loop, Op { a: size, b: counter(c), ea, imm, ..c.op })
+            Emit::PlainEnd(
+                branch::any_loop,
+                Op {
+                    a: size,
+                    b: counter(c),
+                    ea,
+                    imm,
+                    ..c.op
+                },
+            )
         }
         M::Jcxz | M::Jecxz | M::Jrcxz => {
             let (size, imm) = near(c);
@@ -54,23 +90,60 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
                 M::Jecxz => 4,
                 _ => 8,
             };
-            Emit::PlainEnd(branch::any_jcxz, Op { a: size, b, imm, ..c.op })
+            Emit::PlainEnd(
+                branch::any_jcxz,
+                Op {
+                    a: size,
+                    b,
+                    imm,
+                    ..c.op
+                },
+            )
         }
         M::Push => push(c),
         M::Pop => pop(c),
-        M::Pusha | M::Pushad => {
-            Emit::Plain(rare::pusha, Op { a: if m == M::Pusha { 2 } else { 4 }, ..c.op })
-        }
-        M::Popa | M::Popad => {
-            Emit::Plain(rare::popa, Op { a: if m == M::Popa { 2 } else { 4 }, ..c.op })
-        }
-        M::Pushf | M::Pushfd | M::Pushfq => Emit::Plain(system::pushf, Op { a: flags_size(m), ..c.op }),
-        M::Popf | M::Popfd | M::Popfq => Emit::PlainEnd(system::popf, Op { a: flags_size(m), ..c.op }),
-        M::Iret | M::Iretd | M::Iretq => Emit::PlainEnd(system::iret, Op { a: flags_size(m), ..c.op }),
+        M::Pusha | M::Pushad => Emit::Plain(
+            rare::pusha,
+            Op {
+                a: if m == M::Pusha { 2 } else { 4 },
+                ..c.op
+            },
+        ),
+        M::Popa | M::Popad => Emit::Plain(
+            rare::popa,
+            Op {
+                a: if m == M::Popa { 2 } else { 4 },
+                ..c.op
+            },
+        ),
+        M::Pushf | M::Pushfd | M::Pushfq => Emit::Plain(
+            system::pushf,
+            Op {
+                a: flags_size(m),
+                ..c.op
+            },
+        ),
+        M::Popf | M::Popfd | M::Popfq => Emit::PlainEnd(
+            system::popf,
+            Op {
+                a: flags_size(m),
+                ..c.op
+            },
+        ),
+        M::Iret | M::Iretd | M::Iretq => Emit::PlainEnd(
+            system::iret,
+            Op {
+                a: flags_size(m),
+                ..c.op
+            },
+        ),
         M::Leave => {
             let a = word(c);
             if a == 8 {
-                let op = Op { ea: c.op.ea & 3 | 2 << 2, ..c.op };
+                let op = Op {
+                    ea: c.op.ea & 3 | 2 << 2,
+                    ..c.op
+                };
                 return Some(Emit::Next(stack::leave, op));
             }
             Emit::Plain(rare::leave, Op { a, ..c.op })
@@ -84,18 +157,32 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             };
             Emit::Plain(rare::enter, Op { a, imm, ..c.op })
         }
-        M::Int => Emit::PlainEnd(system::int, Op { imm: c.insn.immediate(0) & 0xff, ..c.op }),
+        M::Int => Emit::PlainEnd(
+            system::int,
+            Op {
+                imm: c.insn.immediate(0) & 0xff,
+                ..c.op
+            },
+        ),
         M::Int3 => Emit::PlainEnd(system::int_trap, Op { imm: 3, ..c.op }),
         M::Int1 => Emit::PlainEnd(system::int_trap, Op { imm: 1, ..c.op }),
         M::Into => Emit::PlainEnd(system::into, c.op),
         M::Syscall if c.cpu.features.syscall() => Emit::PlainEnd(system::syscall, c.op),
-        M::Sysret | M::Sysretq if c.cpu.features.syscall() => {
-            Emit::PlainEnd(system::sysret, Op { a: if m == M::Sysretq { 8 } else { 4 }, ..c.op })
-        }
+        M::Sysret | M::Sysretq if c.cpu.features.syscall() => Emit::PlainEnd(
+            system::sysret,
+            Op {
+                a: if m == M::Sysretq { 8 } else { 4 },
+                ..c.op
+            },
+        ),
         M::Sysenter if c.cpu.features.sep() => Emit::PlainEnd(system::sysenter, c.op),
-        M::Sysexit | M::Sysexitq if c.cpu.features.sep() => {
-            Emit::PlainEnd(system::sysexit, Op { a: if m == M::Sysexitq { 8 } else { 4 }, ..c.op })
-        }
+        M::Sysexit | M::Sysexitq if c.cpu.features.sep() => Emit::PlainEnd(
+            system::sysexit,
+            Op {
+                a: if m == M::Sysexitq { 8 } else { 4 },
+                ..c.op
+            },
+        ),
         _ => return None,
     })
 }
@@ -151,7 +238,16 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
                 (4, u64::from(c.insn.far_branch32()))
             };
             let disp = i64::from(c.insn.far_branch_selector());
-            Emit::PlainEnd(rare::far_direct, Op { a, b, imm, disp, ..c.op })
+            Emit::PlainEnd(
+                rare::far_direct,
+                Op {
+                    a,
+                    b,
+                    imm,
+                    disp,
+                    ..c.op
+                },
+            )
         }
         OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
             let (a, imm) = near(c);
@@ -160,7 +256,11 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
                 let ea = c.op.ea & 3 | 2 << 2;
                 return Some(Emit::End(f, Op { imm, ea, ..c.op }));
             }
-            let f = if call { branch::any_call } else { branch::any_jmp };
+            let f = if call {
+                branch::any_call
+            } else {
+                branch::any_jmp
+            };
             Emit::PlainEnd(f, Op { a, imm, ..c.op })
         }
         OpKind::Register => {
@@ -169,14 +269,29 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
                 let f: Handler = if call { branch::call_r } else { branch::jmp_r };
                 return Some(Emit::End(f, Op { a: r, ..c.op }));
             }
-            let f = if call { branch::any_call_r } else { branch::any_jmp_r };
-            Emit::PlainEnd(f, Op { a, b: r & !7, ..c.op })
+            let f = if call {
+                branch::any_call_r
+            } else {
+                branch::any_jmp_r
+            };
+            Emit::PlainEnd(
+                f,
+                Op {
+                    a,
+                    b: r & !7,
+                    ..c.op
+                },
+            )
         }
         OpKind::Memory => {
             let far = c.insn.is_jmp_far_indirect() || c.insn.is_call_far_indirect();
             let size = c.insn.memory_size().size() as u8;
             if far {
-                let op = Op { a: size - 2, b, ..c.op };
+                let op = Op {
+                    a: size - 2,
+                    b,
+                    ..c.op
+                };
                 return Some(Emit::PlainEnd(rare::far_indirect, op));
             }
             if c.mode64 && size == 8 {
@@ -187,7 +302,11 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
                 };
                 return Some(Emit::End(f, c.op));
             }
-            let f = if call { branch::any_call_m } else { branch::any_jmp_m };
+            let f = if call {
+                branch::any_call_m
+            } else {
+                branch::any_jmp_m
+            };
             Emit::PlainEnd(f, Op { a: size, ..c.op })
         }
         _ => return None,
@@ -208,10 +327,28 @@ fn push(c: &Context) -> Emit {
             Emit::Plain(rare::push_seg, Op { a, imm, ..c.op })
         }
         OpKind::Register if c.mode64 => {
-            let f: Handler = if a == 8 { stack::push_r::<u64> } else { stack::push_r::<u16> };
-            Emit::Next(f, Op { a: c.reg(0), ea: on_stack, ..c.op })
+            let f: Handler = if a == 8 {
+                stack::push_r::<u64>
+            } else {
+                stack::push_r::<u16>
+            };
+            Emit::Next(
+                f,
+                Op {
+                    a: c.reg(0),
+                    ea: on_stack,
+                    ..c.op
+                },
+            )
         }
-        OpKind::Register => Emit::Plain(rare::push_any, Op { a, b: c.reg(0), ..c.op }),
+        OpKind::Register => Emit::Plain(
+            rare::push_any,
+            Op {
+                a,
+                b: c.reg(0),
+                ..c.op
+            },
+        ),
         OpKind::Memory if c.mode64 => {
             let f = if a == 8 {
                 by_ea!(c.class, E => stack::push_m::<u64, E> as Handler)
@@ -220,12 +357,37 @@ fn push(c: &Context) -> Emit {
             };
             Emit::Next(f, c.op)
         }
-        OpKind::Memory => Emit::Plain(rare::push_any, Op { a, b: Op::NO_REG, ..c.op }),
+        OpKind::Memory => Emit::Plain(
+            rare::push_any,
+            Op {
+                a,
+                b: Op::NO_REG,
+                ..c.op
+            },
+        ),
         _ if c.mode64 => {
-            let f: Handler = if a == 8 { stack::push_i::<u64> } else { stack::push_i::<u16> };
-            Emit::Next(f, Op { imm: c.insn.immediate(0), ea: on_stack, ..c.op })
+            let f: Handler = if a == 8 {
+                stack::push_i::<u64>
+            } else {
+                stack::push_i::<u16>
+            };
+            Emit::Next(
+                f,
+                Op {
+                    imm: c.insn.immediate(0),
+                    ea: on_stack,
+                    ..c.op
+                },
+            )
         }
-        _ => Emit::Plain(rare::push_imm, Op { a, imm: c.insn.immediate(0), ..c.op }),
+        _ => Emit::Plain(
+            rare::push_imm,
+            Op {
+                a,
+                imm: c.insn.immediate(0),
+                ..c.op
+            },
+        ),
     }
 }
 
@@ -241,8 +403,26 @@ fn pop(c: &Context) -> Emit {
         return Emit::PlainEnd(rare::pop_seg, Op { a, imm, ..c.op });
     }
     if c.mode64 {
-        let f: Handler = if a == 8 { stack::pop_r::<u64> } else { stack::pop_r::<u16> };
-        return Emit::Next(f, Op { a: c.reg(0), ea: on_stack, ..c.op });
+        let f: Handler = if a == 8 {
+            stack::pop_r::<u64>
+        } else {
+            stack::pop_r::<u16>
+        };
+        return Emit::Next(
+            f,
+            Op {
+                a: c.reg(0),
+                ea: on_stack,
+                ..c.op
+            },
+        );
     }
-    Emit::Plain(rare::pop_reg, Op { a, b: c.reg(0), ..c.op })
+    Emit::Plain(
+        rare::pop_reg,
+        Op {
+            a,
+            b: c.reg(0),
+            ..c.op
+        },
+    )
 }

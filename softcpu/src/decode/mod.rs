@@ -260,7 +260,12 @@ struct Window {
 
 impl Cpu {
     /// Decodes the block at linear address `linear`, which is guest-physical `gpa`.
-    pub(crate) fn decode_block(&mut self, linear: u64, gpa: u64, mode: u8) -> Fallible<*const Block> {
+    pub(crate) fn decode_block(
+        &mut self,
+        linear: u64,
+        gpa: u64,
+        mode: u8,
+    ) -> Fallible<*const Block> {
         if self.cache.full() {
             self.cache.clear();
             self.link = std::ptr::null();
@@ -322,8 +327,7 @@ impl Cpu {
             let mut joined = [0xff; 30];
             joined[..room].copy_from_slice(&window.bytes[..room]);
             joined[room..room + 15].copy_from_slice(&second);
-            let (len, _) =
-                self.decode_window(&joined[..room + 15], mode | MODE_SINGLE, &mut ops);
+            let (len, _) = self.decode_window(&joined[..room + 15], mode | MODE_SINGLE, &mut ops);
             block.len = len as u16;
             block.crosses = true;
             block.gpa2 = gpa2;

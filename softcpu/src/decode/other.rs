@@ -14,8 +14,13 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
     let imm = |imm: u64| Op { imm, ..c.op };
     Some(match m {
         M::Nop | M::Endbr32 | M::Endbr64 | M::Reservednop => Emit::Next(exec::nop, c.op),
-        M::Prefetch | M::Prefetchw | M::Prefetchwt1 | M::Prefetchnta | M::Prefetcht0
-        | M::Prefetcht1 | M::Prefetcht2 => Emit::Next(exec::nop, c.op),
+        M::Prefetch
+        | M::Prefetchw
+        | M::Prefetchwt1
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2 => Emit::Next(exec::nop, c.op),
         M::Lfence | M::Sfence | M::Mfence => Emit::Next(exec::nop, c.op),
         M::Serialize if f.serialize() => Emit::PlainEnd(rare::nothing, c.op),
         M::Pause => Emit::PlainEnd(system::pause, c.op),
@@ -35,20 +40,50 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Aad => Emit::Plain(rare::aad, imm(c.insn.immediate(0) & 0xff)),
         M::Salc => Emit::Plain(rare::salc, c.op),
         M::Bound => {
-            let op = Op { a: c.reg(0), b: c.size(0) as u8, ..c.op };
+            let op = Op {
+                a: c.reg(0),
+                b: c.size(0) as u8,
+                ..c.op
+            };
             Emit::Plain(rare::bound, op)
         }
         M::Movnti if f.sse2() => {
-            let op = Op { a: c.reg(1), b: c.size(0) as u8, ..c.op };
+            let op = Op {
+                a: c.reg(1),
+                b: c.size(0) as u8,
+                ..c.op
+            };
             Emit::Plain(rare::store_reg, op)
         }
         M::Clflush if f.clflush() => Emit::Plain(rare::touch, c.op),
         M::Clflushopt if f.clflushopt() => Emit::Plain(rare::touch, c.op),
         M::Clwb if f.clwb() => Emit::Plain(rare::touch, c.op),
-        M::Movsb | M::Movsw | M::Movsd | M::Movsq | M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq
-        | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Lodsb | M::Lodsw | M::Lodsd
-        | M::Lodsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Insb | M::Insw | M::Insd
-        | M::Outsb | M::Outsw | M::Outsd => return strings(c),
+        M::Movsb
+        | M::Movsw
+        | M::Movsd
+        | M::Movsq
+        | M::Cmpsb
+        | M::Cmpsw
+        | M::Cmpsd
+        | M::Cmpsq
+        | M::Stosb
+        | M::Stosw
+        | M::Stosd
+        | M::Stosq
+        | M::Lodsb
+        | M::Lodsw
+        | M::Lodsd
+        | M::Lodsq
+        | M::Scasb
+        | M::Scasw
+        | M::Scasd
+        | M::Scasq
+        | M::Insb
+        | M::Insw
+        | M::Insd
+        | M::Outsb
+        | M::Outsw
+        | M::Outsd => return strings(c),
         M::Mov => return special_moves(c),
         M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => {
             let index = match m {
@@ -58,7 +93,12 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
                 M::Lgs => seg::GS,
                 _ => seg::SS,
             };
-            let op = Op { a: c.reg(0), b: c.size(0) as u8, imm: index as u64, ..c.op };
+            let op = Op {
+                a: c.reg(0),
+                b: c.size(0) as u8,
+                imm: index as u64,
+                ..c.op
+            };
             Emit::PlainEnd(rare::load_far_pointer, op)
         }
         M::In => Emit::PlainEnd(system::port_in, port(c, 0, 1)),
@@ -70,14 +110,29 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Rdtsc => Emit::Plain(system::rdtsc, imm(0)),
         M::Rdtscp if f.rdtscp() => Emit::Plain(system::rdtsc, imm(1)),
         M::Rdpmc => Emit::Plain(system::rdpmc, c.op),
-        M::Rdpid if f.rdpid() => Emit::Plain(system::rdpid, Op { a: c.reg(0), ..c.op }),
+        M::Rdpid if f.rdpid() => Emit::Plain(
+            system::rdpid,
+            Op {
+                a: c.reg(0),
+                ..c.op
+            },
+        ),
         M::Rdmsr => Emit::PlainEnd(system::rdmsr, c.op),
         M::Wrmsr => Emit::PlainEnd(system::wrmsr, c.op),
         M::Swapgs => Emit::Plain(system::swapgs, c.op),
         M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase if f.fsgsbase() => {
-            let index = if matches!(m, M::Rdfsbase | M::Wrfsbase) { seg::FS } else { seg::GS };
+            let index = if matches!(m, M::Rdfsbase | M::Wrfsbase) {
+                seg::FS
+            } else {
+                seg::GS
+            };
             let write = u64::from(matches!(m, M::Wrfsbase | M::Wrgsbase)) << 8;
-            let op = Op { a: c.reg(0), b: c.size(0) as u8, imm: index as u64 | write, ..c.op };
+            let op = Op {
+                a: c.reg(0),
+                b: c.size(0) as u8,
+                imm: index as u64 | write,
+                ..c.op
+            };
             Emit::Plain(system::fsgsbase, op)
         }
         M::Lgdt => Emit::Plain(system::load_table, table(c, 0)),
@@ -96,13 +151,31 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Lar | M::Lsl => {
             let a = if c.is_mem(1) { Op::NO_REG } else { c.reg(1) };
             let imm = u64::from(c.reg(0)) | u64::from(m == M::Lsl) << 8;
-            Emit::Plain(system::lar_lsl, Op { a, b: c.size(0) as u8, imm, ..c.op })
+            Emit::Plain(
+                system::lar_lsl,
+                Op {
+                    a,
+                    b: c.size(0) as u8,
+                    imm,
+                    ..c.op
+                },
+            )
         }
-        M::Arpl => Emit::Plain(system::arpl, Op { imm: c.reg(1).into(), ..word(c, 0) }),
+        M::Arpl => Emit::Plain(
+            system::arpl,
+            Op {
+                imm: c.reg(1).into(),
+                ..word(c, 0)
+            },
+        ),
         M::Invlpg => Emit::PlainEnd(system::invlpg, c.op),
-        M::Invpcid if f.invpcid() => {
-            Emit::PlainEnd(system::invpcid, Op { a: c.reg(0), ..c.op })
-        }
+        M::Invpcid if f.invpcid() => Emit::PlainEnd(
+            system::invpcid,
+            Op {
+                a: c.reg(0),
+                ..c.op
+            },
+        ),
         M::Wbinvd | M::Invd => Emit::Plain(system::wbinvd, c.op),
         M::Stac if f.smap() => Emit::Plain(system::set_ac, imm(1)),
         M::Clac if f.smap() => Emit::Plain(system::set_ac, imm(0)),
@@ -125,7 +198,11 @@ fn xlat(c: &Context) -> Op {
         _ => Op::EA_64,
     };
     let segment = seg_number(c.insn.memory_segment()) as u8;
-    Op { ea: segment << 2 | kind << 5, disp: 0, ..c.op }
+    Op {
+        ea: segment << 2 | kind << 5,
+        disp: 0,
+        ..c.op
+    }
 }
 
 fn strings(c: &Context) -> Option<Emit> {
@@ -174,7 +251,11 @@ fn strings(c: &Context) -> Option<Emit> {
         u8::from(c.insn.has_rep_prefix())
     };
     let ea = (seg_number(c.insn.memory_segment()) as u8) << 2;
-    let op = Op { ea, imm: string::pack(kind, size, rep, addr_size), ..c.op };
+    let op = Op {
+        ea,
+        imm: string::pack(kind, size, rep, addr_size),
+        ..c.op
+    };
     Some(if rep == 0 {
         if matches!(kind, kind::INS | kind::OUTS) {
             Emit::PlainEnd(string::single, op)
@@ -190,7 +271,12 @@ fn strings(c: &Context) -> Option<Emit> {
 fn special_moves(c: &Context) -> Option<Emit> {
     let control = |r: Register, system: Register, from: Plain, to: Plain, first: Register| {
         let number = system as u64 - first as u64;
-        let op = Op { a: reg(r), b: r.size() as u8, imm: number, ..c.op };
+        let op = Op {
+            a: reg(r),
+            b: r.size() as u8,
+            imm: number,
+            ..c.op
+        };
         if c.insn.op0_register() == r {
             Emit::Plain(from, op)
         } else {
@@ -212,7 +298,11 @@ fn special_moves(c: &Context) -> Option<Emit> {
     }
     if c.is_reg(0) && c.insn.op0_register().is_segment_register() {
         let index = seg_number(c.insn.op0_register());
-        let op = Op { b: c.reg_or_mem(1), imm: index as u64, ..c.op };
+        let op = Op {
+            b: c.reg_or_mem(1),
+            imm: index as u64,
+            ..c.op
+        };
         return Some(Emit::PlainEnd(rare::mov_to_seg, op));
     }
     if c.is_reg(1) && c.insn.op1_register().is_segment_register() {
@@ -233,7 +323,11 @@ fn port(c: &Context, accumulator: u32, number: u32) -> Op {
     } else {
         c.insn.immediate(number) & 0xff
     };
-    Op { b: c.size(accumulator) as u8, imm, ..c.op }
+    Op {
+        b: c.size(accumulator) as u8,
+        imm,
+        ..c.op
+    }
 }
 
 fn table(c: &Context, which: u64) -> Op {
@@ -242,7 +336,11 @@ fn table(c: &Context, which: u64) -> Op {
     } else {
         4
     };
-    Op { a, imm: which, ..c.op }
+    Op {
+        a,
+        imm: which,
+        ..c.op
+    }
 }
 
 fn word(c: &Context, which: u64) -> Op {
@@ -251,9 +349,19 @@ fn word(c: &Context, which: u64) -> Op {
     } else {
         (c.reg(0), c.size(0) as u8)
     };
-    Op { a, b, imm: which, ..c.op }
+    Op {
+        a,
+        b,
+        imm: which,
+        ..c.op
+    }
 }
 
 fn random(c: &Context, which: u64) -> Op {
-    Op { a: c.reg(0), b: c.size(0) as u8, imm: which, ..c.op }
+    Op {
+        a: c.reg(0),
+        b: c.size(0) as u8,
+        imm: which,
+        ..c.op
+    }
 }

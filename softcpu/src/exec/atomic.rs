@@ -193,8 +193,7 @@ pub(crate) fn cmpxchg(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
         let (expected, new) = (cpu.reg::<T>(0), cpu.reg::<T>(op.a));
         let addr = cpu.operand(op, T::BYTES, true)?;
         // Memory is written in any case, with what was there if the comparison fails.
-        let old =
-            cpu.modify_locked::<T>(addr, |old| if old == expected { new } else { old })?;
+        let old = cpu.modify_locked::<T>(addr, |old| if old == expected { new } else { old })?;
         cpu.s.cc = T::alu::<{ kind::CMP }>(0, expected, old).1;
         if old != expected {
             cpu.set_reg::<T>(0, old);
@@ -208,7 +207,11 @@ pub(crate) fn cmpxchg(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 pub(crate) fn cmpxchg_rr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let bytes = usize::from(op.b);
     let to = op.imm as u8;
-    let (expected, old, new) = (get(cpu, 0, bytes), get(cpu, to, bytes), get(cpu, op.a, bytes));
+    let (expected, old, new) = (
+        get(cpu, 0, bytes),
+        get(cpu, to, bytes),
+        get(cpu, op.a, bytes),
+    );
     fn flags<T: Alu>(a: u64, b: u64) -> u64 {
         T::alu::<{ kind::CMP }>(0, T::cut(a), T::cut(b)).1
     }

@@ -104,8 +104,12 @@ pub(crate) fn bt_memory(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     } else if op.imm & 4 != 0 {
         let f = |old| bit_result(kind, old, bit);
         match bytes {
-            2 => cpu.modify_locked::<u16>(addr, |old| u16::cut(f(old.wide())))?.wide(),
-            4 => cpu.modify_locked::<u32>(addr, |old| u32::cut(f(old.wide())))?.wide(),
+            2 => cpu
+                .modify_locked::<u16>(addr, |old| u16::cut(f(old.wide())))?
+                .wide(),
+            4 => cpu
+                .modify_locked::<u32>(addr, |old| u32::cut(f(old.wide())))?
+                .wide(),
             _ => cpu.modify_locked::<u64>(addr, f)?,
         }
     } else {

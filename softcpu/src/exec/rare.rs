@@ -301,7 +301,11 @@ pub(crate) fn bcd(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let add = op.imm == 2;
     if low {
         carry = cf || if add { al > 0xf9 } else { al < 6 };
-        v = if add { v.wrapping_add(6) } else { v.wrapping_sub(6) };
+        v = if add {
+            v.wrapping_add(6)
+        } else {
+            v.wrapping_sub(6)
+        };
     }
     if al > 0x99 || cf {
         v = if add {
@@ -364,4 +368,3 @@ pub(crate) fn touch(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 pub(crate) fn nothing(_: &mut Cpu, _: &Op) -> Fallible<()> {
     Ok(())
 }
-

@@ -185,10 +185,7 @@ fn piece(cpu: &mut Cpu, op: &Op, shape: &Shape, count: u64) -> Fallible<u64> {
     if cpu.s.flags & rflags::DF != 0 || !matches!(shape.kind, kind::MOVS | kind::STOS) {
         return Ok(0);
     }
-    let (si, di) = (
-        cpu.s.gpr[RSI] & shape.mask,
-        cpu.s.gpr[RDI] & shape.mask,
-    );
+    let (si, di) = (cpu.s.gpr[RSI] & shape.mask, cpu.s.gpr[RDI] & shape.mask);
     let size = shape.size as u64;
     let to = cpu.string_addr(seg::ES, di, shape.size, true)?;
     let mut n = count.min(in_page(to, di, shape));
@@ -222,10 +219,7 @@ fn piece(cpu: &mut Cpu, op: &Op, shape: &Shape, count: u64) -> Fallible<u64> {
     let len = (n * size) as usize;
     cpu.string_addr(seg::ES, di, len, true)?;
     cpu.string_addr(op.seg(), si, len, false)?;
-    let (Some(p), Some(q)) = (
-        cpu.host_ptr(to, len, true),
-        cpu.host_ptr(from, len, false),
-    ) else {
+    let (Some(p), Some(q)) = (cpu.host_ptr(to, len, true), cpu.host_ptr(from, len, false)) else {
         return Ok(0);
     };
     let distance = (p as usize).wrapping_sub(q as usize);
@@ -234,11 +228,7 @@ fn piece(cpu: &mut Cpu, op: &Op, shape: &Shape, count: u64) -> Fallible<u64> {
     unsafe {
         if distance != 0 && distance < len {
             for i in 0..n as usize {
-                std::ptr::copy(
-                    q.add(i * shape.size),
-                    p.add(i * shape.size),
-                    shape.size,
-                );
+                std::ptr::copy(q.add(i * shape.size), p.add(i * shape.size), shape.size);
             }
         } else {
             std::ptr::copy(q, p, len);

@@ -837,9 +837,8 @@ pub(crate) fn random(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let mut bytes = [0u8; 8];
     // SAFETY: fills a local buffer. The kernel's generator never blocks after boot, and
     // GRND_NONBLOCK makes sure.
-    let got = unsafe {
-        libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK)
-    };
+    let got =
+        unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
     let ok = got == bytes.len() as isize;
     let value = if ok { u64::from_le_bytes(bytes) } else { 0 };
     put(cpu, op.a, value, op.b.into());
@@ -873,11 +872,7 @@ pub(crate) fn pause(_: &mut Cpu, _: &Op) -> Fallible<()> {
     Ok(())
 }
 
-/// VMCALL, VMMCALL: KVM's hypercalls, of which none is offered: -KVM_ENOSYS.
+/// VMCALL, VMMCALL.
 pub(crate) fn hypercall(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
-    if cpu.s.cpl != 0 {
-        return Err(Exception::UD);
-    }
-    cpu.s.gpr[RAX] = -1000i64 as u64;
-    Ok(())
+    crate::paravirt::hypercall(cpu)
 }
