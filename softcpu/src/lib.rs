@@ -26,6 +26,7 @@ pub mod paravirt;
 mod run;
 mod segment;
 pub mod simd;
+mod startup;
 pub mod state;
 mod task;
 mod tlb;

@@ -99,10 +99,12 @@ impl Cpu {
     #[inline]
     fn find_block(&mut self, mode: u8) -> Option<*const Block> {
         let linear = self.code_linear(self.s.rip);
-        if self.link.is_null()
+        if mode & MODE_SINGLE == 0
             && let Some(block) = self.cache.jump(linear)
-            && mode & MODE_SINGLE == 0
         {
+            if !self.link.is_null() {
+                self.note_link(block);
+            }
             return Some(block);
         }
         match self.find_slow(linear, mode) {
@@ -203,6 +205,9 @@ impl Cpu {
             if flags & Attention::KICK != 0 {
                 self.attention.clear(Attention::KICK);
                 return Some(Exit::Kicked);
+            }
+            if self.startup_events() {
+                continue;
             }
             if self.s.shadow && self.s.rip != self.s.shadow_rip {
                 self.s.shadow = false;

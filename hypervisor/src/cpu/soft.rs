@@ -26,6 +26,8 @@ pub(super) static FEATURES: &[&str] = &[
     "invtsc",
     "lahf_lm",
     "lm",
+    "mca",
+    "mce",
     "mmx",
     "msr",
     "mtrr",

@@ -288,7 +288,18 @@ fn regs_from(s: &CpuState) -> Regs {
         r14,
         r15,
         rip: s.rip,
-        rflags: s.rflags() | 2,
+        rflags: (s.rflags() & !stale_resume_flag(s)) | 2,
+    }
+}
+
+/// RF, where it holds nothing off: processors clear it after every instruction, the software
+/// CPU only where it could matter.
+fn stale_resume_flag(s: &CpuState) -> u64 {
+    const ENABLED_BREAKPOINTS: u64 = 0xff;
+    if s.dr7 & ENABLED_BREAKPOINTS == 0 {
+        softcpu::state::rflags::RF
+    } else {
+        0
     }
 }
 
