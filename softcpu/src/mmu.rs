@@ -57,7 +57,7 @@ pub(crate) enum Target {
     /// after the write.
     Code(*mut u8, u64),
     /// Not RAM.
-    Mmio(u64),
+    Mmio,
     /// Runs over a page's end.
     Split,
 }
@@ -403,7 +403,7 @@ impl Cpu {
                     Target::Ram(p)
                 }
             }
-            _ => Target::Mmio(gpa),
+            _ => Target::Mmio,
         })
     }
 

@@ -87,6 +87,5 @@ mod tests {
         for ns in [0, 1_000, 1_000_000, 123_456_789_012] {
             assert!(to_ns(from_ns(ns)).abs_diff(ns) <= 20, "{ns}");
         }
-        assert_eq!(from_ns(u64::MAX), u64::MAX.min(from_ns(u64::MAX)));
     }
 }

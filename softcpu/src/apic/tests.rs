@@ -57,7 +57,7 @@ fn the_task_priority_holds_back_its_class_and_below() {
     let apic = apic(0);
     apic.set_cr8(5);
     assert_eq!(apic.mmio_read(0x80), 0x50);
-    deliver(&[apic.clone()], &msi(0xfee0_0000, 0x5f));
+    deliver(std::slice::from_ref(&apic), &msi(0xfee0_0000, 0x5f));
     assert_eq!(apic.take_interrupt(), None);
     apic.set_cr8(4);
     assert!(irq(&apic));
@@ -69,11 +69,14 @@ fn the_task_priority_holds_back_its_class_and_below() {
 fn a_level_interrupt_is_reported_when_acknowledged() {
     let apic = apic(0);
     apic.set_ioapic_vectors([0, 1 << (0x61 - 64), 0, 0]);
-    deliver(&[apic.clone()], &msi(0xfee0_0000, 0x61 | 1 << 15 | 1 << 14));
+    deliver(
+        std::slice::from_ref(&apic),
+        &msi(0xfee0_0000, 0x61 | 1 << 15 | 1 << 14),
+    );
     assert_ne!(apic.mmio_read(0x1b0) & 2, 0, "TMR");
     apic.take_interrupt();
     assert_eq!(apic.mmio_write(EOI, 0), ApicEffect::Eoi(0x61));
-    deliver(&[apic.clone()], &msi(0xfee0_0000, 0x62));
+    deliver(std::slice::from_ref(&apic), &msi(0xfee0_0000, 0x62));
     apic.take_interrupt();
     assert_eq!(apic.mmio_write(EOI, 0), ApicEffect::None);
 }
@@ -152,7 +155,7 @@ fn nmi_init_and_start_up_reach_the_processor() {
 fn illegal_vectors_are_errors() {
     let apic = apic(0);
     apic.mmio_write(0x370, 0xfe);
-    deliver(&[apic.clone()], &msi(0xfee0_0000, 3));
+    deliver(std::slice::from_ref(&apic), &msi(0xfee0_0000, 3));
     assert_eq!(apic.take_interrupt(), Some(0xfe));
     apic.mmio_write(0x280, 0);
     assert_eq!(apic.mmio_read(0x280), 1 << 6);
@@ -166,7 +169,7 @@ fn a_disabled_apic_takes_no_interrupts_and_masks_its_table() {
     apic.mmio_write(0x350, 0x700);
     apic.mmio_write(SVR, 0xff);
     assert_ne!(apic.mmio_read(0x350) & 1 << 16, 0);
-    deliver(&[apic.clone()], &msi(0xfee0_0000, 0x40));
+    deliver(std::slice::from_ref(&apic), &msi(0xfee0_0000, 0x40));
     assert_eq!(apic.take_interrupt(), None);
 }
 
@@ -252,8 +255,8 @@ fn a_saved_page_restores_everything() {
     one.mmio_write(0x3e0, 3);
     one.mmio_write(0x320, 0x40);
     one.mmio_write(0x380, 1_000_000);
-    deliver(&[one.clone()], &msi(0xfee0_3000, 0x51));
-    deliver(&[one.clone()], &msi(0xfee0_3000, 0x41));
+    deliver(std::slice::from_ref(&one), &msi(0xfee0_3000, 0x51));
+    deliver(std::slice::from_ref(&one), &msi(0xfee0_3000, 0x41));
     assert_eq!(one.take_interrupt(), Some(0x51));
     let now = host_tsc();
     let page = one.save(now);

@@ -225,6 +225,15 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             },
         ),
         M::Popcnt if c.cpu.features.popcnt() => scans(c, scan::POPCNT),
+        M::Crc32 if c.cpu.features.sse42() && is_x86_feature_detected!("sse4.2") => {
+            let op = Op {
+                a: c.reg(0),
+                b: c.reg_or_mem(1),
+                imm: c.size(1) as u64,
+                ..c.op
+            };
+            Emit::Plain(bits::crc32, op)
+        }
         M::Shld | M::Shrd => {
             let mut imm = c.size(0) as u64 | u64::from(m == M::Shrd) << 8;
             if c.is_reg(2) {
@@ -610,7 +619,11 @@ fn memory_or_reg(c: &Context, mem: crate::op::Plain, regs: crate::op::Plain) -> 
 
 fn conditional(c: &Context) -> Option<Emit> {
     let condition = condition_number(c)?;
-    if c.insn.is_jcc_short_or_near() {
+    if matches!(
+        c.insn.op0_kind(),
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+    ) {
+        // Jcc, LOOPE and LOOPNE.
         return None;
     }
     let size = c.size(0);

@@ -223,8 +223,8 @@ fn base_op(insn: &Instruction, offset: u16, mode: u8) -> (Op, EaClass) {
             4 if !mode64 => 4,
             _ => addr_size,
         };
-        if mode64 && insn.memory_displ_size() == 4 && op.disp as u64 >> 31 == 1 {
-            // Zero-extended: only the address-size prefix does that.
+        if mode64 && insn.memory_displ_size() == 4 {
+            // With the address-size prefix; without, the decoder says 8.
             addr_size = 4;
         }
     }
@@ -250,12 +250,6 @@ fn base_op(insn: &Instruction, offset: u16, mode: u8) -> (Op, EaClass) {
         EaClass::Full
     };
     (op, class)
-}
-
-/// Code bytes of a block, as read from guest memory.
-struct Window {
-    bytes: [u8; WINDOW],
-    len: usize,
 }
 
 impl Cpu {
@@ -292,15 +286,12 @@ impl Cpu {
                 limited = true;
             }
         }
-        let mut window = Window {
-            bytes: [0xff; WINDOW],
-            len: room,
-        };
-        self.read_code(gpa, &mut window.bytes[..room]);
+        let mut window = [0xff; WINDOW];
+        self.read_code(gpa, &mut window[..room]);
 
         let mut ops = std::mem::take(&mut self.cache.scratch);
         ops.clear();
-        let (len, complete) = self.decode_window(&window.bytes[..room], mode, &mut ops);
+        let (len, complete) = self.decode_window(&window[..room], mode, &mut ops);
         let mut block = Block {
             ops: std::ptr::null_mut(),
             count: 0,
@@ -325,7 +316,7 @@ impl Cpu {
             let gpa2 = self.translate_fetch(next_page)?;
             self.read_code(gpa2, &mut second);
             let mut joined = [0xff; 30];
-            joined[..room].copy_from_slice(&window.bytes[..room]);
+            joined[..room].copy_from_slice(&window[..room]);
             joined[room..room + 15].copy_from_slice(&second);
             let (len, _) = self.decode_window(&joined[..room + 15], mode | MODE_SINGLE, &mut ops);
             block.len = len as u16;
@@ -335,7 +326,7 @@ impl Cpu {
         block.instructions = self.cache.scratch_count;
         self.watch_code(&block);
         let first = usize::from(block.len).min(room);
-        let same = self.same_code(gpa, &window.bytes[..first])
+        let same = self.same_code(gpa, &window[..first])
             && (!block.crosses
                 || self.same_code(block.gpa2, &second[..usize::from(block.len) - first]));
         let result = same.then(|| self.cache.insert(&ops, block));

@@ -13,6 +13,8 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
     let f = &c.cpu.features;
     let imm = |imm: u64| Op { imm, ..c.op };
     Some(match m {
+        // Hints that do nothing where they aren't known.
+        M::Cldemote | M::Prefetchit0 | M::Prefetchit1 => Emit::Next(exec::nop, c.op),
         M::Nop | M::Endbr32 | M::Endbr64 | M::Reservednop => Emit::Next(exec::nop, c.op),
         M::Prefetch
         | M::Prefetchw

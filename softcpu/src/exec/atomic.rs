@@ -59,7 +59,7 @@ impl Cpu {
         let (p, code) = match target {
             Target::Ram(p) => (p.cast::<T>(), None),
             Target::Code(p, gpa) => (p.cast::<T>(), Some(gpa)),
-            Target::Mmio(_) | Target::Split => {
+            Target::Mmio | Target::Split => {
                 // No host instruction does this in one go: vCPUs take turns.
                 let machine = self.machine.clone();
                 let _turn = machine.split_turn();
@@ -220,9 +220,6 @@ pub(crate) fn cmpxchg_rr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
         put(cpu, to, new, bytes);
     } else {
         put(cpu, 0, old, bytes);
-        if bytes == 4 {
-            put(cpu, to, old, bytes);
-        }
     }
     Ok(())
 }
@@ -275,7 +272,7 @@ pub(crate) fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
             }
             equal = out as u8;
         }
-        Target::Mmio(_) | Target::Split => {
+        Target::Mmio | Target::Split => {
             let machine = cpu.machine.clone();
             let _turn = machine.split_turn();
             let mut data = [0; 16];

@@ -187,6 +187,29 @@ pub(crate) unsafe fn scan_rr<const K: u8, T: Word>(cpu: &mut Cpu, op: *const Op)
     }
 }
 
+/// CRC32 (SSE4.2) of register `a` with register `b` or memory of `imm` bytes. The decoder has
+/// made sure that the host has it.
+pub(crate) fn crc32(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
+    /// # Safety
+    /// The host has SSE4.2.
+    #[target_feature(enable = "sse4.2")]
+    unsafe fn step(crc: u32, v: u64, bytes: usize) -> u32 {
+        use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64};
+        match bytes {
+            1 => _mm_crc32_u8(crc, v as u8),
+            2 => _mm_crc32_u16(crc, v as u16),
+            4 => _mm_crc32_u32(crc, v as u32),
+            _ => _mm_crc32_u64(crc.into(), v) as u32,
+        }
+    }
+    let bytes = op.imm as usize;
+    let v = value(cpu, op, bytes)?;
+    // SAFETY: the decoder asked for SSE4.2 before it emitted this operation.
+    let crc = unsafe { step(cpu.reg::<u32>(op.a), v, bytes) };
+    cpu.set_reg::<u32>(op.a, crc);
+    Ok(())
+}
+
 /// SHLD, SHRD. `imm`: size (bits 0..8), right (bit 8), count from CL (bit 9) or bits 16..24;
 /// destination `b` or memory, source `a`.
 pub(crate) fn double_shift(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
@@ -215,16 +238,17 @@ pub(crate) fn double_shift(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
             };
             ((all >> count) as u64, (all >> (count - 1)) as u64 & 1)
         } else {
-            let all = if bits == 16 {
-                u128::from(dest) << 32 | u128::from(source) << 16 | u128::from(dest)
+            let (all, width) = if bits == 16 {
+                (
+                    u128::from(dest) << 32 | u128::from(source) << 16 | u128::from(dest),
+                    48,
+                )
             } else {
-                wide(dest, source)
+                (wide(dest, source), 2 * bits)
             };
-            let width = if bits == 16 { 48 } else { 2 * bits };
-            let shifted = all << count;
             (
-                (shifted >> (width - bits)) as u64,
-                (shifted >> width) as u64 & 1,
+                (all >> (width - bits - count)) as u64,
+                (all >> (width - count)) as u64 & 1,
             )
         };
         let result = result & mask(bytes);

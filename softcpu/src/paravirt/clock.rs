@@ -147,7 +147,7 @@ mod tests {
             } else {
                 ticks << shift
             };
-            let ns = shifted * u128::from(multiplier) >> 32;
+            let ns = (shifted * u128::from(multiplier)) >> 32;
             assert!(ns.abs_diff(1_000_000_000) <= 2, "{khz} kHz: {ns} ns");
         }
     }
