@@ -154,9 +154,6 @@ impl Ram {
         }
         out
     }
-    pub fn read_u64(&self, at: u64) -> u64 {
-        u64::from_le_bytes(self.read(at, 8).try_into().unwrap())
-    }
     pub fn read_u32(&self, at: u64) -> u32 {
         u32::from_le_bytes(self.read(at, 4).try_into().unwrap())
     }
