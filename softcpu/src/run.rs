@@ -11,7 +11,7 @@ use crate::exception::{Exception, Fallible};
 use crate::interrupt::Source;
 use crate::machine::Mail;
 use crate::op::{Block, Op};
-use crate::state::{CpuState, cr0, rflags, seg};
+use crate::state::{rflags, seg};
 
 /// Blocks between two looks at the APIC timer's deadline: some tens of microseconds.
 const BLOCKS_BETWEEN_LOOKS: u32 = 512;
@@ -53,7 +53,6 @@ impl Cpu {
             }
             self.run_blocks();
         };
-        self.sync_fp();
         self.sync_fp();
         self.peer.set_running(false);
         self.set_bus(None);
@@ -210,14 +209,6 @@ impl Cpu {
             if self.startup_events() {
                 continue;
             }
-            if flags & (Attention::INIT | Attention::SIPI) != 0 {
-                self.init_or_start(flags);
-            }
-            if self.s.waiting_for_sipi {
-                let mask = Attention::INIT | Attention::SIPI | Attention::KICK | Attention::MAIL;
-                self.attention.wait(mask, Duration::from_secs(3600));
-                continue;
-            }
             if self.s.shadow && self.s.rip != self.s.shadow_rip {
                 self.s.shadow = false;
             }
@@ -243,41 +234,6 @@ impl Cpu {
                 continue;
             }
             return None;
-        }
-    }
-
-    /// INIT and start-up IPIs (Intel SDM vol. 3, 9.1 and 9.4.4).
-    fn init_or_start(&mut self, flags: u32) {
-        if flags & Attention::INIT != 0 {
-            self.attention.clear(Attention::INIT | Attention::NMI);
-            self.sync_fp();
-            let old = &self.s;
-            let mut new = CpuState {
-                tsc_offset: old.tsc_offset,
-                msr: old.msr,
-                xcr0: old.xcr0,
-                fp: old.fp,
-                ..CpuState::default()
-            };
-            new.cr0 |= old.cr0 & (cr0::CD | cr0::NW);
-            // The bootstrap processor starts over, the others wait to be started.
-            new.waiting_for_sipi = self.apic.base() >> 8 & 1 == 0;
-            self.s = new;
-            self.apic.init();
-            self.deadline = self.apic.deadline();
-            self.state_changed();
-        }
-        if flags & Attention::SIPI != 0 {
-            self.attention.clear(Attention::SIPI);
-            if self.s.waiting_for_sipi {
-                let vector = u64::from(self.apic.sipi_vector());
-                let cs = &mut self.s.seg[seg::CS];
-                cs.selector = (vector << 8) as u16;
-                cs.base = vector << 12;
-                self.s.rip = 0;
-                self.s.waiting_for_sipi = false;
-                self.state_changed();
-            }
         }
     }
 

@@ -41,6 +41,7 @@ impl Cpu {
     /// The state after INIT: as after power-up, but for the FPU, most MSRs, the TSC and the
     /// cache's control bits.
     fn init(&mut self) {
+        self.sync_fp();
         let old = &self.s;
         let signature = self.cpuid.leaf(1, 0).map_or(0x600, |[eax, ..]| eax);
         let mut fresh = CpuState {
