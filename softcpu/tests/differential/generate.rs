@@ -385,7 +385,9 @@ impl Generator {
                 insn.set_memory_displacement64(target);
             }
             1 => {
-                insn.set_memory_displ_size(4);
+                // 4: with the address-size prefix.
+                let size = self.random.pick(&[4, 8, 8]);
+                insn.set_memory_displ_size(size);
                 insn.set_memory_displacement64(target);
             }
             kind => {
@@ -527,6 +529,10 @@ impl Generator {
             } else {
                 insn.set_has_repne_prefix(true);
             }
+        }
+        // AMD has no register forms of 0F0D.
+        if format!("{code:?}").contains("Reservednop") && insn.op0_kind() == OpKind::Register {
+            return None;
         }
         // Undefined: the result of a 16-bit double shift by more than 16.
         if matches!(insn.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)

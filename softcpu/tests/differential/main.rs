@@ -14,6 +14,8 @@ mod native;
 mod random;
 mod soft;
 
+use std::panic::AssertUnwindSafe;
+
 use generate::Generator;
 use native::{BATCH, Native};
 use soft::Soft;
@@ -54,7 +56,12 @@ fn differences(seed: u64, cases: u64, most: usize, filter: Option<&str>) -> Vec<
             }
         };
         for (case, expected) in batch.iter().zip(&expected) {
-            let text = match soft.run(&data, &case.input) {
+            let run = AssertUnwindSafe(|| soft.run(&data, &case.input));
+            let result = std::panic::catch_unwind(run).unwrap_or_else(|_| {
+                soft = Soft::new();
+                Err("panicked".into())
+            });
+            let text = match result {
                 Ok(actual) => compare::difference(case, &data, expected, &actual),
                 Err(error) => Some(format!("{error}\n{}", compare::listing(case))),
             };

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use crate::case::{CODE, CODE_LEN, DATA, DATA_LEN, Input, Output, XSAVE_LEN};
 
 /// Cases per child.
-pub const BATCH: usize = 64;
+pub const BATCH: usize = 256;
 
 /// Memory the child shares with us.
 #[repr(C, align(4096))]

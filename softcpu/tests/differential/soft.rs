@@ -7,10 +7,11 @@ use softcpu::cpuid::Leaf;
 use softcpu::state::{Segment, Table, cr0, cr4, efer, seg};
 use softcpu::{Bus, Cpu, Exit, Flow, Machine};
 
-use crate::case::{
-    CODE, CODE_LEN, DATA, DATA_LEN, DATA_PAGES, Input, Output, XMM, XSAVE_LEN, YMM_HIGH,
-};
+use crate::case::{CODE, DATA, DATA_LEN, DATA_PAGES, Input, Output, XMM, XSAVE_LEN, YMM_HIGH};
 
+/// Where the first 64 KiB of physical memory are for the kernel: in the upper half, where also
+/// the host has only its kernel.
+const HIGH: u64 = 0xffff_8000_0000_0000;
 const RAM_LEN: u64 = 1 << 20;
 const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
@@ -18,6 +19,8 @@ const PD: u64 = 0x3000;
 const PT_KERNEL: u64 = 0x4000;
 const PT_CODE: u64 = 0x5000;
 const PT_DATA: u64 = 0x6000;
+const PDPT_HIGH: u64 = 0x7000;
+const PD_HIGH: u64 = 0xf000;
 const GDT: u64 = 0x8000;
 const IDT: u64 = 0x9000;
 const TSS: u64 = 0xa000;
@@ -125,7 +128,9 @@ impl Soft {
         const AD: u64 = 0x60;
         self.put(PML4, PDPT | USER);
         self.put(PDPT, PD | USER);
-        self.put(PD, PT_KERNEL | USER);
+        self.put(PML4 + 8 * 256, PDPT_HIGH | 3);
+        self.put(PDPT_HIGH, PD_HIGH | 3);
+        self.put(PD_HIGH, PT_KERNEL | 3);
         self.put(PD + 8 * (CODE >> 21), PT_CODE | USER);
         self.put(PD + 8 * (DATA >> 21), PT_DATA | USER);
         for page in 0..16 {
@@ -144,19 +149,22 @@ impl Soft {
         self.put(GDT + 0x28, 0x00cf_f300_0000_ffff);
         self.put(GDT + 0x30, 0x00af_fb00_0000_ffff);
         for vector in 0..32 {
-            let stub = STUBS + vector * 16;
+            let stub = HIGH + STUBS + vector * 16;
             assert!(
                 self.machine
                     .memory
-                    .write(stub, &[0xe6, vector as u8, 0xf4, 0xeb, 0xfd])
+                    .write(stub - HIGH, &[0xe6, vector as u8, 0xf4, 0xeb, 0xfd])
             );
             // A 64-bit interrupt gate, reachable from ring 3 for INT3.
             let dpl = if vector == 3 { 3 } else { 0 };
-            let low = stub & 0xffff | 0x08 << 16 | (0x8e00 | dpl << 13) << 32 | stub >> 16 << 48;
+            let low = stub & 0xffff
+                | 0x08 << 16
+                | (0x8e00 | dpl << 13) << 32
+                | (stub >> 16 & 0xffff) << 48;
             self.put(IDT + 16 * vector, low);
-            self.put(IDT + 16 * vector + 8, 0);
+            self.put(IDT + 16 * vector + 8, stub >> 32);
         }
-        self.put(TSS + 4, STACK_TOP);
+        self.put(TSS + 4, HIGH + STACK_TOP);
         let code = [0xcc; 4096];
         assert!(self.machine.memory.write(CODE_PHYS, &code));
     }
@@ -175,15 +183,15 @@ impl Soft {
         s.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
         s.xcr0 = 7;
         s.gdtr = Table {
-            base: GDT,
+            base: HIGH + GDT,
             limit: 0x37,
         };
         s.idtr = Table {
-            base: IDT,
+            base: HIGH + IDT,
             limit: 0x1ff,
         };
         s.tr = Segment {
-            base: TSS,
+            base: HIGH + TSS,
             limit: 0x67,
             access: 0x8b,
             selector: 0x18,
@@ -220,7 +228,7 @@ impl Soft {
         let s = &self.cpu.s;
         let mut frame = [0; 48];
         assert!(
-            self.machine.memory.read(s.gpr[4], &mut frame),
+            self.machine.memory.read(s.gpr[4].wrapping_sub(HIGH), &mut frame),
             "RSP {:#x}",
             s.gpr[4]
         );
@@ -247,7 +255,6 @@ impl Soft {
         out.xsave[YMM_HIGH].copy_from_slice(s.fp.ymm_high.as_flattened());
         out.xsave[512] = 7;
         assert!(self.machine.memory.read(DATA_PHYS, &mut out.data));
-        let _ = CODE_LEN;
         Ok(out)
     }
 }
