@@ -56,8 +56,14 @@ impl<'t> Parser<'t> {
             let event = match reader.read_event() {
                 Ok(event) => event,
                 Err(e) => {
-                    let at = offset(reader.error_position());
-                    return Err(self.reader_error(&e, at));
+                    // Of an end tag libxml2 shows the end, of what never ends the start.
+                    let at = match e {
+                        Error::IllFormed(IllFormedError::MismatchedEndTag { .. }) => {
+                            reader.buffer_position()
+                        }
+                        _ => reader.error_position(),
+                    };
+                    return Err(self.reader_error(&e, offset(at)));
                 }
             };
             match event {
@@ -250,7 +256,8 @@ impl<'t> Parser<'t> {
             "quot" => '"',
             other => {
                 let reason = format!("Entity '{other}' not defined");
-                return Err(self.fail(at, &reason));
+                let end = at.saturating_add(other.len() + "&;".len());
+                return Err(self.fail(end, &reason));
             }
         })
     }

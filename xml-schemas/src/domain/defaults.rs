@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{CharDevice, CharSource, Domain};
+use super::{BootDevice, CharDevice, CharSource, Domain};
 use crate::dom::Element;
 use crate::error::XmlError;
 
@@ -85,6 +85,7 @@ impl MachineName {
 
 pub(super) fn fill(domain: &mut Domain, host: &HostFacts) -> Result<(), XmlError> {
     fill_os(domain)?;
+    fill_boot(domain);
     check_vcpus(domain, host)?;
     if domain.memory.total_kib == 0 {
         return Err(XmlError::xml(
@@ -133,6 +134,14 @@ fn fill_os(domain: &mut Domain) -> Result<(), XmlError> {
     Ok(())
 }
 
+/// Without any boot order, the first disk is tried.
+fn fill_boot(domain: &mut Domain) {
+    let ordered = |device: &Element| device.child("boot").is_some();
+    if domain.os.boot.is_empty() && !domain.devices.rest.iter().any(ordered) {
+        domain.os.boot.push(BootDevice::Hd);
+    }
+}
+
 fn check_vcpus(domain: &Domain, host: &HostFacts) -> Result<(), XmlError> {
     let limit = match domain.domain_type {
         super::DomainType::Kvm => host.kvm_max_vcpus,
@@ -175,7 +184,7 @@ fn fill_serials(domain: &mut Domain) -> Result<(), XmlError> {
             serial.target.target_type = None;
             devices.serials.push(serial);
         }
-        (Some(serial), None) => {
+        (Some(serial), None) if serial.is_isa() => {
             let mut console = CharDevice::new(serial.source.clone());
             console.target.target_type = Some("serial".to_owned());
             devices.consoles.push(console);
@@ -229,6 +238,20 @@ fn number_ports(devices: &mut [CharDevice]) -> Result<(), XmlError> {
 }
 
 impl super::Devices {
+    /// Gives serial ports and consoles the ids that libvirt gives them in a running domain
+    /// (`serial0`, `console1`…), where the user gave none.
+    pub fn assign_aliases(&mut self) {
+        for (index, serial) in self.serials.iter_mut().enumerate() {
+            serial.alias.get_or_insert_with(|| format!("serial{index}"));
+        }
+        for (index, console) in self.consoles.iter_mut().enumerate() {
+            console
+                .alias
+                .get_or_insert_with(|| format!("console{index}"));
+        }
+        alias_first_console(self);
+    }
+
     /// Writes the path of a running domain's pseudo-terminal into serial port `index`, and into
     /// the console that stands for it.
     pub fn set_pty_path(&mut self, index: usize, path: &str) {

@@ -107,7 +107,12 @@ fn memory(root: &mut Element, memory: &Memory) {
 
 fn vcpu(vcpu: &Vcpu) -> Element {
     let mut e = Element::with_text("vcpu", vcpu.max.to_string());
-    e.set_attr("placement", vcpu.placement.as_deref().unwrap_or("static"));
+    let placement = if vcpu.auto_placement {
+        "auto"
+    } else {
+        "static"
+    };
+    e.set_attr("placement", placement);
     e.set_opt_attr("cpuset", vcpu.cpuset.as_deref());
     e.set_opt_attr("current", vcpu.current.map(|n| n.to_string()));
     e

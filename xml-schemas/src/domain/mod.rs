@@ -132,8 +132,8 @@ pub struct Vcpu {
     pub max: u32,
     /// vCPUs online at start if fewer than `max`.
     pub current: Option<u32>,
-    /// `static` (the default) or `auto`.
-    pub placement: Option<String>,
+    /// `placement='auto'`: the host chooses the CPUs.
+    pub auto_placement: bool,
     /// Host CPUs, as written.
     pub cpuset: Option<String>,
 }

@@ -45,6 +45,7 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
         drop_live_parts(&mut root);
     }
     canonical::apply(&mut root)?;
+    grammar::domain().arrange(&mut root);
     let domain = typed(root, metadata, view)?;
     match refused {
         Some(error) => Err(error),
@@ -74,7 +75,7 @@ fn typed(mut root: Element, metadata: Option<Element>, view: View) -> Result<Dom
             Ok(Vcpu {
                 max: 1,
                 current: None,
-                placement: None,
+                auto_placement: false,
                 cpuset: None,
             })
         },
@@ -315,7 +316,7 @@ fn vcpu(element: Element) -> Result<Vcpu, XmlError> {
     Ok(Vcpu {
         max,
         current: current.filter(|&n| n != max),
-        placement: element.attr("placement").map(str::to_owned),
+        auto_placement: element.attr("placement") == Some("auto"),
         cpuset: element.attr("cpuset").map(str::to_owned),
     })
 }

@@ -304,7 +304,7 @@ fn serial_fault(serial: &CharDevice) -> Option<String> {
 
 impl CharDevice {
     /// A 16550A at one of the PC's four addresses.
-    fn is_isa(&self) -> bool {
+    pub(super) fn is_isa(&self) -> bool {
         matches!(
             self.target.target_type.as_deref(),
             None | Some("isa-serial")

@@ -1,0 +1,99 @@
+//! Documents of the tools people use, and libvirt's own output, through the whole crate.
+
+mod common;
+
+use common::{files, host, inactive, read};
+use xml_schemas::domain::View;
+use xml_schemas::{Domain, Validation};
+
+#[test]
+fn every_document_passes_the_strict_check_and_is_stable() {
+    for path in files("") {
+        let name = path.display();
+        let text = read(&path);
+        let mut domain = match Domain::parse(&text, Validation::Strict) {
+            Ok(parsed) => parsed.domain,
+            Err(e) => panic!("{name}: {e}"),
+        };
+        domain
+            .fill_defaults(&host())
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let first = domain.format(View::Inactive);
+        let again = Domain::parse(&first, Validation::Strict)
+            .unwrap_or_else(|e| panic!("{name}: {e}\n{first}"))
+            .domain;
+        assert_eq!(again, inactive(domain), "{name}");
+        assert_eq!(again.format(View::Inactive), first, "{name}");
+    }
+}
+
+#[test]
+fn what_libvirt_prints_is_printed_the_same() {
+    for path in files("libvirt") {
+        let text = read(&path);
+        let parsed = Domain::parse(&text, Validation::Lenient)
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(parsed.warnings, [], "{}", path.display());
+        let ours = parsed.domain.format(View::Inactive);
+        assert_eq!(ours, text, "{}", path.display());
+    }
+}
+
+#[test]
+fn a_running_domain_is_printed_as_libvirt_prints_one() {
+    let text = include_str!("data/libvirt/running.live");
+    let domain = Domain::parse_live(text).unwrap().domain;
+    assert_eq!(domain.id, Some(1));
+    assert_eq!(domain.format(View::Live), text);
+    let stored = domain.format(View::Inactive);
+    assert!(stored.starts_with("<domain type='qemu'>\n"));
+    for live in ["tty=", "/dev/pts", "alias"] {
+        assert!(!stored.contains(live), "{live}");
+    }
+    // A client's live document loses the same when it is defined.
+    let defined = Domain::parse(text, Validation::Lenient).unwrap().domain;
+    assert_eq!(defined.format(View::Inactive), stored);
+}
+
+#[test]
+fn starting_adds_ids_and_paths_to_the_live_document_only() {
+    let text = read(&common::data().join("minimal-kernel.xml"));
+    let mut domain = Domain::parse(&text, Validation::Strict).unwrap().domain;
+    let console = "<domain type='qemu'><name>c</name><memory>65536</memory><os><type>hvm</type>\
+                   </os><devices><console type='pty'/></devices></domain>";
+    let with_console = Domain::parse(console, Validation::Strict).unwrap().domain;
+    domain.devices = with_console.devices;
+    domain.fill_defaults(&host()).unwrap();
+    let stored = domain.format(View::Inactive);
+    domain.id = Some(3);
+    domain.devices.assign_aliases();
+    domain.devices.set_pty_path(0, "/dev/pts/9");
+    assert_eq!(domain.format(View::Inactive), stored);
+    let live = domain.format(View::Live);
+    let part = |from: &str, to: &str| {
+        let start = live.find(from).unwrap();
+        let end = live[start..].find(to).unwrap() + start + to.len();
+        live[start..end].to_owned()
+    };
+    assert_eq!(
+        part("<serial", "</serial>"),
+        "<serial type='pty'>\n      <source path='/dev/pts/9'/>\n      \
+         <target type='isa-serial' port='0'>\n        <model name='isa-serial'/>\n      \
+         </target>\n      <alias name='serial0'/>\n    </serial>"
+    );
+    assert_eq!(
+        part("<console", "</console>"),
+        "<console type='pty' tty='/dev/pts/9'>\n      <source path='/dev/pts/9'/>\n      \
+         <target type='serial' port='0'/>\n      <alias name='serial0'/>\n    </console>"
+    );
+    assert!(live.starts_with("<domain type='qemu' id='3'>\n"));
+    assert_eq!(Domain::parse_live(&live).unwrap().domain, domain);
+}
+
+#[test]
+fn secrets_are_only_in_the_whole_document() {
+    let text = read(&common::data().join("virt-install-win11.xml"));
+    let domain = Domain::parse(&text, Validation::Strict).unwrap().domain;
+    assert!(domain.format(View::Inactive).contains("hunter2"));
+    assert!(!domain.format_public(View::Inactive).contains("hunter2"));
+}
