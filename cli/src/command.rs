@@ -87,7 +87,15 @@ pub struct Opt {
 
 impl Opt {
     const fn new(name: &'static str, kind: Kind, help: &'static str) -> Self {
-        Self { name, kind, required: false, named_only: false, allow_empty: false, help, values: Values::None }
+        Self {
+            name,
+            kind,
+            required: false,
+            named_only: false,
+            allow_empty: false,
+            help,
+            values: Values::None,
+        }
     }
 
     /// This option, which the command cannot do without.
@@ -162,8 +170,16 @@ impl Args {
     }
 
     fn raw(&self, name: &str) -> Option<(&'static Opt, &str)> {
-        let index = self.command.options.iter().position(|option| option.name == name);
-        debug_assert!(index.is_some(), "{} has no option {name}", self.command.name);
+        let index = self
+            .command
+            .options
+            .iter()
+            .position(|option| option.name == name);
+        debug_assert!(
+            index.is_some(),
+            "{} has no option {name}",
+            self.command.name
+        );
         let index = index?;
         let (_, value) = self.given.iter().find(|(given, _)| *given == index)?;
         Some((&self.command.options[index], value))
@@ -181,9 +197,9 @@ impl Args {
     /// It was given, but empty, and may not be.
     pub fn text(&self, name: &str) -> Result<Option<&str>> {
         match self.raw(name) {
-            Some((option, "")) if !option.allow_empty => {
-                Err(Failure::new(format!("Failed to get option '{name}': Option argument is empty")))
-            }
+            Some((option, "")) if !option.allow_empty => Err(Failure::new(format!(
+                "Failed to get option '{name}': Option argument is empty"
+            ))),
             Some((_, value)) => Ok(Some(value)),
             None => Ok(None),
         }
@@ -196,7 +212,9 @@ impl Args {
     /// It is empty, and may not be.
     pub fn required(&self, name: &str) -> Result<&str> {
         self.text(name)?.ok_or_else(|| {
-            Failure::new(format!("Failed to get option '{name}': Mandatory option not present"))
+            Failure::new(format!(
+                "Failed to get option '{name}': Mandatory option not present"
+            ))
         })
     }
 
@@ -206,7 +224,9 @@ impl Args {
     ///
     /// It is not a number, or not one of this type.
     pub fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
-        let Some(value) = self.text(name)? else { return Ok(None) };
+        let Some(value) = self.text(name)? else {
+            return Ok(None);
+        };
         // `str::parse` takes a leading plus sign as C's strtol does, and no blanks, units or hex.
         value.parse().map(Some).map_err(|_| {
             Failure::new(format!(
@@ -217,7 +237,11 @@ impl Args {
 
     /// All words that an option of kind [`Kind::Rest`] took.
     pub fn rest(&self, name: &str) -> Vec<&str> {
-        let index = self.command.options.iter().position(|option| option.name == name);
+        let index = self
+            .command
+            .options
+            .iter()
+            .position(|option| option.name == name);
         self.given
             .iter()
             .filter(|(given, _)| Some(*given) == index)
@@ -246,7 +270,9 @@ impl Args {
     /// The first was given, the second was not.
     pub fn requires(&self, option: &str, needed: &str) -> Result {
         if self.has(option) && !self.has(needed) {
-            return Err(Failure::new(format!("Option --{needed} is required by option --{option}")));
+            return Err(Failure::new(format!(
+                "Option --{needed} is required by option --{option}"
+            )));
         }
         Ok(())
     }
@@ -254,5 +280,8 @@ impl Args {
 
 /// Finds a command by its name.
 pub fn find(groups: &[Group], name: &str) -> Option<&'static Command> {
-    groups.iter().flat_map(|group| group.commands).find(|command| command.name == name)
+    groups
+        .iter()
+        .flat_map(|group| group.commands)
+        .find(|command| command.name == name)
 }

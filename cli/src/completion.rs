@@ -29,7 +29,10 @@ impl fmt::Debug for Completion {
 impl Completion {
     /// Completion for a shell. It borrows the shell only during [`Completer::complete`].
     pub fn new(shell: Rc<RefCell<Shell>>) -> Self {
-        Self { shell, files: FilenameCompleter::new() }
+        Self {
+            shell,
+            files: FilenameCompleter::new(),
+        }
     }
 }
 
@@ -49,9 +52,15 @@ fn wanted(line: &str) -> (usize, Wanted) {
     let text = &line[segment..];
     let start = segment + text.rfind([' ', '\t']).map_or(0, |at| at + 1);
     let word = &line[start..];
-    let mut before = line[segment..start].split([' ', '\t']).filter(|word| !word.is_empty());
-    let Some(name) = before.next() else { return (start, Wanted::Command) };
-    let Some(command) = command::find(GROUPS, name) else { return (start, Wanted::Nothing) };
+    let mut before = line[segment..start]
+        .split([' ', '\t'])
+        .filter(|word| !word.is_empty());
+    let Some(name) = before.next() else {
+        return (start, Wanted::Command);
+    };
+    let Some(command) = command::find(GROUPS, name) else {
+        return (start, Wanted::Nothing);
+    };
     let mut seen = Vec::new();
     let mut pending: Option<&Opt> = None;
     for word in before {
@@ -59,7 +68,9 @@ fn wanted(line: &str) -> (usize, Wanted) {
             continue;
         }
         let option = word.strip_prefix("--").and_then(|option| {
-            let (name, inline) = option.split_once('=').map_or((option, false), |(name, _)| (name, true));
+            let (name, inline) = option
+                .split_once('=')
+                .map_or((option, false), |(name, _)| (name, true));
             let option = command.options.iter().find(|option| option.name == name)?;
             Some((option, inline))
         });
@@ -78,8 +89,15 @@ fn wanted(line: &str) -> (usize, Wanted) {
     if let Some(option) = pending {
         return (start, Wanted::Value(option.values));
     }
-    if let Some((option, _)) = word.strip_prefix("--").and_then(|word| word.split_once('=')) {
-        let values = command.options.iter().find(|known| known.name == option).map(|known| known.values);
+    if let Some((option, _)) = word
+        .strip_prefix("--")
+        .and_then(|word| word.split_once('='))
+    {
+        let values = command
+            .options
+            .iter()
+            .find(|known| known.name == option)
+            .map(|known| known.values);
         let start = start + "--".len() + option.len() + "=".len();
         return (start, values.map_or(Wanted::Nothing, Wanted::Value));
     }
@@ -88,7 +106,10 @@ fn wanted(line: &str) -> (usize, Wanted) {
         Some(option) if !word.starts_with('-') => (start, Wanted::Value(option.values)),
         _ => {
             let names = command.options.iter().map(|option| option.name);
-            (start, Wanted::Options(names.filter(|name| !seen.contains(name)).collect()))
+            (
+                start,
+                Wanted::Options(names.filter(|name| !seen.contains(name)).collect()),
+            )
         }
     }
 }
@@ -105,7 +126,12 @@ fn next_positional(command: &Command, seen: &[&str]) -> Option<&'static Opt> {
 impl Completer for Completion {
     type Candidate = Pair;
 
-    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+    fn complete(
+        &self,
+        line: &str,
+        at: usize,
+        _: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
         let line = &line[..at];
         let (start, wanted) = wanted(line);
         let candidates: Vec<String> = match wanted {
@@ -117,18 +143,26 @@ impl Completer for Completion {
             }
             Wanted::Value(Values::Domains) => {
                 // Borrowed already: the editor runs inside a command, which nothing does.
-                self.shell.try_borrow_mut().map(|mut shell| shell.domain_names()).unwrap_or_default()
+                self.shell
+                    .try_borrow_mut()
+                    .map(|mut shell| shell.domain_names())
+                    .unwrap_or_default()
             }
-            Wanted::Value(Values::Events) => {
-                crate::commands::events::NAMES.iter().map(|name| (*name).to_owned()).collect()
+            Wanted::Value(Values::Events) => crate::commands::events::NAMES
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect(),
+            Wanted::Value(Values::Words(words)) => {
+                words.iter().map(|word| (*word).to_owned()).collect()
             }
-            Wanted::Value(Values::Words(words)) => words.iter().map(|word| (*word).to_owned()).collect(),
             Wanted::Value(Values::Files) => return self.files.complete_path(line, at),
             Wanted::Value(Values::None) | Wanted::Nothing => Vec::new(),
         };
         let typed = &line[start..];
-        let mut matching: Vec<String> =
-            candidates.into_iter().filter(|candidate| candidate.starts_with(typed)).collect();
+        let mut matching: Vec<String> = candidates
+            .into_iter()
+            .filter(|candidate| candidate.starts_with(typed))
+            .collect();
         matching.sort_unstable();
         let only = matching.len() == 1;
         let pairs = matching.into_iter().map(|candidate| {
@@ -136,14 +170,21 @@ impl Completer for Completion {
             if only {
                 replacement.push(' ');
             }
-            Pair { display: candidate, replacement }
+            Pair {
+                display: candidate,
+                replacement,
+            }
         });
         Ok((start, pairs.collect()))
     }
 }
 
 fn command_names() -> Vec<String> {
-    GROUPS.iter().flat_map(|group| group.commands).map(|command| command.name.to_owned()).collect()
+    GROUPS
+        .iter()
+        .flat_map(|group| group.commands)
+        .map(|command| command.name.to_owned())
+        .collect()
 }
 
 /// A word with a backslash before what the parser would take apart.
@@ -183,11 +224,23 @@ mod tests {
     #[test]
     fn an_object_comes_before_options() {
         assert_eq!(wanted("dominfo "), (8, Wanted::Value(Values::Domains)));
-        assert_eq!(wanted("dominfo --domain "), (17, Wanted::Value(Values::Domains)));
-        assert_eq!(wanted("dominfo --domain=x"), (17, Wanted::Value(Values::Domains)));
+        assert_eq!(
+            wanted("dominfo --domain "),
+            (17, Wanted::Value(Values::Domains))
+        );
+        assert_eq!(
+            wanted("dominfo --domain=x"),
+            (17, Wanted::Value(Values::Domains))
+        );
         assert_eq!(wanted("domstate x "), (11, Wanted::Options(vec!["reason"])));
-        assert_eq!(wanted("domstate --reason "), (18, Wanted::Value(Values::Domains)));
-        assert_eq!(wanted("domstate --"), (9, Wanted::Options(vec!["domain", "reason"])));
+        assert_eq!(
+            wanted("domstate --reason "),
+            (18, Wanted::Value(Values::Domains))
+        );
+        assert_eq!(
+            wanted("domstate --"),
+            (9, Wanted::Options(vec!["domain", "reason"]))
+        );
         assert_eq!(wanted("define "), (7, Wanted::Value(Values::Files)));
     }
 

@@ -68,26 +68,44 @@ impl Connection {
     /// # Errors
     ///
     /// There is nobody to connect to, or the daemon refuses.
-    pub fn open(target: Target, readonly: bool, keepalive: Keepalive, background: bool) -> Result<Self> {
-        let mut builder =
-            if background { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    pub fn open(
+        target: Target,
+        readonly: bool,
+        keepalive: Keepalive,
+        background: bool,
+    ) -> Result<Self> {
+        let mut builder = if background {
+            Builder::new_multi_thread()
+        } else {
+            Builder::new_current_thread()
+        };
         if background {
             builder.worker_threads(1);
         }
-        let runtime = builder
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::new(format!("cannot prepare a connection: {}", os_message(&error))))?;
+        let runtime = builder.enable_all().build().map_err(|error| {
+            Failure::new(format!(
+                "cannot prepare a connection: {}",
+                os_message(&error)
+            ))
+        })?;
         let config = keepalive.config();
         let client = match &target.transport {
-            Transport::Local { root, socket } => reach_local(&runtime, root.as_deref(), socket, config)?,
-            Transport::Unix(socket) => {
-                connect_unix(&runtime, socket, config).map_err(|error| unreachable_socket(socket, &error))?
+            Transport::Local { root, socket } => {
+                reach_local(&runtime, root.as_deref(), socket, config)?
             }
+            Transport::Unix(socket) => connect_unix(&runtime, socket, config)
+                .map_err(|error| unreachable_socket(socket, &error))?,
             Transport::Tcp { host, port } => connect_tcp(&runtime, host, *port, config)?,
         };
-        runtime.block_on(client.open(Some(&target.name), readonly)).map_err(failure)?;
-        Ok(Self { client, runtime, uri: target.uri, readonly })
+        runtime
+            .block_on(client.open(Some(&target.name), readonly))
+            .map_err(failure)?;
+        Ok(Self {
+            client,
+            runtime,
+            uri: target.uri,
+            readonly,
+        })
     }
 
     /// The URI, as the user gave it.
@@ -100,9 +118,15 @@ impl Connection {
     /// # Errors
     ///
     /// The connection is read-only and the call isn't; the daemon's; or the connection is lost.
-    pub fn call<A: Encode, R: Decode>(&mut self, procedure: Procedure<A, R>, args: &A) -> Result<R> {
+    pub fn call<A: Encode, R: Decode>(
+        &mut self,
+        procedure: Procedure<A, R>,
+        args: &A,
+    ) -> Result<R> {
         self.check_access(procedure.number())?;
-        self.runtime.block_on(self.client.call(procedure, args)).map_err(failure)
+        self.runtime
+            .block_on(self.client.call(procedure, args))
+            .map_err(failure)
     }
 
     /// Refuses a change over a read-only connection, as libvirt's library does before it asks the daemon.
@@ -112,10 +136,12 @@ impl Connection {
     /// The connection is read-only and the call isn't.
     pub fn check_access(&self, procedure: i32) -> Result {
         match procs::info(procedure) {
-            Some(info) if self.readonly && info.access == Access::Write => Err(Failure::new(format!(
-                "operation forbidden: read only access prevents {}",
-                info.function()
-            ))),
+            Some(info) if self.readonly && info.access == Access::Write => {
+                Err(Failure::new(format!(
+                    "operation forbidden: read only access prevents {}",
+                    info.function()
+                )))
+            }
             _ => Ok(()),
         }
     }
@@ -139,7 +165,9 @@ impl Drop for Connection {
 pub fn failure(error: ClientError) -> Failure {
     let disconnected = matches!(
         error,
-        ClientError::Io(_) | ClientError::Disconnected(_) | ClientError::Stream(StreamError::Disconnected)
+        ClientError::Io(_)
+            | ClientError::Disconnected(_)
+            | ClientError::Stream(StreamError::Disconnected)
     );
     let line = match error.remote() {
         Some(remote) => remote.message().to_owned(),
@@ -148,7 +176,11 @@ pub fn failure(error: ClientError) -> Failure {
             other => other.to_string(),
         },
     };
-    Failure { lines: vec![line], disconnected, code: error.code() }
+    Failure {
+        lines: vec![line],
+        disconnected,
+        code: error.code(),
+    }
 }
 
 fn connect_unix(
@@ -164,15 +196,23 @@ fn unreachable_socket(socket: &Path, error: &ClientError) -> Failure {
         ClientError::Io(error) => os_message(error),
         other => other.to_string(),
     };
-    Failure::new(format!("Failed to connect socket to '{}': {why}", socket.display()))
+    Failure::new(format!(
+        "Failed to connect socket to '{}': {why}",
+        socket.display()
+    ))
 }
 
 fn connect_tcp(runtime: &Runtime, host: &str, port: u16, config: ClientConfig) -> Result<Client> {
     runtime.block_on(async {
         let connecting = tokio::net::TcpStream::connect((host, port));
-        let stream = within(config.connect_timeout, connecting).await.map_err(|error| {
-            Failure::new(format!("unable to connect to server at '{host}:{port}': {}", os_message(&error)))
-        })?;
+        let stream = within(config.connect_timeout, connecting)
+            .await
+            .map_err(|error| {
+                Failure::new(format!(
+                    "unable to connect to server at '{host}:{port}': {}",
+                    os_message(&error)
+                ))
+            })?;
         // Calls are small and each waits for its answer; if this fails, they are only slower.
         let _ = stream.set_nodelay(true);
         Ok(Client::new(Carrier::new(stream), config))
@@ -180,7 +220,9 @@ fn connect_tcp(runtime: &Runtime, host: &str, port: u16, config: ClientConfig) -
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(limit, work).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(limit, work)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// How long a daemon that was started may take until it answers.
@@ -191,7 +233,12 @@ const GRACE: Duration = Duration::from_secs(2);
 const IDLE_SECONDS: u32 = 120;
 
 /// Connects to a daemon of ours; starts it first if it isn't running.
-fn reach_local(runtime: &Runtime, root: Option<&Path>, socket: &Path, config: ClientConfig) -> Result<Client> {
+fn reach_local(
+    runtime: &Runtime,
+    root: Option<&Path>,
+    socket: &Path,
+    config: ClientConfig,
+) -> Result<Client> {
     let absent = |error: &ClientError| {
         matches!(error, ClientError::Io(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
@@ -245,7 +292,11 @@ impl Started {
     fn new(root: Option<&Path>) -> Result<Self> {
         let program = find_daemon();
         let cannot = |error: &io::Error| {
-            Failure::new(format!("cannot start the daemon {}: {}", program.display(), os_message(error)))
+            Failure::new(format!(
+                "cannot start the daemon {}: {}",
+                program.display(),
+                os_message(error)
+            ))
         };
         let errors = memory_file().map_err(|error| cannot(&error))?;
         let stderr = errors.try_clone().map_err(|error| cannot(&error))?;
@@ -255,14 +306,28 @@ impl Started {
         }
         command.arg("--timeout").arg(IDLE_SECONDS.to_string());
         // No folder of the user's is kept busy by it, and no terminal holds it.
-        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        command
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
         // SAFETY: between fork and exec only setsid is called, which is safe there: it takes nothing and
         // touches no memory.
         unsafe {
-            command.pre_exec(|| if libc::setsid() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) });
+            command.pre_exec(|| {
+                if libc::setsid() < 0 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
+            });
         }
         let child = command.spawn().map_err(|error| cannot(&error))?;
-        Ok(Self { program, child, errors })
+        Ok(Self {
+            program,
+            child,
+            errors,
+        })
     }
 
     fn has_ended(&mut self) -> bool {
@@ -276,8 +341,15 @@ impl Started {
             _ => "does not answer".into(),
         };
         let mut text = String::new();
-        let read = self.errors.rewind().and_then(|()| (&mut self.errors).take(4096).read_to_string(&mut text));
-        let last = text.lines().rev().find(|line| !line.trim().is_empty()).filter(|_| read.is_ok());
+        let read = self
+            .errors
+            .rewind()
+            .and_then(|()| (&mut self.errors).take(4096).read_to_string(&mut text));
+        let last = text
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .filter(|_| read.is_ok());
         match last {
             Some(line) => format!("the daemon {} {how}: {line}", self.program.display()),
             None => format!("the daemon {} {how}", self.program.display()),
@@ -290,8 +362,12 @@ fn find_daemon() -> PathBuf {
     if let Some(named) = std::env::var_os("VIREOD").filter(|value| !value.is_empty()) {
         return named.into();
     }
-    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("vireod")));
-    beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from("vireod"))
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|own| Some(own.parent()?.join("vireod")));
+    beside
+        .filter(|path| path.is_file())
+        .unwrap_or_else(|| PathBuf::from("vireod"))
 }
 
 /// A file that has no name and goes away with its last user.
@@ -314,7 +390,11 @@ struct Progress {
 
 impl Progress {
     fn new(what: &'static str) -> Self {
-        Self { what, began: Instant::now(), shown: 0 }
+        Self {
+            what,
+            began: Instant::now(),
+            shown: 0,
+        }
     }
 
     fn tick(&mut self) {
@@ -361,7 +441,10 @@ mod tests {
         let socket = std::env::temp_dir().join(format!("vireo-nobody-{}", std::process::id()));
         let error = connect_unix(&runtime, &socket, ClientConfig::default()).unwrap_err();
         let failure = unreachable_socket(&socket, &error);
-        let expected = format!("Failed to connect socket to '{}': No such file or directory", socket.display());
+        let expected = format!(
+            "Failed to connect socket to '{}': No such file or directory",
+            socket.display()
+        );
         assert_eq!(failure.lines, [expected]);
     }
 }

@@ -27,25 +27,39 @@ impl Draft {
         for attempt in 0..100 {
             let path = folder.join(format!("vireo{}-{attempt}.xml", std::process::id()));
             // create_new follows no link that somebody put there.
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            match OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+            {
                 Ok(mut file) => {
                     let draft = Self { path };
-                    file.write_all(text.as_bytes()).map_err(|error| draft.failure("write", &error))?;
+                    file.write_all(text.as_bytes())
+                        .map_err(|error| draft.failure("write", &error))?;
                     return Ok(draft);
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     let (path, why) = (path.display(), os_message(&error));
-                    return Err(Failure::new(format!("failed to create temporary file {path}: {why}")));
+                    return Err(Failure::new(format!(
+                        "failed to create temporary file {path}: {why}"
+                    )));
                 }
             }
         }
-        Err(Failure::new(format!("failed to create a temporary file in {}: too many are there", folder.display())))
+        Err(Failure::new(format!(
+            "failed to create a temporary file in {}: too many are there",
+            folder.display()
+        )))
     }
 
     fn failure(&self, what: &str, error: &io::Error) -> Failure {
         let why = os_message(error);
-        Failure::new(format!("{what}: {}: failed to {what} temporary file: {why}", self.path.display()))
+        Failure::new(format!(
+            "{what}: {}: failed to {what} temporary file: {why}",
+            self.path.display()
+        ))
     }
 
     /// Opens the file in `$VISUAL`, `$EDITOR`, or Debian's choice, and waits for the editor to end.
@@ -55,8 +69,9 @@ impl Draft {
     /// The editor cannot be started, or fails.
     pub fn edit(&mut self) -> Result {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let editor =
-            variable("VISUAL").or_else(|| variable("EDITOR")).unwrap_or_else(|| "sensible-editor".into());
+        let editor = variable("VISUAL")
+            .or_else(|| variable("EDITOR"))
+            .unwrap_or_else(|| "sensible-editor".into());
         // The variable may hold arguments and what only a shell understands; the path goes in as a parameter.
         let status = Command::new("/bin/sh")
             .arg("-c")
@@ -64,11 +79,19 @@ impl Draft {
             .arg("sh")
             .arg(&self.path)
             .status()
-            .map_err(|error| Failure::new(format!("cannot run the editor '{editor}': {}", os_message(&error))))?;
+            .map_err(|error| {
+                Failure::new(format!(
+                    "cannot run the editor '{editor}': {}",
+                    os_message(&error)
+                ))
+            })?;
         if status.success() {
             return Ok(());
         }
-        Err(Failure::new(format!("the editor '{editor} {}' failed: {status}", self.path.display())))
+        Err(Failure::new(format!(
+            "the editor '{editor} {}' failed: {status}",
+            self.path.display()
+        )))
     }
 
     /// The text that is in the file now.
@@ -121,7 +144,8 @@ pub fn ask_retry(shell: &mut Shell, failure: &Failure, validated: bool) -> Resul
         shell.out.flush();
         let mut line = String::new();
         let read = io::stdin().lock().read_line(&mut line);
-        if read.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))? == 0 {
+        if read.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))? == 0
+        {
             return Ok(Answer::GiveUp);
         }
         match line.trim() {
@@ -129,8 +153,14 @@ pub fn ask_retry(shell: &mut Shell, failure: &Failure, validated: bool) -> Resul
             "n" => return Ok(Answer::GiveUp),
             "i" if validated => return Ok(Answer::WithoutValidation),
             _ => {
-                let ignore = if validated { "i - skip the validation from now on\n" } else { "" };
-                shell.out.print(format!("y - yes, start the editor again\nn - no, drop my changes\n{ignore}"));
+                let ignore = if validated {
+                    "i - skip the validation from now on\n"
+                } else {
+                    ""
+                };
+                shell.out.print(format!(
+                    "y - yes, start the editor again\nn - no, drop my changes\n{ignore}"
+                ));
             }
         }
     }
@@ -146,7 +176,10 @@ mod tests {
         let draft = Draft::new("text").unwrap();
         let path = draft.path.clone();
         assert_eq!(draft.read().unwrap(), "text");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         drop(draft);
         assert!(!path.exists());
     }

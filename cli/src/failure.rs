@@ -24,7 +24,10 @@ pub type Result<T = ()> = std::result::Result<T, Failure>;
 impl Failure {
     /// A failure with one line.
     pub fn new(line: impl Into<String>) -> Self {
-        Self { lines: vec![line.into()], ..Self::default() }
+        Self {
+            lines: vec![line.into()],
+            ..Self::default()
+        }
     }
 
     /// A failure that prints nothing.

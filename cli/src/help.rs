@@ -15,7 +15,11 @@ pub fn groups(groups: &[Group], text: &mut String, colon: &str) {
 /// One group and its commands.
 pub fn group(group: &Group, text: &mut String, colon: &str) {
     // Writing to a String cannot fail.
-    let _ = writeln!(text, " {} (help keyword '{}'){colon}", group.title, group.keyword);
+    let _ = writeln!(
+        text,
+        " {} (help keyword '{}'){colon}",
+        group.title, group.keyword
+    );
     for command in group.commands {
         let _ = writeln!(text, "    {:<30} {}", command.name, command.summary);
     }
@@ -23,7 +27,10 @@ pub fn group(group: &Group, text: &mut String, colon: &str) {
 
 /// One command: NAME, SYNOPSIS, DESCRIPTION, OPTIONS.
 pub fn command(command: &Command) -> String {
-    let mut text = format!("  NAME\n    {} - {}\n\n  SYNOPSIS\n    {}", command.name, command.summary, command.name);
+    let mut text = format!(
+        "  NAME\n    {} - {}\n\n  SYNOPSIS\n    {}",
+        command.name, command.summary, command.name
+    );
     // Whether words without a name can already go to the option before the remaining ones.
     let mut after_data = false;
     for option in command.options {
@@ -38,7 +45,11 @@ pub fn command(command: &Command) -> String {
             Kind::Text => format!("[--{name} <string>]"),
             Kind::Data => {
                 after_data = true;
-                if option.required { format!("<{name}>") } else { format!("[<{name}>]") }
+                if option.required {
+                    format!("<{name}>")
+                } else {
+                    format!("[<{name}>]")
+                }
             }
             Kind::Rest => match (after_data, option.required) {
                 (true, true) => format!("{{[--{name}] <string>}}..."),
@@ -87,10 +98,16 @@ mod tests {
         let shown = command(find(GROUPS, "domstate").unwrap());
         let lines: Vec<&str> = shown.lines().collect();
         assert!(lines[1].starts_with("    domstate - "), "{shown}");
-        assert_eq!(lines[3..5], ["  SYNOPSIS", "    domstate <domain> [--reason]"]);
+        assert_eq!(
+            lines[3..5],
+            ["  SYNOPSIS", "    domstate <domain> [--reason]"]
+        );
         assert_eq!(lines[6], "  DESCRIPTION");
         assert_eq!(lines[9], "  OPTIONS");
-        assert!(lines[10].starts_with("    [--domain] <string>  "), "{shown}");
+        assert!(
+            lines[10].starts_with("    [--domain] <string>  "),
+            "{shown}"
+        );
         assert!(lines[11].starts_with("    --reason         "), "{shown}");
         assert!(shown.ends_with("\n\n"), "{shown}");
     }
@@ -106,8 +123,11 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_options_too() {
-        let mut names: Vec<&str> =
-            GROUPS.iter().flat_map(|group| group.commands).map(|command| command.name).collect();
+        let mut names: Vec<&str> = GROUPS
+            .iter()
+            .flat_map(|group| group.commands)
+            .map(|command| command.name)
+            .collect();
         names.sort_unstable();
         let count = names.len();
         names.dedup();
@@ -115,7 +135,12 @@ mod tests {
         for command in GROUPS.iter().flat_map(|group| group.commands) {
             for (index, option) in command.options.iter().enumerate() {
                 let others = &command.options[index + 1..];
-                assert!(others.iter().all(|other| other.name != option.name), "{} {}", command.name, option.name);
+                assert!(
+                    others.iter().all(|other| other.name != option.name),
+                    "{} {}",
+                    command.name,
+                    option.name
+                );
             }
         }
     }

@@ -27,7 +27,9 @@ use output::Output;
 use shell::Shell;
 
 fn main() -> ExitCode {
-    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned());
     let succeeded = match options::parse(words) {
         Ok(options) => run(&options),
         Err(error) => {
@@ -35,7 +37,11 @@ fn main() -> ExitCode {
             false
         }
     };
-    if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if succeeded {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn run(options: &Options) -> bool {
@@ -43,7 +49,9 @@ fn run(options: &Options) -> bool {
         Action::Help => {
             let mut text = options::USAGE.to_owned();
             help::groups(commands::GROUPS, &mut text, "");
-            text.push_str("\n  (specify help <group> for details about the commands in the group)\n");
+            text.push_str(
+                "\n  (specify help <group> for details about the commands in the group)\n",
+            );
             text.push_str("\n  (specify help <command> for details about the command)\n\n");
             Output::new(false).print(text);
         }

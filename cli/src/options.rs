@@ -148,18 +148,66 @@ enum Value {
 
 /// `R` and `W` stand for options that have no letter.
 const LONG: &[Long] = &[
-    Long { name: "connect", letter: 'c', value: Value::Required },
-    Long { name: "debug", letter: 'd', value: Value::Required },
-    Long { name: "escape", letter: 'e', value: Value::Required },
-    Long { name: "help", letter: 'h', value: Value::No },
-    Long { name: "keepalive-interval", letter: 'k', value: Value::Required },
-    Long { name: "keepalive-count", letter: 'K', value: Value::Required },
-    Long { name: "log", letter: 'l', value: Value::Required },
-    Long { name: "quiet", letter: 'q', value: Value::No },
-    Long { name: "readonly", letter: 'r', value: Value::No },
-    Long { name: "root", letter: 'R', value: Value::Required },
-    Long { name: "timing", letter: 't', value: Value::No },
-    Long { name: "version", letter: 'W', value: Value::Optional },
+    Long {
+        name: "connect",
+        letter: 'c',
+        value: Value::Required,
+    },
+    Long {
+        name: "debug",
+        letter: 'd',
+        value: Value::Required,
+    },
+    Long {
+        name: "escape",
+        letter: 'e',
+        value: Value::Required,
+    },
+    Long {
+        name: "help",
+        letter: 'h',
+        value: Value::No,
+    },
+    Long {
+        name: "keepalive-interval",
+        letter: 'k',
+        value: Value::Required,
+    },
+    Long {
+        name: "keepalive-count",
+        letter: 'K',
+        value: Value::Required,
+    },
+    Long {
+        name: "log",
+        letter: 'l',
+        value: Value::Required,
+    },
+    Long {
+        name: "quiet",
+        letter: 'q',
+        value: Value::No,
+    },
+    Long {
+        name: "readonly",
+        letter: 'r',
+        value: Value::No,
+    },
+    Long {
+        name: "root",
+        letter: 'R',
+        value: Value::Required,
+    },
+    Long {
+        name: "timing",
+        letter: 't',
+        value: Value::No,
+    },
+    Long {
+        name: "version",
+        letter: 'W',
+        value: Value::Optional,
+    },
 ];
 
 /// Letters that work after one dash.
@@ -239,7 +287,10 @@ fn unsupported(option: &str) -> String {
 
 fn missing(option: &Long) -> String {
     if SHORT.contains(option.letter) {
-        format!("option '-{}'/'--{}' requires an argument", option.letter, option.name)
+        format!(
+            "option '-{}'/'--{}' requires an argument",
+            option.letter, option.name
+        )
     } else {
         format!("option '--{}' requires an argument", option.name)
     }
@@ -256,8 +307,9 @@ impl Options {
             text.parse::<i32>()
                 .map_err(|_| format!("Invalid value for option -{letter}"))
                 .and_then(|number| {
-                    u32::try_from(number)
-                        .map_err(|_| format!("option -{letter} requires a positive integer argument"))
+                    u32::try_from(number).map_err(|_| {
+                        format!("option -{letter} requires a positive integer argument")
+                    })
                 })
         };
         match letter {
@@ -265,7 +317,8 @@ impl Options {
             'd' => match text.parse::<i32>() {
                 Ok(level @ 0..=4) => self.debug = u8::try_from(level).unwrap_or(4),
                 Ok(level) => {
-                    self.warnings.push(format!("ignoring debug level {level} out of range [0-4]"));
+                    self.warnings
+                        .push(format!("ignoring debug level {level} out of range [0-4]"));
                 }
                 Err(_) => return Err("option -d takes a numeric argument".into()),
             },
@@ -304,42 +357,80 @@ mod tests {
         assert!(options.quiet);
         assert_eq!(options.uri.as_deref(), Some("vireo:///session"));
         assert_eq!(options.words, ["list", "-q", "--all"]);
-        assert_eq!(given(&["--", "list", "--name"]).unwrap().words, ["list", "--name"]);
+        assert_eq!(
+            given(&["--", "list", "--name"]).unwrap().words,
+            ["list", "--name"]
+        );
     }
 
     #[test]
     fn values_can_be_attached_and_names_shortened() {
-        for words in [&["-qcu"][..], &["-qc", "u"], &["-q", "--connect=u"], &["-q", "--conn", "u"]] {
+        for words in [
+            &["-qcu"][..],
+            &["-qc", "u"],
+            &["-q", "--connect=u"],
+            &["-q", "--conn", "u"],
+        ] {
             let options = given(words).unwrap();
             assert!(options.quiet, "{words:?}");
             assert_eq!(options.uri.as_deref(), Some("u"), "{words:?}");
         }
-        assert_eq!(given(&["--root", "/x"]).unwrap().root, Some(PathBuf::from("/x")));
+        assert_eq!(
+            given(&["--root", "/x"]).unwrap().root,
+            Some(PathBuf::from("/x"))
+        );
         assert!(given(&["--re"]).unwrap().readonly);
     }
 
     #[test]
     fn errors_are_in_virshs_words() {
         let error = |words: &[&str]| given(words).unwrap_err();
-        assert_eq!(error(&["-c"]), "option '-c'/'--connect' requires an argument");
-        assert_eq!(error(&["--keepalive-interval"]), "option '-k'/'--keepalive-interval' requires an argument");
+        assert_eq!(
+            error(&["-c"]),
+            "option '-c'/'--connect' requires an argument"
+        );
+        assert_eq!(
+            error(&["--keepalive-interval"]),
+            "option '-k'/'--keepalive-interval' requires an argument"
+        );
         assert_eq!(error(&["-x"]), "unsupported option '-x'. See --help.");
         assert_eq!(error(&["--foo"]), "unsupported option '--foo'. See --help.");
-        assert_eq!(error(&["--keepalive"]), "unsupported option '--keepalive'. See --help.");
-        assert_eq!(error(&["--quiet=1"]), "unsupported option '-q'. See --help.");
+        assert_eq!(
+            error(&["--keepalive"]),
+            "unsupported option '--keepalive'. See --help."
+        );
+        assert_eq!(
+            error(&["--quiet=1"]),
+            "unsupported option '-q'. See --help."
+        );
         assert_eq!(error(&["-k", "x"]), "Invalid value for option -k");
-        assert_eq!(error(&["-k", "-1"]), "option -k requires a positive integer argument");
+        assert_eq!(
+            error(&["-k", "-1"]),
+            "option -k requires a positive integer argument"
+        );
         assert_eq!(error(&["-d", "x"]), "option -d takes a numeric argument");
-        assert_eq!(error(&["-e", "ab"]), "Invalid string 'ab' for escape sequence");
+        assert_eq!(
+            error(&["-e", "ab"]),
+            "Invalid string 'ab' for escape sequence"
+        );
         assert_eq!(error(&["-e", ""]), "Invalid string '' for escape sequence");
-        assert_eq!(given(&["-d", "9"]).unwrap().warnings, ["ignoring debug level 9 out of range [0-4]"]);
+        assert_eq!(
+            given(&["-d", "9"]).unwrap().warnings,
+            ["ignoring debug level 9 out of range [0-4]"]
+        );
     }
 
     #[test]
     fn versions_win_over_what_follows() {
-        assert_eq!(given(&["-v", "--foo"]).unwrap().action, Action::ShortVersion);
+        assert_eq!(
+            given(&["-v", "--foo"]).unwrap().action,
+            Action::ShortVersion
+        );
         assert_eq!(given(&["-vV"]).unwrap().action, Action::ShortVersion);
-        assert_eq!(given(&["--version=long"]).unwrap().action, Action::LongVersion);
+        assert_eq!(
+            given(&["--version=long"]).unwrap().action,
+            Action::LongVersion
+        );
         assert_eq!(given(&["--ver"]).unwrap().action, Action::ShortVersion);
     }
 

@@ -22,7 +22,11 @@ const FLUSH_AT: usize = 32 * 1024;
 impl Output {
     /// Output to the process's standard streams.
     pub fn new(quiet: bool) -> Self {
-        Self { buffer: Vec::new(), log: None, quiet }
+        Self {
+            buffer: Vec::new(),
+            log: None,
+            quiet,
+        }
     }
 
     /// Also appends every error to a file (`--log`).
@@ -64,7 +68,10 @@ impl Output {
         if let Err(error) = written {
             if error.kind() != io::ErrorKind::BrokenPipe {
                 // Standard error is the last resort; if it is gone as well, the exit status remains.
-                let _ = writeln!(io::stderr(), "error: cannot write to standard output: {error}");
+                let _ = writeln!(
+                    io::stderr(),
+                    "error: cannot write to standard output: {error}"
+                );
             }
             std::process::exit(1);
         }

@@ -129,11 +129,15 @@ impl Filling {
 
     /// The option that a value without a name goes to.
     fn next_positional(&self) -> Option<usize> {
-        self.command.options.iter().enumerate().position(|(index, option)| match option.kind {
-            Kind::Flag => false,
-            Kind::Rest => true,
-            Kind::Number | Kind::Text | Kind::Data => !option.named_only && !self.seen(index),
-        })
+        self.command
+            .options
+            .iter()
+            .enumerate()
+            .position(|(index, option)| match option.kind {
+                Kind::Flag => false,
+                Kind::Rest => true,
+                Kind::Number | Kind::Text | Kind::Data => !option.named_only && !self.seen(index),
+            })
     }
 }
 
@@ -141,13 +145,19 @@ fn parse_command<'a>(
     groups: &'static [Group],
     mut words: impl Iterator<Item = &'a str>,
 ) -> Result<Option<Parsed>, String> {
-    let Some(name) = words.next() else { return Ok(None) };
+    let Some(name) = words.next() else {
+        return Ok(None);
+    };
     if name.starts_with('#') {
         return Ok(None);
     }
-    let command = command::find(groups, name).ok_or_else(|| format!("unknown command: '{name}'"))?;
+    let command =
+        command::find(groups, name).ok_or_else(|| format!("unknown command: '{name}'"))?;
     let is_help = command.name == "help";
-    let mut filling = Filling { command, given: Vec::new() };
+    let mut filling = Filling {
+        command,
+        given: Vec::new(),
+    };
     let mut wants_help = false;
     let mut values_only = false;
     while let Some(word) = words.next() {
@@ -159,11 +169,18 @@ fn parse_command<'a>(
                 Some((name, value)) => (name, Some(value)),
                 None => (option, None),
             };
-            let Some(index) = command.options.iter().position(|option| option.name == name) else {
+            let Some(index) = command
+                .options
+                .iter()
+                .position(|option| option.name == name)
+            else {
                 if name == "help" {
                     wants_help = true;
                 } else if !is_help {
-                    return Err(format!("command '{}' doesn't support option --{name}", command.name));
+                    return Err(format!(
+                        "command '{}' doesn't support option --{name}",
+                        command.name
+                    ));
                 }
                 continue;
             };
@@ -176,7 +193,11 @@ fn parse_command<'a>(
                 (Kind::Flag, None) => "",
                 (_, Some(value)) => value,
                 (kind, None) => words.next().ok_or_else(|| {
-                    let what = if kind == Kind::Number { "number" } else { "string" };
+                    let what = if kind == Kind::Number {
+                        "number"
+                    } else {
+                        "string"
+                    };
                     format!("expected syntax: --{name} <{what}>")
                 })?,
             };
@@ -196,18 +217,26 @@ fn parse_command<'a>(
         if option.required && !filling.seen(index) {
             let name = option.name;
             return Err(match option.kind {
-                Kind::Data | Kind::Rest => format!("command '{}' requires <{name}> option", command.name),
+                Kind::Data | Kind::Rest => {
+                    format!("command '{}' requires <{name}> option", command.name)
+                }
                 _ => format!("command '{}' requires --{name} option", command.name),
             });
         }
     }
-    Ok(Some(Parsed { command, args: Args::new(command, filling.given) }))
+    Ok(Some(Parsed {
+        command,
+        args: Args::new(command, filling.given),
+    }))
 }
 
 /// `COMMAND --help` is `help COMMAND`.
 fn help_on(groups: &'static [Group], command: &'static Command) -> Result<Parsed, String> {
     let help = command::find(groups, "help").ok_or("unknown command: 'help'")?;
-    Ok(Parsed { command: help, args: Args::new(help, vec![(0, command.name.to_owned())]) })
+    Ok(Parsed {
+        command: help,
+        args: Args::new(help, vec![(0, command.name.to_owned())]),
+    })
 }
 
 #[cfg(test)]
@@ -224,7 +253,10 @@ mod tests {
     }
 
     fn names(text: &str) -> Vec<&'static str> {
-        line(text).iter().map(|parsed| parsed.command.name).collect()
+        line(text)
+            .iter()
+            .map(|parsed| parsed.command.name)
+            .collect()
     }
 
     #[test]
@@ -240,16 +272,28 @@ mod tests {
     fn a_hash_begins_a_comment_only_at_the_start_of_a_word() {
         assert_eq!(names("# foo; list"), [""; 0]);
         assert_eq!(names("#foo\nlist"), ["list"]);
-        assert_eq!(line("dominfo test # x")[0].args.text("domain"), Ok(Some("test")));
+        assert_eq!(
+            line("dominfo test # x")[0].args.text("domain"),
+            Ok(Some("test"))
+        );
         assert_eq!(line("echo a#b #c")[0].args.rest("string"), ["a#b"]);
     }
 
     #[test]
     fn quotes_and_backslashes_keep_characters() {
         let parsed = line(r#"echo a\;b 'a"b' "c'd" "e\"f" g\ h"#);
-        assert_eq!(parsed[0].args.rest("string"), ["a;b", "a\"b", "c'd", "e\"f", "g h"]);
-        assert_eq!(line("dominfo \"te\"st")[0].args.text("domain"), Ok(Some("test")));
-        assert_eq!(line("dominfo 'test; list")[0].args.text("domain"), Ok(Some("test; list")));
+        assert_eq!(
+            parsed[0].args.rest("string"),
+            ["a;b", "a\"b", "c'd", "e\"f", "g h"]
+        );
+        assert_eq!(
+            line("dominfo \"te\"st")[0].args.text("domain"),
+            Ok(Some("test"))
+        );
+        assert_eq!(
+            line("dominfo 'test; list")[0].args.text("domain"),
+            Ok(Some("test; list"))
+        );
         assert_eq!(refused("dominfo \"test"), "missing \"");
         assert_eq!(refused("dominfo test\\"), "dangling \\");
         assert_eq!(line("echo b \\\n c")[0].args.rest("string"), ["b", "c"]);
@@ -258,9 +302,18 @@ mod tests {
     #[test]
     fn words_of_the_shell_are_taken_as_they_are() {
         let words = |words: &[&str]| {
-            parse_words(GROUPS, &words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+            parse_words(
+                GROUPS,
+                &words
+                    .iter()
+                    .map(|word| (*word).to_owned())
+                    .collect::<Vec<_>>(),
+            )
         };
-        assert_eq!(words(&["list --all", "x"]).unwrap_err(), "unknown command: 'list --all'");
+        assert_eq!(
+            words(&["list --all", "x"]).unwrap_err(),
+            "unknown command: 'list --all'"
+        );
         assert_eq!(words(&["list", "#x"]).unwrap_err(), "unexpected data '#x'");
         let parsed = words(&["dominfo", "a b"]).unwrap();
         assert_eq!(parsed[0].args.text("domain"), Ok(Some("a b")));
@@ -273,7 +326,12 @@ mod tests {
 
     #[test]
     fn values_go_by_name_or_by_place() {
-        for text in ["dominfo x", "dominfo --domain x", "dominfo --domain=x", "dominfo -- x"] {
+        for text in [
+            "dominfo x",
+            "dominfo --domain x",
+            "dominfo --domain=x",
+            "dominfo -- x",
+        ] {
             assert_eq!(line(text)[0].args.text("domain"), Ok(Some("x")), "{text}");
         }
         let parsed = line("shutdown x acpi");
@@ -282,7 +340,10 @@ mod tests {
         assert_eq!(parsed[0].args.text("domain"), Ok(Some("x")));
         assert_eq!(parsed[0].args.text("event"), Ok(Some("lifecycle")));
         assert_eq!(refused("dumpxml x //name"), "unexpected data '//name'");
-        assert_eq!(line("dominfo ---x")[0].args.text("domain"), Ok(Some("---x")));
+        assert_eq!(
+            line("dominfo ---x")[0].args.text("domain"),
+            Ok(Some("---x"))
+        );
         assert_eq!(line("dominfo -x")[0].args.text("domain"), Ok(Some("-x")));
     }
 
@@ -291,16 +352,31 @@ mod tests {
         assert_eq!(refused("x"), "unknown command: 'x'");
         assert_eq!(refused("lis"), "unknown command: 'lis'");
         assert_eq!(refused("a'b"), "unknown command: 'ab'");
-        assert_eq!(refused("list --x"), "command 'list' doesn't support option --x");
+        assert_eq!(
+            refused("list --x"),
+            "command 'list' doesn't support option --x"
+        );
         assert_eq!(refused("start"), "command 'start' requires <domain> option");
-        assert_eq!(refused("dominfo --"), "command 'dominfo' requires <domain> option");
+        assert_eq!(
+            refused("dominfo --"),
+            "command 'dominfo' requires <domain> option"
+        );
         assert_eq!(refused("list x"), "unexpected data 'x'");
         assert_eq!(refused("list -- --name"), "unexpected data '--name'");
-        assert_eq!(refused("dominfo --domain"), "expected syntax: --domain <string>");
-        assert_eq!(refused("event --timeout"), "expected syntax: --timeout <number>");
+        assert_eq!(
+            refused("dominfo --domain"),
+            "expected syntax: --domain <string>"
+        );
+        assert_eq!(
+            refused("event --timeout"),
+            "expected syntax: --timeout <number>"
+        );
         assert_eq!(refused("list --name="), "invalid '=' after option --name");
         assert_eq!(refused("list --all --all"), "option --all already seen");
-        assert_eq!(refused("dominfo x --domain x"), "option --domain already seen");
+        assert_eq!(
+            refused("dominfo x --domain x"),
+            "option --domain already seen"
+        );
         assert_eq!(refused("list; nosuch"), "unknown command: 'nosuch'");
     }
 
@@ -317,7 +393,10 @@ mod tests {
         // A small xorshift: the seed is printed, and a failure shows the line.
         let mut seed = std::process::id() | 1;
         println!("seed {seed}");
-        let pieces = ["list", "dominfo", "--all", "--domain", "=", "'", "\"", "\\", ";", "#", " ", "é", "--", "\n"];
+        let pieces = [
+            "list", "dominfo", "--all", "--domain", "=", "'", "\"", "\\", ";", "#", " ", "é", "--",
+            "\n",
+        ];
         for _ in 0..2000 {
             let mut text = String::new();
             for _ in 0..8 {

@@ -9,15 +9,15 @@ use std::time::Instant;
 use rpc::types::Domain;
 use rpc::xdr::{Decode, Encode};
 
+use crate::commands::GROUPS;
 use crate::completion::Completion;
-use rpc::procs::Procedure;
 use crate::connection::{Connection, Keepalive};
 use crate::failure::{Failure, Result};
 use crate::options::{Escape, Options};
 use crate::output::Output;
 use crate::parser::{self, Parsed};
 use crate::uri::Surroundings;
-use crate::commands::GROUPS;
+use rpc::procs::Procedure;
 
 /// The state that commands share.
 #[derive(Debug)]
@@ -45,7 +45,10 @@ impl Shell {
         if let Some(path) = &options.log
             && let Err(error) = out.log_to(path)
         {
-            out.error(&format!("failed to open the log file {}: {error}", path.display()));
+            out.error(&format!(
+                "failed to open the log file {}: {error}",
+                path.display()
+            ));
         }
         for warning in &options.warnings {
             out.error(warning);
@@ -92,7 +95,9 @@ impl Shell {
         if self.connection.is_none() {
             self.connect(None, self.readonly)?;
         }
-        self.connection.as_mut().ok_or_else(|| Failure::new("failed to connect to the hypervisor"))
+        self.connection
+            .as_mut()
+            .ok_or_else(|| Failure::new("failed to connect to the hypervisor"))
     }
 
     /// Calls a procedure of the daemon.
@@ -100,7 +105,11 @@ impl Shell {
     /// # Errors
     ///
     /// The connection is read-only and the call isn't; the daemon's; or the connection is lost.
-    pub fn call<A: Encode, R: Decode>(&mut self, procedure: Procedure<A, R>, args: &A) -> Result<R> {
+    pub fn call<A: Encode, R: Decode>(
+        &mut self,
+        procedure: Procedure<A, R>,
+        args: &A,
+    ) -> Result<R> {
         self.connection()?.call(procedure, args)
     }
 
@@ -112,7 +121,12 @@ impl Shell {
     /// Names of all domains, for completion; nothing if they cannot be had.
     pub fn domain_names(&mut self) -> Vec<String> {
         crate::commands::list_domains(self, 0)
-            .map(|domains| domains.into_iter().map(|domain: Domain| domain.name).collect())
+            .map(|domains| {
+                domains
+                    .into_iter()
+                    .map(|domain: Domain| domain.name)
+                    .collect()
+            })
             .unwrap_or_default()
     }
 
@@ -121,7 +135,11 @@ impl Shell {
         let mut succeeded = true;
         for Parsed { command, args } in commands {
             let before = Instant::now();
-            let connected = if command.connects { self.connection().map(|_| ()) } else { Ok(()) };
+            let connected = if command.connects {
+                self.connection().map(|_| ())
+            } else {
+                Ok(())
+            };
             let result = connected.and_then(|()| (command.handler)(self, &args));
             let took = before.elapsed();
             succeeded = result.is_ok();
@@ -132,7 +150,10 @@ impl Shell {
                 break;
             }
             if self.timing {
-                self.out.print(format!("\n(Time: {:.3} ms)\n\n", took.as_secs_f64() * 1000.0));
+                self.out.print(format!(
+                    "\n(Time: {:.3} ms)\n\n",
+                    took.as_secs_f64() * 1000.0
+                ));
             } else {
                 self.out.print_extra("\n");
             }
@@ -176,7 +197,11 @@ impl Shell {
     }
 
     fn prompt(&self) -> &'static str {
-        if self.readonly { "vireo > " } else { "vireo # " }
+        if self.readonly {
+            "vireo > "
+        } else {
+            "vireo # "
+        }
     }
 
     fn run_line(&mut self, line: &str) {
@@ -204,7 +229,11 @@ pub fn interact(mut shell: Shell) -> bool {
          Type:  'help' for help with commands\n       'quit' to quit\n\n",
     );
     shell.out.flush();
-    if io::stdin().is_terminal() { typed(shell) } else { piped(shell) }
+    if io::stdin().is_terminal() {
+        typed(shell)
+    } else {
+        piped(shell)
+    }
 }
 
 /// Lines from a pipe or file, shown after the prompt as if they were typed.
@@ -224,7 +253,9 @@ fn piped(mut shell: Shell) -> bool {
                 shell.run_line(text);
             }
             Err(error) => {
-                shell.out.error(&format!("cannot read standard input: {error}"));
+                shell
+                    .out
+                    .error(&format!("cannot read standard input: {error}"));
                 return false;
             }
         }
@@ -251,7 +282,10 @@ fn typed(shell: Shell) -> bool {
     let mut editor = match editor {
         Ok(editor) => editor,
         Err(error) => {
-            shell.borrow_mut().out.error(&format!("cannot use the terminal: {error}"));
+            shell
+                .borrow_mut()
+                .out
+                .error(&format!("cannot use the terminal: {error}"));
             return false;
         }
     };
@@ -261,7 +295,10 @@ fn typed(shell: Shell) -> bool {
         && path.exists()
         && let Err(error) = editor.load_history(path)
     {
-        shell.borrow_mut().out.error(&format!("cannot read {}: {error}", path.display()));
+        shell
+            .borrow_mut()
+            .out
+            .error(&format!("cannot read {}: {error}", path.display()));
     }
     loop {
         let prompt = shell.borrow().prompt();
@@ -283,7 +320,10 @@ fn typed(shell: Shell) -> bool {
                 break;
             }
             Err(error) => {
-                shell.borrow_mut().out.error(&format!("cannot read the terminal: {error}"));
+                shell
+                    .borrow_mut()
+                    .out
+                    .error(&format!("cannot read the terminal: {error}"));
                 break;
             }
         }
@@ -294,7 +334,10 @@ fn typed(shell: Shell) -> bool {
             None => Ok(()),
         };
         if let Err(error) = saved.and_then(|()| editor.save_history(path)) {
-            shell.borrow_mut().out.error(&format!("Failed to create '{}': {error}", path.display()));
+            shell
+                .borrow_mut()
+                .out
+                .error(&format!("Failed to create '{}': {error}", path.display()));
         }
     }
     true
@@ -302,7 +345,11 @@ fn typed(shell: Shell) -> bool {
 
 /// Where the history is kept between runs.
 fn history_file() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
     Some(cache.join("vireo/history"))
 }

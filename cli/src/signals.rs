@@ -46,7 +46,7 @@ impl Interrupt {
             Ok(fd) => Ok(Self { fd, before }),
             Err(error) => {
                 restore(&before);
-                Err(error)
+                Err(error.into())
             }
         }
     }

@@ -10,7 +10,9 @@
 /// It isn't a number, doesn't fit 64 bits, or has an unknown unit, for which there is a message.
 pub fn parse(text: &str, default: u64) -> Result<u64, Option<String>> {
     let digits = text.trim_start_matches([' ', '\t']);
-    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let end = digits
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(digits.len());
     let number: u64 = digits[..end].parse().map_err(|_| None)?;
     let unit = digits[end..].trim_start_matches([' ', '\t']);
     let scale = match unit.to_ascii_lowercase().as_str() {
@@ -18,7 +20,9 @@ pub fn parse(text: &str, default: u64) -> Result<u64, Option<String>> {
         "b" | "byte" | "bytes" => 1,
         lower => {
             let (letter, rest) = lower.split_at(lower.chars().next().map_or(0, char::len_utf8));
-            let power = "kmgtpe".find(letter).and_then(|power| u32::try_from(power + 1).ok());
+            let power = "kmgtpe"
+                .find(letter)
+                .and_then(|power| u32::try_from(power + 1).ok());
             let base = match rest {
                 "" | "ib" => Some(1024u64),
                 "b" => Some(1000),
@@ -30,7 +34,9 @@ pub fn parse(text: &str, default: u64) -> Result<u64, Option<String>> {
             }
         }
     };
-    number.checked_mul(scale).ok_or_else(|| Some("Numerical overflow: value too large".into()))
+    number
+        .checked_mul(scale)
+        .ok_or_else(|| Some("Numerical overflow: value too large".into()))
 }
 
 #[cfg(test)]
@@ -53,8 +59,14 @@ mod tests {
         assert_eq!(parse("", 1), Err(None));
         assert_eq!(parse("-1", 1), Err(None));
         assert_eq!(parse("x", 1), Err(None));
-        assert_eq!(parse("1x", 1), Err(Some("invalid argument: unknown suffix 'x'".into())));
-        assert_eq!(parse("1é", 1), Err(Some("invalid argument: unknown suffix 'é'".into())));
+        assert_eq!(
+            parse("1x", 1),
+            Err(Some("invalid argument: unknown suffix 'x'".into()))
+        );
+        assert_eq!(
+            parse("1é", 1),
+            Err(Some("invalid argument: unknown suffix 'é'".into()))
+        );
         assert!(parse("16E", 1).is_err());
         assert!(parse("99999999999999999999", 1).is_err());
     }

@@ -12,7 +12,10 @@ pub struct Table {
 impl Table {
     /// A table with this header.
     pub fn new(header: &[&str]) -> Self {
-        Self { columns: header.len(), rows: vec![header.iter().map(|cell| printable(cell)).collect()] }
+        Self {
+            columns: header.len(),
+            rows: vec![header.iter().map(|cell| printable(cell)).collect()],
+        }
     }
 
     /// Adds a row, which has as many cells as the header.
@@ -21,16 +24,28 @@ impl Table {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let row: Vec<String> = cells.into_iter().map(|cell| printable(cell.as_ref())).collect();
+        let row: Vec<String> = cells
+            .into_iter()
+            .map(|cell| printable(cell.as_ref()))
+            .collect();
         debug_assert_eq!(row.len(), self.columns);
         self.rows.push(row);
     }
 
     /// The table as text; without a header (`--quiet`), the header's width doesn't count either.
     pub fn format(&self, header: bool) -> String {
-        let rows = if header { &self.rows[..] } else { &self.rows[1..] };
+        let rows = if header {
+            &self.rows[..]
+        } else {
+            &self.rows[1..]
+        };
         let widths: Vec<usize> = (0..self.columns)
-            .map(|column| rows.iter().map(|row| row[column].width()).max().unwrap_or(0))
+            .map(|column| {
+                rows.iter()
+                    .map(|row| row[column].width())
+                    .max()
+                    .unwrap_or(0)
+            })
             .collect();
         let mut text = String::new();
         for (index, row) in rows.iter().enumerate() {
@@ -76,7 +91,10 @@ mod tests {
     #[test]
     fn an_empty_table_is_a_header_and_a_line() {
         let table = Table::new(&["Id", "Name", "State"]);
-        assert_eq!(table.format(true), " Id   Name   State\n--------------------\n");
+        assert_eq!(
+            table.format(true),
+            " Id   Name   State\n--------------------\n"
+        );
         assert_eq!(table.format(false), "");
     }
 
@@ -89,7 +107,10 @@ mod tests {
             table.format(true),
             " Id   Name   State\n-----------------------\n 1    test   running\n -    dé     shut off\n"
         );
-        assert_eq!(table.format(false), " 1   test   running\n -   dé     shut off\n");
+        assert_eq!(
+            table.format(false),
+            " 1   test   running\n -   dé     shut off\n"
+        );
     }
 
     #[test]

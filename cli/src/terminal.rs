@@ -38,7 +38,10 @@ impl RawTerminal {
         let saved = unsafe { saved.assume_init() };
         // Never freed: a handler that is just running on another thread may still read it.
         SAVED.store(Box::into_raw(Box::new(saved)), Ordering::Release);
-        let mut terminal = Self { saved, handlers: Vec::new() };
+        let mut terminal = Self {
+            saved,
+            handlers: Vec::new(),
+        };
         for signal in ENDING {
             terminal.handle(signal)?;
         }
@@ -58,7 +61,8 @@ impl RawTerminal {
         // C calling convention that calls only what is safe in a signal handler; pointers are to live locals.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = give_back_and_end as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            action.sa_sigaction =
+                give_back_and_end as extern "C" fn(libc::c_int) as libc::sighandler_t;
             libc::sigemptyset(&mut action.sa_mask);
             let mut before: libc::sigaction = std::mem::zeroed();
             if libc::sigaction(signal, &action, &mut before) != 0 {

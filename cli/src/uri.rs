@@ -81,9 +81,15 @@ impl Surroundings {
         self.runtime
             .as_ref()
             .map(|folder| folder.join("vireo"))
-            .or_else(|| self.home.as_ref().map(|home| home.join(".cache/vireo/run/vireo")))
+            .or_else(|| {
+                self.home
+                    .as_ref()
+                    .map(|home| home.join(".cache/vireo/run/vireo"))
+            })
             .ok_or_else(|| {
-                Failure::new("no home directory is known: set HOME and XDG_RUNTIME_DIR, or give --root DIR")
+                Failure::new(
+                    "no home directory is known: set HOME and XDG_RUNTIME_DIR, or give --root DIR",
+                )
             })
     }
 
@@ -93,14 +99,21 @@ impl Surroundings {
     ///
     /// The URI makes no sense, or asks for something that is not there.
     pub fn resolve(&self, uri: Option<&str>, readonly: bool) -> Result<Target> {
-        let chosen = match uri.filter(|uri| !uri.is_empty()).or(self.default_uri.as_deref()) {
+        let chosen = match uri
+            .filter(|uri| !uri.is_empty())
+            .or(self.default_uri.as_deref())
+        {
             Some(uri) => uri.to_owned(),
             None if self.superuser => "vireo:///system".into(),
             None => "vireo:///session".into(),
         };
         let parts = Parts::parse(&chosen)?;
         let name = parts.name();
-        let socket_name = if readonly { "vireo-sock-ro" } else { "vireo-sock" };
+        let socket_name = if readonly {
+            "vireo-sock-ro"
+        } else {
+            "vireo-sock"
+        };
         let ours = matches!(parts.driver, "vireo" | "qemu");
         let transport = match parts.transport {
             None | Some("unix") if parts.host.is_empty() => match parts.socket.clone() {
@@ -117,7 +130,10 @@ impl Surroundings {
                         }
                     };
                     let folder = self.run_folder(system)?;
-                    Transport::Local { root: self.root.clone(), socket: folder.join(socket_name) }
+                    Transport::Local {
+                        root: self.root.clone(),
+                        socket: folder.join(socket_name),
+                    }
                 }
                 None => {
                     return Err(Failure::new(format!(
@@ -128,7 +144,11 @@ impl Surroundings {
                 }
             },
             Some("tcp") => Transport::Tcp {
-                host: if parts.host.is_empty() { "localhost".into() } else { parts.host.to_owned() },
+                host: if parts.host.is_empty() {
+                    "localhost".into()
+                } else {
+                    parts.host.to_owned()
+                },
                 port: parts.port.unwrap_or(16509),
             },
             Some("unix") => {
@@ -148,7 +168,11 @@ impl Surroundings {
                 )));
             }
         };
-        Ok(Target { uri: chosen, name, transport })
+        Ok(Target {
+            uri: chosen,
+            name,
+            transport,
+        })
     }
 }
 
@@ -166,12 +190,16 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn parse(uri: &'a str) -> Result<Self> {
-        let Some((scheme, rest)) = uri.split_once("://").filter(|(scheme, _)| !scheme.is_empty()) else {
+        let Some((scheme, rest)) = uri
+            .split_once("://")
+            .filter(|(scheme, _)| !scheme.is_empty())
+        else {
             return Err(Failure::new(format!(
                 "no connection driver available for URI '{uri}' does not include a driver name"
             )));
         };
-        let malformed = |why: &str| Failure::new(format!("invalid argument: malformed URI '{uri}': {why}"));
+        let malformed =
+            |why: &str| Failure::new(format!("invalid argument: malformed URI '{uri}': {why}"));
         let (driver, transport) = match scheme.split_once('+') {
             Some((driver, transport)) => (driver, Some(transport)),
             None => (scheme, None),
@@ -182,10 +210,14 @@ impl<'a> Parts<'a> {
         };
         let slash = rest.find('/').unwrap_or(rest.len());
         let (authority, path) = rest.split_at(slash);
-        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let authority = authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, host)| host);
         let (host, port) = match authority.strip_prefix('[') {
             Some(v6) => {
-                let (host, port) = v6.split_once(']').ok_or_else(|| malformed("']' is missing"))?;
+                let (host, port) = v6
+                    .split_once(']')
+                    .ok_or_else(|| malformed("']' is missing"))?;
                 (host, port.strip_prefix(':'))
             }
             None => match authority.split_once(':') {
@@ -193,20 +225,35 @@ impl<'a> Parts<'a> {
                 None => (authority, None),
             },
         };
-        let port = port.map(str::parse).transpose().map_err(|_| malformed("not a port number"))?;
+        let port = port
+            .map(str::parse)
+            .transpose()
+            .map_err(|_| malformed("not a port number"))?;
         let mut socket = None;
         let mut other = Vec::new();
         for option in query.split(['&', ';']).filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 Some(("socket", value)) => {
-                    socket = Some(percent_decode(value).ok_or_else(|| malformed("bad % sequence"))?);
+                    socket =
+                        Some(percent_decode(value).ok_or_else(|| malformed("bad % sequence"))?);
                 }
                 // What else is for the client's side only.
-                Some(("mode" | "name" | "keyfile" | "command" | "netcat" | "no_verify" | "no_tty", _)) => {}
+                Some((
+                    "mode" | "name" | "keyfile" | "command" | "netcat" | "no_verify" | "no_tty",
+                    _,
+                )) => {}
                 _ => other.push(option),
             }
         }
-        Ok(Self { driver, transport, host, port, path, socket, other })
+        Ok(Self {
+            driver,
+            transport,
+            host,
+            port,
+            path,
+            socket,
+            other,
+        })
     }
 
     fn name(&self) -> String {
@@ -239,54 +286,95 @@ mod tests {
     use super::*;
 
     fn root() -> Surroundings {
-        Surroundings { superuser: true, ..Surroundings::default() }
+        Surroundings {
+            superuser: true,
+            ..Surroundings::default()
+        }
     }
 
     fn user() -> Surroundings {
-        Surroundings { runtime: Some("/run/user/7".into()), home: Some("/home/u".into()), ..Surroundings::default() }
+        Surroundings {
+            runtime: Some("/run/user/7".into()),
+            home: Some("/home/u".into()),
+            ..Surroundings::default()
+        }
     }
 
     fn local(path: &str) -> Transport {
-        Transport::Local { root: None, socket: path.into() }
+        Transport::Local {
+            root: None,
+            socket: path.into(),
+        }
     }
 
     #[test]
     fn the_default_is_the_hosts_daemon_for_root_and_the_own_one_for_others() {
         let target = root().resolve(None, false).unwrap();
-        assert_eq!((target.uri.as_str(), target.name.as_str()), ("vireo:///system", "vireo:///system"));
+        assert_eq!(
+            (target.uri.as_str(), target.name.as_str()),
+            ("vireo:///system", "vireo:///system")
+        );
         assert_eq!(target.transport, local("/run/vireo/vireo-sock"));
         let target = user().resolve(None, true).unwrap();
         assert_eq!(target.uri, "vireo:///session");
         assert_eq!(target.transport, local("/run/user/7/vireo/vireo-sock-ro"));
-        let bare = Surroundings { home: Some("/home/u".into()), ..Surroundings::default() };
+        let bare = Surroundings {
+            home: Some("/home/u".into()),
+            ..Surroundings::default()
+        };
         let target = bare.resolve(None, false).unwrap();
-        assert_eq!(target.transport, local("/home/u/.cache/vireo/run/vireo/vireo-sock"));
+        assert_eq!(
+            target.transport,
+            local("/home/u/.cache/vireo/run/vireo/vireo-sock")
+        );
         assert!(Surroundings::default().resolve(None, false).is_err());
     }
 
     #[test]
     fn a_root_moves_the_socket_and_the_daemon_is_told() {
-        let surroundings = Surroundings { root: Some("/x".into()), ..user() };
+        let surroundings = Surroundings {
+            root: Some("/x".into()),
+            ..user()
+        };
         let target = surroundings.resolve(Some("qemu:///system"), false).unwrap();
         let socket = PathBuf::from("/x/run/vireo/vireo-sock");
-        assert_eq!(target.transport, Transport::Local { root: Some("/x".into()), socket });
+        assert_eq!(
+            target.transport,
+            Transport::Local {
+                root: Some("/x".into()),
+                socket
+            }
+        );
     }
 
     #[test]
     fn the_environment_names_a_default() {
-        let surroundings = Surroundings { default_uri: Some("qemu:///session".into()), ..user() };
+        let surroundings = Surroundings {
+            default_uri: Some("qemu:///session".into()),
+            ..user()
+        };
         let target = surroundings.resolve(None, false).unwrap();
         assert_eq!(target.uri, "qemu:///session");
-        assert_eq!(surroundings.resolve(Some("vireo:///system"), false).unwrap().uri, "vireo:///system");
+        assert_eq!(
+            surroundings
+                .resolve(Some("vireo:///system"), false)
+                .unwrap()
+                .uri,
+            "vireo:///system"
+        );
     }
 
     #[test]
     fn a_named_socket_is_used_and_kept_from_the_daemon() {
-        let target = root().resolve(Some("qemu+unix:///system?socket=/a%20b/sock&x=1"), false).unwrap();
+        let target = root()
+            .resolve(Some("qemu+unix:///system?socket=/a%20b/sock&x=1"), false)
+            .unwrap();
         assert_eq!(target.name, "qemu:///system?x=1");
         assert_eq!(target.uri, "qemu+unix:///system?socket=/a%20b/sock&x=1");
         assert_eq!(target.transport, Transport::Unix("/a b/sock".into()));
-        let target = root().resolve(Some("test+unix:///default?socket=/s"), false).unwrap();
+        let target = root()
+            .resolve(Some("test+unix:///default?socket=/s"), false)
+            .unwrap();
         assert_eq!(target.name, "test:///default");
         assert_eq!(target.transport, Transport::Unix("/s".into()));
     }
@@ -294,8 +382,20 @@ mod tests {
     #[test]
     fn tcp_has_libvirts_port() {
         let tcp = |uri| root().resolve(Some(uri), false).unwrap().transport;
-        assert_eq!(tcp("vireo+tcp://h/system"), Transport::Tcp { host: "h".into(), port: 16509 });
-        assert_eq!(tcp("qemu+tcp://u@[::1]:99/system"), Transport::Tcp { host: "::1".into(), port: 99 });
+        assert_eq!(
+            tcp("vireo+tcp://h/system"),
+            Transport::Tcp {
+                host: "h".into(),
+                port: 16509
+            }
+        );
+        assert_eq!(
+            tcp("qemu+tcp://u@[::1]:99/system"),
+            Transport::Tcp {
+                host: "::1".into(),
+                port: 99
+            }
+        );
     }
 
     #[test]

@@ -26,7 +26,9 @@ pub struct Report {
 impl Report {
     /// Whether anything important is missing.
     pub fn failed(&self) -> bool {
-        self.checks.iter().any(|(_, outcome)| matches!(outcome, Outcome::Fail(_)))
+        self.checks
+            .iter()
+            .any(|(_, outcome)| matches!(outcome, Outcome::Fail(_)))
     }
 
     /// The report as text; in colours for a terminal.
@@ -38,7 +40,11 @@ impl Report {
                 Outcome::Warn(hint) => ("WARN", 33, Some(hint)),
                 Outcome::Fail(hint) => ("FAIL", 31, Some(hint)),
             };
-            let word = if colours { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() };
+            let word = if colours {
+                format!("\x1b[{colour}m{word}\x1b[0m")
+            } else {
+                word.to_owned()
+            };
             // Writing to a String cannot fail.
             let _ = write!(text, "  QEMU: Checking {what:<60}: {word}");
             if let Some(hint) = hint {
@@ -58,20 +64,35 @@ pub fn check_host() -> Report {
     let mut checks = kvm_checks(&report, root);
     checks.push((
         "if device /dev/vhost-net exists".into(),
-        exists(root, "dev/vhost-net", "Without it guests' networks are slower: load the module vhost_net"),
+        exists(
+            root,
+            "dev/vhost-net",
+            "Without it guests' networks are slower: load the module vhost_net",
+        ),
     ));
     checks.push((
         "if device /dev/net/tun exists".into(),
-        exists(root, "dev/net/tun", "Without it guests have no network: load the module tun"),
+        exists(
+            root,
+            "dev/net/tun",
+            "Without it guests have no network: load the module tun",
+        ),
     ));
     checks.extend(cgroup_checks(root));
     checks.push(("for device assignment IOMMU support".into(), iommu(root)));
     checks.push(("for secure guest support".into(), secure_guests(root)));
-    Report { checks, conclusion: conclusion(&report) }
+    Report {
+        checks,
+        conclusion: conclusion(&report),
+    }
 }
 
 fn exists(root: &Path, path: &str, hint: &str) -> Outcome {
-    if root.join(path).exists() { Outcome::Pass } else { Outcome::Warn(hint.into()) }
+    if root.join(path).exists() {
+        Outcome::Pass
+    } else {
+        Outcome::Warn(hint.into())
+    }
 }
 
 fn kvm_checks(report: &HostReport, root: &Path) -> Vec<(String, Outcome)> {
@@ -100,7 +121,9 @@ fn kvm_checks(report: &HostReport, root: &Path) -> Vec<(String, Outcome)> {
     }
     if is_there {
         let accessible = match &report.kvm {
-            KvmDevice::Closed(why) => Outcome::Fail(format!("{why}: join the group that owns /dev/kvm")),
+            KvmDevice::Closed(why) => {
+                Outcome::Fail(format!("{why}: join the group that owns /dev/kvm"))
+            }
             _ => Outcome::Pass,
         };
         checks.push(("if device /dev/kvm is accessible".into(), accessible));
@@ -116,9 +139,14 @@ fn kvm_checks(report: &HostReport, root: &Path) -> Vec<(String, Outcome)> {
 
 /// The controllers by their names in either version of cgroups, and whether they are there.
 fn cgroup_checks(root: &Path) -> Vec<(String, Outcome)> {
-    let unified = fs::read_to_string(root.join("sys/fs/cgroup/cgroup.controllers")).unwrap_or_default();
+    let unified =
+        fs::read_to_string(root.join("sys/fs/cgroup/cgroup.controllers")).unwrap_or_default();
     let legacy = fs::read_to_string(root.join("proc/cgroups")).unwrap_or_default();
-    let in_unified = |name: &str| unified.split_whitespace().any(|controller| controller == name);
+    let in_unified = |name: &str| {
+        unified
+            .split_whitespace()
+            .any(|controller| controller == name)
+    };
     // Columns: name, hierarchy, number of groups, enabled. The file also lists what version 2 has.
     let in_legacy = |name: &str| {
         legacy.lines().any(|line| {
@@ -139,7 +167,9 @@ fn cgroup_checks(root: &Path) -> Vec<(String, Outcome)> {
             let outcome = if there {
                 Outcome::Pass
             } else {
-                Outcome::Warn(format!("Guests run without its limits: turn the controller '{name}' on in the kernel"))
+                Outcome::Warn(format!(
+                    "Guests run without its limits: turn the controller '{name}' on in the kernel"
+                ))
             };
             (format!("for cgroup '{name}' controller support"), outcome)
         })
@@ -210,7 +240,11 @@ mod tests {
     use hypervisor::host::HardwareVirtualization;
 
     fn host(kvm: KvmDevice, hardware: HardwareVirtualization, kvm_pvm: bool) -> HostReport {
-        HostReport { kvm, hardware, kvm_pvm }
+        HostReport {
+            kvm,
+            hardware,
+            kvm_pvm,
+        }
     }
 
     fn outcomes(report: &HostReport) -> Vec<bool> {
@@ -222,17 +256,28 @@ mod tests {
 
     #[test]
     fn a_host_with_hardware_passes() {
-        let report = host(KvmDevice::Open { api_version: 12 }, HardwareVirtualization::Vmx, false);
+        let report = host(
+            KvmDevice::Open { api_version: 12 },
+            HardwareVirtualization::Vmx,
+            false,
+        );
         assert_eq!(outcomes(&report), [true, true, true]);
         assert!(conclusion(&report).contains("runs at the processor's own speed"));
     }
 
     #[test]
     fn kvm_without_hardware_is_recognised() {
-        let report = host(KvmDevice::Open { api_version: 12 }, HardwareVirtualization::Absent, true);
+        let report = host(
+            KvmDevice::Open { api_version: 12 },
+            HardwareVirtualization::Absent,
+            true,
+        );
         assert_eq!(outcomes(&report), [false, true, true, false]);
         let text = conclusion(&report);
-        assert!(text.contains("kvm_pvm") && text.contains("software CPU"), "{text}");
+        assert!(
+            text.contains("kvm_pvm") && text.contains("software CPU"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -242,7 +287,11 @@ mod tests {
         assert!(conclusion(&report).contains("<domain type='kvm'> cannot start here"));
         let report = host(KvmDevice::Missing, HardwareVirtualization::Svm, false);
         assert_eq!(outcomes(&report), [true, false]);
-        let report = host(KvmDevice::Closed("Permission denied".into()), HardwareVirtualization::Vmx, false);
+        let report = host(
+            KvmDevice::Closed("Permission denied".into()),
+            HardwareVirtualization::Vmx,
+            false,
+        );
         assert_eq!(outcomes(&report), [true, true, false]);
     }
 
@@ -255,11 +304,20 @@ mod tests {
             fs::write(path, text).unwrap();
         };
         let passed = || {
-            cgroup_checks(&root).into_iter().map(|(_, outcome)| outcome == Outcome::Pass).collect::<Vec<_>>()
+            cgroup_checks(&root)
+                .into_iter()
+                .map(|(_, outcome)| outcome == Outcome::Pass)
+                .collect::<Vec<_>>()
         };
-        put("proc/cgroups", "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nmemory\t4\t1\t0\nblkio\t5\t1\t1\n");
+        put(
+            "proc/cgroups",
+            "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nmemory\t4\t1\t0\nblkio\t5\t1\t1\n",
+        );
         assert_eq!(passed(), [true, false, false, false, false, true]);
-        put("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n");
+        put(
+            "sys/fs/cgroup/cgroup.controllers",
+            "cpuset cpu io memory pids\n",
+        );
         assert_eq!(passed(), [true; 6]);
         fs::remove_dir_all(&root).unwrap();
     }
@@ -272,7 +330,10 @@ mod tests {
         };
         assert_eq!(
             report.format(false),
-            format!("  QEMU: Checking {:<60}: PASS\n\nSo.\n", "if device /dev/kvm exists")
+            format!(
+                "  QEMU: Checking {:<60}: PASS\n\nSo.\n",
+                "if device /dev/kvm exists"
+            )
         );
     }
 }

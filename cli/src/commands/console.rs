@@ -61,8 +61,13 @@ fn ttyconsole(shell: &mut Shell, args: &Args) -> Result {
     let xml = domain_xml(shell, &dom, 0)?;
     let tree = xml_schemas::dom::parse(&xml, "(domain_definition)")
         .map_err(|error| Failure::new(error.to_string()))?;
-    let console = tree.child("devices").and_then(|devices| devices.child("console"));
-    match console.and_then(|console| console.attr("tty")).filter(|tty| !tty.is_empty()) {
+    let console = tree
+        .child("devices")
+        .and_then(|devices| devices.child("console"));
+    match console
+        .and_then(|console| console.attr("tty"))
+        .filter(|tty| !tty.is_empty())
+    {
         Some(tty) => shell.out.print(format!("{tty}\n")),
         None => return Err(Failure::silent()),
     }
@@ -80,23 +85,38 @@ pub fn run(shell: &mut Shell, dom: &Domain, device: Option<String>, flags: u32) 
         return Err(Failure::new("The domain is not running"));
     }
     if !io::stdin().is_terminal() {
-        return Err(Failure::new("Cannot run interactive console without a controlling TTY"));
+        return Err(Failure::new(
+            "Cannot run interactive console without a controlling TTY",
+        ));
     }
     let escape = shell.escape.clone();
-    shell.out.print_extra(format!("Connected to domain '{}'\n", dom.name));
-    shell.out.print_extra(format!("Escape character is {}\n", escape.describe()));
+    shell
+        .out
+        .print_extra(format!("Connected to domain '{}'\n", dom.name));
+    shell
+        .out
+        .print_extra(format!("Escape character is {}\n", escape.describe()));
     shell.out.flush();
     let connection = shell.connection()?;
     connection.check_access(procs::DOMAIN_OPEN_CONSOLE.number())?;
-    let args = DomainOpenConsoleArgs { dom: dom.clone(), dev_name: device, flags };
+    let args = DomainOpenConsoleArgs {
+        dom: dom.clone(),
+        dev_name: device,
+        flags,
+    };
     connection.run(async |client: Client| connect(&client, args, escape.byte()).await)
 }
 
 async fn connect(client: &Client, args: DomainOpenConsoleArgs, escape: u8) -> Result {
-    let ((), Stream { mut reader, writer }) =
-        client.call_stream(procs::DOMAIN_OPEN_CONSOLE, &args).await.map_err(connection::failure)?;
+    let ((), Stream { mut reader, writer }) = client
+        .call_stream(procs::DOMAIN_OPEN_CONSOLE, &args)
+        .await
+        .map_err(connection::failure)?;
     let no_raw = |error: io::Error| {
-        Failure::new(format!("unable to make terminal raw: {}", os_message(&error)))
+        Failure::new(format!(
+            "unable to make terminal raw: {}",
+            os_message(&error)
+        ))
     };
     let input = Keyboard::new().map_err(no_raw)?;
     let terminal = RawTerminal::new().map_err(no_raw)?;
@@ -134,9 +154,15 @@ async fn show(reader: &mut StreamReader) -> Result<Ended> {
     loop {
         match reader.next().await.map_err(stream_failure)? {
             Some(StreamEvent::Data(data)) => {
-                screen.write_all(&data).and_then(|()| screen.flush()).map_err(|error| {
-                    Failure::new(format!("cannot write to the terminal: {}", os_message(&error)))
-                })?;
+                screen
+                    .write_all(&data)
+                    .and_then(|()| screen.flush())
+                    .map_err(|error| {
+                        Failure::new(format!(
+                            "cannot write to the terminal: {}",
+                            os_message(&error)
+                        ))
+                    })?;
             }
             Some(StreamEvent::EndOfData | StreamEvent::Finish) | None => return Ok(Ended::ByGuest),
         }
@@ -147,10 +173,9 @@ async fn show(reader: &mut StreamReader) -> Result<Ended> {
 async fn send(keyboard: &Keyboard, writer: &StreamWriter, escape: u8) -> Result<Ended> {
     let mut buffer = [0; 4096];
     loop {
-        let count = keyboard
-            .read(&mut buffer)
-            .await
-            .map_err(|error| Failure::new(format!("cannot read the terminal: {}", os_message(&error))))?;
+        let count = keyboard.read(&mut buffer).await.map_err(|error| {
+            Failure::new(format!("cannot read the terminal: {}", os_message(&error)))
+        })?;
         let typed = &buffer[..count];
         let end = typed.iter().position(|byte| *byte == escape);
         let wanted = &typed[..end.unwrap_or(count)];
@@ -199,14 +224,22 @@ impl Keyboard {
 /// Whether a read would return at once.
 fn has_input(file: &File) -> io::Result<bool> {
     use std::os::fd::AsRawFd;
-    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
     // SAFETY: the pointer is to one live element, as the count says; the timeout is zero.
     match unsafe { libc::poll(&mut poll, 1, 0) } {
         0 => Ok(false),
         1.. => Ok(true),
         _ => {
             let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) }
+            if error.kind() == io::ErrorKind::Interrupted {
+                Ok(false)
+            } else {
+                Err(error)
+            }
         }
     }
 }

@@ -1,15 +1,17 @@
 //! Definitions: `create`, `define`, `undefine`, `dumpxml`, `edit`.
 
 use rpc::args::{
-    DomainCreateXmlArgs, DomainDefineXmlArgs, DomainDefineXmlFlagsArgs, DomainHasManagedSaveImageArgs,
-    DomainIsActiveArgs, DomainManagedSaveRemoveArgs, DomainSnapshotNumArgs, DomainUndefineArgs,
-    DomainUndefineFlagsArgs,
+    DomainCreateXmlArgs, DomainDefineXmlArgs, DomainDefineXmlFlagsArgs,
+    DomainHasManagedSaveImageArgs, DomainIsActiveArgs, DomainManagedSaveRemoveArgs,
+    DomainSnapshotNumArgs, DomainUndefineArgs, DomainUndefineFlagsArgs,
 };
 use rpc::error::ErrorCode;
 use rpc::procs;
 use rpc::types::Domain;
 
-use super::domain::{START_AUTODESTROY, START_PAUSED, START_RESET_NVRAM, START_VALIDATE, flags, refuse_descriptors};
+use super::domain::{
+    START_AUTODESTROY, START_PAUSED, START_RESET_NVRAM, START_VALIDATE, flags, refuse_descriptors,
+};
 use super::{ANY, console, domain_xml, find_domain, read_definition};
 use crate::command::{Args, Command, DOMAIN, Opt, Values, data, flag, text};
 use crate::editor::{self, Draft};
@@ -28,7 +30,10 @@ pub const CREATE: Command = Command {
         FILE,
         flag("console", "connect to its console at once"),
         flag("paused", "leave the guest paused"),
-        flag("autodestroy", "destroy the guest when this program's connection ends"),
+        flag(
+            "autodestroy",
+            "destroy the guest when this program's connection ends",
+        ),
         text("pass-fds", "descriptors N,M,... to hand to the guest"),
         flag("validate", "refuse what libvirt's schema doesn't allow"),
         flag("reset-nvram", "make the NVRAM anew from its template"),
@@ -42,7 +47,10 @@ pub const DEFINE: Command = Command {
     name: "define",
     summary: "define (but don't start) a domain from an XML file",
     description: "Keeps a definition, or changes it.",
-    options: &[FILE, flag("validate", "refuse what libvirt's schema doesn't allow")],
+    options: &[
+        FILE,
+        flag("validate", "refuse what libvirt's schema doesn't allow"),
+    ],
     handler: define,
     connects: true,
 };
@@ -55,15 +63,27 @@ pub const UNDEFINE: Command = Command {
     options: &[
         DOMAIN,
         flag("managed-save", "remove its managed save image"),
-        text("storage", "remove these volumes of it (targets or source paths, separated by commas)"),
+        text(
+            "storage",
+            "remove these volumes of it (targets or source paths, separated by commas)",
+        ),
         flag("remove-all-storage", "remove all of its volumes"),
         flag(
             "delete-storage-volume-snapshots",
             "remove the volumes' snapshots as well, with --remove-all-storage",
         ),
-        flag("wipe-storage", "overwrite the volumes before they are removed"),
-        flag("snapshots-metadata", "forget its snapshots (it must be off)"),
-        flag("checkpoints-metadata", "forget its checkpoints (it must be off)"),
+        flag(
+            "wipe-storage",
+            "overwrite the volumes before they are removed",
+        ),
+        flag(
+            "snapshots-metadata",
+            "forget its snapshots (it must be off)",
+        ),
+        flag(
+            "checkpoints-metadata",
+            "forget its checkpoints (it must be off)",
+        ),
         flag("nvram", "remove its NVRAM file"),
         flag("keep-nvram", "keep its NVRAM file"),
         flag("tpm", "remove its TPM's state"),
@@ -96,7 +116,10 @@ pub const EDIT: Command = Command {
     name: "edit",
     summary: "edit XML configuration for a domain",
     description: "Opens a domain's definition in an editor ($VISUAL, $EDITOR), and keeps what was changed.",
-    options: &[DOMAIN, flag("skip-validate", "take what libvirt's schema doesn't allow")],
+    options: &[
+        DOMAIN,
+        flag("skip-validate", "take what libvirt's schema doesn't allow"),
+    ],
     handler: edit,
     connects: true,
 };
@@ -115,10 +138,15 @@ fn create(shell: &mut Shell, args: &Args) -> Result {
         ],
     );
     let dom = shell
-        .call(procs::DOMAIN_CREATE_XML, &DomainCreateXmlArgs { xml_desc, flags })
+        .call(
+            procs::DOMAIN_CREATE_XML,
+            &DomainCreateXmlArgs { xml_desc, flags },
+        )
         .with_context(|| format!("Failed to create domain from {path}"))?
         .dom;
-    shell.out.print_extra(format!("Domain '{}' created from {path}\n", dom.name));
+    shell
+        .out
+        .print_extra(format!("Domain '{}' created from {path}\n", dom.name));
     if args.has("console") {
         console::run(shell, &dom, None, 0)?;
     }
@@ -130,10 +158,15 @@ const DEFINE_VALIDATE: u32 = 1 << 0;
 
 fn define_xml(shell: &mut Shell, xml: String, validate: bool) -> Result<Domain> {
     if validate {
-        let args = DomainDefineXmlFlagsArgs { xml, flags: DEFINE_VALIDATE };
+        let args = DomainDefineXmlFlagsArgs {
+            xml,
+            flags: DEFINE_VALIDATE,
+        };
         Ok(shell.call(procs::DOMAIN_DEFINE_XML_FLAGS, &args)?.dom)
     } else {
-        Ok(shell.call(procs::DOMAIN_DEFINE_XML, &DomainDefineXmlArgs { xml })?.dom)
+        Ok(shell
+            .call(procs::DOMAIN_DEFINE_XML, &DomainDefineXmlArgs { xml })?
+            .dom)
     }
 }
 
@@ -142,7 +175,9 @@ fn define(shell: &mut Shell, args: &Args) -> Result {
     let xml = read_definition(path)?;
     let dom = define_xml(shell, xml, args.has("validate"))
         .with_context(|| format!("Failed to define domain from {path}"))?;
-    shell.out.print_extra(format!("Domain '{}' defined from {path}\n", dom.name));
+    shell
+        .out
+        .print_extra(format!("Domain '{}' defined from {path}\n", dom.name));
     Ok(())
 }
 
@@ -179,19 +214,33 @@ fn undefine(shell: &mut Shell, args: &Args) -> Result {
     );
     let name = args.required("domain")?.to_owned();
     let dom = find_domain(shell, args, ANY)?;
-    let active = shell.call(procs::DOMAIN_IS_ACTIVE, &DomainIsActiveArgs { dom: dom.clone() })?.active != 0;
+    let active = shell
+        .call(
+            procs::DOMAIN_IS_ACTIVE,
+            &DomainIsActiveArgs { dom: dom.clone() },
+        )?
+        .active
+        != 0;
     if storage || all_storage {
         if active {
-            return Err(Failure::new("Storage volume deletion is supported only on stopped domains"));
+            return Err(Failure::new(
+                "Storage volume deletion is supported only on stopped domains",
+            ));
         }
         if storage && all_storage {
-            return Err(Failure::new("Specified both --storage and --remove-all-storage"));
+            return Err(Failure::new(
+                "Specified both --storage and --remove-all-storage",
+            ));
         }
         return Err(Failure::new(
             "removing volumes with a domain is not supported yet: undefine it without, and remove them by hand",
         ));
     }
-    let kept = if active { Kept::default() } else { Kept::ask(shell, &dom)? };
+    let kept = if active {
+        Kept::default()
+    } else {
+        Kept::ask(shell, &dom)?
+    };
     // An older daemon may not know a flag: one that changes nothing is left out.
     if !kept.managed_save {
         flags &= !UNDEFINE_MANAGED_SAVE;
@@ -201,13 +250,14 @@ fn undefine(shell: &mut Shell, args: &Args) -> Result {
     }
     let covered = (!kept.managed_save || flags & UNDEFINE_MANAGED_SAVE != 0)
         && (kept.snapshots == 0 || flags & UNDEFINE_SNAPSHOTS != 0);
-    remove(shell, &dom, flags, covered, &kept)
-        .map_err(|failure| match failure.code {
-            // What this side refuses says everything already.
-            None if !failure.disconnected => failure,
-            _ => failure.context(format!("Failed to undefine domain '{name}'")),
-        })?;
-    shell.out.print_extra(format!("Domain '{name}' has been undefined\n"));
+    remove(shell, &dom, flags, covered, &kept).map_err(|failure| match failure.code {
+        // What this side refuses says everything already.
+        None if !failure.disconnected => failure,
+        _ => failure.context(format!("Failed to undefine domain '{name}'")),
+    })?;
+    shell
+        .out
+        .print_extra(format!("Domain '{name}' has been undefined\n"));
     Ok(())
 }
 
@@ -224,46 +274,78 @@ impl Kept {
             Err(failure) if failure.is_unsupported() => Ok(0),
             result => result,
         };
-        let saved = DomainHasManagedSaveImageArgs { dom: dom.clone(), flags: 0 };
-        let saved = shell.call(procs::DOMAIN_HAS_MANAGED_SAVE_IMAGE, &saved).map(|ret| ret.result);
+        let saved = DomainHasManagedSaveImageArgs {
+            dom: dom.clone(),
+            flags: 0,
+        };
+        let saved = shell
+            .call(procs::DOMAIN_HAS_MANAGED_SAVE_IMAGE, &saved)
+            .map(|ret| ret.result);
         let mut snapshots = |flags| {
-            let args = DomainSnapshotNumArgs { dom: dom.clone(), flags };
-            or_none(shell.call(procs::DOMAIN_SNAPSHOT_NUM, &args).map(|ret| ret.num))
+            let args = DomainSnapshotNumArgs {
+                dom: dom.clone(),
+                flags,
+            };
+            or_none(
+                shell
+                    .call(procs::DOMAIN_SNAPSHOT_NUM, &args)
+                    .map(|ret| ret.num),
+            )
         };
         let with_metadata = match snapshots(0)? {
             0 => 0,
             _ => snapshots(SNAPSHOTS_WITH_METADATA)?,
         };
-        Ok(Self { managed_save: or_none(saved)? > 0, snapshots: with_metadata })
+        Ok(Self {
+            managed_save: or_none(saved)? > 0,
+            snapshots: with_metadata,
+        })
     }
 }
 
 fn remove(shell: &mut Shell, dom: &Domain, flags: u32, covered: bool, kept: &Kept) -> Result {
     if covered || flags & UNDEFINE_NVRAM != 0 {
-        let args = DomainUndefineFlagsArgs { dom: dom.clone(), flags };
+        let args = DomainUndefineFlagsArgs {
+            dom: dom.clone(),
+            flags,
+        };
         match shell.call(procs::DOMAIN_UNDEFINE_FLAGS, &args) {
             Err(failure)
                 if flags & UNDEFINE_NVRAM == 0
-                    && matches!(failure.code, Some(ErrorCode::NO_SUPPORT | ErrorCode::INVALID_ARG)) => {}
+                    && matches!(
+                        failure.code,
+                        Some(ErrorCode::NO_SUPPORT | ErrorCode::INVALID_ARG)
+                    ) => {}
             result => return result,
         }
     }
     // The daemon is too old for flags, or the user did not agree to lose what is kept: step by step.
     if kept.managed_save {
         if flags & UNDEFINE_MANAGED_SAVE == 0 {
-            return Err(Failure::new("Refusing to undefine while domain managed save image exists"));
+            return Err(Failure::new(
+                "Refusing to undefine while domain managed save image exists",
+            ));
         }
-        let args = DomainManagedSaveRemoveArgs { dom: dom.clone(), flags: 0 };
+        let args = DomainManagedSaveRemoveArgs {
+            dom: dom.clone(),
+            flags: 0,
+        };
         shell.call(procs::DOMAIN_MANAGED_SAVE_REMOVE, &args)?;
     }
     if kept.snapshots > 0 {
         return Err(Failure::new(if flags & UNDEFINE_SNAPSHOTS == 0 {
-            format!("Refusing to undefine while {} snapshots exist", kept.snapshots)
+            format!(
+                "Refusing to undefine while {} snapshots exist",
+                kept.snapshots
+            )
         } else {
             format!("Unable to remove metadata of {} snapshots", kept.snapshots)
         }));
     }
-    shell.call(procs::DOMAIN_UNDEFINE, &DomainUndefineArgs { dom: dom.clone() })
+    shell.call(
+        procs::DOMAIN_UNDEFINE,
+        &DomainUndefineArgs { dom: dom.clone() },
+    )
 }
 
 /// `VIR_DOMAIN_XML_*`
@@ -287,7 +369,11 @@ fn dumpxml(shell: &mut Shell, args: &Args) -> Result {
         None => shell.out.print(xml),
         Some(expression) => {
             let selected = xpath::select(&xml, &expression).map_err(Failure::new)?;
-            let text = if args.has("wrap") { selected.wrapped() } else { selected.plain() };
+            let text = if args.has("wrap") {
+                selected.wrapped()
+            } else {
+                selected.plain()
+            };
             shell.out.print(text);
         }
     }
@@ -304,17 +390,24 @@ fn edit(shell: &mut Shell, args: &Args) -> Result {
         draft.edit()?;
         let text = draft.read()?;
         if text == original {
-            shell.out.print_extra(format!("Domain '{}' XML configuration not changed.\n", dom.name));
+            shell.out.print_extra(format!(
+                "Domain '{}' XML configuration not changed.\n",
+                dom.name
+            ));
             return Ok(());
         }
         let stored = if current(shell)? == original {
             define_xml(shell, text, validate)
         } else {
-            Err(Failure::new("ERROR: the XML configuration was changed by another user"))
+            Err(Failure::new(
+                "ERROR: the XML configuration was changed by another user",
+            ))
         };
         match stored {
             Ok(dom) => {
-                shell.out.print_extra(format!("Domain '{}' XML configuration edited.\n", dom.name));
+                shell
+                    .out
+                    .print_extra(format!("Domain '{}' XML configuration edited.\n", dom.name));
                 return Ok(());
             }
             Err(failure) => {

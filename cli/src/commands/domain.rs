@@ -2,9 +2,9 @@
 
 use rpc::args::{
     DomainCreateArgs, DomainCreateWithFlagsArgs, DomainDestroyArgs, DomainDestroyFlagsArgs,
-    DomainHasManagedSaveImageArgs, DomainInjectNmiArgs, DomainManagedSaveRemoveArgs, DomainRebootArgs,
-    DomainRenameArgs, DomainResetArgs, DomainResumeArgs, DomainSetAutostartArgs, DomainShutdownArgs,
-    DomainShutdownFlagsArgs, DomainSuspendArgs,
+    DomainHasManagedSaveImageArgs, DomainInjectNmiArgs, DomainManagedSaveRemoveArgs,
+    DomainRebootArgs, DomainRenameArgs, DomainResetArgs, DomainResumeArgs, DomainSetAutostartArgs,
+    DomainShutdownArgs, DomainShutdownFlagsArgs, DomainSuspendArgs,
 };
 use rpc::error::ErrorCode;
 use rpc::procs;
@@ -24,8 +24,14 @@ pub const START: Command = Command {
         domain("name of the domain that is off"),
         flag("console", "connect to its console at once"),
         flag("paused", "leave the guest paused"),
-        flag("autodestroy", "destroy the guest when this program's connection ends"),
-        flag("bypass-cache", "keep the saved state out of the file system cache"),
+        flag(
+            "autodestroy",
+            "destroy the guest when this program's connection ends",
+        ),
+        flag(
+            "bypass-cache",
+            "keep the saved state out of the file system cache",
+        ),
         flag("force-boot", "throw a managed save image away and boot"),
         text("pass-fds", "descriptors N,M,... to hand to the guest"),
         flag("reset-nvram", "make the NVRAM anew from its template"),
@@ -39,7 +45,10 @@ pub const SHUTDOWN: Command = Command {
     name: "shutdown",
     summary: "gracefully shutdown a domain",
     description: "Asks the guest to power itself off.",
-    options: &[DOMAIN, text("mode", "how to ask: acpi|agent|initctl|signal|paravirt").values(MODES)],
+    options: &[
+        DOMAIN,
+        text("mode", "how to ask: acpi|agent|initctl|signal|paravirt").values(MODES),
+    ],
     handler: shutdown,
     connects: true,
 };
@@ -49,7 +58,10 @@ pub const REBOOT: Command = Command {
     name: "reboot",
     summary: "reboot a domain",
     description: "Asks the guest to boot again.",
-    options: &[DOMAIN, text("mode", "how to ask: acpi|agent|initctl|signal|paravirt").values(MODES)],
+    options: &[
+        DOMAIN,
+        text("mode", "how to ask: acpi|agent|initctl|signal|paravirt").values(MODES),
+    ],
     handler: reboot,
     connects: true,
 };
@@ -103,7 +115,10 @@ pub const AUTOSTART: Command = Command {
     name: "autostart",
     summary: "autostart a domain",
     description: "Lets a domain start with the host.",
-    options: &[DOMAIN, flag("disable", "don't start it with the host any more")],
+    options: &[
+        DOMAIN,
+        flag("disable", "don't start it with the host any more"),
+    ],
     handler: autostart,
     connects: true,
 };
@@ -153,15 +168,23 @@ pub const DOMRENAME: Command = Command {
     name: "domrename",
     summary: "rename a domain",
     description: "Gives a domain that is off another name.",
-    options: &[domain("domain name or uuid"), data("new-name", "its name from now on")],
+    options: &[
+        domain("domain name or uuid"),
+        data("new-name", "its name from now on"),
+    ],
     handler: domrename,
     connects: true,
 };
 
 /// Ways to ask a guest, with their bits in `virDomainShutdownFlags` and `virDomainReboot`.
 const MODES: Values = Values::Words(&["acpi", "agent", "initctl", "paravirt", "signal"]);
-const MODE_BITS: &[(&str, u32)] =
-    &[("acpi", 1 << 0), ("agent", 1 << 1), ("initctl", 1 << 2), ("signal", 1 << 3), ("paravirt", 1 << 4)];
+const MODE_BITS: &[(&str, u32)] = &[
+    ("acpi", 1 << 0),
+    ("agent", 1 << 1),
+    ("initctl", 1 << 2),
+    ("signal", 1 << 3),
+    ("paravirt", 1 << 4),
+];
 
 /// `VIR_DOMAIN_START_*`
 pub const START_PAUSED: u32 = 1 << 0;
@@ -181,14 +204,18 @@ pub const START_RESET_NVRAM: u32 = 1 << 5;
 /// Some were given.
 pub fn refuse_descriptors(args: &Args) -> Result {
     match args.text("pass-fds")? {
-        Some(_) => Err(Failure::new("passing file descriptors to a guest (--pass-fds) is not supported")),
+        Some(_) => Err(Failure::new(
+            "passing file descriptors to a guest (--pass-fds) is not supported",
+        )),
         None => Ok(()),
     }
 }
 
 /// Option names and the bits that they set.
 pub fn flags(args: &Args, bits: &[(&str, u32)]) -> u32 {
-    bits.iter().filter(|(name, _)| args.has(name)).fold(0, |flags, (_, bit)| flags | bit)
+    bits.iter()
+        .filter(|(name, _)| args.has(name))
+        .fold(0, |flags, (_, bit)| flags | bit)
 }
 
 fn start(shell: &mut Shell, args: &Args) -> Result {
@@ -207,8 +234,11 @@ fn start(shell: &mut Shell, args: &Args) -> Result {
             ("reset-nvram", START_RESET_NVRAM),
         ],
     );
-    let dom = create(shell, &dom, flags).with_context(|| format!("Failed to start domain '{}'", dom.name))?;
-    shell.out.print_extra(format!("Domain '{}' started\n", dom.name));
+    let dom = create(shell, &dom, flags)
+        .with_context(|| format!("Failed to start domain '{}'", dom.name))?;
+    shell
+        .out
+        .print_extra(format!("Domain '{}' started\n", dom.name));
     if args.has("console") {
         console::run(shell, &dom, None, 0)?;
     }
@@ -221,26 +251,49 @@ fn create(shell: &mut Shell, dom: &Domain, flags: u32) -> Result<Domain> {
         shell.call(procs::DOMAIN_CREATE, &DomainCreateArgs { dom: dom.clone() })?;
         return Ok(dom.clone());
     }
-    let with = |flags| DomainCreateWithFlagsArgs { dom: dom.clone(), flags };
+    let with = |flags| DomainCreateWithFlagsArgs {
+        dom: dom.clone(),
+        flags,
+    };
     match shell.call(procs::DOMAIN_CREATE_WITH_FLAGS, &with(flags)) {
         // An old daemon can be made to boot by removing the image first.
         Err(failure)
             if flags & START_FORCE_BOOT != 0
-                && matches!(failure.code, Some(ErrorCode::NO_SUPPORT | ErrorCode::INVALID_ARG)) =>
+                && matches!(
+                    failure.code,
+                    Some(ErrorCode::NO_SUPPORT | ErrorCode::INVALID_ARG)
+                ) =>
         {
-            let saved = DomainHasManagedSaveImageArgs { dom: dom.clone(), flags: 0 };
-            if shell.call(procs::DOMAIN_HAS_MANAGED_SAVE_IMAGE, &saved)?.result > 0 {
-                let remove = DomainManagedSaveRemoveArgs { dom: dom.clone(), flags: 0 };
+            let saved = DomainHasManagedSaveImageArgs {
+                dom: dom.clone(),
+                flags: 0,
+            };
+            if shell
+                .call(procs::DOMAIN_HAS_MANAGED_SAVE_IMAGE, &saved)?
+                .result
+                > 0
+            {
+                let remove = DomainManagedSaveRemoveArgs {
+                    dom: dom.clone(),
+                    flags: 0,
+                };
                 shell.call(procs::DOMAIN_MANAGED_SAVE_REMOVE, &remove)?;
             }
-            Ok(shell.call(procs::DOMAIN_CREATE_WITH_FLAGS, &with(flags & !START_FORCE_BOOT))?.dom)
+            Ok(shell
+                .call(
+                    procs::DOMAIN_CREATE_WITH_FLAGS,
+                    &with(flags & !START_FORCE_BOOT),
+                )?
+                .dom)
         }
         result => Ok(result?.dom),
     }
 }
 
 fn modes(args: &Args, last: &str) -> Result<Option<u32>> {
-    let Some(modes) = args.text("mode")? else { return Ok(None) };
+    let Some(modes) = args.text("mode")? else {
+        return Ok(None);
+    };
     let mut flags = 0;
     for mode in modes.split(',') {
         let (_, bit) = MODE_BITS.iter().find(|(name, _)| *name == mode).ok_or_else(|| {
@@ -263,11 +316,16 @@ fn shutdown(shell: &mut Shell, args: &Args) -> Result {
     let name = named(args)?;
     let dom = find_domain(shell, args, ANY)?;
     let asked = match modes {
-        Some(flags) => shell.call(procs::DOMAIN_SHUTDOWN_FLAGS, &DomainShutdownFlagsArgs { dom, flags }),
+        Some(flags) => shell.call(
+            procs::DOMAIN_SHUTDOWN_FLAGS,
+            &DomainShutdownFlagsArgs { dom, flags },
+        ),
         None => shell.call(procs::DOMAIN_SHUTDOWN, &DomainShutdownArgs { dom }),
     };
     asked.with_context(|| format!("Failed to shutdown domain '{name}'"))?;
-    shell.out.print_extra(format!("Domain '{name}' is being shutdown\n"));
+    shell
+        .out
+        .print_extra(format!("Domain '{name}' is being shutdown\n"));
     Ok(())
 }
 
@@ -278,7 +336,9 @@ fn reboot(shell: &mut Shell, args: &Args) -> Result {
     shell
         .call(procs::DOMAIN_REBOOT, &DomainRebootArgs { dom, flags })
         .with_context(|| format!("Failed to reboot domain '{name}'"))?;
-    shell.out.print_extra(format!("Domain '{name}' is being rebooted\n"));
+    shell
+        .out
+        .print_extra(format!("Domain '{name}' is being rebooted\n"));
     Ok(())
 }
 
@@ -288,7 +348,9 @@ fn reset(shell: &mut Shell, args: &Args) -> Result {
     shell
         .call(procs::DOMAIN_RESET, &DomainResetArgs { dom, flags: 0 })
         .with_context(|| format!("Failed to reset domain '{name}'"))?;
-    shell.out.print_extra(format!("Domain '{name}' was reset\n"));
+    shell
+        .out
+        .print_extra(format!("Domain '{name}' was reset\n"));
     Ok(())
 }
 
@@ -299,10 +361,15 @@ fn destroy(shell: &mut Shell, args: &Args) -> Result {
     let destroyed = if flags == 0 {
         shell.call(procs::DOMAIN_DESTROY, &DomainDestroyArgs { dom })
     } else {
-        shell.call(procs::DOMAIN_DESTROY_FLAGS, &DomainDestroyFlagsArgs { dom, flags })
+        shell.call(
+            procs::DOMAIN_DESTROY_FLAGS,
+            &DomainDestroyFlagsArgs { dom, flags },
+        )
     };
     destroyed.with_context(|| format!("Failed to destroy domain '{name}'"))?;
-    shell.out.print_extra(format!("Domain '{name}' destroyed\n"));
+    shell
+        .out
+        .print_extra(format!("Domain '{name}' destroyed\n"));
     Ok(())
 }
 
@@ -312,7 +379,9 @@ fn suspend(shell: &mut Shell, args: &Args) -> Result {
     shell
         .call(procs::DOMAIN_SUSPEND, &DomainSuspendArgs { dom })
         .with_context(|| format!("Failed to suspend domain '{name}'"))?;
-    shell.out.print_extra(format!("Domain '{name}' suspended\n"));
+    shell
+        .out
+        .print_extra(format!("Domain '{name}' suspended\n"));
     Ok(())
 }
 
@@ -329,22 +398,36 @@ fn resume(shell: &mut Shell, args: &Args) -> Result {
 fn autostart(shell: &mut Shell, args: &Args) -> Result {
     let name = named(args)?;
     let dom = find_domain(shell, args, ANY)?;
-    let (mark, autostart) = if args.has("disable") { ("unmark", 0) } else { ("mark", 1) };
+    let (mark, autostart) = if args.has("disable") {
+        ("unmark", 0)
+    } else {
+        ("mark", 1)
+    };
     shell
-        .call(procs::DOMAIN_SET_AUTOSTART, &DomainSetAutostartArgs { dom, autostart })
+        .call(
+            procs::DOMAIN_SET_AUTOSTART,
+            &DomainSetAutostartArgs { dom, autostart },
+        )
         .with_context(|| format!("Failed to {mark} domain '{name}' as autostarted"))?;
-    shell.out.print_extra(format!("Domain '{name}' {mark}ed as autostarted\n"));
+    shell
+        .out
+        .print_extra(format!("Domain '{name}' {mark}ed as autostarted\n"));
     Ok(())
 }
 
 fn inject_nmi(shell: &mut Shell, args: &Args) -> Result {
     let dom = find_domain(shell, args, ANY)?;
-    shell.call(procs::DOMAIN_INJECT_NMI, &DomainInjectNmiArgs { dom, flags: 0 })
+    shell.call(
+        procs::DOMAIN_INJECT_NMI,
+        &DomainInjectNmiArgs { dom, flags: 0 },
+    )
 }
 
 fn domid(shell: &mut Shell, args: &Args) -> Result {
     let dom = find_domain(shell, args, NAME_OR_UUID)?;
-    let id = dom.active_id().map_or_else(|| "-".to_owned(), |id| id.to_string());
+    let id = dom
+        .active_id()
+        .map_or_else(|| "-".to_owned(), |id| id.to_string());
     shell.out.print(id + "\n");
     Ok(())
 }
@@ -364,7 +447,14 @@ fn domname(shell: &mut Shell, args: &Args) -> Result {
 fn domrename(shell: &mut Shell, args: &Args) -> Result {
     let dom = find_domain(shell, args, NAME_OR_UUID)?;
     let new_name = Some(args.required("new-name")?.to_owned());
-    shell.call(procs::DOMAIN_RENAME, &DomainRenameArgs { dom, new_name, flags: 0 })?;
+    shell.call(
+        procs::DOMAIN_RENAME,
+        &DomainRenameArgs {
+            dom,
+            new_name,
+            flags: 0,
+        },
+    )?;
     shell.out.print_extra("Domain successfully renamed\n");
     Ok(())
 }

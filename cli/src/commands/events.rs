@@ -85,7 +85,11 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
             vec![kind.ok_or_else(|| Failure::new(format!("unknown event type {name}")))?]
         }
         None if args.has("all") => (0..NAMES.len()).collect(),
-        None => return Err(Failure::new("one of --list, --all, or --event <type> is required")),
+        None => {
+            return Err(Failure::new(
+                "one of --list, --all, or --event <type> is required",
+            ));
+        }
     };
     let timeout = match args.number::<i32>("timeout")? {
         Some(seconds @ 1..) => Some(Duration::from_secs(seconds.unsigned_abs().into())),
@@ -108,7 +112,10 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
     let mut registrations = Vec::new();
     for kind in kinds {
         let event_id = i32::try_from(kind).unwrap_or(i32::MAX);
-        let asked = ConnectDomainEventCallbackRegisterAnyArgs { event_id, dom: dom.clone() };
+        let asked = ConnectDomainEventCallbackRegisterAnyArgs {
+            event_id,
+            dom: dom.clone(),
+        };
         match shell.call(procs::CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY, &asked) {
             Ok(ret) => registrations.push(ret.callback_id),
             // A daemon that doesn't know one of all kinds still tells about the others.
@@ -119,7 +126,9 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
     // What is printed goes out at once: the connection is busy meanwhile, so the output is not the shell's.
     shell.out.flush();
     let mut out = Output::new(shell.out.quiet);
-    let outcome = shell.connection()?.run(async |client: Client| waiting.run(&client, &mut out).await);
+    let outcome = shell
+        .connection()?
+        .run(async |client: Client| waiting.run(&client, &mut out).await);
     for callback_id in registrations {
         let args = ConnectDomainEventCallbackDeregisterAnyArgs { callback_id };
         match shell.call(procs::CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY, &args) {
@@ -135,7 +144,11 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
         End::Enough => {}
     }
     shell.out.print(format!("events received: {count}\n"));
-    if count > 0 { Ok(()) } else { Err(Failure::silent()) }
+    if count > 0 {
+        Ok(())
+    } else {
+        Err(Failure::silent())
+    }
 }
 
 /// How to wait.
@@ -155,11 +168,12 @@ enum End {
 impl Waiting {
     /// Prints events as they come; returns how many came.
     async fn run(&self, client: &Client, out: &mut Output) -> Result<(u64, End)> {
-        let mut events = client
-            .take_events()
-            .ok_or_else(|| Failure::new("events of this connection were waited for before: connect again"))?;
-        let interrupt = Interrupt::new()
-            .map_err(|error| Failure::new(format!("cannot wait for Ctrl-C: {}", os_message(&error))))?;
+        let mut events = client.take_events().ok_or_else(|| {
+            Failure::new("events of this connection were waited for before: connect again")
+        })?;
+        let interrupt = Interrupt::new().map_err(|error| {
+            Failure::new(format!("cannot wait for Ctrl-C: {}", os_message(&error)))
+        })?;
         let mut count = 0;
         loop {
             tokio::select! {
@@ -203,7 +217,11 @@ async fn elapsed(deadline: Option<Instant>) {
 
 /// A number's name, or `unknown`.
 fn name(names: &[&'static str], number: i32) -> &'static str {
-    usize::try_from(number).ok().and_then(|number| names.get(number)).copied().unwrap_or("unknown")
+    usize::try_from(number)
+        .ok()
+        .and_then(|number| names.get(number))
+        .copied()
+        .unwrap_or("unknown")
 }
 
 /// What an event says, in virsh's words; nothing if it is not about domains, or cannot be understood.
@@ -213,7 +231,9 @@ fn describe(event: &Event) -> Option<String> {
             event.get(procs::$procedure).transpose().ok().flatten()
         };
     }
-    let line = |event: &str, domain: &str, rest: &str| Some(format!("event '{event}' for domain '{domain}'{rest}\n"));
+    let line = |event: &str, domain: &str, rest: &str| {
+        Some(format!("event '{event}' for domain '{domain}'{rest}\n"))
+    };
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_LIFECYCLE) {
         let (event, detail) = lifecycle(m.msg.event, m.msg.detail);
         return line("lifecycle", &m.msg.dom.name, &format!(": {event} {detail}"));
@@ -222,29 +242,61 @@ fn describe(event: &Event) -> Option<String> {
         return line("reboot", &m.msg.dom.name, "");
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_RTC_CHANGE) {
-        return line("rtc-change", &m.msg.dom.name, &format!(": {}", m.msg.offset));
+        return line(
+            "rtc-change",
+            &m.msg.dom.name,
+            &format!(": {}", m.msg.offset),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_WATCHDOG) {
-        let actions = ["none", "pause", "reset", "poweroff", "shutdown", "debug", "inject-nmi"];
-        return line("watchdog", &m.msg.dom.name, &format!(": {}", name(&actions, m.msg.action)));
+        let actions = [
+            "none",
+            "pause",
+            "reset",
+            "poweroff",
+            "shutdown",
+            "debug",
+            "inject-nmi",
+        ];
+        return line(
+            "watchdog",
+            &m.msg.dom.name,
+            &format!(": {}", name(&actions, m.msg.action)),
+        );
     }
     let io_actions = ["none", "pause", "report"];
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_IO_ERROR) {
         let action = name(&io_actions, m.msg.action);
-        return line("io-error", &m.msg.dom.name, &format!(": {} ({}) {action}", m.msg.src_path, m.msg.dev_alias));
+        return line(
+            "io-error",
+            &m.msg.dom.name,
+            &format!(": {} ({}) {action}", m.msg.src_path, m.msg.dev_alias),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_IO_ERROR_REASON) {
         let (m, action) = (&m.msg, name(&io_actions, m.msg.action));
-        let rest = format!(": {} ({}) {action} due to {}", m.src_path, m.dev_alias, m.reason);
+        let rest = format!(
+            ": {} ({}) {action} due to {}",
+            m.src_path, m.dev_alias, m.reason
+        );
         return line("io-error-reason", &m.dom.name, &rest);
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_GRAPHICS) {
         let phase = name(&["connect", "initialize", "disconnect"], m.msg.phase);
         let address = |a: &DomainEventGraphicsAddress| {
-            format!("[{} {} {}]", name(&["IPv4", "IPv6", "unix"], a.family), a.node, a.service)
+            format!(
+                "[{} {} {}]",
+                name(&["IPv4", "IPv6", "unix"], a.family),
+                a.node,
+                a.service
+            )
         };
-        let mut rest =
-            format!(": {phase} local{} remote{} {}\n", address(&m.msg.local), address(&m.msg.remote), m.msg.auth_scheme);
+        let mut rest = format!(
+            ": {phase} local{} remote{} {}\n",
+            address(&m.msg.local),
+            address(&m.msg.remote),
+            m.msg.auth_scheme
+        );
         for identity in m.msg.subject.iter() {
             rest.push_str(&format!("\t{}={}\n", identity.kind, identity.name));
         }
@@ -254,19 +306,38 @@ fn describe(event: &Event) -> Option<String> {
         return line("control-error", &m.msg.dom.name, "");
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_BLOCK_JOB) {
-        return line("block-job", &m.msg.dom.name, &block_job(m.msg.kind, m.msg.status, &m.msg.path));
+        return line(
+            "block-job",
+            &m.msg.dom.name,
+            &block_job(m.msg.kind, m.msg.status, &m.msg.path),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_BLOCK_JOB_2) {
-        return line("block-job-2", &m.dom.name, &block_job(m.kind, m.status, &m.dst));
+        return line(
+            "block-job-2",
+            &m.dom.name,
+            &block_job(m.kind, m.status, &m.dst),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_DISK_CHANGE) {
         let (m, reason) = (&m.msg, name(&["changed", "dropped"], m.msg.reason));
-        let (old, new) = (m.old_src_path.as_deref().unwrap_or(""), m.new_src_path.as_deref().unwrap_or(""));
-        return line("disk-change", &m.dom.name, &format!(" disk {}: {old} -> {new}: {reason}", m.dev_alias));
+        let (old, new) = (
+            m.old_src_path.as_deref().unwrap_or(""),
+            m.new_src_path.as_deref().unwrap_or(""),
+        );
+        return line(
+            "disk-change",
+            &m.dom.name,
+            &format!(" disk {}: {old} -> {new}: {reason}", m.dev_alias),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_TRAY_CHANGE) {
         let reason = name(&["opened", "closed"], m.msg.reason);
-        return line("tray-change", &m.msg.dom.name, &format!(" disk {}: {reason}", m.msg.dev_alias));
+        return line(
+            "tray-change",
+            &m.msg.dom.name,
+            &format!(" disk {}: {reason}", m.msg.dev_alias),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_PMWAKEUP) {
         return line("pm-wakeup", &m.msg.dom.name, "");
@@ -278,10 +349,18 @@ fn describe(event: &Event) -> Option<String> {
         return line("pm-suspend-disk", &m.msg.dom.name, "");
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_BALLOON_CHANGE) {
-        return line("balloon-change", &m.msg.dom.name, &format!(": {}KiB", m.msg.actual));
+        return line(
+            "balloon-change",
+            &m.msg.dom.name,
+            &format!(": {}KiB", m.msg.actual),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_DEVICE_REMOVED) {
-        return line("device-removed", &m.msg.dom.name, &format!(": {}", m.msg.dev_alias));
+        return line(
+            "device-removed",
+            &m.msg.dom.name,
+            &format!(": {}", m.msg.dev_alias),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_TUNABLE) {
         return line("tunable", &m.dom.name, &format!(":{}", params(&m.params)));
@@ -289,24 +368,44 @@ fn describe(event: &Event) -> Option<String> {
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_AGENT_LIFECYCLE) {
         let state = name(&["unknown", "connected", "disconnected"], m.state);
         let reason = name(&["unknown", "domain started", "channel event"], m.reason);
-        return line("agent-lifecycle", &m.dom.name, &format!(": state: '{state}' reason: '{reason}'"));
+        return line(
+            "agent-lifecycle",
+            &m.dom.name,
+            &format!(": state: '{state}' reason: '{reason}'"),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_DEVICE_ADDED) {
         return line("device-added", &m.dom.name, &format!(": {}", m.dev_alias));
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_MIGRATION_ITERATION) {
-        return line("migration-iteration", &m.dom.name, &format!(": iteration: '{}'", m.iteration));
+        return line(
+            "migration-iteration",
+            &m.dom.name,
+            &format!(": iteration: '{}'", m.iteration),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_JOB_COMPLETED) {
-        return line("job-completed", &m.dom.name, &format!(":{}", params(&m.params)));
+        return line(
+            "job-completed",
+            &m.dom.name,
+            &format!(":{}", params(&m.params)),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_DEVICE_REMOVAL_FAILED) {
-        return line("device-removal-failed", &m.dom.name, &format!(": {}", m.dev_alias));
+        return line(
+            "device-removal-failed",
+            &m.dom.name,
+            &format!(": {}", m.dev_alias),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_CALLBACK_METADATA_CHANGE) {
         let kind = name(&["description", "title", "element"], m.kind);
         let uri = m.nsuri.as_deref().unwrap_or("");
-        return line("metadata-change", &m.dom.name, &format!(": type {kind}, uri {uri}"));
+        return line(
+            "metadata-change",
+            &m.dom.name,
+            &format!(": type {kind}, uri {uri}"),
+        );
     }
     if let Some(m) = message!(DOMAIN_EVENT_BLOCK_THRESHOLD) {
         let path = m.path.as_deref().unwrap_or("");
@@ -335,7 +434,10 @@ fn lifecycle(event: i32, detail: i32) -> (&'static str, &'static str) {
     const EVENTS: &[(&str, &[&str])] = &[
         ("Defined", &["Added", "Updated", "Renamed", "Snapshot"]),
         ("Undefined", &["Removed", "Renamed"]),
-        ("Started", &["Booted", "Migrated", "Restored", "Snapshot", "Event wakeup"]),
+        (
+            "Started",
+            &["Booted", "Migrated", "Restored", "Snapshot", "Event wakeup"],
+        ),
         (
             "Suspended",
             &[
@@ -350,22 +452,63 @@ fn lifecycle(event: i32, detail: i32) -> (&'static str, &'static str) {
                 "Post-copy Error",
             ],
         ),
-        ("Resumed", &["Unpaused", "Migrated", "Snapshot", "Post-copy", "Post-copy Error"]),
-        ("Stopped", &["Shutdown", "Destroyed", "Crashed", "Migrated", "Saved", "Failed", "Snapshot"]),
-        ("Shutdown", &["Finished", "Finished after guest request", "Finished after host request"]),
+        (
+            "Resumed",
+            &[
+                "Unpaused",
+                "Migrated",
+                "Snapshot",
+                "Post-copy",
+                "Post-copy Error",
+            ],
+        ),
+        (
+            "Stopped",
+            &[
+                "Shutdown",
+                "Destroyed",
+                "Crashed",
+                "Migrated",
+                "Saved",
+                "Failed",
+                "Snapshot",
+            ],
+        ),
+        (
+            "Shutdown",
+            &[
+                "Finished",
+                "Finished after guest request",
+                "Finished after host request",
+            ],
+        ),
         ("PMSuspended", &["Memory", "Disk"]),
         ("Crashed", &["Panicked", "Crashloaded"]),
     ];
-    match usize::try_from(event).ok().and_then(|event| EVENTS.get(event)) {
+    match usize::try_from(event)
+        .ok()
+        .and_then(|event| EVENTS.get(event))
+    {
         Some((event, details)) => (event, name(details, detail)),
         None => ("unknown", "unknown"),
     }
 }
 
 fn block_job(kind: i32, status: i32, disk: &str) -> String {
-    let kinds = ["Unknown job", "Block Pull", "Block Copy", "Block Commit", "Active Block Commit", "Backup"];
+    let kinds = [
+        "Unknown job",
+        "Block Pull",
+        "Block Copy",
+        "Block Commit",
+        "Active Block Commit",
+        "Backup",
+    ];
     let statuses = ["completed", "failed", "canceled", "ready"];
-    format!(": {} for {disk} {}", name(&kinds, kind), name(&statuses, status))
+    format!(
+        ": {} for {disk} {}",
+        name(&kinds, kind),
+        name(&statuses, status)
+    )
 }
 
 /// Named values, one a line.
@@ -396,16 +539,42 @@ mod tests {
     #[test]
     fn a_lifecycle_event_is_told_in_virshs_words() {
         let dom = Domain::new("x", [0; 16], Some(1));
-        let msg = DomainEventLifecycleMsg { dom, event: 5, detail: 1 };
-        let payload = to_bytes(&DomainEventCallbackLifecycleMsg { callback_id: 0, msg }).unwrap();
-        let event = Event { procedure: 318, payload };
-        assert_eq!(describe(&event).unwrap(), "event 'lifecycle' for domain 'x': Stopped Destroyed\n");
+        let msg = DomainEventLifecycleMsg {
+            dom,
+            event: 5,
+            detail: 1,
+        };
+        let payload = to_bytes(&DomainEventCallbackLifecycleMsg {
+            callback_id: 0,
+            msg,
+        })
+        .unwrap();
+        let event = Event {
+            procedure: 318,
+            payload,
+        };
+        assert_eq!(
+            describe(&event).unwrap(),
+            "event 'lifecycle' for domain 'x': Stopped Destroyed\n"
+        );
     }
 
     #[test]
     fn what_is_not_understood_is_left_out() {
-        assert_eq!(describe(&Event { procedure: 318, payload: vec![1, 2, 3] }), None);
-        assert_eq!(describe(&Event { procedure: 315, payload: Vec::new() }), None);
+        assert_eq!(
+            describe(&Event {
+                procedure: 318,
+                payload: vec![1, 2, 3]
+            }),
+            None
+        );
+        assert_eq!(
+            describe(&Event {
+                procedure: 315,
+                payload: Vec::new()
+            }),
+            None
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The host, and what its daemon can do.
 
 use rpc::args::{
-    ConnectGetDomainCapabilitiesArgs, ConnectGetMaxVcpusArgs, ConnectGetSysinfoArgs, NodeGetCellsFreeMemoryArgs,
-    NodeGetCpuMapArgs,
+    ConnectGetDomainCapabilitiesArgs, ConnectGetMaxVcpusArgs, ConnectGetSysinfoArgs,
+    NodeGetCellsFreeMemoryArgs, NodeGetCpuMapArgs,
 };
 use rpc::procs;
 
@@ -31,9 +31,15 @@ pub const DOMCAPABILITIES: Command = Command {
     description: "Shows what a domain of one kind can have on this host, in XML.",
     options: &[
         text("virttype", "the kind: what runs it (/domain/@type)"),
-        text("emulatorbin", "the kind: its program (/domain/devices/emulator)"),
+        text(
+            "emulatorbin",
+            "the kind: its program (/domain/devices/emulator)",
+        ),
         text("arch", "the kind: its processor (/domain/os/type/@arch)"),
-        text("machine", "the kind: its machine (/domain/os/type/@machine)"),
+        text(
+            "machine",
+            "the kind: its machine (/domain/os/type/@machine)",
+        ),
     ],
     handler: domcapabilities,
     connects: true,
@@ -44,7 +50,10 @@ pub const FREECELL: Command = Command {
     name: "freecell",
     summary: "NUMA free memory",
     description: "Shows how much memory is free on the host, or in its NUMA cells.",
-    options: &[number("cellno", "one cell"), flag("all", "every cell, and the sum")],
+    options: &[
+        number("cellno", "one cell"),
+        flag("all", "every cell, and the sum"),
+    ],
     handler: freecell,
     connects: true,
 };
@@ -54,7 +63,10 @@ pub const HOST_VALIDATE: Command = Command {
     name: "host-validate",
     summary: "check what this host can do for guests",
     description: "Checks this host for what guests run on, and tells which CPU they will get and why.",
-    options: &[text("hvtype", "qemu, as for virt-host-validate; there is nothing else")],
+    options: &[text(
+        "hvtype",
+        "qemu, as for virt-host-validate; there is nothing else",
+    )],
     handler: host_validate,
     connects: false,
 };
@@ -130,7 +142,9 @@ pub const VERSION: Command = Command {
 };
 
 fn capabilities(shell: &mut Shell, _: &Args) -> Result {
-    let ret = shell.call(procs::CONNECT_GET_CAPABILITIES, &()).context("failed to get capabilities")?;
+    let ret = shell
+        .call(procs::CONNECT_GET_CAPABILITIES, &())
+        .context("failed to get capabilities")?;
     shell.out.print(ret.capabilities + "\n");
     Ok(())
 }
@@ -158,21 +172,37 @@ fn freecell(shell: &mut Shell, args: &Args) -> Result {
     args.exclusive("all", "cellno")?;
     let cell: Option<i32> = args.number("cellno")?;
     if let Some(cell) = cell {
-        let asked = NodeGetCellsFreeMemoryArgs { start_cell: cell, maxcells: 1 };
+        let asked = NodeGetCellsFreeMemoryArgs {
+            start_cell: cell,
+            maxcells: 1,
+        };
         let cells = shell.call(procs::NODE_GET_CELLS_FREE_MEMORY, &asked)?.cells;
-        let free = cells.first().copied().ok_or_else(|| Failure::new("the daemon knows nothing about this cell"))?;
+        let free = cells
+            .first()
+            .copied()
+            .ok_or_else(|| Failure::new("the daemon knows nothing about this cell"))?;
         shell.out.print(format!("{cell}: {} KiB\n", free / 1024));
     } else if args.has("all") {
-        let nodes = shell.call(procs::NODE_GET_INFO, &()).context("failed to get NUMA free memory")?.nodes;
-        let asked = NodeGetCellsFreeMemoryArgs { start_cell: 0, maxcells: nodes.clamp(1, CELLS_MAX) };
+        let nodes = shell
+            .call(procs::NODE_GET_INFO, &())
+            .context("failed to get NUMA free memory")?
+            .nodes;
+        let asked = NodeGetCellsFreeMemoryArgs {
+            start_cell: 0,
+            maxcells: nodes.clamp(1, CELLS_MAX),
+        };
         let cells = shell.call(procs::NODE_GET_CELLS_FREE_MEMORY, &asked)?.cells;
         let mut total = 0u64;
         for (number, free) in cells.iter().enumerate() {
-            shell.out.print(format!("{number:5}: {:10} KiB\n", free / 1024));
+            shell
+                .out
+                .print(format!("{number:5}: {:10} KiB\n", free / 1024));
             total = total.saturating_add(free / 1024);
         }
         shell.out.print_extra("--------------------\n");
-        shell.out.print_extra(format!("{:5}: {total:10} KiB\n", "Total"));
+        shell
+            .out
+            .print_extra(format!("{:5}: {total:10} KiB\n", "Total"));
     } else {
         let free = shell.call(procs::NODE_GET_FREE_MEMORY, &())?.free_mem;
         shell.out.print(format!("Total: {} KiB\n", free / 1024));
@@ -188,11 +218,17 @@ fn host_validate(shell: &mut Shell, args: &Args) -> Result {
     let report = validate::check_host();
     let text = report.format(std::io::IsTerminal::is_terminal(&std::io::stdout()));
     shell.out.print(text);
-    if report.failed() { Err(Failure::silent()) } else { Ok(()) }
+    if report.failed() {
+        Err(Failure::silent())
+    } else {
+        Ok(())
+    }
 }
 
 fn hostname(shell: &mut Shell, _: &Args) -> Result {
-    let ret = shell.call(procs::CONNECT_GET_HOSTNAME, &()).context("failed to get hostname")?;
+    let ret = shell
+        .call(procs::CONNECT_GET_HOSTNAME, &())
+        .context("failed to get hostname")?;
     shell.out.print(ret.hostname + "\n");
     Ok(())
 }
@@ -200,7 +236,10 @@ fn hostname(shell: &mut Shell, _: &Args) -> Result {
 fn maxvcpus(shell: &mut Shell, args: &Args) -> Result {
     let kind = args.text("type")?.map(str::to_owned);
     // What a domain can have is the better answer where the daemon knows it.
-    let asked = ConnectGetDomainCapabilitiesArgs { virttype: kind.clone(), ..Default::default() };
+    let asked = ConnectGetDomainCapabilitiesArgs {
+        virttype: kind.clone(),
+        ..Default::default()
+    };
     let from_domain = match shell.call(procs::CONNECT_GET_DOMAIN_CAPABILITIES, &asked) {
         Ok(ret) => max_vcpus(&ret.capabilities),
         Err(failure) if failure.disconnected => return Err(failure),
@@ -210,7 +249,10 @@ fn maxvcpus(shell: &mut Shell, args: &Args) -> Result {
         shell.out.print(format!("{max}\n"));
         return Ok(());
     }
-    let ret = shell.call(procs::CONNECT_GET_MAX_VCPUS, &ConnectGetMaxVcpusArgs { kind })?;
+    let ret = shell.call(
+        procs::CONNECT_GET_MAX_VCPUS,
+        &ConnectGetMaxVcpusArgs { kind },
+    )?;
     shell.out.print(format!("{}\n", ret.max_vcpus));
     Ok(())
 }
@@ -218,19 +260,39 @@ fn maxvcpus(shell: &mut Shell, args: &Args) -> Result {
 /// The attribute `max` of the element `vcpu` in domain capabilities.
 fn max_vcpus(xml: &str) -> Option<u32> {
     let tree = xml_schemas::dom::parse(xml, "(domainCapabilities)").ok()?;
-    tree.child("vcpu")?.attr("max")?.parse().ok().filter(|max| *max > 0)
+    tree.child("vcpu")?
+        .attr("max")?
+        .parse()
+        .ok()
+        .filter(|max| *max > 0)
 }
 
 fn nodecpumap(shell: &mut Shell, args: &Args) -> Result {
-    let asked = NodeGetCpuMapArgs { need_map: 1, need_online: 1, flags: 0 };
-    let ret = shell.call(procs::NODE_GET_CPU_MAP, &asked).context("Unable to get cpu map")?;
-    let present = usize::try_from(ret.ret).unwrap_or(0).min(ret.cpumap.len() * 8);
-    let online: Vec<bool> =
-        (0..present).map(|cpu| ret.cpumap.get(cpu / 8).is_some_and(|byte| byte >> (cpu % 8) & 1 != 0)).collect();
+    let asked = NodeGetCpuMapArgs {
+        need_map: 1,
+        need_online: 1,
+        flags: 0,
+    };
+    let ret = shell
+        .call(procs::NODE_GET_CPU_MAP, &asked)
+        .context("Unable to get cpu map")?;
+    let present = usize::try_from(ret.ret)
+        .unwrap_or(0)
+        .min(ret.cpumap.len() * 8);
+    let online: Vec<bool> = (0..present)
+        .map(|cpu| {
+            ret.cpumap
+                .get(cpu / 8)
+                .is_some_and(|byte| byte >> (cpu % 8) & 1 != 0)
+        })
+        .collect();
     let map = if args.has("pretty") {
         ranges(&online)
     } else {
-        online.iter().map(|online| if *online { 'y' } else { '-' }).collect()
+        online
+            .iter()
+            .map(|online| if *online { 'y' } else { '-' })
+            .collect()
     };
     shell.out.print(format!(
         "{:<15} {present}\n{:<15} {}\n{:<15} {map}\n",
@@ -248,7 +310,11 @@ fn ranges(set: &[bool]) -> String {
             (true, None) => start = Some(index),
             (false, Some(first)) => {
                 let last = index - 1;
-                parts.push(if first == last { first.to_string() } else { format!("{first}-{last}") });
+                parts.push(if first == last {
+                    first.to_string()
+                } else {
+                    format!("{first}-{last}")
+                });
                 start = None;
             }
             _ => {}
@@ -258,7 +324,9 @@ fn ranges(set: &[bool]) -> String {
 }
 
 fn nodeinfo(shell: &mut Shell, _: &Args) -> Result {
-    let info = shell.call(procs::NODE_GET_INFO, &()).context("failed to get node information")?;
+    let info = shell
+        .call(procs::NODE_GET_INFO, &())
+        .context("failed to get node information")?;
     let mut line = |name: &str, value: String| shell.out.print(format!("{name:<20} {value}\n"));
     line("CPU model:", info.model.text());
     line("CPU(s):", info.cpus.to_string());
@@ -274,8 +342,13 @@ fn nodeinfo(shell: &mut Shell, _: &Args) -> Result {
 }
 
 fn sysinfo(shell: &mut Shell, _: &Args) -> Result {
-    let ret = shell.call(procs::CONNECT_GET_SYSINFO, &ConnectGetSysinfoArgs { flags: 0 });
-    shell.out.print(ret.context("failed to get sysinfo")?.sysinfo);
+    let ret = shell.call(
+        procs::CONNECT_GET_SYSINFO,
+        &ConnectGetSysinfoArgs { flags: 0 },
+    );
+    shell
+        .out
+        .print(ret.context("failed to get sysinfo")?.sysinfo);
     Ok(())
 }
 
@@ -287,27 +360,47 @@ fn uri(shell: &mut Shell, _: &Args) -> Result {
 
 /// A version as libvirt carries it in one number: 1,000,000 a major, 1,000 a minor release.
 fn dotted(version: u64) -> String {
-    format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000)
+    format!(
+        "{}.{}.{}",
+        version / 1_000_000,
+        version / 1000 % 1000,
+        version % 1000
+    )
 }
 
 fn version(shell: &mut Shell, args: &Args) -> Result {
-    let kind = shell.call(procs::CONNECT_GET_TYPE, &()).context("failed to get hypervisor type")?.kind;
+    let kind = shell
+        .call(procs::CONNECT_GET_TYPE, &())
+        .context("failed to get hypervisor type")?
+        .kind;
     let own = env!("CARGO_PKG_VERSION");
-    shell.out.print(format!("Compiled against library: vireo {own}\n"));
+    shell
+        .out
+        .print(format!("Compiled against library: vireo {own}\n"));
     shell.out.print(format!("Using library: vireo {own}\n"));
     shell.out.print(format!("Using API: {kind} {API}\n"));
-    let hypervisor = shell.call(procs::CONNECT_GET_VERSION, &()).map(|ret| ret.hv_ver);
+    let hypervisor = shell
+        .call(procs::CONNECT_GET_VERSION, &())
+        .map(|ret| ret.hv_ver);
     match hypervisor {
-        Ok(0) => shell.out.print(format!("Cannot extract running {kind} hypervisor version\n")),
-        Ok(version) => shell.out.print(format!("Running hypervisor: {kind} {}\n", dotted(version))),
+        Ok(0) => shell.out.print(format!(
+            "Cannot extract running {kind} hypervisor version\n"
+        )),
+        Ok(version) => shell
+            .out
+            .print(format!("Running hypervisor: {kind} {}\n", dotted(version))),
         Err(failure) if failure.is_unsupported() => {
-            shell.out.print(format!("Cannot extract running {kind} hypervisor version\n"));
+            shell.out.print(format!(
+                "Cannot extract running {kind} hypervisor version\n"
+            ));
         }
         Err(failure) => return Err(failure.context("failed to get the hypervisor version")),
     }
     if args.has("daemon") {
         match shell.call(procs::CONNECT_GET_LIB_VERSION, &()) {
-            Ok(ret) => shell.out.print(format!("Running against daemon: {}\n", dotted(ret.lib_ver))),
+            Ok(ret) => shell
+                .out
+                .print(format!("Running against daemon: {}\n", dotted(ret.lib_ver))),
             Err(failure) => return Err(failure.context("failed to get the daemon version")),
         }
     }

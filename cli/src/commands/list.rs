@@ -34,12 +34,18 @@ pub const LIST: Command = Command {
         flag("autostart", "domains that start with the host"),
         flag("no-autostart", "domains that don't start with the host"),
         flag("with-managed-save", "domains with a managed save image"),
-        flag("without-managed-save", "domains without a managed save image"),
+        flag(
+            "without-managed-save",
+            "domains without a managed save image",
+        ),
         flag("uuid", "print UUIDs only"),
         flag("name", "print names only"),
         flag("id", "print ids only"),
         flag("table", "print a table (what happens anyway)"),
-        flag("managed-save", "tell which domains that are off have a managed save image"),
+        flag(
+            "managed-save",
+            "tell which domains that are off have a managed save image",
+        ),
         flag("title", "show the titles"),
     ],
     handler: list,
@@ -75,7 +81,10 @@ fn filters(args: &Args) -> u32 {
     } else {
         ACTIVE
     };
-    FILTERS.iter().filter(|(name, _)| args.has(name)).fold(chosen, |flags, (_, flag)| flags | flag)
+    FILTERS
+        .iter()
+        .filter(|(name, _)| args.has(name))
+        .fold(chosen, |flags, (_, flag)| flags | flag)
 }
 
 /// Running domains by id, then the others by name.
@@ -84,9 +93,11 @@ fn order(a: &Domain, b: &Domain) -> Ordering {
         (Some(a), Some(b)) => a.cmp(&b),
         (Some(_), None) => Ordering::Less,
         (None, Some(_)) => Ordering::Greater,
-        (None, None) => {
-            a.name.to_lowercase().cmp(&b.name.to_lowercase()).then_with(|| a.name.cmp(&b.name))
-        }
+        (None, None) => a
+            .name
+            .to_lowercase()
+            .cmp(&b.name.to_lowercase())
+            .then_with(|| a.name.cmp(&b.name)),
     }
 }
 
@@ -123,12 +134,24 @@ fn list(shell: &mut Shell, args: &Args) -> Result {
 
 fn table(shell: &mut Shell, args: &Args, domains: &[Domain]) -> Result {
     let titles = args.has("title");
-    let header: &[&str] = if titles { &["Id", "Name", "State", "Title"] } else { &["Id", "Name", "State"] };
+    let header: &[&str] = if titles {
+        &["Id", "Name", "State", "Title"]
+    } else {
+        &["Id", "Name", "State"]
+    };
     let mut table = Table::new(header);
     for domain in domains {
-        let id = domain.active_id().map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let id = domain
+            .active_id()
+            .map_or_else(|| "-".to_owned(), |id| id.to_string());
         let state = shell
-            .call(procs::DOMAIN_GET_STATE, &DomainGetStateArgs { dom: domain.clone(), flags: 0 })
+            .call(
+                procs::DOMAIN_GET_STATE,
+                &DomainGetStateArgs {
+                    dom: domain.clone(),
+                    flags: 0,
+                },
+            )
             .map(|ret| State(ret.state));
         let state = match state {
             Ok(state) => state,
@@ -136,7 +159,10 @@ fn table(shell: &mut Shell, args: &Args, domains: &[Domain]) -> Result {
             // A domain that went away since it was listed.
             Err(_) => State(0),
         };
-        let shown = if args.has("managed-save") && state == State::SHUT_OFF && has_managed_save(shell, domain)? {
+        let shown = if args.has("managed-save")
+            && state == State::SHUT_OFF
+            && has_managed_save(shell, domain)?
+        {
             "saved"
         } else {
             state.name()
@@ -154,7 +180,10 @@ fn table(shell: &mut Shell, args: &Args, domains: &[Domain]) -> Result {
 }
 
 fn has_managed_save(shell: &mut Shell, domain: &Domain) -> Result<bool> {
-    let args = DomainHasManagedSaveImageArgs { dom: domain.clone(), flags: 0 };
+    let args = DomainHasManagedSaveImageArgs {
+        dom: domain.clone(),
+        flags: 0,
+    };
     match shell.call(procs::DOMAIN_HAS_MANAGED_SAVE_IMAGE, &args) {
         Ok(ret) => Ok(ret.result > 0),
         Err(failure) if failure.is_unsupported() => Ok(false),
@@ -164,7 +193,12 @@ fn has_managed_save(shell: &mut Shell, domain: &Domain) -> Result<bool> {
 
 /// The domain's title, or nothing if it has none.
 fn title(shell: &mut Shell, domain: &Domain) -> Result<String> {
-    let args = DomainGetMetadataArgs { dom: domain.clone(), kind: metadata::TITLE, uri: None, flags: 0 };
+    let args = DomainGetMetadataArgs {
+        dom: domain.clone(),
+        kind: metadata::TITLE,
+        uri: None,
+        flags: 0,
+    };
     match shell.call(procs::DOMAIN_GET_METADATA, &args) {
         Ok(ret) => Ok(ret.metadata),
         Err(failure) if failure.disconnected => Err(failure),

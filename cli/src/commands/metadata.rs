@@ -55,8 +55,19 @@ const DESCRIPTION: i32 = 0;
 pub const TITLE: i32 = 1;
 const ELEMENT: i32 = 2;
 
-fn get(shell: &mut Shell, dom: &Domain, kind: i32, uri: Option<&str>, flags: u32) -> Result<String> {
-    let args = DomainGetMetadataArgs { dom: dom.clone(), kind, uri: uri.map(str::to_owned), flags };
+fn get(
+    shell: &mut Shell,
+    dom: &Domain,
+    kind: i32,
+    uri: Option<&str>,
+    flags: u32,
+) -> Result<String> {
+    let args = DomainGetMetadataArgs {
+        dom: dom.clone(),
+        kind,
+        uri: uri.map(str::to_owned),
+        flags,
+    };
     Ok(shell.call(procs::DOMAIN_GET_METADATA, &args)?.metadata)
 }
 
@@ -64,7 +75,11 @@ fn desc(shell: &mut Shell, args: &Args) -> Result {
     let flags = affected(args)?;
     let dom = find_domain(shell, args, ANY)?;
     let title = args.has("title");
-    let (kind, what) = if title { (TITLE, "title") } else { (DESCRIPTION, "description") };
+    let (kind, what) = if title {
+        (TITLE, "title")
+    } else {
+        (DESCRIPTION, "description")
+    };
     let given = args.rest("new-desc").join(" ");
     if !args.has("new-desc") && !args.has("edit") {
         let text = match get(shell, &dom, kind, None, flags) {
@@ -72,7 +87,11 @@ fn desc(shell: &mut Shell, args: &Args) -> Result {
             Err(failure) if failure.code == Some(ErrorCode::NO_DOMAIN_METADATA) => String::new(),
             Err(failure) => return Err(failure),
         };
-        shell.out.print(if text.is_empty() { format!("No {what} for domain: {}", dom.name) } else { text });
+        shell.out.print(if text.is_empty() {
+            format!("No {what} for domain: {}", dom.name)
+        } else {
+            text
+        });
         return Ok(());
     }
     let text = if args.has("edit") {
@@ -97,12 +116,21 @@ fn desc(shell: &mut Shell, args: &Args) -> Result {
     } else {
         given
     };
-    let set = DomainSetMetadataArgs { dom, kind, metadata: Some(text), key: None, uri: None, flags };
+    let set = DomainSetMetadataArgs {
+        dom,
+        kind,
+        metadata: Some(text),
+        key: None,
+        uri: None,
+        flags,
+    };
     shell
         .call(procs::DOMAIN_SET_METADATA, &set)
         .with_context(|| format!("Failed to set new domain {what}"))?;
     let what = if title { "title" } else { "description" };
-    shell.out.print_extra(format!("Domain {what} updated successfully"));
+    shell
+        .out
+        .print_extra(format!("Domain {what} updated successfully"));
     Ok(())
 }
 
@@ -116,11 +144,20 @@ fn metadata(shell: &mut Shell, args: &Args) -> Result {
     let key = args.text("key")?.map(str::to_owned);
     if key.is_none() && (args.has("set") || args.has("edit")) {
         // The daemon makes up no prefix.
-        return Err(Failure::new("namespace key is required when modifying metadata"));
+        return Err(Failure::new(
+            "namespace key is required when modifying metadata",
+        ));
     }
     let change = |shell: &mut Shell, metadata: Option<String>| {
         let uri = Some(uri.to_owned());
-        let set = DomainSetMetadataArgs { dom: dom.clone(), kind: ELEMENT, metadata, key: key.clone(), uri, flags };
+        let set = DomainSetMetadataArgs {
+            dom: dom.clone(),
+            kind: ELEMENT,
+            metadata,
+            key: key.clone(),
+            uri,
+            flags,
+        };
         shell.call(procs::DOMAIN_SET_METADATA, &set)
     };
     if args.has("remove") {

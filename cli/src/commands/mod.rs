@@ -27,13 +27,26 @@ use crate::shell::Shell;
 
 /// All commands.
 pub const GROUPS: &[Group] = &[
-    Group { title: "Domain Management", keyword: "domain", commands: DOMAIN_COMMANDS },
+    Group {
+        title: "Domain Management",
+        keyword: "domain",
+        commands: DOMAIN_COMMANDS,
+    },
     Group {
         title: "Domain Monitoring",
         keyword: "monitor",
-        commands: &[monitor::DOMCONTROL, monitor::DOMINFO, monitor::DOMSTATE, list::LIST],
+        commands: &[
+            monitor::DOMCONTROL,
+            monitor::DOMINFO,
+            monitor::DOMSTATE,
+            list::LIST,
+        ],
     },
-    Group { title: "Domain Events", keyword: "events", commands: &[events::EVENT] },
+    Group {
+        title: "Domain Events",
+        keyword: "events",
+        commands: &[events::EVENT],
+    },
     Group {
         title: "Host and Hypervisor",
         keyword: "host",
@@ -54,7 +67,15 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Vireo itself",
         keyword: "vireo",
-        commands: &[virsh::CD, virsh::ECHO, virsh::EXIT, virsh::HELP, virsh::PWD, virsh::QUIT, virsh::CONNECT],
+        commands: &[
+            virsh::CD,
+            virsh::ECHO,
+            virsh::EXIT,
+            virsh::HELP,
+            virsh::PWD,
+            virsh::QUIT,
+            virsh::CONNECT,
+        ],
     },
 ];
 
@@ -95,7 +116,11 @@ pub struct By {
 }
 
 /// By id, UUID or name.
-pub const ANY: By = By { id: true, uuid: true, name: true };
+pub const ANY: By = By {
+    id: true,
+    uuid: true,
+    name: true,
+};
 /// By UUID or name, where an id makes no sense.
 pub const NAME_OR_UUID: By = By { id: false, ..ANY };
 /// By id or name.
@@ -137,13 +162,18 @@ pub fn lookup_domain(shell: &mut Shell, word: &str, by: By) -> Result<Domain> {
         && word.len() == 36
         && let Some(uuid) = parse_uuid(word)
     {
-        let looked_up = shell.call(procs::DOMAIN_LOOKUP_BY_UUID, &DomainLookupByUuidArgs { uuid });
+        let looked_up = shell.call(
+            procs::DOMAIN_LOOKUP_BY_UUID,
+            &DomainLookupByUuidArgs { uuid },
+        );
         if let Some(result) = found(looked_up.map(|ret| ret.dom)) {
             return result;
         }
     }
     if by.name {
-        let args = DomainLookupByNameArgs { name: word.to_owned() };
+        let args = DomainLookupByNameArgs {
+            name: word.to_owned(),
+        };
         let looked_up = shell.call(procs::DOMAIN_LOOKUP_BY_NAME, &args);
         if let Some(result) = found(looked_up.map(|ret| ret.dom)) {
             return result;
@@ -158,16 +188,27 @@ pub fn lookup_domain(shell: &mut Shell, word: &str, by: By) -> Result<Domain> {
 ///
 /// The daemon cannot be asked.
 pub fn list_domains(shell: &mut Shell, flags: u32) -> Result<Vec<Domain>> {
-    let args = ConnectListAllDomainsArgs { need_results: 1, flags };
-    Ok(shell.call(procs::CONNECT_LIST_ALL_DOMAINS, &args)?.domains.0)
+    let args = ConnectListAllDomainsArgs {
+        need_results: 1,
+        flags,
+    };
+    Ok(shell
+        .call(procs::CONNECT_LIST_ALL_DOMAINS, &args)?
+        .domains
+        .0)
 }
 
 /// A UUID as people write it; dashes and blanks are optional.
 pub fn parse_uuid(text: &str) -> Option<Uuid> {
-    let digits: Vec<u32> =
-        text.chars().filter(|c| !matches!(c, '-' | ' ')).map(|c| c.to_digit(16)).collect::<Option<_>>()?;
-    let bytes: Vec<u8> =
-        digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair.get(1)?).ok()).collect::<Option<_>>()?;
+    let digits: Vec<u32> = text
+        .chars()
+        .filter(|c| !matches!(c, '-' | ' '))
+        .map(|c| c.to_digit(16))
+        .collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits
+        .chunks(2)
+        .map(|pair| u8::try_from(pair[0] * 16 + pair.get(1)?).ok())
+        .collect::<Option<_>>()?;
     bytes.try_into().ok()
 }
 
@@ -193,17 +234,32 @@ const DEFINITION_MAX: u64 = 4 * 1024 * 1024;
 /// It cannot be opened, is no text, or is larger than the protocol could carry.
 pub fn read_definition(path: &str) -> Result<String> {
     use std::io::Read;
-    let file = fs::File::open(Path::new(path))
-        .map_err(|error| Failure::new(format!("Failed to open file '{path}': {}", os_message(&error))))?;
+    let file = fs::File::open(Path::new(path)).map_err(|error| {
+        Failure::new(format!(
+            "Failed to open file '{path}': {}",
+            os_message(&error)
+        ))
+    })?;
     let unreadable = |error: std::io::Error| {
-        Failure::new(format!("Failed to read file '{path}': {}", os_message(&error)))
+        Failure::new(format!(
+            "Failed to read file '{path}': {}",
+            os_message(&error)
+        ))
     };
     let mut bytes = Vec::new();
-    file.take(DEFINITION_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(DEFINITION_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     if bytes.len() as u64 > DEFINITION_MAX {
-        return Err(Failure::new(format!("Failed to read file '{path}': Value too large for defined data type")));
+        return Err(Failure::new(format!(
+            "Failed to read file '{path}': Value too large for defined data type"
+        )));
     }
-    String::from_utf8(bytes).map_err(|_| Failure::new(format!("Failed to read file '{path}': it is not UTF-8 text")))
+    String::from_utf8(bytes).map_err(|_| {
+        Failure::new(format!(
+            "Failed to read file '{path}': it is not UTF-8 text"
+        ))
+    })
 }
 
 /// The system's message of an error, without the number that Rust adds.
@@ -221,7 +277,10 @@ pub fn os_message(error: &std::io::Error) -> String {
 ///
 /// The daemon's.
 pub fn domain_xml(shell: &mut Shell, dom: &Domain, flags: u32) -> Result<String> {
-    let args = rpc::args::DomainGetXmlDescArgs { dom: dom.clone(), flags };
+    let args = rpc::args::DomainGetXmlDescArgs {
+        dom: dom.clone(),
+        flags,
+    };
     Ok(shell.call(procs::DOMAIN_GET_XML_DESC, &args)?.xml)
 }
 
@@ -261,7 +320,10 @@ mod tests {
     #[test]
     fn files_that_cannot_be_read_are_named() {
         let error = read_definition("/nonexistent/x.xml").unwrap_err();
-        assert_eq!(error.lines, ["Failed to open file '/nonexistent/x.xml': No such file or directory"]);
+        assert_eq!(
+            error.lines,
+            ["Failed to open file '/nonexistent/x.xml': No such file or directory"]
+        );
         let error = read_definition("/").unwrap_err();
         assert_eq!(error.lines, ["Failed to read file '/': Is a directory"]);
     }

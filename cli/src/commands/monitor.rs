@@ -2,8 +2,8 @@
 
 use rpc::args::{
     DomainGetAutostartArgs, DomainGetControlInfoArgs, DomainGetInfoArgs, DomainGetMessagesArgs,
-    DomainGetOsTypeArgs, DomainGetSecurityLabelArgs, DomainGetStateArgs, DomainHasManagedSaveImageArgs,
-    DomainIsPersistentArgs,
+    DomainGetOsTypeArgs, DomainGetSecurityLabelArgs, DomainGetStateArgs,
+    DomainHasManagedSaveImageArgs, DomainIsPersistentArgs,
 };
 use rpc::procs;
 use rpc::types::Domain;
@@ -53,9 +53,20 @@ impl State {
 
     /// The state for people.
     pub fn name(self) -> &'static str {
-        const NAMES: [&str; 8] =
-            ["no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended"];
-        usize::try_from(self.0).ok().and_then(|state| NAMES.get(state)).unwrap_or(&NAMES[0])
+        const NAMES: [&str; 8] = [
+            "no state",
+            "running",
+            "idle",
+            "paused",
+            "in shutdown",
+            "shut off",
+            "crashed",
+            "pmsuspended",
+        ];
+        usize::try_from(self.0)
+            .ok()
+            .and_then(|state| NAMES.get(state))
+            .unwrap_or(&NAMES[0])
     }
 
     /// The reason for the state, for people.
@@ -107,7 +118,10 @@ impl State {
             6 => &["unknown", "panicked"],
             _ => &["unknown"],
         };
-        usize::try_from(reason).ok().and_then(|reason| reasons.get(reason)).unwrap_or(&"unknown")
+        usize::try_from(reason)
+            .ok()
+            .and_then(|reason| reasons.get(reason))
+            .unwrap_or(&"unknown")
     }
 }
 
@@ -117,7 +131,13 @@ impl State {
 ///
 /// The daemon's.
 pub fn state(shell: &mut Shell, dom: &Domain) -> Result<(State, i32)> {
-    let ret = shell.call(procs::DOMAIN_GET_STATE, &DomainGetStateArgs { dom: dom.clone(), flags: 0 })?;
+    let ret = shell.call(
+        procs::DOMAIN_GET_STATE,
+        &DomainGetStateArgs {
+            dom: dom.clone(),
+            flags: 0,
+        },
+    )?;
     Ok((State(ret.state), ret.reason))
 }
 
@@ -135,22 +155,42 @@ fn dominfo(shell: &mut Shell, args: &Args) -> Result {
     let line = |shell: &mut Shell, name: &str, value: &str| {
         shell.out.print(format!("{name:<15} {value}\n"));
     };
-    let id = dom.active_id().map_or_else(|| "-".to_owned(), |id| id.to_string());
+    let id = dom
+        .active_id()
+        .map_or_else(|| "-".to_owned(), |id| id.to_string());
     line(shell, "Id:", &id);
     line(shell, "Name:", &dom.name);
     line(shell, "UUID:", &format_uuid(&dom.uuid));
-    let os = shell.call(procs::DOMAIN_GET_OS_TYPE, &DomainGetOsTypeArgs { dom: dom.clone() });
+    let os = shell.call(
+        procs::DOMAIN_GET_OS_TYPE,
+        &DomainGetOsTypeArgs { dom: dom.clone() },
+    );
     if let Some(os) = optional(os)? {
         line(shell, "OS Type:", &os.kind);
     }
-    let info = shell.call(procs::DOMAIN_GET_INFO, &DomainGetInfoArgs { dom: dom.clone() })?;
-    line(shell, "State:", State(i32::try_from(info.state).unwrap_or(0)).name());
+    let info = shell.call(
+        procs::DOMAIN_GET_INFO,
+        &DomainGetInfoArgs { dom: dom.clone() },
+    )?;
+    line(
+        shell,
+        "State:",
+        State(i32::try_from(info.state).unwrap_or(0)).name(),
+    );
     line(shell, "CPU(s):", &info.nr_virt_cpu.to_string());
     if info.cpu_time != 0 {
         // Nanoseconds.
-        line(shell, "CPU time:", &format!("{:.1}s", info.cpu_time as f64 / 1e9));
+        line(
+            shell,
+            "CPU time:",
+            &format!("{:.1}s", info.cpu_time as f64 / 1e9),
+        );
     }
-    let max = if info.max_mem == u64::MAX { "no limit".into() } else { format!("{} KiB", info.max_mem) };
+    let max = if info.max_mem == u64::MAX {
+        "no limit".into()
+    } else {
+        format!("{} KiB", info.max_mem)
+    };
     line(shell, "Max memory:", &max);
     line(shell, "Used memory:", &format!("{} KiB", info.memory));
 
@@ -159,15 +199,40 @@ fn dominfo(shell: &mut Shell, args: &Args) -> Result {
         Some(1..) => "yes",
         _ => "unknown",
     };
-    let persistent = shell.call(procs::DOMAIN_IS_PERSISTENT, &DomainIsPersistentArgs { dom: dom.clone() });
-    line(shell, "Persistent:", yes_no(optional(persistent)?.map(|ret| ret.persistent)));
-    let autostart = shell.call(procs::DOMAIN_GET_AUTOSTART, &DomainGetAutostartArgs { dom: dom.clone() });
+    let persistent = shell.call(
+        procs::DOMAIN_IS_PERSISTENT,
+        &DomainIsPersistentArgs { dom: dom.clone() },
+    );
+    line(
+        shell,
+        "Persistent:",
+        yes_no(optional(persistent)?.map(|ret| ret.persistent)),
+    );
+    let autostart = shell.call(
+        procs::DOMAIN_GET_AUTOSTART,
+        &DomainGetAutostartArgs { dom: dom.clone() },
+    );
     if let Some(ret) = optional(autostart)? {
-        line(shell, "Autostart:", if ret.autostart != 0 { "enable" } else { "disable" });
+        line(
+            shell,
+            "Autostart:",
+            if ret.autostart != 0 {
+                "enable"
+            } else {
+                "disable"
+            },
+        );
     }
-    let saved = DomainHasManagedSaveImageArgs { dom: dom.clone(), flags: 0 };
+    let saved = DomainHasManagedSaveImageArgs {
+        dom: dom.clone(),
+        flags: 0,
+    };
     let saved = shell.call(procs::DOMAIN_HAS_MANAGED_SAVE_IMAGE, &saved);
-    line(shell, "Managed save:", yes_no(optional(saved)?.map(|ret| ret.result)));
+    line(
+        shell,
+        "Managed save:",
+        yes_no(optional(saved)?.map(|ret| ret.result)),
+    );
     security(shell, &dom)?;
 
     let messages = DomainGetMessagesArgs { dom, flags: 0 };
@@ -191,8 +256,14 @@ fn security(shell: &mut Shell, dom: &Domain) -> Result {
     if model.model.text().is_empty() {
         return Ok(());
     }
-    shell.out.print(format!("{:<15} {}\n", "Security model:", model.model.text()));
-    shell.out.print(format!("{:<15} {}\n", "Security DOI:", model.doi.text()));
+    shell.out.print(format!(
+        "{:<15} {}\n",
+        "Security model:",
+        model.model.text()
+    ));
+    shell
+        .out
+        .print(format!("{:<15} {}\n", "Security DOI:", model.doi.text()));
     let args = DomainGetSecurityLabelArgs { dom: dom.clone() };
     let label = match shell.call(procs::DOMAIN_GET_SECURITY_LABEL, &args) {
         Ok(label) => label,
@@ -200,8 +271,16 @@ fn security(shell: &mut Shell, dom: &Domain) -> Result {
         Err(failure) => return Err(failure),
     };
     if !label.label.text().is_empty() {
-        let enforcing = if label.enforcing != 0 { "enforcing" } else { "permissive" };
-        shell.out.print(format!("{:<15} {} ({enforcing})\n", "Security label:", label.label.text()));
+        let enforcing = if label.enforcing != 0 {
+            "enforcing"
+        } else {
+            "permissive"
+        };
+        shell.out.print(format!(
+            "{:<15} {} ({enforcing})\n",
+            "Security label:",
+            label.label.text()
+        ));
     }
     Ok(())
 }
@@ -210,7 +289,9 @@ fn domstate(shell: &mut Shell, args: &Args) -> Result {
     let dom = find_domain(shell, args, ANY)?;
     let (state, reason) = state(shell, &dom)?;
     if args.has("reason") {
-        shell.out.print(format!("{} ({})\n", state.name(), state.reason(reason)));
+        shell
+            .out
+            .print(format!("{} ({})\n", state.name(), state.reason(reason)));
     } else {
         shell.out.print(format!("{}\n", state.name()));
     }
@@ -219,14 +300,21 @@ fn domstate(shell: &mut Shell, args: &Args) -> Result {
 
 fn domcontrol(shell: &mut Shell, args: &Args) -> Result {
     let dom = find_domain(shell, args, ANY)?;
-    let info = shell.call(procs::DOMAIN_GET_CONTROL_INFO, &DomainGetControlInfoArgs { dom, flags: 0 })?;
+    let info = shell.call(
+        procs::DOMAIN_GET_CONTROL_INFO,
+        &DomainGetControlInfoArgs { dom, flags: 0 },
+    )?;
     let (ok, error) = (0, 3);
     let state = match info.state {
         0 => "ok",
         1 => "background job",
         2 => "occupied",
         3 => "error",
-        other => return Err(Failure::new(format!("unknown state {other} of the control interface"))),
+        other => {
+            return Err(Failure::new(format!(
+                "unknown state {other} of the control interface"
+            )));
+        }
     };
     let text = if info.state == error {
         let details = match info.details {

@@ -71,7 +71,10 @@ fn kibibytes(args: &Args) -> Result<u64> {
             "Scaled numeric value '{text}' for <size> option is malformed or out of range"
         ));
         match why {
-            Some(why) => Failure { lines: [failure.lines, vec![why]].concat(), ..failure },
+            Some(why) => Failure {
+                lines: [failure.lines, vec![why]].concat(),
+                ..failure
+            },
             None => failure,
         }
     })?;
@@ -86,9 +89,16 @@ fn setmaxmem(shell: &mut Shell, args: &Args) -> Result {
     let dom = find_domain(shell, args, ANY)?;
     let memory = kibibytes(args)?;
     let set = if flags == 0 && !args.has("current") {
-        shell.call(procs::DOMAIN_SET_MAX_MEMORY, &DomainSetMaxMemoryArgs { dom, memory })
+        shell.call(
+            procs::DOMAIN_SET_MAX_MEMORY,
+            &DomainSetMaxMemoryArgs { dom, memory },
+        )
     } else {
-        let args = DomainSetMemoryFlagsArgs { dom, memory, flags: flags | MEM_MAXIMUM };
+        let args = DomainSetMemoryFlagsArgs {
+            dom,
+            memory,
+            flags: flags | MEM_MAXIMUM,
+        };
         shell.call(procs::DOMAIN_SET_MEMORY_FLAGS, &args)
     };
     set.context("Unable to change MaxMemorySize")
@@ -99,9 +109,15 @@ fn setmem(shell: &mut Shell, args: &Args) -> Result {
     let dom = find_domain(shell, args, ANY)?;
     let memory = kibibytes(args)?;
     if flags == 0 && !args.has("current") {
-        shell.call(procs::DOMAIN_SET_MEMORY, &DomainSetMemoryArgs { dom, memory })
+        shell.call(
+            procs::DOMAIN_SET_MEMORY,
+            &DomainSetMemoryArgs { dom, memory },
+        )
     } else {
-        shell.call(procs::DOMAIN_SET_MEMORY_FLAGS, &DomainSetMemoryFlagsArgs { dom, memory, flags })
+        shell.call(
+            procs::DOMAIN_SET_MEMORY_FLAGS,
+            &DomainSetMemoryFlagsArgs { dom, memory, flags },
+        )
     }
 }
 
@@ -110,7 +126,10 @@ const VCPU_MAXIMUM: u32 = 1 << 2;
 const VCPU_GUEST: u32 = 1 << 3;
 
 fn count(shell: &mut Shell, dom: &Domain, flags: u32) -> Result<i32> {
-    let args = DomainGetVcpusFlagsArgs { dom: dom.clone(), flags };
+    let args = DomainGetVcpusFlagsArgs {
+        dom: dom.clone(),
+        flags,
+    };
     Ok(shell.call(procs::DOMAIN_GET_VCPUS_FLAGS, &args)?.num)
 }
 
@@ -121,31 +140,46 @@ fn vcpucount(shell: &mut Shell, args: &Args) -> Result {
     let mut flags = affected(args)?;
     let dom = find_domain(shell, args, ANY)?;
     if args.has("guest") {
-        let number =
-            count(shell, &dom, flags | VCPU_GUEST).context("Failed to retrieve vCPU count from the guest")?;
+        let number = count(shell, &dom, flags | VCPU_GUEST)
+            .context("Failed to retrieve vCPU count from the guest")?;
         shell.out.print(format!("{number}\n"));
         return Ok(());
     }
     if args.has("maximum") {
         flags |= VCPU_MAXIMUM;
     }
-    let one = ["maximum", "active", "live", "config", "current"].iter().any(|name| args.has(name));
+    let one = ["maximum", "active", "live", "config", "current"]
+        .iter()
+        .any(|name| args.has(name));
     if one {
-        let what = if args.has("maximum") { "maximum" } else { "current" };
-        let number =
-            count(shell, &dom, flags).with_context(|| format!("Failed to retrieve {what} vcpu count"))?;
+        let what = if args.has("maximum") {
+            "maximum"
+        } else {
+            "current"
+        };
+        let number = count(shell, &dom, flags)
+            .with_context(|| format!("Failed to retrieve {what} vcpu count"))?;
         shell.out.print(format!("{number}\n"));
         return Ok(());
     }
     for (name, kind) in [("maximum", VCPU_MAXIMUM), ("current", 0)] {
         for (state, affect) in [("config", AFFECT_CONFIG), ("live", AFFECT_LIVE)] {
             match count(shell, &dom, kind | affect) {
-                Ok(number) => shell.out.print(format!("{name:<12} {state:<12} {number:>3}\n")),
+                Ok(number) => shell
+                    .out
+                    .print(format!("{name:<12} {state:<12} {number:>3}\n")),
                 // It has no definition that stays, or isn't running: there is nothing to tell.
                 Err(failure)
-                    if matches!(failure.code, Some(ErrorCode::OPERATION_INVALID | ErrorCode::INVALID_ARG)) => {}
+                    if matches!(
+                        failure.code,
+                        Some(ErrorCode::OPERATION_INVALID | ErrorCode::INVALID_ARG)
+                    ) => {}
                 Err(failure) => {
-                    let what = if kind == VCPU_MAXIMUM { "maximum" } else { "current" };
+                    let what = if kind == VCPU_MAXIMUM {
+                        "maximum"
+                    } else {
+                        "current"
+                    };
                     return Err(failure.context(format!("Failed to retrieve {what} vcpu count")));
                 }
             }

@@ -36,7 +36,10 @@ pub const ECHO: Command = Command {
     options: &[
         flag("shell", "quoted for a shell"),
         flag("xml", "quoted for XML"),
-        flag("split", "each word's parts between ',' on lines of their own; ',,' stands for ','"),
+        flag(
+            "split",
+            "each word's parts between ',' on lines of their own; ',,' stands for ','",
+        ),
         flag("err", "print on standard error"),
         rest("string", "the words").allow_empty(),
     ],
@@ -79,7 +82,10 @@ pub const CONNECT: Command = Command {
     name: "connect",
     summary: "(re)connect to hypervisor",
     description: "Connects to another daemon, or once more to the same.",
-    options: &[text("name", "its connection URI"), flag("readonly", "look, but change nothing")],
+    options: &[
+        text("name", "its connection URI"),
+        flag("readonly", "look, but change nothing"),
+    ],
     handler: connect,
     connects: false,
 };
@@ -97,8 +103,12 @@ fn cd(shell: &mut Shell, args: &Args) -> Result {
 }
 
 fn pwd(shell: &mut Shell, _: &Args) -> Result {
-    let dir = std::env::current_dir()
-        .map_err(|error| Failure::new(format!("pwd: cannot get current directory: {}", os_message(&error))))?;
+    let dir = std::env::current_dir().map_err(|error| {
+        Failure::new(format!(
+            "pwd: cannot get current directory: {}",
+            os_message(&error)
+        ))
+    })?;
     shell.out.print(format!("{}\n", dir.display()));
     Ok(())
 }
@@ -107,7 +117,11 @@ fn echo(shell: &mut Shell, args: &Args) -> Result {
     args.exclusive("shell", "xml")?;
     args.exclusive("shell", "split")?;
     args.exclusive("xml", "split")?;
-    let words: Vec<String> = args.rest("string").into_iter().map(|word| quote(word, args)).collect();
+    let words: Vec<String> = args
+        .rest("string")
+        .into_iter()
+        .map(|word| quote(word, args))
+        .collect();
     let text = words.join(if args.has("split") { "\n" } else { " " });
     if args.has("err") {
         shell.out.error(&text);
@@ -182,7 +196,9 @@ fn help_command(shell: &mut Shell, args: &Args) -> Result {
             } else if let Some(group) = GROUPS.iter().find(|group| group.keyword == keyword) {
                 help::group(group, &mut text, ":");
             } else {
-                return Err(Failure::new(format!("command or command group '{name}' doesn't exist")));
+                return Err(Failure::new(format!(
+                    "command or command group '{name}' doesn't exist"
+                )));
             }
         }
     }
