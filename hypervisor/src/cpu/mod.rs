@@ -80,7 +80,8 @@ impl Topology {
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct CpuRequest<'a> {
-    /// A model's name; `None`: everything the backend has.
+    /// A model's name; `None`: the backend's best (KVM: everything it has; the software CPU:
+    /// everything that makes a guest quicker).
     pub model: Option<&'a str>,
     /// Features switched on or off beyond the model.
     pub features: &'a [(String, bool)],
@@ -153,7 +154,8 @@ pub fn template(vm: &dyn Vm, request: &CpuRequest<'_>) -> Result<CpuTemplate, Cp
         }
         None => {
             for (name, place) in features::all() {
-                if offered.feature(place) {
+                let part = vm.backend() != Backend::Soft || soft::by_default(name);
+                if part && offered.feature(place) {
                     wanted.need(name, request)?;
                 }
             }

@@ -1,34 +1,37 @@
 //! What the software CPU offers.
 
-use super::features::{self, Reg};
+use super::features::{self, Place, Reg};
 use super::leaves::Leaves;
 use crate::CpuidEntry;
 
-/// Features the software CPU has, by libvirt's names.
+/// Features the software CPU has on any host, by libvirt's names.
 ///
-/// Left out on purpose: `smap` (STAC and CLAC in every user copy), `la57`, `umip`, `pku`,
-/// CET; `monitor`; `pcid` (no tagged TLB).
-pub(super) static FEATURES: &[&str] = &[
+/// Left out on purpose: `la57`, `umip`, `pku`, CET; `monitor`; `pcid` (no tagged TLB).
+static FEATURES: &[&str] = &[
     "3dnowprefetch",
+    "abm",
+    "adx",
     "apic",
     "arat",
+    "bmi1",
+    "bmi2",
     "clflush",
+    "clflushopt",
+    "clwb",
     "cmov",
     "cx16",
     "cx8",
     "de",
     "erms",
-    "fpu",
     "fsgsbase",
     "fsrm",
-    "fxsr",
     "hypervisor",
     "invtsc",
     "lahf_lm",
     "lm",
     "mca",
     "mce",
-    "mmx",
+    "movbe",
     "msr",
     "mtrr",
     "nx",
@@ -36,25 +39,53 @@ pub(super) static FEATURES: &[&str] = &[
     "pat",
     "pdpe1gb",
     "pge",
-    "pni",
     "popcnt",
     "pse",
     "pse36",
+    "rdpid",
     "rdrand",
     "rdseed",
     "rdtscp",
     "sep",
+    "smap",
     "smep",
-    "sse",
-    "sse2",
-    "sse4.1",
-    "sse4.2",
-    "ssse3",
     "syscall",
     "tsc",
     "tsc-deadline",
     "x2apic",
 ];
+
+/// Offered, but not part of the default model: `smap` costs every copy from and to a user
+/// program, extended states every switch between programs.
+const NOT_BY_DEFAULT: [&str; 9] = [
+    "smap", "xsave", "xsaveopt", "xsavec", "xgetbv1", "avx", "avx2", "fma", "f16c",
+];
+
+/// Bytes of the XSAVE area for x87, SSE and AVX in the standard form.
+const XSAVE_SIZE: u32 = 832;
+
+/// Whether a feature the software CPU offers belongs to its default model.
+pub(super) fn by_default(name: &str) -> bool {
+    !NOT_BY_DEFAULT.contains(&name)
+}
+
+/// Floating-point and SIMD features run on the host's own units: what it has.
+fn host_features() -> impl Iterator<Item = Place> {
+    let host = softcpu::simd::host_fp_features();
+    features::all().filter_map(move |(_, place)| {
+        let word = match (place.function, place.index, place.reg) {
+            (1, _, Reg::Ecx) => host.l1_ecx,
+            (1, _, Reg::Edx) => host.l1_edx,
+            (7, 0, Reg::Ebx) => host.l7_ebx,
+            (7, 0, Reg::Ecx) => host.l7_ecx,
+            // Supervisor states (XSAVES) are none.
+            (0xd, 1, Reg::Eax) => host.xsave_eax & !(1 << 3),
+            (0x8000_0001, _, Reg::Ecx) => host.e1_ecx,
+            _ => 0,
+        };
+        (word >> place.bit & 1 != 0).then_some(place)
+    })
+}
 
 /// Family, model and stepping of the default model. Linux knows this family of in-order
 /// processors as one that does not speculate, which is true of an interpreter, and so leaves
@@ -74,7 +105,16 @@ pub fn soft_leaves() -> Vec<CpuidEntry> {
             leaves.set_feature(place, true);
         }
     }
-    // EDX 8 of leaf 0xd.1 and such need no entry: nothing of XSAVE is offered.
+    for place in host_features() {
+        leaves.set_feature(place, true);
+    }
+    let avx = features::find("avx").is_some_and(|place| leaves.feature(place));
+    let (mask, size) = if avx { (7, XSAVE_SIZE) } else { (3, 576) };
+    leaves.put(0xd, Some(0), [mask, size, size, 0]);
+    if avx {
+        // YMM registers' upper halves: 256 bytes at 576.
+        leaves.put(0xd, Some(2), [256, 576, 0, 0]);
+    }
     leaves.entry(0x8000_0008, None).eax = PHYSICAL_BITS | 48 << 8;
     let signature = leaves.entry(0x4000_0000, None);
     signature.eax = 0x4000_0010;
@@ -86,11 +126,5 @@ pub fn soft_leaves() -> Vec<CpuidEntry> {
     timing.eax = u32::try_from(softcpu::tsc::khz()).unwrap_or(0);
     // The APIC timer's clock: 1 GHz.
     timing.ebx = 1_000_000;
-    debug_assert!(leaves.feature(features::Place {
-        function: 1,
-        index: 0,
-        reg: Reg::Edx,
-        bit: 0
-    }));
     leaves.into_entries()
 }
