@@ -30,7 +30,7 @@ use crate::xdr::{Decode, Encode, XdrError, from_bytes, to_bytes};
 pub enum ClientError {
     /// The server says why.
     #[error("{0}")]
-    Remote(Box<RemoteError>),
+    Remote(RemoteError),
     /// The socket cannot be reached, or failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -314,11 +314,9 @@ impl Client {
 
     /// The events from now on. There is one receiver: `None` if it was taken before.
     pub fn take_events(&self) -> Option<mpsc::Receiver<Event>> {
-        let receiver = lock(&self.inner.events).take();
-        self.inner
-            .want_events
-            .store(receiver.is_some(), Ordering::Release);
-        receiver
+        let receiver = lock(&self.inner.events).take()?;
+        self.inner.want_events.store(true, Ordering::Release);
+        Some(receiver)
     }
 
     /// Whether the connection is gone.
@@ -373,9 +371,9 @@ impl Client {
         let answer = receiver.await.map_err(|_| self.disconnected())?;
         match answer.header.status {
             Status::Ok => Ok(answer),
-            _ => Err(ClientError::Remote(Box::new(
+            _ => Err(ClientError::Remote(
                 from_bytes::<RemoteError>(&answer.payload)?.for_client(),
-            ))),
+            )),
         }
     }
 

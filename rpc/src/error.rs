@@ -11,6 +11,7 @@
 //! ```
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use crate::limits::STRING_MAX;
 use crate::types::{Domain, Network};
@@ -81,9 +82,13 @@ impl fmt::Debug for ErrorDomain {
 /// How grave an error is; [`RemoteError`] knows no other.
 const LEVEL_ERROR: i32 = 2;
 
-/// An error as a server tells it to a client.
+/// An error as a server tells it to a client. Its fields are those of [`ErrorBody`].
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct RemoteError {
+pub struct RemoteError(Box<ErrorBody>);
+
+/// What an error consists of. It is behind a pointer, so that results stay small.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ErrorBody {
     /// The kind.
     pub code: ErrorCode,
     /// The part that met it.
@@ -108,11 +113,30 @@ pub struct RemoteError {
     pub net: Option<Network>,
 }
 
+impl Deref for RemoteError {
+    type Target = ErrorBody;
+    fn deref(&self) -> &ErrorBody {
+        &self.0
+    }
+}
+
+impl DerefMut for RemoteError {
+    fn deref_mut(&mut self) -> &mut ErrorBody {
+        &mut self.0
+    }
+}
+
+impl From<ErrorBody> for RemoteError {
+    fn from(body: ErrorBody) -> Self {
+        RemoteError(Box::new(body))
+    }
+}
+
 impl RemoteError {
     /// An error with the code's own words before the detail.
     pub fn new(code: ErrorCode, domain: ErrorDomain, detail: impl Into<String>) -> Self {
         let detail = detail.into().replace('\0', "\u{fffd}");
-        RemoteError {
+        ErrorBody {
             code,
             domain,
             message: Some(code.message().replacen("{}", &detail, 1)),
@@ -123,6 +147,7 @@ impl RemoteError {
             int2: -1,
             ..Default::default()
         }
+        .into()
     }
 
     /// A failed system call: the detail, a colon, and what the system says of the error; `int1` is its number.
@@ -220,7 +245,7 @@ impl Encode for RemoteError {
 
 impl Decode for RemoteError {
     fn decode(from: &mut Decoder<'_>) -> Result<Self, XdrError> {
-        Ok(RemoteError {
+        Ok(RemoteError::from(ErrorBody {
             code: ErrorCode(i32::decode(from)?),
             domain: ErrorDomain(i32::decode(from)?),
             message: Decode::decode(from)?,
@@ -232,7 +257,7 @@ impl Decode for RemoteError {
             int1: Decode::decode(from)?,
             int2: Decode::decode(from)?,
             net: Decode::decode(from)?,
-        })
+        }))
     }
 }
 

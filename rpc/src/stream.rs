@@ -39,7 +39,7 @@ pub enum StreamEvent {
 pub enum StreamError {
     /// The other side says why.
     #[error("{0}")]
-    Remote(Box<RemoteError>),
+    Remote(RemoteError),
     /// The other side gave up without saying why.
     #[error("the stream was aborted by the other side")]
     Aborted,
@@ -201,7 +201,7 @@ impl Streams {
             }
             (Side::Client, _) => {
                 let error = match crate::xdr::from_bytes::<RemoteError>(&frame.payload) {
-                    Ok(error) => StreamError::Remote(Box::new(error)),
+                    Ok(error) => StreamError::Remote(error),
                     Err(_) => StreamError::Aborted,
                 };
                 core.end(Some(error));
@@ -288,9 +288,7 @@ impl Core {
             }
             state.closed = true;
             if !state.open {
-                state.error = error
-                    .clone()
-                    .map(|error| StreamError::Remote(Box::new(error)));
+                state.error = error.clone().map(StreamError::Remote);
             }
             state.open
         };

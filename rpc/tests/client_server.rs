@@ -19,10 +19,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// Nothing here takes longer; what does hangs.
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("this hangs")
+#[track_caller]
+fn soon<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, future)
+            .await
+            .unwrap_or_else(|_| panic!("this hangs: {caller}"))
+    }
 }
 
 fn connect(server: &Server, access: SocketAccess) -> UnixStream {
@@ -166,7 +171,9 @@ async fn a_read_only_connection_touches_nothing() {
             .await
             .unwrap();
         let create = DomainCreateArgs { dom: running() };
-        let error = soon(client.call(procs::DOMAIN_CREATE, &create)).await.unwrap_err();
+        let error = soon(client.call(procs::DOMAIN_CREATE, &create))
+            .await
+            .unwrap_err();
         assert_eq!(error.code(), Some(ErrorCode::OPERATION_DENIED));
         assert_eq!(error.remote().unwrap().domain, ErrorDomain::DOMAIN);
         assert_eq!(

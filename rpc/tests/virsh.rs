@@ -4,9 +4,10 @@ mod common;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use common::{Folder, serve_at};
-use rpc::server::{ServerConfig, SocketAccess};
+use rpc::server::{Keepalive, ServerConfig, SocketAccess};
 
 /// Runs virsh with a limit; `None` where it is not installed.
 async fn virsh(socket: &Path, args: &[&str]) -> Option<Output> {
@@ -103,11 +104,14 @@ async fn virsh_on_a_read_only_socket_looks_but_touches_not() {
 async fn virsh_waits_for_events_while_being_asked_whether_it_lives() {
     let folder = Folder::new("virsh-events");
     let socket = folder.0.join("sock");
-    let mut config = ServerConfig::default();
-    config.keepalive = Some(rpc::server::Keepalive {
-        interval: std::time::Duration::from_millis(50),
+    let keepalive = Keepalive {
+        interval: Duration::from_millis(50),
         count: 10,
-    });
+    };
+    let config = ServerConfig {
+        keepalive: Some(keepalive),
+        ..Default::default()
+    };
     let _server = serve_at(&socket, SocketAccess::ReadWrite, config);
 
     let Some(output) = virsh(&socket, &["event", "--all", "--timeout", "2"]).await else {
