@@ -1,0 +1,290 @@
+//! The client side of a VMM's control socket (`vmm_api::control`).
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use vmm_api::control::{Answer, Call, Failure, FromVmm, MAX_FRAME, Reply, Request};
+
+/// Why a call to a VMM failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// The VMM refused it.
+    #[error("{0}")]
+    Refused(String),
+    /// No answer in time.
+    #[error("the VMM does not answer")]
+    TimedOut,
+    /// The connection has ended.
+    #[error("the VMM has closed its control connection")]
+    Closed,
+}
+
+/// A call that waits for its answer.
+#[derive(Debug)]
+pub struct Waiting {
+    /// What was asked.
+    pub call: Call,
+    sender: oneshot::Sender<Result<Answer, Failure>>,
+}
+
+impl Waiting {
+    /// Hands the answer to the caller, if it still waits.
+    pub fn answer(self, result: Result<Answer, Failure>) {
+        // A caller that has given up does not miss it.
+        let _ = self.sender.send(result);
+    }
+}
+
+type Pending = Arc<Mutex<HashMap<u64, Waiting>>>;
+
+/// Sends calls. Whoever reads the frames hands the answers back through [`Control::take`].
+#[derive(Debug, Clone)]
+pub struct Control {
+    requests: mpsc::UnboundedSender<Vec<u8>>,
+    pending: Pending,
+    next: Arc<AtomicU64>,
+}
+
+/// Reads what the VMM sends.
+#[derive(Debug)]
+pub struct Frames {
+    stream: Arc<UnixStream>,
+    buffer: Vec<u8>,
+}
+
+/// Takes up a connection. Needs the asynchronous runtime; ends with the connection.
+///
+/// # Errors
+/// The system's.
+pub fn open(stream: StdUnixStream) -> io::Result<(Control, Frames)> {
+    stream.set_nonblocking(true)?;
+    let stream = Arc::new(UnixStream::from_std(stream)?);
+    let (requests, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+    let writer = Arc::clone(&stream);
+    tokio::spawn(async move {
+        while let Some(frame) = queue.recv().await {
+            if let Err(error) = write_all(&writer, &frame).await {
+                log::debug!("control connection: {error}");
+                return;
+            }
+        }
+    });
+    let control = Control {
+        requests,
+        pending: Pending::default(),
+        next: Arc::new(AtomicU64::new(1)),
+    };
+    let frames = Frames {
+        stream,
+        buffer: Vec::new(),
+    };
+    Ok((control, frames))
+}
+
+async fn write_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = &bytes[n..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+impl Control {
+    /// Calls and waits at most `limit`.
+    ///
+    /// # Errors
+    /// The VMM's refusal, silence, or the end of the connection.
+    pub async fn call(&self, call: Call, limit: Duration) -> Result<Answer, ControlError> {
+        let answer = self.send(call)?;
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(Ok(answer))) => Ok(answer),
+            Ok(Ok(Err(failure))) => Err(ControlError::Refused(failure.message)),
+            Ok(Err(_)) => Err(ControlError::Closed),
+            Err(_) => Err(ControlError::TimedOut),
+        }
+    }
+
+    /// Sends a call; the receiver gets the answer, or an error when the connection ends.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    pub fn send(
+        &self,
+        call: Call,
+    ) -> Result<oneshot::Receiver<Result<Answer, Failure>>, ControlError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let frame = encode(&Request {
+            id,
+            call: call.clone(),
+        })?;
+        let (sender, receiver) = oneshot::channel();
+        self.lock().insert(id, Waiting { call, sender });
+        if self.requests.send(frame).is_err() {
+            self.lock().remove(&id);
+            return Err(ControlError::Closed);
+        }
+        Ok(receiver)
+    }
+
+    /// The call that `reply` answers, if there is one.
+    pub fn take(&self, reply: &Reply) -> Option<Waiting> {
+        self.lock().remove(&reply.id)
+    }
+
+    /// Fails every waiting call: the connection has ended.
+    pub fn close(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Waiting>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn encode(request: &Request) -> Result<Vec<u8>, ControlError> {
+    let body = serde_json::to_vec(request).map_err(|e| ControlError::Refused(e.to_string()))?;
+    let length = u32::try_from(body.len())
+        .ok()
+        .filter(|&l| l <= MAX_FRAME)
+        .ok_or_else(|| ControlError::Refused("the request is too long".to_owned()))?;
+    let mut frame = length.to_be_bytes().to_vec();
+    frame.extend(body);
+    Ok(frame)
+}
+
+impl Frames {
+    /// The next frame; `None` at the end of the connection. May be given up and called again
+    /// without losing anything.
+    ///
+    /// # Errors
+    /// The system's, or a frame that no VMM of ours sends.
+    pub async fn next(&mut self) -> io::Result<Option<FromVmm>> {
+        loop {
+            if let Some(frame) = self.whole_frame()? {
+                return Ok(Some(frame));
+            }
+            self.stream.readable().await?;
+            let mut chunk = [0u8; 4096];
+            match self.stream.try_read(&mut chunk) {
+                Ok(0) => return Ok(None),
+                Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn whole_frame(&mut self) -> io::Result<Option<FromVmm>> {
+        let Some((&length, rest)) = self.buffer.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(length);
+        if length > MAX_FRAME {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a frame of {length} bytes"),
+            ));
+        }
+        let length = length as usize;
+        let Some(body) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let frame = serde_json::from_slice(body)?;
+        self.buffer.drain(..4 + length);
+        Ok(Some(frame))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use vmm_api::control::Event;
+
+    use super::*;
+
+    fn frame(value: &FromVmm) -> Vec<u8> {
+        let body = serde_json::to_vec(value).unwrap();
+        let mut frame = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
+        frame.extend(body);
+        frame
+    }
+
+    #[tokio::test]
+    async fn answers_find_their_calls_in_pieces_and_out_of_order() {
+        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        let (control, mut frames) = open(ours).unwrap();
+        let first = control.send(Call::Pause).unwrap();
+        let second = control.send(Call::Resume).unwrap();
+        let vmm = std::thread::spawn(move || {
+            let mut bytes = [0u8; 4];
+            for _ in 0..2 {
+                theirs.read_exact(&mut bytes).unwrap();
+                let mut body = vec![0; u32::from_be_bytes(bytes) as usize];
+                theirs.read_exact(&mut body).unwrap();
+                let request: Request = serde_json::from_slice(&body).unwrap();
+                assert!(matches!(request.call, Call::Pause | Call::Resume));
+            }
+            let done = |id| {
+                FromVmm::Reply(Reply {
+                    id,
+                    result: Ok(Answer::Done),
+                })
+            };
+            let mut all = frame(&done(2));
+            all.extend(frame(&FromVmm::Event(Event::Paused)));
+            all.extend(frame(&done(1)));
+            for piece in all.chunks(3) {
+                theirs.write_all(piece).unwrap();
+            }
+        });
+        let mut events = 0;
+        while let Some(frame) = frames.next().await.unwrap() {
+            match frame {
+                FromVmm::Reply(reply) => {
+                    control.take(&reply).unwrap().answer(reply.result.clone());
+                }
+                FromVmm::Event(_) => events += 1,
+            }
+        }
+        vmm.join().unwrap();
+        assert_eq!(events, 1);
+        assert_eq!(first.await.unwrap(), Ok(Answer::Done));
+        assert_eq!(second.await.unwrap(), Ok(Answer::Done));
+    }
+
+    #[tokio::test]
+    async fn silence_and_the_end_are_errors() {
+        let (ours, theirs) = StdUnixStream::pair().unwrap();
+        let (control, mut frames) = open(ours).unwrap();
+        let silence = control.call(Call::Query, Duration::from_millis(1)).await;
+        assert_eq!(silence, Err(ControlError::TimedOut));
+        let waiting = control.send(Call::Query).unwrap();
+        drop(theirs);
+        assert!(frames.next().await.unwrap().is_none());
+        control.close();
+        assert!(waiting.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_an_error_not_a_panic() {
+        for nonsense in [&[0xff; 8][..], b"\0\0\0\x02{}", b"\0\0\0\x01\xff"] {
+            let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+            let (_control, mut frames) = open(ours).unwrap();
+            theirs.write_all(nonsense).unwrap();
+            assert!(frames.next().await.is_err());
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Definitions: define, create, undefine, autostart, rename.
+
+use std::sync::Arc;
+
+use xml_schemas::domain::View;
+use xml_schemas::{Domain as Definition, Validation};
+
+use super::object::{Domain, Pinned};
+use super::start::{self, StartOptions};
+use super::state::{Lifecycle, ShutoffReason, State};
+use super::{Driver, blocking};
+use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
+use crate::events::DomainEvent;
+
+/// VIR_DOMAIN_DEFINE_VALIDATE
+const DEFINE_VALIDATE: u32 = 1;
+
+/// Flags of creation (virDomainCreateFlags).
+pub mod create_flags {
+    /// Its first instruction waits for `resume`.
+    pub const PAUSED: u32 = 1;
+    /// It ends with the connection that created it.
+    pub const AUTODESTROY: u32 = 2;
+    /// How a saved state is read: nothing is saved yet, so nothing changes.
+    pub const BYPASS_CACHE: u32 = 4;
+    /// A saved state is not used: nothing is saved yet, so nothing changes.
+    pub const FORCE_BOOT: u32 = 8;
+    /// The document is held against the schema.
+    pub const VALIDATE: u32 = 16;
+    /// Firmware variables are set back: there are none yet, so nothing changes.
+    pub const RESET_NVRAM: u32 = 32;
+}
+
+/// Flags of undefine (virDomainUndefineFlagsValues): all about things that do not exist yet.
+const UNDEFINE_KNOWN: u32 = 0x7f;
+
+impl Driver {
+    fn parse(&self, xml: &str, validate: bool) -> Result<Definition> {
+        let validation = if validate {
+            Validation::Strict
+        } else {
+            Validation::Lenient
+        };
+        let parsed = Definition::parse(xml, validation)?;
+        let mut definition = parsed.domain;
+        definition.fill_defaults(&self.host())?;
+        for warning in &parsed.warnings {
+            log::warn!(
+                "domain '{}': kept out of its definition: {warning}",
+                definition.name
+            );
+        }
+        Ok(definition)
+    }
+
+    /// Defines a domain, or changes its definition.
+    ///
+    /// # Errors
+    /// The document's, a conflict with another domain, or the disk's. Nothing has changed then.
+    pub async fn define(self: &Arc<Self>, xml: &str, flags: u32) -> Result<Arc<Domain>> {
+        check_flags(flags, DEFINE_VALIDATE, "qemuDomainDefineXMLFlags")?;
+        let definition = self.parse(xml, flags & DEFINE_VALIDATE != 0)?;
+        let uuid = definition.uuid.unwrap_or_default();
+        let domain = self.registry.pin_or_make(uuid, &definition.name)?;
+        let _job = domain.job().await?;
+        if domain.lock().name != definition.name {
+            return Err(Error::of(
+                ErrorDomain::DOMAIN,
+                ErrorCode::OPERATION_FAILED,
+                "domain was renamed meanwhile",
+            ));
+        }
+        let text = definition.format(View::Inactive);
+        self.save(definition.name.clone(), text).await?;
+        let mut inner = domain.lock();
+        let event = match inner.persistent.replace(Arc::new(definition)) {
+            Some(_) => Lifecycle::DefinedUpdated,
+            None => Lifecycle::DefinedAdded,
+        };
+        let name = domain.name_in(&inner);
+        self.emit(&name, &DomainEvent::Lifecycle(event));
+        drop(inner);
+        Ok(Arc::clone(&domain))
+    }
+
+    /// Writes a definition to the store.
+    pub(super) async fn save(self: &Arc<Self>, name: String, xml: String) -> Result<()> {
+        let driver = Arc::clone(self);
+        blocking(move || {
+            driver.store.save(&name, &xml).map_err(|error| {
+                let path = driver.store.path(&name);
+                Error::system(format!("cannot write '{}'", path.display()), &error)
+            })
+        })
+        .await?
+    }
+
+    /// Starts a domain that exists only while it runs; or, if it is defined, starts it once with
+    /// another definition.
+    ///
+    /// # Errors
+    /// As for [`Driver::define`] and [`start::start`].
+    pub async fn create_xml(self: &Arc<Self>, xml: &str, flags: u32) -> Result<Arc<Domain>> {
+        use create_flags::{AUTODESTROY, PAUSED, VALIDATE};
+        let known = PAUSED | AUTODESTROY | VALIDATE | create_flags::RESET_NVRAM;
+        check_flags(flags, known, "qemuDomainCreateXML")?;
+        let definition = Arc::new(self.parse(xml, flags & VALIDATE != 0)?);
+        let uuid = definition.uuid.unwrap_or_default();
+        let domain = self.registry.pin_or_make(uuid, &definition.name)?;
+        let options = options(flags);
+        let _job = domain.job().await?;
+        if domain.lock().live.is_some() {
+            return Err(Error::of(
+                ErrorDomain::DOMAIN,
+                ErrorCode::OPERATION_INVALID,
+                format!("domain is already active as '{}'", definition.name),
+            ));
+        }
+        start::start(self, &domain, &definition, options).await?;
+        Ok(Arc::clone(&domain))
+    }
+
+    /// Starts a defined domain.
+    ///
+    /// # Errors
+    /// As for [`start::start`].
+    pub async fn create(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
+        use create_flags::{AUTODESTROY, BYPASS_CACHE, FORCE_BOOT, PAUSED, RESET_NVRAM};
+        let known = PAUSED | AUTODESTROY | BYPASS_CACHE | FORCE_BOOT | RESET_NVRAM;
+        check_flags(flags, known, "qemuDomainCreateWithFlags")?;
+        let _job = domain.job().await?;
+        let definition = {
+            let inner = domain.lock();
+            if inner.live.is_some() {
+                return Err(Error::invalid("domain is already running"));
+            }
+            inner.persistent.clone()
+        };
+        let definition = definition.ok_or_else(|| {
+            let name = domain.name();
+            super::no_domain(format!(
+                "no domain with matching uuid '{}' ({})",
+                name.uuid, name.name
+            ))
+        })?;
+        start::start(self, &domain, &definition, options(flags)).await
+    }
+
+    /// Forgets a definition. A running domain runs on without one.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID for a transient domain, or the disk's.
+    pub async fn undefine(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
+        check_flags(flags, UNDEFINE_KNOWN, "qemuDomainUndefineFlags")?;
+        let _job = domain.job().await?;
+        let name = {
+            let inner = domain.lock();
+            if inner.persistent.is_none() {
+                return Err(Error::invalid("cannot undefine transient domain"));
+            }
+            inner.name.clone()
+        };
+        let driver = Arc::clone(self);
+        blocking(move || {
+            driver.store.remove(&name).map_err(|error| {
+                let path = driver.store.path(&name);
+                Error::system(format!("cannot remove '{}'", path.display()), &error)
+            })
+        })
+        .await??;
+        let mut inner = domain.lock();
+        inner.persistent = None;
+        inner.autostart = false;
+        let name = domain.name_in(&inner);
+        self.emit(&name, &DomainEvent::Lifecycle(Lifecycle::UndefinedRemoved));
+        Ok(())
+    }
+
+    /// Has a domain started with the host, or not.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID for a transient domain, or the disk's.
+    pub async fn set_autostart(self: &Arc<Self>, domain: Pinned, on: bool) -> Result<()> {
+        let _job = domain.job().await?;
+        let name = {
+            let inner = domain.lock();
+            if inner.persistent.is_none() {
+                return Err(Error::invalid("cannot set autostart for transient domain"));
+            }
+            if inner.autostart == on {
+                return Ok(());
+            }
+            inner.name.clone()
+        };
+        let driver = Arc::clone(self);
+        blocking(move || {
+            driver.store.set_autostart(&name, on).map_err(|error| {
+                Error::system(format!("cannot change autostart of '{name}'"), &error)
+            })
+        })
+        .await??;
+        domain.lock().autostart = on;
+        Ok(())
+    }
+
+    /// Gives a domain that is off another name.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it runs, is transient, or the name is taken; a bad name's; the
+    /// disk's.
+    pub async fn rename(self: &Arc<Self>, domain: Pinned, new: String) -> Result<()> {
+        xml_schemas::domain::check_name(&new)?;
+        let _job = domain.job().await?;
+        let (old, definition) = {
+            let inner = domain.lock();
+            let Some(definition) = &inner.persistent else {
+                return Err(Error::invalid("cannot rename a transient domain"));
+            };
+            if inner.live.is_some() {
+                return Err(Error::invalid("cannot rename active domain"));
+            }
+            if !matches!(inner.state, State::Shutoff(_)) {
+                return Err(Error::invalid("domain has to be shutoff before renaming"));
+            }
+            if inner.name == new {
+                return Err(Error::invalid("Can't rename domain to itself"));
+            }
+            (domain.name_in(&inner), Arc::clone(definition))
+        };
+        let mut renamed = Definition::clone(&definition);
+        renamed.name.clone_from(&new);
+        self.registry.claim_name(&domain, &new)?;
+        let written = {
+            let (driver, old, new) = (Arc::clone(self), old.name.clone(), new.clone());
+            let xml = renamed.format(View::Inactive);
+            blocking(move || driver.store.rename(&old, &new, &xml)).await
+        };
+        let done = matches!(written, Ok(Ok(())));
+        self.registry.finish_rename(&domain, &new, done);
+        written?.map_err(|e| Error::system(format!("cannot rename '{}'", old.name), &e))?;
+        let mut inner = domain.lock();
+        inner.persistent = Some(Arc::new(renamed));
+        let name = domain.name_in(&inner);
+        self.emit(&old, &DomainEvent::Lifecycle(Lifecycle::UndefinedRenamed));
+        self.emit(&name, &DomainEvent::Lifecycle(Lifecycle::DefinedRenamed));
+        Ok(())
+    }
+
+    /// Takes up a definition that the store has.
+    pub(super) fn adopt(&self, definition: Definition, autostart: bool) -> Result<Pinned> {
+        let uuid = definition.uuid.unwrap_or_default();
+        let domain = self.registry.pin_or_make(uuid, &definition.name)?;
+        let mut inner = domain.lock();
+        inner.persistent = Some(Arc::new(definition));
+        inner.autostart = autostart;
+        if inner.live.is_none() {
+            inner.state = State::Shutoff(ShutoffReason::Unknown);
+        }
+        drop(inner);
+        Ok(domain)
+    }
+}
+
+fn options(flags: u32) -> StartOptions {
+    StartOptions {
+        paused: flags & create_flags::PAUSED != 0,
+        autodestroy: flags & create_flags::AUTODESTROY != 0,
+    }
+}

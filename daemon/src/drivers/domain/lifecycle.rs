@@ -1,0 +1,249 @@
+//! What is done to a running domain: suspend, resume, shutdown, reboot, reset, destroy.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm_api::config::LifecycleAction;
+use vmm_api::control::{Answer, Call};
+
+use super::Driver;
+use super::object::{Domain, Pinned, not_running};
+use super::state::{PausedReason, State};
+use crate::control::ControlError;
+use crate::error::{Error, ErrorCode, Result, check_flags};
+
+/// How long a VMM may take to answer.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a VMM that was told to end may take before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// How long it may take where nobody wants it killed.
+const GRACEFUL_LIMIT: Duration = Duration::from_secs(15);
+/// How long a killed process may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(15);
+
+/// How a guest is asked to power off or reboot (virDomainShutdownFlagValues).
+mod power_flags {
+    /// The power button.
+    pub const ACPI: u32 = 1;
+    /// The guest agent.
+    pub const AGENT: u32 = 2;
+}
+
+/// VIR_DOMAIN_DESTROY_GRACEFUL
+const DESTROY_GRACEFUL: u32 = 1;
+
+/// Asks a domain's VMM.
+///
+/// # Errors
+/// Its refusal or silence, or that it does not run (any longer).
+pub async fn ask(domain: &Domain, call: Call) -> Result<Answer> {
+    let control = domain.lock().live()?.control.clone();
+    control
+        .call(call, CALL_LIMIT)
+        .await
+        .map_err(|error| match error {
+            ControlError::Refused(message) => Error::failed(message),
+            ControlError::TimedOut => Error::new(
+                ErrorCode::OPERATION_TIMEOUT,
+                "the domain's VMM does not answer",
+            ),
+            ControlError::Closed => Error::failed("domain is no longer running"),
+        })
+}
+
+fn check_power_flags(flags: u32, function: &str) -> Result<()> {
+    check_flags(flags, power_flags::ACPI | power_flags::AGENT, function)?;
+    if flags & power_flags::AGENT != 0 && flags & power_flags::ACPI == 0 {
+        return Err(Error::new(
+            ErrorCode::ARGUMENT_UNSUPPORTED,
+            "QEMU guest agent is not configured",
+        ));
+    }
+    Ok(())
+}
+
+impl Driver {
+    /// Stops a domain's vCPUs.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off.
+    pub async fn suspend(self: &Arc<Self>, domain: Pinned) -> Result<()> {
+        let _job = domain.job().await?;
+        {
+            let inner = domain.lock();
+            inner.live()?;
+            if matches!(inner.state, State::Paused(_)) {
+                return Ok(());
+            }
+        }
+        ask(&domain, Call::Pause).await.map(drop)
+    }
+
+    /// Lets them run again.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off or runs already.
+    pub async fn resume(self: &Arc<Self>, domain: Pinned) -> Result<()> {
+        let _job = domain.job().await?;
+        {
+            let inner = domain.lock();
+            inner.live()?;
+            match inner.state {
+                State::Running(_) => {
+                    return Err(Error::invalid("domain is already running"));
+                }
+                State::Paused(PausedReason::ShuttingDown) | State::Shutdown => {
+                    return Err(Error::invalid(
+                        "the guest has powered off: reset it instead",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        ask(&domain, Call::Resume).await.map(drop)
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off; flags for ways there are not.
+    pub async fn shutdown(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
+        check_power_flags(flags, "qemuDomainShutdownFlags")?;
+        self.press(domain, false).await
+    }
+
+    /// Presses the power button; the guest's power-off is then a reset.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off; flags for ways there are not.
+    pub async fn reboot(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
+        check_power_flags(flags, "qemuDomainReboot")?;
+        self.press(domain, true).await
+    }
+
+    async fn press(self: &Arc<Self>, domain: Pinned, reboot: bool) -> Result<()> {
+        let _job = domain.job().await?;
+        let definition = Arc::clone(&domain.lock().live()?.definition);
+        if !definition.has_feature("acpi") {
+            return Err(Error::new(
+                ErrorCode::OPERATION_UNSUPPORTED,
+                "the domain has no power button: <acpi/> is missing in its <features>",
+            ));
+        }
+        let action = if reboot {
+            LifecycleAction::Restart
+        } else {
+            super::machine::action("on_poweroff", definition.on_poweroff)?
+        };
+        let was_rebooting = domain.lock().live()?.rebooting;
+        if reboot || was_rebooting {
+            // The last word counts: a shutdown after a reboot that the guest ignored.
+            ask(&domain, Call::OnPoweroff(action)).await?;
+            domain.lock().live_mut()?.rebooting = reboot;
+        }
+        ask(&domain, Call::PowerButton).await.map(drop)
+    }
+
+    /// Pushes the reset button.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off.
+    pub async fn reset(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
+        check_flags(flags, 0, "qemuDomainReset")?;
+        let _job = domain.job().await?;
+        ask(&domain, Call::Reset).await.map(drop)
+    }
+
+    /// Sends an NMI.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off.
+    pub async fn inject_nmi(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
+        check_flags(flags, 0, "qemuDomainInjectNMI")?;
+        let _job = domain.job().await?;
+        ask(&domain, Call::Nmi).await.map(drop)
+    }
+
+    /// Ends a domain at once. Does not wait for other calls on it, unless it is being started.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off.
+    pub async fn destroy(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
+        check_flags(flags, DESTROY_GRACEFUL, "qemuDomainDestroyFlags")?;
+        let graceful = flags & DESTROY_GRACEFUL != 0;
+        if domain.lock().live.is_none() {
+            // It may be about to run.
+            let _job = domain.job().await?;
+            if domain.lock().live.is_none() {
+                return Err(not_running());
+            }
+        }
+        end(&domain, graceful).await
+    }
+}
+
+/// Ends a running domain and waits until it is off.
+///
+/// # Errors
+/// It does not end, or is off.
+pub async fn end(domain: &Domain, graceful: bool) -> Result<()> {
+    let (control, process, mut ended) = {
+        let mut inner = domain.lock();
+        let live = inner.live_mut()?;
+        live.destroying = true;
+        (
+            live.control.clone(),
+            Arc::clone(&live.process),
+            live.ended.clone(),
+        )
+    };
+    let mut gone = async |limit| {
+        let end = ended.wait_for(|&ended| ended);
+        // The sender is dropped only after it has told.
+        tokio::time::timeout(limit, end).await.is_ok()
+    };
+    match control.send(Call::Stop) {
+        Ok(_) if graceful => {
+            if gone(GRACEFUL_LIMIT).await {
+                return Ok(());
+            }
+            if let Ok(live) = domain.lock().live_mut() {
+                live.destroying = false;
+            }
+            let pid = process.identity().pid;
+            return Err(Error::new(
+                ErrorCode::SYSTEM_ERROR,
+                format!("Failed to terminate process {pid} gracefully: Device or resource busy"),
+            ));
+        }
+        Ok(_) => {
+            if gone(STOP_LIMIT).await {
+                return Ok(());
+            }
+            log::warn!(
+                "domain '{}': its VMM does not stop, and is killed",
+                domain.name().name
+            );
+        }
+        Err(error) => {
+            log::warn!(
+                "domain '{}': {error}; its VMM is killed",
+                domain.name().name
+            );
+        }
+    }
+    let pid = process.identity().pid;
+    process.kill().map_err(|e| {
+        Error::system(
+            format!("Failed to terminate process {pid} with SIGKILL"),
+            &e,
+        )
+    })?;
+    if gone(KILL_LIMIT).await {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::OPERATION_TIMEOUT,
+        format!("process {pid} does not end"),
+    ))
+}

@@ -1,0 +1,589 @@
+//! From a definition to a machine: the VMM's configuration, and every descriptor it needs.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use vmm_api::config::{
+    Backend, BootConfig, CONFIG_VERSION, CharBackend, CpuConfig, LifecycleAction, MachineConfig,
+    Resource, SerialConfig,
+};
+use xml_schemas::Domain;
+use xml_schemas::domain::{
+    CharDevice, CharSource, Clock, ClockOffset, DomainType, FeaturePolicy,
+    LifecycleAction as XmlAction, SocketMode, TcpProtocol,
+};
+
+use crate::error::{Error, Result};
+use crate::files;
+
+/// How long a connection to a serial port's TCP peer may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// COM1 to COM4.
+const MAX_SERIALS: usize = 4;
+
+/// A machine's configuration, with what it refers to.
+#[derive(Debug)]
+pub struct Machine {
+    /// For `vireo-vmm`.
+    pub config: MachineConfig,
+    /// The running definition: as the stored one, and what was chosen at start.
+    pub definition: Domain,
+    /// The descriptors whose numbers are in `config`.
+    pub descriptors: Vec<OwnedFd>,
+    /// What was made on the file system.
+    pub made: Made,
+}
+
+/// Files made for a machine.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// To remove when the domain ends.
+    pub sockets: Vec<PathBuf>,
+    /// Output files that were not there before: to remove if the start fails.
+    pub outputs: Vec<PathBuf>,
+}
+
+impl Made {
+    /// A failed start leaves nothing behind.
+    pub fn undo(&self) {
+        for path in self.sockets.iter().chain(&self.outputs) {
+            if let Err(error) = files::remove_if_there(path) {
+                log::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Opens everything. Undoes what it made if it fails.
+///
+/// # Errors
+/// What cannot be opened, or is not offered.
+pub fn build(definition: &Domain, id: i32) -> Result<Machine> {
+    let mut builder = Builder::default();
+    match builder.machine(definition, id) {
+        Ok((config, definition)) => Ok(Machine {
+            config,
+            definition,
+            descriptors: builder.descriptors,
+            made: builder.made,
+        }),
+        Err(error) => {
+            builder.made.undo();
+            Err(error)
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Builder {
+    descriptors: Vec<OwnedFd>,
+    made: Made,
+}
+
+impl Builder {
+    fn pass(&mut self, descriptor: impl Into<OwnedFd>) -> Resource {
+        let descriptor = descriptor.into();
+        let number = descriptor.as_raw_fd();
+        self.descriptors.push(descriptor);
+        Resource::Fd(number)
+    }
+
+    fn machine(&mut self, stored: &Domain, id: i32) -> Result<(MachineConfig, Domain)> {
+        let mut live = stored.clone();
+        live.id = u32::try_from(id).ok();
+        let kernel = live.os.kernel.as_deref().ok_or_else(|| {
+            Error::unsupported(
+                "boot from disk or network: there is no firmware yet, give <kernel> in <os>",
+            )
+        })?;
+        let boot = BootConfig {
+            kernel: self.input("kernel", kernel)?,
+            initrd: match live.os.initrd.as_deref() {
+                Some(path) => Some(self.input("initrd", path)?),
+                None => None,
+            },
+            cmdline: live.os.cmdline.clone().unwrap_or_default(),
+            no_unpack: false,
+        };
+        let serials = self.serials(&mut live)?;
+        let config = MachineConfig {
+            version: CONFIG_VERSION,
+            name: live.name.clone(),
+            uuid: live.uuid.unwrap_or_default().to_string(),
+            backend: match live.domain_type {
+                DomainType::Kvm => Backend::Kvm,
+                DomainType::Qemu => Backend::Soft,
+            },
+            memory_bytes: memory_bytes(live.memory.total_kib)?,
+            vcpus: live.vcpu.online(),
+            cpu: cpu(&live),
+            boot,
+            acpi: live.has_feature("acpi"),
+            serials,
+            pvpanic: live
+                .devices
+                .rest
+                .iter()
+                .any(|device| device.name == "panic"),
+            debug_exit_port: None,
+            debug_console_port: None,
+            rtc_offset_seconds: rtc_offset(&live.clock, SystemTime::now())?,
+            on_poweroff: action("on_poweroff", live.on_poweroff)?,
+            on_reboot: action("on_reboot", live.on_reboot)?,
+            on_crash: action("on_crash", live.on_crash)?,
+            // Set going when everything about it is on record.
+            start_paused: true,
+            control: None,
+            exit_record: None,
+        };
+        Ok((config, live))
+    }
+
+    /// A file that is read whole at start.
+    fn input(&mut self, what: &str, path: &str) -> Result<Resource> {
+        let cannot =
+            |error: &io::Error| Error::system(format!("cannot open {what} '{path}'"), error);
+        // Without O_NONBLOCK a FIFO would block here.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|e| cannot(&e))?;
+        if !file.metadata().map_err(|e| cannot(&e))?.is_file() {
+            return Err(Error::unsupported(format!("{what} '{path}' is not a file")));
+        }
+        Ok(self.pass(file))
+    }
+
+    fn serials(&mut self, live: &mut Domain) -> Result<Vec<SerialConfig>> {
+        let mut ports: Vec<Option<SerialConfig>> = Vec::new();
+        for index in 0..live.devices.serials.len() {
+            let device = live.devices.serials[index].clone();
+            let port = device.target.port.map_or(index, |port| port as usize);
+            if port >= MAX_SERIALS {
+                return Err(Error::unsupported(format!(
+                    "serial port {port}: there are {MAX_SERIALS} at most"
+                )));
+            }
+            if ports.len() <= port {
+                ports.resize_with(port + 1, || None);
+            }
+            if ports[port].is_some() {
+                return Err(Error::unsupported(format!(
+                    "serial port {port} is there twice"
+                )));
+            }
+            let (backend, pty) = self.backend(port, &device)?;
+            let log = match &device.log {
+                Some(log) => Some(self.output(Path::new(&log.file), log.append.unwrap_or(false))?),
+                None => None,
+            };
+            ports[port] = Some(SerialConfig { backend, log });
+            if device.alias.is_none() {
+                live.devices.serials[index].alias = Some(format!("serial{port}"));
+            }
+            if let Some(path) = pty {
+                live.devices.set_pty_path(index, &path);
+            }
+        }
+        let null = || SerialConfig {
+            backend: CharBackend::Null,
+            log: None,
+        };
+        Ok(ports
+            .into_iter()
+            .map(|port| port.unwrap_or_else(null))
+            .collect())
+    }
+
+    /// Opens the host's end of a serial port; also its pseudo-terminal's path.
+    fn backend(
+        &mut self,
+        port: usize,
+        device: &CharDevice,
+    ) -> Result<(CharBackend, Option<String>)> {
+        let unsupported =
+            |what: &str| Err(Error::unsupported(format!("serial port {port}: {what}")));
+        let backend = match &device.source {
+            CharSource::Null => CharBackend::Null,
+            CharSource::Pty { .. } => {
+                let (master, path) =
+                    open_pty().map_err(|e| Error::system("cannot open a pseudo-terminal", &e))?;
+                let master = self.pass(master);
+                return Ok((CharBackend::Pty(Some(master)), Some(path)));
+            }
+            CharSource::File { path, append } => {
+                CharBackend::File(self.output(Path::new(path), append.unwrap_or(false))?)
+            }
+            CharSource::Unix { mode, path } => {
+                let Some(path) = path.as_deref().map(Path::new) else {
+                    return unsupported("a UNIX socket needs a path");
+                };
+                match mode {
+                    SocketMode::Bind => CharBackend::Listen {
+                        socket: self.listen_unix(path)?,
+                        telnet: false,
+                        wait: false,
+                    },
+                    SocketMode::Connect => {
+                        let stream = files::connect_unix(path).map_err(|e| {
+                            Error::system(format!("cannot connect to '{}'", path.display()), &e)
+                        })?;
+                        CharBackend::Connected(self.pass(stream))
+                    }
+                }
+            }
+            CharSource::Tcp {
+                mode,
+                host,
+                service,
+                protocol,
+                tls,
+            } => {
+                let telnet = match protocol {
+                    TcpProtocol::Raw => false,
+                    TcpProtocol::Telnet => true,
+                    TcpProtocol::Telnets | TcpProtocol::Tls => return unsupported("no TLS yet"),
+                };
+                if *tls == Some(true) {
+                    return unsupported("no TLS yet");
+                }
+                match mode {
+                    SocketMode::Bind => {
+                        let address = (host.as_deref().unwrap_or("0.0.0.0"), service.as_str());
+                        CharBackend::Listen {
+                            socket: self.listen_tcp(address)?,
+                            telnet,
+                            wait: false,
+                        }
+                    }
+                    SocketMode::Connect if telnet => {
+                        return unsupported("telnet needs mode='bind'");
+                    }
+                    SocketMode::Connect => {
+                        let address = (host.as_deref().unwrap_or("127.0.0.1"), service.as_str());
+                        CharBackend::Connected(self.connect_tcp(address)?)
+                    }
+                }
+            }
+            CharSource::Other { kind, .. } => return unsupported(&format!("no type '{kind}'")),
+        };
+        Ok((backend, None))
+    }
+
+    /// A file that gets output.
+    fn output(&mut self, path: &Path, append: bool) -> Result<Resource> {
+        let there = path.symlink_metadata().is_ok();
+        let file = OpenOptions::new()
+            .create(true)
+            .append(append)
+            .write(true)
+            .truncate(!append)
+            .mode(0o600)
+            // A FIFO that nobody reads is an error, not a wait.
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(|e| Error::system(format!("cannot open '{}'", path.display()), &e))?;
+        if !there {
+            self.made.outputs.push(path.to_owned());
+        }
+        Ok(self.pass(file))
+    }
+
+    fn listen_unix(&mut self, path: &Path) -> Result<Resource> {
+        let cannot = |error: io::Error| {
+            Error::system(format!("cannot listen on '{}'", path.display()), &error)
+        };
+        // As QEMU does: a socket of that name is taken for a leftover; anything else is not touched.
+        if path
+            .symlink_metadata()
+            .is_ok_and(|m| m.file_type().is_socket())
+        {
+            fs::remove_file(path).map_err(cannot)?;
+        }
+        let listener = files::listen_unix(path).map_err(cannot)?;
+        self.made.sockets.push(path.to_owned());
+        Ok(self.pass(listener))
+    }
+
+    fn listen_tcp(&mut self, (host, service): (&str, &str)) -> Result<Resource> {
+        let listener = TcpListener::bind((host, port(service)?))
+            .map_err(|e| Error::system(format!("cannot listen on '{host}:{service}'"), &e))?;
+        Ok(self.pass(listener))
+    }
+
+    fn connect_tcp(&mut self, (host, service): (&str, &str)) -> Result<Resource> {
+        let cannot = |error: &io::Error| {
+            Error::system(format!("cannot connect to '{host}:{service}'"), error)
+        };
+        let addresses = (host, port(service)?)
+            .to_socket_addrs()
+            .map_err(|e| cannot(&e))?;
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for address in addresses {
+            match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
+                Ok(stream) => return Ok(self.pass(stream)),
+                Err(error) => last = error,
+            }
+        }
+        Err(cannot(&last))
+    }
+}
+
+fn port(service: &str) -> Result<u16> {
+    service
+        .parse()
+        .map_err(|_| Error::unsupported(format!("'{service}' is no TCP port number")))
+}
+
+/// A new pseudo-terminal: its master, and its slave's path. Bytes pass unchanged.
+fn open_pty() -> io::Result<(File, String)> {
+    let check = |result: libc::c_int| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: posix_openpt(3) takes flags and returns a descriptor or -1.
+    let fd = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else knows it.
+    let master = unsafe { File::from_raw_fd(fd) };
+    let mut name = [0u8; 64];
+    // SAFETY: both calls take the valid descriptor; ptsname_r(3) gets the buffer's true length and
+    // returns an error number.
+    unsafe {
+        check(libc::grantpt(fd))?;
+        check(libc::unlockpt(fd))?;
+        match libc::ptsname_r(fd, name.as_mut_ptr().cast(), name.len()) {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+    let end = name.iter().position(|&b| b == 0).unwrap_or(name.len());
+    let path = String::from_utf8_lossy(&name[..end]).into_owned();
+    // The slave's settings stay while the master is open, so it can be closed again.
+    let slave = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(&path)?;
+    // SAFETY: the termios is filled by tcgetattr(3) before anything reads it.
+    unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        check(libc::tcgetattr(slave.as_raw_fd(), &mut settings))?;
+        libc::cfmakeraw(&mut settings);
+        check(libc::tcsetattr(slave.as_raw_fd(), libc::TCSANOW, &settings))?;
+    }
+    Ok((master, path))
+}
+
+fn memory_bytes(kib: u64) -> Result<u64> {
+    const PAGE: u64 = 4096;
+    kib.checked_mul(1024)
+        .and_then(|bytes| bytes.checked_next_multiple_of(PAGE))
+        .ok_or_else(|| Error::unsupported(format!("{kib} KiB are more memory than there can be")))
+}
+
+fn cpu(domain: &Domain) -> CpuConfig {
+    let Some(cpu) = &domain.cpu else {
+        return CpuConfig::default();
+    };
+    let features = cpu.features.iter().map(|feature| {
+        let on = !matches!(
+            feature.policy,
+            Some(FeaturePolicy::Disable | FeaturePolicy::Forbid)
+        );
+        (feature.name.clone(), on)
+    });
+    let custom = cpu.mode.as_deref().is_none_or(|mode| mode == "custom");
+    CpuConfig {
+        model: cpu
+            .model
+            .as_ref()
+            .filter(|model| custom && !model.name.is_empty())
+            .map(|model| model.name.clone()),
+        features: features.collect(),
+    }
+}
+
+pub(super) fn action(element: &str, action: XmlAction) -> Result<LifecycleAction> {
+    match action {
+        XmlAction::Destroy => Ok(LifecycleAction::Destroy),
+        XmlAction::Restart => Ok(LifecycleAction::Restart),
+        XmlAction::Preserve => Ok(LifecycleAction::Preserve),
+        XmlAction::RenameRestart | XmlAction::CoredumpDestroy | XmlAction::CoredumpRestart => {
+            Err(Error::unsupported(format!(
+                "{element} '{}': only destroy, restart and preserve",
+                action.as_str()
+            )))
+        }
+    }
+}
+
+/// What the guest's clock shows beyond UTC, in seconds.
+fn rtc_offset(clock: &Clock, now: SystemTime) -> Result<i64> {
+    let now = now
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let adjusted = |adjustment: &Option<String>| match adjustment.as_deref() {
+        None | Some("reset") => Ok(0),
+        Some(text) => text.parse::<i64>().map_err(|_| {
+            Error::unsupported(format!("clock adjustment '{text}' is no number of seconds"))
+        }),
+    };
+    Ok(match &clock.offset {
+        ClockOffset::Utc { adjustment } => adjusted(adjustment)?,
+        ClockOffset::Localtime { adjustment } => {
+            local_offset(now).saturating_add(adjusted(adjustment)?)
+        }
+        ClockOffset::Variable {
+            adjustment,
+            localtime,
+        } => {
+            let base = if *localtime { local_offset(now) } else { 0 };
+            base.saturating_add(*adjustment)
+        }
+        ClockOffset::Absolute { start } => start.map_or(0, |start| start.saturating_sub(now)),
+        ClockOffset::Timezone(zone) => {
+            return Err(Error::unsupported(format!(
+                "clock offset 'timezone' ({zone}): use 'variable' with an adjustment"
+            )));
+        }
+    })
+}
+
+/// Seconds east of UTC at the host.
+fn local_offset(now: i64) -> i64 {
+    // SAFETY: an all-zero tm is valid, and localtime_r(3) fills it from a valid time.
+    unsafe {
+        let mut local: libc::tm = std::mem::zeroed();
+        if libc::localtime_r(&now, &mut local).is_null() {
+            return 0;
+        }
+        local.tm_gmtoff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use xml_schemas::Validation;
+    use xml_schemas::domain::HostFacts;
+
+    use super::*;
+    use crate::files::testing::TempFolder;
+
+    fn domain(kernel: &Path, devices: &str) -> Domain {
+        let xml = format!(
+            "<domain type='qemu'><name>t</name><memory unit='MiB'>8</memory>
+             <os><type>hvm</type><kernel>{}</kernel></os>
+             <features><acpi/></features><devices>{devices}</devices></domain>",
+            kernel.display()
+        );
+        let mut domain = Domain::parse(&xml, Validation::Lenient).unwrap().domain;
+        let host = HostFacts {
+            emulator: "/usr/bin/vireo-vmm".to_owned(),
+            kvm: Ok(()),
+            memory_kib: 1 << 20,
+            kvm_max_vcpus: 4,
+            soft_max_vcpus: 4,
+        };
+        domain.fill_defaults(&host).unwrap();
+        domain
+    }
+
+    fn kernel(folder: &TempFolder) -> PathBuf {
+        let kernel = folder.0.join("kernel");
+        fs::write(&kernel, "kernel").unwrap();
+        kernel
+    }
+
+    #[test]
+    fn a_machine_has_its_kernel_and_its_terminal() {
+        let folder = TempFolder::new();
+        let machine = build(&domain(&kernel(&folder), "<serial type='pty'/>"), 7).unwrap();
+        assert_eq!(machine.config.memory_bytes, 8 << 20);
+        assert!(machine.config.acpi);
+        assert_eq!(machine.descriptors.len(), 2);
+        let live = machine.definition.format(xml_schemas::domain::View::Live);
+        assert!(live.contains("id='7'"), "{live}");
+        assert!(live.contains("<source path='/dev/pts/"), "{live}");
+        assert!(live.contains("<alias name='serial0'/>"), "{live}");
+    }
+
+    #[test]
+    fn a_failed_build_leaves_no_socket() {
+        let folder = TempFolder::new();
+        let socket = folder.0.join("s.sock");
+        let devices = format!(
+            "<serial type='unix'><source mode='bind' path='{}'/></serial>
+             <serial type='file'><source path='{}/out'/></serial>
+             <serial type='file'><source path='/nonexistent/out'/></serial>",
+            socket.display(),
+            folder.0.display(),
+        );
+        let error = build(&domain(&kernel(&folder), &devices), 1).unwrap_err();
+        assert_eq!(
+            error.message,
+            "cannot open '/nonexistent/out': No such file or directory"
+        );
+        assert!(!socket.exists());
+        assert!(!folder.0.join("out").exists());
+    }
+
+    #[test]
+    fn kernels_must_be_files() {
+        let folder = TempFolder::new();
+        let error = build(&domain(&folder.0.join("no"), ""), 1).unwrap_err();
+        assert_eq!(error.code.0, 38);
+        assert!(error.message.starts_with("cannot open kernel '"), "{error}");
+        let error = build(&domain(&folder.0, ""), 1).unwrap_err();
+        assert!(error.message.ends_with("is not a file"), "{error}");
+    }
+
+    #[test]
+    fn terminals_pass_bytes_unchanged() {
+        let (mut master, path) = open_pty().unwrap();
+        let mut slave = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        master.write_all(b"a\r\n\x03").unwrap();
+        let mut bytes = [0; 4];
+        slave.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"a\r\n\x03");
+        slave.write_all(b"b\n").unwrap();
+        let mut bytes = [0; 2];
+        master.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"b\n");
+    }
+
+    #[test]
+    fn clocks() {
+        let at = |offset| {
+            let clock = Clock {
+                offset,
+                timers: Vec::new(),
+            };
+            rtc_offset(&clock, UNIX_EPOCH + Duration::from_secs(1000))
+        };
+        let variable = ClockOffset::Variable {
+            adjustment: -5,
+            localtime: false,
+        };
+        assert_eq!(at(variable), Ok(-5));
+        assert_eq!(at(ClockOffset::Absolute { start: Some(400) }), Ok(-600));
+        let utc = ClockOffset::Utc {
+            adjustment: Some("x".to_owned()),
+        };
+        assert!(at(utc).is_err());
+    }
+}

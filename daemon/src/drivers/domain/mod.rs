@@ -1,0 +1,195 @@
+//! The domain driver: definitions in files, running domains in processes of their own.
+
+pub mod console;
+pub mod define;
+pub mod lifecycle;
+pub mod machine;
+pub mod metadata;
+pub mod object;
+pub mod query;
+pub mod record;
+pub mod recover;
+pub mod start;
+pub mod state;
+pub mod watch;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use uuid::Uuid;
+use xml_schemas::domain::HostFacts;
+
+use self::object::{Domain, Inner, Pinned, Registry};
+use self::record::{Folder, Record};
+use crate::error::{Error, ErrorCode, Result};
+use crate::events::{DomainEvent, DomainName, Hub};
+use crate::files::{self, Durability};
+use crate::node;
+use crate::roots::Roots;
+use crate::store::Store;
+
+/// Everything about domains.
+#[derive(Debug)]
+pub struct Driver {
+    /// Where things live.
+    pub roots: Roots,
+    /// Persistent definitions.
+    pub store: Store,
+    /// All domains.
+    pub registry: Arc<Registry>,
+    /// Who wants to know.
+    pub hub: Hub,
+    /// The program that runs a domain.
+    pub vmm: PathBuf,
+    /// This boot of the host.
+    pub boot_id: String,
+    next_id: Mutex<i32>,
+}
+
+impl Driver {
+    /// A driver without domains yet; see [`recover::load`].
+    ///
+    /// # Errors
+    /// The store cannot be opened.
+    pub fn new(roots: Roots, vmm: PathBuf) -> io::Result<Self> {
+        let store = Store::open(roots.domains())?;
+        files::remove_leftovers(&roots.live_domains())?;
+        let next_id = fs::read_to_string(next_id_file(&roots))
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(1);
+        Ok(Self {
+            roots,
+            store,
+            registry: Arc::default(),
+            hub: Hub::default(),
+            vmm,
+            boot_id: record::boot_id(),
+            next_id: Mutex::new(next_id),
+        })
+    }
+
+    /// What definitions are held against, as the host is now.
+    pub fn host(&self) -> HostFacts {
+        node::facts(&self.vmm)
+    }
+
+    /// An id that no domain has had since the host's boot.
+    fn next_id(&self) -> io::Result<i32> {
+        let mut next = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = *next;
+        let following = id.checked_add(1).unwrap_or(1);
+        files::write_atomically(
+            &next_id_file(&self.roots),
+            following.to_string().as_bytes(),
+            Durability::Process,
+        )?;
+        *next = following;
+        Ok(id)
+    }
+
+    /// Ids below this one are taken.
+    fn ids_from(&self, least: i32) {
+        let mut next = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+        *next = least.max(*next);
+    }
+
+    /// Writes what the next daemon must know of a running domain.
+    fn write_record(&self, inner: &Inner) {
+        let Some(live) = &inner.live else { return };
+        let mut record = Record::new(
+            live.id,
+            self.boot_id.clone(),
+            inner.state,
+            live.autodestroy,
+            live.sockets.clone(),
+        );
+        record.process = Some(live.process.identity());
+        if let Err(error) = record.write(&Folder(live.folder.clone())) {
+            // The domain runs on; only the next daemon would show an older state of it.
+            log::error!("domain '{}': cannot write its state: {error}", inner.name);
+        }
+    }
+
+    /// The domain with that name.
+    ///
+    /// # Errors
+    /// VIR_ERR_NO_DOMAIN.
+    pub fn by_name(&self, name: &str) -> Result<Arc<Domain>> {
+        self.registry
+            .by_name(name)
+            .ok_or_else(|| no_domain(format!("no domain with matching name '{name}'")))
+    }
+
+    /// The domain with that uuid.
+    ///
+    /// # Errors
+    /// VIR_ERR_NO_DOMAIN.
+    pub fn by_uuid(&self, uuid: Uuid) -> Result<Arc<Domain>> {
+        self.registry
+            .by_uuid(uuid)
+            .ok_or_else(|| no_domain(format!("no domain with matching uuid '{uuid}'")))
+    }
+
+    /// The running domain with that id.
+    ///
+    /// # Errors
+    /// VIR_ERR_NO_DOMAIN.
+    pub fn by_id(&self, id: i32) -> Result<Arc<Domain>> {
+        self.registry
+            .by_id(id)
+            .ok_or_else(|| no_domain(format!("no domain with matching id {id}")))
+    }
+
+    /// The domain that a client means, which it names by uuid.
+    ///
+    /// # Errors
+    /// VIR_ERR_NO_DOMAIN.
+    pub fn find(&self, name: &str, uuid: Uuid) -> Result<Arc<Domain>> {
+        self.registry
+            .by_uuid(uuid)
+            .ok_or_else(|| no_domain(format!("no domain with matching uuid '{uuid}' ({name})")))
+    }
+
+    /// As [`Driver::find`], and it stays there while the caller works on it.
+    ///
+    /// # Errors
+    /// VIR_ERR_NO_DOMAIN.
+    pub fn pin(&self, name: &str, uuid: Uuid) -> Result<Pinned> {
+        let domain = self.find(name, uuid)?;
+        self.registry
+            .pin(&domain)
+            .ok_or_else(|| no_domain(format!("no domain with matching uuid '{uuid}' ({name})")))
+    }
+
+    /// Tells who wants to know.
+    pub fn emit(&self, domain: &DomainName, event: &DomainEvent) {
+        self.hub.emit(domain, event);
+    }
+
+    /// How many domains run.
+    pub fn running(&self) -> usize {
+        let all = self.registry.all();
+        all.iter().filter(|d| d.lock().live.is_some()).count()
+    }
+}
+
+fn no_domain(detail: String) -> Error {
+    Error::new(ErrorCode::NO_DOMAIN, detail)
+}
+
+fn next_id_file(roots: &Roots) -> PathBuf {
+    roots.live_domains().join("next-id")
+}
+
+/// Runs what blocks (disks, process creation) where it holds nobody up.
+///
+/// # Errors
+/// VIR_ERR_INTERNAL_ERROR if it panicked.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::internal(format!("a call failed inside: {error}")))
+}

@@ -1,0 +1,397 @@
+//! One domain in memory, and the list of all.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::state::{ShutoffReason, State};
+use crate::control::Control;
+use crate::error::{Error, ErrorCode, ErrorDomain, Result};
+use crate::events::DomainName;
+use crate::vmm_process::VmmProcess;
+
+/// How long a call waits for another one that changes the same domain.
+const JOB_LIMIT: Duration = Duration::from_secs(30);
+
+/// A domain.
+#[derive(Debug)]
+pub struct Domain {
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// Held by whoever changes it: at most one at a time, in order of arrival.
+    job: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+}
+
+/// What is known of a domain. Locked for moments only, never across a wait.
+#[derive(Debug)]
+pub struct Inner {
+    /// Its name.
+    pub name: String,
+    /// The definition in the store.
+    pub persistent: Option<Arc<xml_schemas::Domain>>,
+    /// It is started with the host.
+    pub autostart: bool,
+    /// Its state.
+    pub state: State,
+    /// What there is while it runs.
+    pub live: Option<Live>,
+    /// Calls that work on it: it stays in the list for so long.
+    pins: usize,
+    /// It has left the list.
+    gone: bool,
+}
+
+/// A running domain.
+#[derive(Debug)]
+pub struct Live {
+    /// Its id.
+    pub id: i32,
+    /// The definition it runs with.
+    pub definition: Arc<xml_schemas::Domain>,
+    /// Its process.
+    pub process: Arc<VmmProcess>,
+    /// The way to talk to it.
+    pub control: Control,
+    /// Its folder below `run`.
+    pub folder: PathBuf,
+    /// Sockets and the like to remove at its end.
+    pub sockets: Vec<PathBuf>,
+    /// It ends with its creator's connection.
+    pub autodestroy: bool,
+    /// Somebody has asked for its end.
+    pub destroying: bool,
+    /// The next power-off of the guest is a reboot.
+    pub rebooting: bool,
+    /// Taken by the open console: dropping the sender closes it.
+    pub console: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Becomes true when everything about its end is done.
+    pub ended: watch::Receiver<bool>,
+}
+
+impl Inner {
+    /// Whether clients see it.
+    pub fn visible(&self) -> bool {
+        self.persistent.is_some() || self.live.is_some()
+    }
+
+    /// Its id, -1 if it is off.
+    pub fn id(&self) -> i32 {
+        self.live.as_ref().map_or(-1, |live| live.id)
+    }
+
+    /// The definition in effect: the running one, else the stored one.
+    pub fn definition(&self) -> Option<&Arc<xml_schemas::Domain>> {
+        match &self.live {
+            Some(live) => Some(&live.definition),
+            None => self.persistent.as_ref(),
+        }
+    }
+
+    /// The running domain.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off.
+    pub fn live(&self) -> Result<&Live> {
+        self.live.as_ref().ok_or_else(not_running)
+    }
+
+    /// The running domain, to be changed.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off.
+    pub fn live_mut(&mut self) -> Result<&mut Live> {
+        self.live.as_mut().ok_or_else(not_running)
+    }
+}
+
+/// What is said of a domain that had to run.
+pub fn not_running() -> Error {
+    Error::invalid("domain is not running")
+}
+
+impl Domain {
+    fn new(uuid: Uuid, name: String) -> Self {
+        Self {
+            uuid,
+            job: tokio::sync::Mutex::new(()),
+            inner: Mutex::new(Inner {
+                name,
+                persistent: None,
+                autostart: false,
+                state: State::Shutoff(ShutoffReason::Unknown),
+                live: None,
+                pins: 0,
+                gone: false,
+            }),
+        }
+    }
+
+    /// Looks at it, or changes what is known of it.
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How events and answers name it.
+    pub fn name(&self) -> DomainName {
+        let inner = self.lock();
+        self.name_in(&inner)
+    }
+
+    /// As [`Domain::name`], for who has locked it.
+    pub fn name_in(&self, inner: &Inner) -> DomainName {
+        DomainName {
+            name: inner.name.clone(),
+            uuid: self.uuid,
+            id: inner.id(),
+        }
+    }
+}
+
+/// All domains.
+#[derive(Debug, Default)]
+pub struct Registry {
+    maps: Mutex<Maps>,
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    by_uuid: HashMap<Uuid, Arc<Domain>>,
+    by_name: HashMap<String, Uuid>,
+}
+
+/// A domain that stays in the list for as long as this lives.
+#[derive(Debug)]
+pub struct Pinned {
+    registry: Arc<Registry>,
+    domain: Arc<Domain>,
+}
+
+impl std::ops::Deref for Pinned {
+    type Target = Arc<Domain>;
+
+    fn deref(&self) -> &Arc<Domain> {
+        &self.domain
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let mut maps = self.registry.lock();
+        self.domain.lock().pins -= 1;
+        remove_if_unused(&mut maps, &self.domain);
+    }
+}
+
+impl Pinned {
+    /// Waits until no other call changes the domain.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_TIMEOUT after half a minute.
+    pub async fn job(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        match tokio::time::timeout(JOB_LIMIT, self.domain.job.lock()).await {
+            Ok(guard) => Ok(guard),
+            Err(_) => Err(Error::new(
+                ErrorCode::OPERATION_TIMEOUT,
+                "cannot acquire state change lock (held by another call)",
+            )),
+        }
+    }
+}
+
+/// Takes a domain out of the list when nothing keeps it there.
+fn remove_if_unused(maps: &mut Maps, domain: &Domain) {
+    let mut inner = domain.lock();
+    if inner.pins == 0 && !inner.visible() && !inner.gone {
+        inner.gone = true;
+        maps.by_uuid.remove(&domain.uuid);
+        maps.by_name.remove(&inner.name);
+    }
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The domain with that uuid, as far as clients see it.
+    pub fn by_uuid(&self, uuid: Uuid) -> Option<Arc<Domain>> {
+        let domain = self.lock().by_uuid.get(&uuid).cloned()?;
+        domain.lock().visible().then_some(())?;
+        Some(domain)
+    }
+
+    /// The domain with that name, as far as clients see it.
+    pub fn by_name(&self, name: &str) -> Option<Arc<Domain>> {
+        let uuid = *self.lock().by_name.get(name)?;
+        self.by_uuid(uuid)
+    }
+
+    /// The running domain with that id.
+    pub fn by_id(&self, id: i32) -> Option<Arc<Domain>> {
+        let all = self.all();
+        all.into_iter()
+            .find(|d| d.lock().live.as_ref().is_some_and(|l| l.id == id))
+    }
+
+    /// All that clients see, by name.
+    pub fn all(&self) -> Vec<Arc<Domain>> {
+        let mut all: Vec<(String, Arc<Domain>)> = {
+            let maps = self.lock();
+            let visible = maps.by_uuid.values().filter_map(|d| {
+                let inner = d.lock();
+                inner.visible().then(|| (inner.name.clone(), Arc::clone(d)))
+            });
+            visible.collect()
+        };
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all.into_iter().map(|(_, domain)| domain).collect()
+    }
+
+    /// Keeps a domain in the list; `None` if it has left it.
+    pub fn pin(self: &Arc<Self>, domain: &Arc<Domain>) -> Option<Pinned> {
+        let _maps = self.lock();
+        let mut inner = domain.lock();
+        if inner.gone {
+            return None;
+        }
+        inner.pins += 1;
+        drop(inner);
+        Some(Pinned {
+            registry: Arc::clone(self),
+            domain: Arc::clone(domain),
+        })
+    }
+
+    /// Keeps the domain with that uuid and name in the list, after making it if there is none.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_FAILED: only the name or only the uuid is another domain's.
+    pub fn pin_or_make(self: &Arc<Self>, uuid: Uuid, name: &str) -> Result<Pinned> {
+        let conflict = |text| {
+            Err(Error::of(
+                ErrorDomain::DOMAIN,
+                ErrorCode::OPERATION_FAILED,
+                text,
+            ))
+        };
+        let mut maps = self.lock();
+        let domain = match (maps.by_uuid.get(&uuid), maps.by_name.get(name)) {
+            (Some(domain), _) => {
+                let known = domain.lock().name.clone();
+                if known != name {
+                    return conflict(format!(
+                        "domain '{known}' is already defined with uuid {uuid}"
+                    ));
+                }
+                Arc::clone(domain)
+            }
+            (None, Some(other)) => {
+                return conflict(format!("domain '{name}' already exists with uuid {other}"));
+            }
+            (None, None) => {
+                let domain = Arc::new(Domain::new(uuid, name.to_owned()));
+                maps.by_uuid.insert(uuid, Arc::clone(&domain));
+                maps.by_name.insert(name.to_owned(), uuid);
+                domain
+            }
+        };
+        domain.lock().pins += 1;
+        Ok(Pinned {
+            registry: Arc::clone(self),
+            domain,
+        })
+    }
+
+    /// Gives a pinned domain another name in the list, and holds that name even if the rename
+    /// fails later (see [`Registry::finish_rename`]).
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_FAILED: the name is another domain's.
+    pub fn claim_name(&self, domain: &Domain, name: &str) -> Result<()> {
+        let mut maps = self.lock();
+        if maps.by_name.contains_key(name) {
+            return Err(Error::of(
+                ErrorDomain::DOMAIN,
+                ErrorCode::OPERATION_INVALID,
+                format!("domain with name '{name}' already exists"),
+            ));
+        }
+        maps.by_name.insert(name.to_owned(), domain.uuid);
+        Ok(())
+    }
+
+    /// Ends a rename to `new`: for good (the old name becomes free) or not (the new one does).
+    pub fn finish_rename(&self, domain: &Domain, new: &str, done: bool) {
+        let mut maps = self.lock();
+        let mut inner = domain.lock();
+        if done {
+            let old = std::mem::replace(&mut inner.name, new.to_owned());
+            maps.by_name.remove(&old);
+        } else {
+            maps.by_name.remove(new);
+        }
+    }
+
+    /// Takes a domain out of the list when nothing keeps it there.
+    pub fn remove_if_unused(&self, domain: &Domain) {
+        remove_if_unused(&mut self.lock(), domain);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry() -> Arc<Registry> {
+        Arc::default()
+    }
+
+    const ONE: Uuid = Uuid::from_u128(1);
+    const TWO: Uuid = Uuid::from_u128(2);
+
+    #[test]
+    fn a_domain_without_definition_leaves_with_its_last_pin() {
+        let registry = registry();
+        let first = registry.pin_or_make(ONE, "a").unwrap();
+        let second = registry.pin(&first).unwrap();
+        assert!(registry.by_name("a").is_none(), "nothing to see yet");
+        let kept = Arc::clone(&first);
+        drop(first);
+        assert_eq!(
+            registry.pin_or_make(TWO, "a").unwrap_err().message,
+            "operation failed: domain 'a' already exists with uuid \
+             00000000-0000-0000-0000-000000000001"
+        );
+        drop(second);
+        assert!(registry.pin(&kept).is_none());
+        registry.pin_or_make(TWO, "a").unwrap();
+    }
+
+    #[test]
+    fn a_uuid_has_one_name() {
+        let registry = registry();
+        let _pin = registry.pin_or_make(ONE, "a").unwrap();
+        let error = registry.pin_or_make(ONE, "b").unwrap_err();
+        assert_eq!((error.code.0, error.domain.0), (9, 20));
+        assert!(error.message.contains("'a' is already defined with uuid"));
+    }
+
+    #[test]
+    fn renames_hold_both_names_until_they_end() {
+        let registry = registry();
+        let pin = registry.pin_or_make(ONE, "a").unwrap();
+        registry.claim_name(&pin, "b").unwrap();
+        assert!(registry.pin_or_make(TWO, "b").is_err());
+        registry.finish_rename(&pin, "b", false);
+        drop(registry.pin_or_make(TWO, "b").unwrap());
+        registry.claim_name(&pin, "b").unwrap();
+        registry.finish_rename(&pin, "b", true);
+        assert_eq!(pin.lock().name, "b");
+        drop(registry.pin_or_make(TWO, "a").unwrap());
+    }
+}

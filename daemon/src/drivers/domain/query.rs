@@ -1,0 +1,262 @@
+//! What can be asked about domains.
+
+use std::fs;
+use std::sync::Arc;
+
+use vmm_api::control::{Answer, Call};
+use xml_schemas::Domain as Definition;
+use xml_schemas::domain::View;
+
+use super::Driver;
+use super::lifecycle::ask;
+use super::object::{Domain, Inner, not_running};
+use super::state::State;
+use crate::error::{Error, Result, check_flags};
+
+/// Which domains are listed (virConnectListAllDomainsFlags).
+mod list_flags {
+    pub const ACTIVE: u32 = 1;
+    pub const INACTIVE: u32 = 1 << 1;
+    pub const PERSISTENT: u32 = 1 << 2;
+    pub const TRANSIENT: u32 = 1 << 3;
+    pub const RUNNING: u32 = 1 << 4;
+    pub const PAUSED: u32 = 1 << 5;
+    pub const SHUTOFF: u32 = 1 << 6;
+    pub const OTHER: u32 = 1 << 7;
+    pub const MANAGED_SAVE: u32 = 1 << 8;
+    pub const NO_MANAGED_SAVE: u32 = 1 << 9;
+    pub const AUTOSTART: u32 = 1 << 10;
+    pub const NO_AUTOSTART: u32 = 1 << 11;
+    pub const HAS_SNAPSHOT: u32 = 1 << 12;
+    pub const NO_SNAPSHOT: u32 = 1 << 13;
+    pub const HAS_CHECKPOINT: u32 = 1 << 14;
+    pub const NO_CHECKPOINT: u32 = 1 << 15;
+    pub const ALL: u32 = (1 << 16) - 1;
+}
+
+/// Which document is printed (virDomainXMLFlags).
+mod xml_flags {
+    /// What is secret too: nothing that is kept here is left out otherwise.
+    pub const SECURE: u32 = 1;
+    /// The stored one.
+    pub const INACTIVE: u32 = 2;
+    /// The CPU as the guest sees it: it is written as it was asked for.
+    pub const UPDATE_CPU: u32 = 4;
+    /// What another host understands: the same.
+    pub const MIGRATABLE: u32 = 8;
+}
+
+/// virDomainGetInfo's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// The state.
+    pub state: State,
+    /// Memory at boot in KiB.
+    pub max_memory_kib: u64,
+    /// Memory now in KiB.
+    pub memory_kib: u64,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// CPU time of the process in nanoseconds.
+    pub cpu_time_ns: u64,
+}
+
+/// CPU time of a process in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuTime {
+    /// In all.
+    pub total: u64,
+    /// In user mode.
+    pub user: u64,
+    /// In the kernel.
+    pub system: u64,
+}
+
+/// Whether a domain passes one group of filters: bits with the condition each stands for.
+fn passes(flags: u32, group: &[(u32, bool)]) -> bool {
+    let asked = group.iter().any(|(bit, _)| flags & bit != 0);
+    !asked || group.iter().any(|&(bit, holds)| flags & bit != 0 && holds)
+}
+
+/// Whether `flags` list a domain. Unknown bits are the caller's business.
+fn listed(inner: &Inner, flags: u32) -> bool {
+    use list_flags as f;
+    let active = inner.live.is_some();
+    let persistent = inner.persistent.is_some();
+    let running = matches!(inner.state, State::Running(_));
+    let paused = matches!(inner.state, State::Paused(_));
+    let off = matches!(inner.state, State::Shutoff(_));
+    let groups: [&[(u32, bool)]; 7] = [
+        &[(f::ACTIVE, active), (f::INACTIVE, !active)],
+        &[(f::PERSISTENT, persistent), (f::TRANSIENT, !persistent)],
+        &[
+            (f::RUNNING, running),
+            (f::PAUSED, paused),
+            (f::SHUTOFF, off),
+            (f::OTHER, !running && !paused && !off),
+        ],
+        &[(f::MANAGED_SAVE, false), (f::NO_MANAGED_SAVE, true)],
+        &[
+            (f::AUTOSTART, inner.autostart),
+            (f::NO_AUTOSTART, !inner.autostart),
+        ],
+        &[(f::HAS_SNAPSHOT, false), (f::NO_SNAPSHOT, true)],
+        &[(f::HAS_CHECKPOINT, false), (f::NO_CHECKPOINT, true)],
+    ];
+    inner.visible() && groups.iter().all(|group| passes(flags, group))
+}
+
+/// Nanoseconds of CPU time that a process has used.
+pub fn cpu_time(pid: u32) -> CpuTime {
+    let ticks = || -> Option<(u64, u64)> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        Some((fields.get(11)?.parse().ok()?, fields.get(12)?.parse().ok()?))
+    };
+    let (user, system) = ticks().unwrap_or_default();
+    // SAFETY: sysconf takes and returns a number.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100);
+    let ns = |ticks: u64| ticks.saturating_mul(1_000_000_000 / per_second.max(1));
+    CpuTime {
+        total: precise_cpu_time(pid).unwrap_or(ns(user.saturating_add(system))),
+        user: ns(user),
+        system: ns(system),
+    }
+}
+
+fn precise_cpu_time(pid: u32) -> Option<u64> {
+    let pid = libc::pid_t::try_from(pid).ok()?;
+    // SAFETY: both calls fill the variables given to them, which live here.
+    let time = unsafe {
+        let mut clock: libc::clockid_t = 0;
+        let mut time: libc::timespec = std::mem::zeroed();
+        if libc::clock_getcpuclockid(pid, &mut clock) != 0
+            || libc::clock_gettime(clock, &mut time) != 0
+        {
+            return None;
+        }
+        time
+    };
+    let seconds = u64::try_from(time.tv_sec).ok()?;
+    seconds
+        .checked_mul(1_000_000_000)?
+        .checked_add(u64::try_from(time.tv_nsec).ok()?)
+}
+
+impl Driver {
+    /// The domains that `flags` list.
+    ///
+    /// # Errors
+    /// Unknown flags.
+    pub fn list(&self, flags: u32) -> Result<Vec<Arc<Domain>>> {
+        check_flags(flags, list_flags::ALL, "qemuConnectListAllDomains")?;
+        let mut all = self.registry.all();
+        all.retain(|domain| listed(&domain.lock(), flags));
+        Ok(all)
+    }
+
+    /// Filters `domains` by those bits of `flags` that are filters.
+    pub fn filter(&self, domains: Vec<Arc<Domain>>, flags: u32) -> Vec<Arc<Domain>> {
+        let keep = |domain: &Arc<Domain>| listed(&domain.lock(), flags & list_flags::ALL);
+        domains.into_iter().filter(keep).collect()
+    }
+
+    /// State, memory, vCPUs, CPU time.
+    ///
+    /// # Errors
+    /// The domain is gone.
+    pub fn info(&self, domain: &Domain) -> Result<Info> {
+        let inner = domain.lock();
+        let definition = definition(&inner)?;
+        let cpu_time = inner
+            .live
+            .as_ref()
+            .map_or(0, |live| cpu_time(live.process.identity().pid).total);
+        Ok(Info {
+            state: inner.state,
+            max_memory_kib: definition.memory.total_kib,
+            memory_kib: if inner.live.is_some() {
+                definition.memory.current_kib
+            } else {
+                definition.memory.total_kib
+            },
+            vcpus: definition.vcpu.online(),
+            cpu_time_ns: cpu_time,
+        })
+    }
+
+    /// The document.
+    ///
+    /// # Errors
+    /// Unknown flags, or the domain is gone.
+    pub fn xml(&self, domain: &Domain, flags: u32) -> Result<String> {
+        use xml_flags::{INACTIVE, MIGRATABLE, SECURE, UPDATE_CPU};
+        check_flags(
+            flags,
+            SECURE | INACTIVE | UPDATE_CPU | MIGRATABLE,
+            "qemuDomainGetXMLDesc",
+        )?;
+        let inner = domain.lock();
+        let stored = inner.persistent.as_ref().filter(|_| flags & INACTIVE != 0);
+        Ok(match (stored, &inner.live) {
+            (Some(stored), _) => stored.format(View::Inactive),
+            (None, Some(live)) if flags & INACTIVE == 0 => live.definition.format(View::Live),
+            (None, _) => definition(&inner)?.format(View::Inactive),
+        })
+    }
+
+    /// What a person should know of a domain: what was left out of its machine.
+    ///
+    /// # Errors
+    /// The domain is gone.
+    pub fn messages(&self, domain: &Domain) -> Result<Vec<String>> {
+        let inner = domain.lock();
+        let left_out = definition(&inner)?.left_out();
+        let message = |device| format!("left out of the machine: {device}");
+        Ok(left_out.into_iter().map(message).collect())
+    }
+
+    /// CPU time of each vCPU in nanoseconds.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off; the VMM's silence.
+    pub async fn vcpu_times(&self, domain: &Domain) -> Result<Vec<u64>> {
+        match ask(domain, Call::Query).await? {
+            Answer::Status(status) => Ok(status.vcpu_time_ns),
+            Answer::Done => Err(Error::internal("the VMM's answer makes no sense")),
+        }
+    }
+}
+
+/// The definition in effect.
+///
+/// # Errors
+/// The domain is gone.
+pub fn definition(inner: &Inner) -> Result<&Arc<Definition>> {
+    inner.definition().ok_or_else(not_running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_of_one_group_add_up_and_groups_narrow() {
+        let group = [(1, true), (2, false)];
+        assert!(passes(0, &group), "nothing asked");
+        assert!(passes(1, &group));
+        assert!(!passes(2, &group));
+        assert!(passes(3, &group));
+        assert!(passes(4, &group), "another group's bit");
+    }
+
+    #[test]
+    fn a_process_uses_time() {
+        let mut sum = 0u64;
+        let before = cpu_time(std::process::id()).total;
+        while cpu_time(std::process::id()).total == before {
+            sum = sum.wrapping_add(1);
+        }
+        assert_eq!(cpu_time(u32::MAX), CpuTime::default());
+    }
+}

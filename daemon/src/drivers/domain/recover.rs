@@ -1,0 +1,338 @@
+//! The daemon's start: what is defined, what still runs, what ended meanwhile, what is to run.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch as watch_channel;
+use uuid::Uuid;
+use vmm_api::control::{Answer, Call, FromVmm, MachineState, Status};
+use xml_schemas::{Domain as Definition, Validation};
+
+use super::object::{Live, Pinned};
+use super::record::{Folder, Record};
+use super::start::{self, StartOptions};
+use super::state::{PausedReason, RunningReason, State};
+use super::{Driver, blocking, watch};
+use crate::control::{self, Control, Frames};
+use crate::files::{self, Durability};
+use crate::store::{Identity, Loaded};
+use crate::vmm_process::{self, Spawned, VmmProcess};
+
+/// How long a VMM may take to answer a new daemon. One that does not is taken up all the same.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Loads every definition and finds every running domain.
+///
+/// # Errors
+/// The folders cannot be read.
+pub async fn load(driver: &Arc<Driver>) -> io::Result<()> {
+    load_definitions(driver)?;
+    for entry in fs::read_dir(driver.roots.live_domains())? {
+        let path = entry?.path();
+        if !path.is_dir() {
+            continue;
+        }
+        let folder = Folder(path);
+        let uuid = folder.0.file_name().and_then(|n| n.to_str()?.parse().ok());
+        let Some(uuid) = uuid else {
+            log::warn!("{}: left alone: it is no domain's", folder.0.display());
+            continue;
+        };
+        if let Err(why) = find_running(driver, &folder, uuid).await {
+            log::error!("{}: {why}", folder.0.display());
+        }
+    }
+    Ok(())
+}
+
+fn load_definitions(driver: &Driver) -> io::Result<()> {
+    let host = driver.host();
+    let parse = |text: &str| {
+        let parsed = Definition::parse(text, Validation::Lenient).map_err(|e| e.to_string())?;
+        let mut definition = parsed.domain;
+        if definition.uuid.is_none() {
+            // Written by hand; a made-up one would be another at each start.
+            return Err("it has no <uuid>".to_owned());
+        }
+        definition.fill_defaults(&host).map_err(|e| e.to_string())?;
+        let identity = Identity {
+            name: definition.name.clone(),
+            uuid: definition.uuid.unwrap_or_default(),
+        };
+        Ok((identity, definition))
+    };
+    for Loaded { object, autostart } in driver.store.load(parse)? {
+        let name = object.name.clone();
+        if let Err(error) = driver.adopt(object, autostart) {
+            log::error!("domain '{name}': left out: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// Takes up the domain that a folder describes, or clears away after it.
+async fn find_running(driver: &Arc<Driver>, folder: &Folder, uuid: Uuid) -> Result<(), String> {
+    let record = match Record::read(folder) {
+        Ok(record) => record,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            log::info!(
+                "{}: removing a start that did not get far",
+                folder.0.display()
+            );
+            folder.remove();
+            return Ok(());
+        }
+        Err(error) => return Err(format!("left alone: {error}")),
+    };
+    driver.ids_from(record.id.saturating_add(1));
+    let same_boot = record.boot_id == driver.boot_id;
+    let Some(identity) = record.process else {
+        abandon_start(folder, &record, same_boot).await;
+        return Ok(());
+    };
+    let process = if same_boot {
+        vmm_process::find(identity).map_err(|e| format!("left alone: {e}"))?
+    } else {
+        None
+    };
+    let mut definition = folder
+        .read_definition()
+        .map_err(|e| format!("left alone: its definition: {e}"))?;
+    definition.uuid = Some(uuid);
+    let domain = driver
+        .registry
+        .pin_or_make(uuid, &definition.name)
+        .map_err(|e| format!("left alone: {e}"))?;
+    match process {
+        Some(process) => take_up(driver, &domain, folder, record, definition, process).await,
+        None => {
+            log::warn!("domain '{}' ended while no daemon watched", definition.name);
+            ended_meanwhile(driver, &domain, folder, &record);
+            Ok(())
+        }
+    }
+}
+
+/// A start that its daemon did not see through: nobody was told that the domain runs.
+async fn abandon_start(folder: &Folder, record: &Record, same_boot: bool) {
+    log::warn!("{}: ending a start that was cut short", folder.0.display());
+    let identity = fs::read_to_string(folder.stat())
+        .ok()
+        .and_then(|stat| vmm_process::Identity::parse_stat(&stat))
+        .filter(|_| same_boot);
+    if let Some(identity) = identity {
+        match vmm_process::find(identity) {
+            Ok(Some(process)) => {
+                if let Err(error) = process.kill() {
+                    log::error!("cannot kill process {}: {error}", identity.pid);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => log::error!("cannot look for process {}: {error}", identity.pid),
+        }
+    }
+    remove_sockets(record);
+    folder.remove();
+}
+
+fn remove_sockets(record: &Record) {
+    for socket in &record.sockets {
+        if let Err(error) = files::remove_if_there(socket) {
+            log::warn!("cannot remove {}: {error}", socket.display());
+        }
+    }
+}
+
+fn ended_meanwhile(driver: &Driver, domain: &Pinned, folder: &Folder, record: &Record) {
+    let exit = folder.exit_record();
+    domain.lock().state = State::Shutoff(watch::verdict(false, exit.as_ref()).0);
+    watch::log_end(
+        driver,
+        &domain.name().name,
+        "unknown",
+        "while no daemon watched",
+    );
+    remove_sockets(record);
+    folder.remove();
+}
+
+async fn take_up(
+    driver: &Arc<Driver>,
+    domain: &Pinned,
+    folder: &Folder,
+    record: Record,
+    definition: Definition,
+    process: Spawned,
+) -> Result<(), String> {
+    let process = process.watch().map_err(|(e, _)| e.to_string())?;
+    let process = Arc::new(process);
+    let name = definition.name.clone();
+    let stream = files::connect_unix(&folder.control());
+    let (control, mut frames) = match stream.and_then(control::open) {
+        Ok(opened) => opened,
+        Err(error) => return Err(refused(driver, domain, folder, &record, &process, &error).await),
+    };
+    let status = first_status(&control, &mut frames).await;
+    let state = match status {
+        Some(status) => state_now(record.state, status.state),
+        None => {
+            log::warn!("domain '{name}': its VMM does not answer");
+            record.state
+        }
+    };
+    let (ended_sender, ended) = watch_channel::channel(false);
+    {
+        let mut inner = domain.lock();
+        inner.state = state;
+        inner.live = Some(Live {
+            id: record.id,
+            definition: Arc::new(definition),
+            process: Arc::clone(&process),
+            control: control.clone(),
+            folder: folder.0.clone(),
+            sockets: record.sockets,
+            autodestroy: record.autodestroy,
+            destroying: false,
+            rebooting: false,
+            console: None,
+            ended,
+        });
+        driver.write_record(&inner);
+    }
+    log::info!(
+        "domain '{name}' runs on (id {}, process {})",
+        record.id,
+        process.identity().pid
+    );
+    tokio::spawn(watch::watch(
+        watch::Watched {
+            driver: Arc::clone(driver),
+            domain: Arc::clone(domain),
+            process,
+            control,
+            ended: ended_sender,
+        },
+        frames,
+    ));
+    if record.autodestroy {
+        log::info!("domain '{name}': its creator's connection went with the last daemon");
+        let ending = driver.registry.pin(domain);
+        tokio::spawn(async move {
+            if let Some(domain) = ending
+                && let Err(error) = super::lifecycle::end(&domain, false).await
+            {
+                log::error!("domain '{}': {error}", domain.name().name);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// A process without a control socket is about to end, or is of no use to anybody.
+async fn refused(
+    driver: &Driver,
+    domain: &Pinned,
+    folder: &Folder,
+    record: &Record,
+    process: &VmmProcess,
+    error: &io::Error,
+) -> String {
+    let mut why = format!("its VMM cannot be reached: {error}");
+    if tokio::time::timeout(ANSWER_LIMIT, process.ended())
+        .await
+        .is_err()
+    {
+        why.push_str("; it is killed");
+        if let Err(error) = process.kill() {
+            return format!("{why}; left alone, as that failed: {error}");
+        }
+        if tokio::time::timeout(ANSWER_LIMIT, process.ended())
+            .await
+            .is_err()
+        {
+            return format!("{why}; left alone, as it does not end");
+        }
+    }
+    ended_meanwhile(driver, domain, folder, record);
+    why
+}
+
+async fn first_status(control: &Control, frames: &mut Frames) -> Option<Status> {
+    let mut answer = control.send(Call::Query).ok()?;
+    let wait = async {
+        loop {
+            tokio::select! {
+                frame = frames.next() => match frame {
+                    Ok(Some(FromVmm::Reply(reply))) => {
+                        if let Some(waiting) = control.take(&reply) {
+                            waiting.answer(reply.result);
+                        }
+                    }
+                    // What happened before is in the answer.
+                    Ok(Some(FromVmm::Event(_))) => {}
+                    Ok(None) | Err(_) => return None,
+                },
+                answered = &mut answer => return match answered {
+                    Ok(Ok(Answer::Status(status))) => Some(status),
+                    _ => None,
+                },
+            }
+        }
+    };
+    tokio::time::timeout(ANSWER_LIMIT, wait)
+        .await
+        .ok()
+        .flatten()
+}
+
+/// The state that was recorded, unless the machine says that it is another one by now.
+fn state_now(recorded: State, machine: MachineState) -> State {
+    match (machine, recorded) {
+        (MachineState::Running, State::Running(_)) => recorded,
+        (MachineState::Running, _) => State::Running(RunningReason::Unpaused),
+        (MachineState::Paused, State::Paused(_)) => recorded,
+        (MachineState::Paused, _) => State::Paused(PausedReason::User),
+        (MachineState::Halted, _) => State::Paused(PausedReason::ShuttingDown),
+        (MachineState::Crashed, _) => State::Crashed,
+    }
+}
+
+/// Starts what is to be started with the host, once a boot.
+pub async fn autostart(driver: &Arc<Driver>) {
+    let marker = driver.roots.live_domains().join("autostarted");
+    if fs::read_to_string(&marker).is_ok_and(|id| id == driver.boot_id) {
+        return;
+    }
+    let boot = driver.boot_id.clone();
+    let written =
+        blocking(move || files::write_atomically(&marker, boot.as_bytes(), Durability::Process))
+            .await;
+    match written {
+        Ok(Ok(())) => {}
+        // Started twice is worse than not at all.
+        Ok(Err(error)) => return log::error!("no autostart: cannot note it: {error}"),
+        Err(error) => return log::error!("no autostart: {error}"),
+    }
+    for domain in driver.registry.all() {
+        let definition = {
+            let inner = domain.lock();
+            if !inner.autostart || inner.live.is_some() {
+                continue;
+            }
+            inner.persistent.clone()
+        };
+        let (Some(definition), Some(domain)) = (definition, driver.registry.pin(&domain)) else {
+            continue;
+        };
+        let result = match domain.job().await {
+            Ok(_job) => start::start(driver, &domain, &definition, StartOptions::default()).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => log::info!("domain '{}' started with the host", definition.name),
+            Err(error) => log::error!("autostart of domain '{}': {error}", definition.name),
+        }
+    }
+}

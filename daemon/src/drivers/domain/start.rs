@@ -1,0 +1,444 @@
+//! Starting a domain: from a definition to a process that runs, or to nothing at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch as watch_channel;
+use vmm_api::config::{MachineConfig, Resource};
+use vmm_api::control::{Call, Event, ExitRecord, FromVmm};
+use xml_schemas::Domain as Definition;
+
+use super::machine::{self, Machine, Made};
+use super::object::{Live, Pinned};
+use super::record::{Folder, Record};
+use super::state::{Lifecycle, PausedReason, RunningReason, State};
+use super::{Driver, watch};
+use crate::control::{self, Control, Frames};
+use crate::error::{Error, ErrorCode, Result};
+use crate::events::DomainEvent;
+use crate::files::{self, Durability};
+use crate::killpoint::killpoint;
+use crate::logger;
+use crate::vmm_process::{self, Launch, Spawned, VmmProcess};
+
+/// How long a VMM may take until its machine is built: large kernels come from slow disks.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a VMM may take to set its vCPUs going.
+const RESUME_LIMIT: Duration = Duration::from_secs(10);
+/// How long a killed process may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How a domain is started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StartOptions {
+    /// Its first instruction waits for `resume`.
+    pub paused: bool,
+    /// It ends with the connection that started it.
+    pub autodestroy: bool,
+}
+
+/// A process that was started, and what belongs to it.
+struct Prepared {
+    id: i32,
+    definition: Definition,
+    spawned: Spawned,
+    control: StdUnixStream,
+    record: Record,
+    cleanup: Cleanup,
+    log: PathBuf,
+    log_start: u64,
+}
+
+/// Removes what a start made, unless the start succeeds.
+struct Cleanup {
+    folder: Folder,
+    made: Made,
+    done: bool,
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if !self.done {
+            self.made.undo();
+            self.folder.remove();
+        }
+    }
+}
+
+/// Starts `domain` with `definition`. The caller holds its job.
+///
+/// # Errors
+/// Why it cannot run; nothing of the attempt is left then but lines in its log.
+pub async fn start(
+    driver: &Arc<Driver>,
+    domain: &Pinned,
+    definition: &Arc<Definition>,
+    options: StartOptions,
+) -> Result<()> {
+    if domain.lock().live.is_some() {
+        return Err(Error::invalid("domain is already running"));
+    }
+    let startable = definition.check_startable(&driver.host())?;
+    let left_out = startable.left_out.iter().map(ToString::to_string).collect();
+    let prepared = {
+        let (driver, definition) = (Arc::clone(driver), Arc::clone(definition));
+        super::blocking(move || prepare(&driver, &definition, left_out, options)).await??
+    };
+    killpoint("start.spawned");
+    let process = prepared.spawned.watch().map_err(|(error, spawned)| {
+        let killed = spawned.kill();
+        log::error!("cannot watch the VMM process: {error}; kill: {killed:?}");
+        Error::system("cannot watch the VMM process", &error)
+    })?;
+    let process = Arc::new(process);
+    let opened = control::open(prepared.control);
+    let ready = match opened {
+        Ok((control, mut frames)) => wait_until_built(&control, &mut frames, &process)
+            .await
+            .map(|()| (control, frames)),
+        Err(error) => Err(Failure::Said(error.to_string())),
+    };
+    let (control, frames) = match ready {
+        Ok(ready) => ready,
+        Err(failure) => {
+            end_process(&process).await;
+            let why = failure.words(&prepared.cleanup.folder, &prepared.log, prepared.log_start);
+            return Err(failure.error(&why));
+        }
+    };
+    let started = Started {
+        id: prepared.id,
+        definition: prepared.definition,
+        record: prepared.record,
+        cleanup: prepared.cleanup,
+        process,
+        control,
+        frames,
+    };
+    started.run(driver, domain, options).await
+}
+
+/// A machine that is built and waits for its first instruction.
+struct Started {
+    id: i32,
+    definition: Definition,
+    record: Record,
+    cleanup: Cleanup,
+    process: Arc<VmmProcess>,
+    control: Control,
+    frames: Frames,
+}
+
+impl Started {
+    async fn run(
+        mut self,
+        driver: &Arc<Driver>,
+        domain: &Pinned,
+        options: StartOptions,
+    ) -> Result<()> {
+        let folder = self.cleanup.folder.clone();
+        self.record.process = Some(self.process.identity());
+        let written = folder
+            .write_definition(&self.definition)
+            .and_then(|()| self.record.write(&folder));
+        if let Err(error) = written {
+            end_process(&self.process).await;
+            return Err(Error::system("cannot write the domain's state", &error));
+        }
+        killpoint("start.recorded");
+        let (ended_sender, ended) = watch_channel::channel(false);
+        {
+            let mut inner = domain.lock();
+            inner.live = Some(Live {
+                id: self.id,
+                definition: Arc::new(self.definition),
+                process: Arc::clone(&self.process),
+                control: self.control.clone(),
+                folder: folder.0,
+                sockets: std::mem::take(&mut self.cleanup.made.sockets),
+                autodestroy: options.autodestroy,
+                destroying: false,
+                rebooting: false,
+                console: None,
+                ended: ended.clone(),
+            });
+            // From here on its end is the watcher's business.
+            self.cleanup.done = true;
+            inner.state = if options.paused {
+                State::Paused(PausedReason::User)
+            } else {
+                State::Running(RunningReason::Booted)
+            };
+            let name = domain.name_in(&inner);
+            driver
+                .hub
+                .emit(&name, &DomainEvent::Lifecycle(Lifecycle::StartedBooted));
+            if options.paused {
+                driver
+                    .hub
+                    .emit(&name, &DomainEvent::Lifecycle(Lifecycle::SuspendedPaused));
+            }
+            driver.write_record(&inner);
+        }
+        tokio::spawn(watch::watch(
+            watch::Watched {
+                driver: Arc::clone(driver),
+                domain: Arc::clone(domain),
+                process: Arc::clone(&self.process),
+                control: self.control.clone(),
+                ended: ended_sender,
+            },
+            self.frames,
+        ));
+        if options.paused {
+            return Ok(());
+        }
+        if let Err(error) = self.control.call(Call::Resume, RESUME_LIMIT).await
+            // A guest may be done before we hear that it began.
+            && !(error == control::ControlError::Closed && ended_by_itself(ended.clone()).await)
+        {
+            let kill = self.process.kill();
+            log::warn!(
+                "domain '{}' did not begin: {error}; {kill:?}",
+                domain.name().name
+            );
+            return Err(Error::internal(format!("the guest did not begin: {error}")));
+        }
+        Ok(())
+    }
+}
+
+async fn ended_by_itself(mut ended: watch_channel::Receiver<bool>) -> bool {
+    let end = ended.wait_for(|&ended| ended);
+    matches!(tokio::time::timeout(RESUME_LIMIT, end).await, Ok(Ok(_)))
+}
+
+/// Ends a process that never became a domain.
+async fn end_process(process: &VmmProcess) {
+    if let Err(error) = process.kill() {
+        log::error!("cannot kill process {}: {error}", process.identity().pid);
+    }
+    if tokio::time::timeout(KILL_LIMIT, process.ended())
+        .await
+        .is_err()
+    {
+        log::error!("process {} does not end", process.identity().pid);
+    }
+}
+
+/// Why a machine was not built.
+enum Failure {
+    /// Its process ended; it may have said why.
+    Ended(Option<ExitRecord>),
+    /// It took too long.
+    TooLong,
+    /// In words.
+    Said(String),
+}
+
+impl Failure {
+    /// For people: the VMM's own last words, where there are any.
+    fn words(&self, folder: &Folder, log: &std::path::Path, log_start: u64) -> String {
+        match self {
+            Self::Said(words) => words.clone(),
+            Self::TooLong => format!("no answer in {} seconds", START_LIMIT.as_secs()),
+            Self::Ended(record) => record
+                .clone()
+                .or_else(|| folder.exit_record())
+                .map(|record| record.message)
+                .filter(|message| !message.is_empty())
+                .or_else(|| last_line(log, log_start).ok().flatten())
+                .unwrap_or_else(|| "it said nothing".to_owned()),
+        }
+    }
+
+    fn error(&self, why: &str) -> Error {
+        match self {
+            Self::TooLong => Error::new(
+                ErrorCode::OPERATION_TIMEOUT,
+                format!("the VMM did not build the machine: {why}"),
+            ),
+            _ => Error::internal(format!("the VMM ended before the guest began: {why}")),
+        }
+    }
+}
+
+/// Waits for the answer to a first question, which comes when the machine is built.
+async fn wait_until_built(
+    control: &Control,
+    frames: &mut Frames,
+    process: &VmmProcess,
+) -> std::result::Result<(), Failure> {
+    let said = |error: &dyn std::fmt::Display| Failure::Said(error.to_string());
+    let mut answer = control.send(Call::Query).map_err(|e| said(&e))?;
+    let mut record = None;
+    let wait = async {
+        loop {
+            tokio::select! {
+                frame = frames.next() => match frame {
+                    Ok(Some(FromVmm::Reply(reply))) => {
+                        if let Some(waiting) = control.take(&reply) {
+                            waiting.answer(reply.result);
+                        }
+                    }
+                    Ok(Some(FromVmm::Event(Event::Exiting(exit)))) => record = Some(exit),
+                    Ok(Some(FromVmm::Event(_))) => {}
+                    Ok(None) => {
+                        process.ended().await;
+                        return Err(Failure::Ended(record));
+                    }
+                    Err(error) => return Err(said(&error)),
+                },
+                answered = &mut answer => return match answered {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(failure)) => Err(Failure::Said(failure.message)),
+                    Err(_) => Err(Failure::Ended(None)),
+                },
+                _ = process.ended() => return Err(Failure::Ended(record)),
+            }
+        }
+    };
+    tokio::time::timeout(START_LIMIT, wait)
+        .await
+        .unwrap_or(Err(Failure::TooLong))
+}
+
+/// Opens everything and starts the process.
+fn prepare(
+    driver: &Driver,
+    definition: &Definition,
+    left_out: Vec<String>,
+    options: StartOptions,
+) -> Result<Prepared> {
+    let cannot = |what: &str, error: &io::Error| Error::system(what, error);
+    let id = driver
+        .next_id()
+        .map_err(|e| cannot("cannot write the next domain id", &e))?;
+    let uuid = definition.uuid.unwrap_or_default();
+    let folder = Folder::make(driver.roots.live_domains().join(uuid.to_string()))
+        .map_err(|e| cannot("cannot make the domain's state folder", &e))?;
+    let mut cleanup = Cleanup {
+        folder: folder.clone(),
+        made: Made::default(),
+        done: false,
+    };
+    let machine = machine::build(definition, id)?;
+    let Machine {
+        mut config,
+        definition,
+        mut descriptors,
+        made,
+    } = machine;
+    cleanup.made = made;
+
+    let state = State::Paused(PausedReason::StartingUp);
+    let sockets = cleanup.made.sockets.clone();
+    let record = Record::new(
+        id,
+        driver.boot_id.clone(),
+        state,
+        options.autodestroy,
+        sockets,
+    );
+    record
+        .write(&folder)
+        .map_err(|e| cannot("cannot write the domain's state", &e))?;
+    killpoint("start.prepared");
+
+    let listener = files::listen_unix(&folder.control())
+        .map_err(|e| cannot("cannot make the control socket", &e))?;
+    let control = files::connect_unix(&folder.control())
+        .map_err(|e| cannot("cannot connect to the control socket", &e))?;
+    let exit = create(&folder.exit()).map_err(|e| cannot("cannot make the exit record", &e))?;
+    config.control = Some(Resource::Fd(listener.as_raw_fd()));
+    config.exit_record = Some(Resource::Fd(exit.as_raw_fd()));
+    descriptors.push(listener.into());
+    descriptors.push(exit.into());
+    write_config(&folder, &config)
+        .map_err(|e| cannot("cannot write the VMM's configuration", &e))?;
+
+    let log_path = driver
+        .roots
+        .domain_logs()
+        .join(format!("{}.log", definition.name));
+    let in_log = |e: &io::Error| Error::system(format!("cannot write {}", log_path.display()), e);
+    let mut log = logger::open_log(&log_path).map_err(|e| in_log(&e))?;
+    log.write_all(header(&config, &left_out).as_bytes())
+        .map_err(|e| in_log(&e))?;
+    let log_start = log.seek(SeekFrom::End(0)).map_err(|e| in_log(&e))?;
+    let stat_copy =
+        create(&folder.stat()).map_err(|e| cannot("cannot make the process record", &e))?;
+    let vmm = driver.vmm.display().to_string();
+    let spawned = vmm_process::spawn(Launch {
+        program: &driver.vmm,
+        config: &folder.config(),
+        log,
+        stat_copy,
+        inherited: descriptors,
+    })
+    .map_err(|e| Error::system(format!("cannot start '{vmm}'"), &e))?;
+    Ok(Prepared {
+        id,
+        definition,
+        spawned,
+        control,
+        record,
+        cleanup,
+        log: log_path,
+        log_start,
+    })
+}
+
+fn create(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn write_config(folder: &Folder, config: &MachineConfig) -> io::Result<()> {
+    let json = serde_json::to_vec_pretty(config)?;
+    files::write_atomically(&folder.config(), &json, Durability::Process)
+}
+
+/// The log's lines about a start.
+fn header(config: &MachineConfig, left_out: &[String]) -> String {
+    let now = logger::timestamp(SystemTime::now());
+    let mut lines = format!(
+        "{now}: starting up vireo version: {}, uuid: {}, cpu: {:?}, memory: {} KiB, vcpus: {}, serial ports: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        config.uuid,
+        config.backend,
+        config.memory_bytes / 1024,
+        config.vcpus,
+        config.serials.len(),
+    );
+    for device in left_out {
+        lines.push_str(&format!("{now}: left out of the machine: {device}\n"));
+    }
+    lines
+}
+
+/// The last line that is not empty after `start`, at most 1 KiB of it.
+fn last_line(log: &std::path::Path, start: u64) -> io::Result<Option<String>> {
+    const MOST: u64 = 1024;
+    let mut file = File::open(log)?;
+    let end = fs::metadata(log)?.len();
+    file.seek(SeekFrom::Start(start.max(end.saturating_sub(MOST))))?;
+    let mut bytes = Vec::new();
+    file.take(MOST).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text
+        .lines()
+        .map(str::trim)
+        .rfind(|l| !l.is_empty())
+        .map(str::to_owned))
+}

@@ -1,0 +1,316 @@
+//! Hearing what a running domain does, to its end.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch::Sender;
+use vmm_api::config::LifecycleAction;
+use vmm_api::control::{
+    Answer, Call, Event, ExitCause, ExitRecord, Failure, FromVmm, MachineState, Reply,
+};
+use xml_schemas::domain::LifecycleAction as XmlAction;
+
+use super::Driver;
+use super::object::{Domain, Inner};
+use super::record::Folder;
+use super::state::{Lifecycle, PausedReason, RunningReason, ShutoffReason, State};
+use crate::control::{Control, Frames};
+use crate::events::DomainEvent;
+use crate::logger;
+use crate::vmm_process::{Ending, VmmProcess};
+
+/// What an ended process has sent before is still read, for at most this long.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// A running domain and the ends of its lines.
+#[derive(Debug)]
+pub struct Watched {
+    /// The driver.
+    pub driver: Arc<Driver>,
+    /// The domain.
+    pub domain: Arc<Domain>,
+    /// Its process.
+    pub process: Arc<VmmProcess>,
+    /// Whose answers come with the frames.
+    pub control: Control,
+    /// Told when everything about the end is done.
+    pub ended: Sender<bool>,
+}
+
+/// Watches what comes in `frames` until the process has ended, then clears away.
+pub async fn watch(watched: Watched, mut frames: Frames) {
+    let mut exit = None;
+    let mut connected = true;
+    let process = Arc::clone(&watched.process);
+    let ending = loop {
+        tokio::select! {
+            // In this order: what was sent before the end is heard before the end.
+            biased;
+            frame = frames.next(), if connected => {
+                connected = watched.hear(frame, &mut exit);
+            }
+            ending = process.ended() => break ending,
+        }
+    };
+    if connected {
+        let drain = async { while watched.hear(frames.next().await, &mut exit) {} };
+        // A child of the VMM could hold the connection open.
+        let _ = tokio::time::timeout(DRAIN_LIMIT, drain).await;
+    }
+    watched.finish(exit, ending);
+}
+
+impl Watched {
+    /// False at the end of the connection.
+    fn hear(&self, frame: std::io::Result<Option<FromVmm>>, exit: &mut Option<ExitRecord>) -> bool {
+        match frame {
+            Ok(Some(FromVmm::Reply(reply))) => self.answered(reply),
+            Ok(Some(FromVmm::Event(Event::Exiting(record)))) => *exit = Some(record),
+            Ok(Some(FromVmm::Event(event))) => self.happened(&event),
+            Ok(None) => {
+                self.control.close();
+                return false;
+            }
+            Err(error) => {
+                let name = self.domain.name().name;
+                log::error!("domain '{name}': its control connection: {error}");
+                self.control.close();
+                return false;
+            }
+        }
+        true
+    }
+
+    fn answered(&self, reply: Reply) {
+        let Some(waiting) = self.control.take(&reply) else {
+            return;
+        };
+        // The state changes before the caller goes on, and in the order of the answers.
+        match (&waiting.call, &reply.result) {
+            (Call::Pause, Ok(_)) => self.happened(&Event::Paused),
+            (Call::Resume, Ok(_)) => self.happened(&Event::Resumed),
+            (Call::Query, Ok(Answer::Status(status))) => self.is_now(status.state),
+            (_, Err(Failure { message })) => {
+                log::debug!("domain '{}': {message}", self.domain.name().name);
+            }
+            _ => {}
+        }
+        waiting.answer(reply.result);
+    }
+
+    fn happened(&self, event: &Event) {
+        let mut inner = self.domain.lock();
+        match event {
+            Event::Paused => {
+                if matches!(inner.state, State::Running(_)) {
+                    let state = State::Paused(PausedReason::User);
+                    self.change(&mut inner, state, Some(Lifecycle::SuspendedPaused));
+                }
+            }
+            Event::Resumed => {
+                if !matches!(inner.state, State::Running(_)) {
+                    let state = State::Running(RunningReason::Unpaused);
+                    self.change(&mut inner, state, Some(Lifecycle::ResumedUnpaused));
+                }
+            }
+            Event::Shutdown => self.powered_off(&mut inner),
+            Event::Reset => self.was_reset(&mut inner),
+            Event::Crashed {
+                reason,
+                guest_fault,
+            } => self.crashed(&mut inner, reason, *guest_fault),
+            // Kept by who reads the frames.
+            Event::Exiting(_) => {}
+        }
+    }
+
+    fn powered_off(&self, inner: &mut Inner) {
+        let Some(live) = inner.live.as_mut() else {
+            return;
+        };
+        if std::mem::take(&mut live.rebooting) {
+            let action = match live.definition.on_poweroff {
+                XmlAction::Restart => LifecycleAction::Restart,
+                XmlAction::Preserve => LifecycleAction::Preserve,
+                _ => LifecycleAction::Destroy,
+            };
+            // Its answer changes nothing here; a dead connection shows elsewhere.
+            drop(self.control.send(Call::OnPoweroff(action)));
+            return;
+        }
+        let restarts = live.definition.on_poweroff == XmlAction::Restart;
+        let state = if restarts {
+            inner.state
+        } else {
+            State::Shutdown
+        };
+        self.change(inner, state, Some(Lifecycle::ShutdownGuest));
+        self.ask();
+    }
+
+    fn was_reset(&self, inner: &mut Inner) {
+        let Some(live) = inner.live.as_ref() else {
+            return;
+        };
+        match live.definition.on_reboot {
+            XmlAction::Restart => {
+                let name = self.domain.name_in(inner);
+                self.driver.hub.emit(&name, &DomainEvent::Reboot);
+            }
+            _ => self.change(inner, State::Shutdown, Some(Lifecycle::ShutdownGuest)),
+        }
+        self.ask();
+    }
+
+    fn crashed(&self, inner: &mut Inner, reason: &str, guest_fault: bool) {
+        log::warn!("domain '{}' crashed: {reason}", inner.name);
+        let event = guest_fault.then_some(Lifecycle::CrashedPanicked);
+        self.change(inner, State::Crashed, event);
+        self.ask();
+    }
+
+    /// Asks what the machine does now; [`Watched::is_now`] hears the answer.
+    fn ask(&self) {
+        drop(self.control.send(Call::Query));
+    }
+
+    /// What follows a power-off, a reset or a crash depends on the machine's actions for them.
+    fn is_now(&self, machine: MachineState) {
+        let mut inner = self.domain.lock();
+        let state = match (machine, inner.state) {
+            (MachineState::Running, State::Shutdown | State::Crashed) => {
+                State::Running(RunningReason::Booted)
+            }
+            (MachineState::Halted, State::Shutdown) => State::Paused(PausedReason::ShuttingDown),
+            (MachineState::Crashed, State::Running(_) | State::Paused(_)) => State::Crashed,
+            _ => return,
+        };
+        self.change(&mut inner, state, None);
+    }
+
+    fn change(&self, inner: &mut Inner, state: State, event: Option<Lifecycle>) {
+        inner.state = state;
+        if let Some(event) = event {
+            let name = self.domain.name_in(inner);
+            self.driver.hub.emit(&name, &DomainEvent::Lifecycle(event));
+        }
+        self.driver.write_record(inner);
+    }
+
+    fn finish(self, exit: Option<ExitRecord>, ending: Option<Ending>) {
+        self.control.close();
+        finish(&self.driver, &self.domain, exit, ending);
+        // Nobody may be waiting.
+        let _ = self.ended.send(true);
+    }
+}
+
+/// Why a domain is off, and what is told about it.
+pub(super) fn verdict(
+    destroying: bool,
+    exit: Option<&ExitRecord>,
+) -> (ShutoffReason, Option<Lifecycle>, Lifecycle) {
+    if destroying {
+        let host = Some(Lifecycle::ShutdownHost);
+        return (ShutoffReason::Destroyed, host, Lifecycle::StoppedDestroyed);
+    }
+    match exit.map(|exit| exit.cause) {
+        Some(ExitCause::Shutdown) => (ShutoffReason::Shutdown, None, Lifecycle::StoppedShutdown),
+        Some(ExitCause::Stopped) => (
+            ShutoffReason::Shutdown,
+            Some(Lifecycle::ShutdownHost),
+            Lifecycle::StoppedShutdown,
+        ),
+        Some(ExitCause::Crashed) => (ShutoffReason::Crashed, None, Lifecycle::StoppedCrashed),
+        Some(ExitCause::Failed) => (ShutoffReason::Failed, None, Lifecycle::StoppedFailed),
+        None => (ShutoffReason::Crashed, None, Lifecycle::StoppedFailed),
+    }
+}
+
+/// Clears away after a process that has ended.
+pub fn finish(
+    driver: &Driver,
+    domain: &Arc<Domain>,
+    exit: Option<ExitRecord>,
+    ending: Option<Ending>,
+) {
+    let (folder, sockets) = match &domain.lock().live {
+        Some(live) => (Folder(live.folder.clone()), live.sockets.clone()),
+        None => return,
+    };
+    let exit = exit.or_else(|| folder.exit_record());
+    // Before it counts as off: the next start makes them again.
+    for socket in sockets {
+        if let Err(error) = crate::files::remove_if_there(&socket) {
+            log::warn!("cannot remove {}: {error}", socket.display());
+        }
+    }
+    folder.remove();
+    let mut inner = domain.lock();
+    let Some(live) = inner.live.take() else {
+        return;
+    };
+    let (reason, before, event) = verdict(live.destroying, exit.as_ref());
+    let words = match (&exit, ending) {
+        (Some(exit), _) if !exit.message.is_empty() => exit.message.clone(),
+        (Some(exit), _) => format!("{:?}", exit.cause).to_lowercase(),
+        (None, Some(ending)) => format!("the VMM died: {ending}"),
+        (None, None) => "the VMM died".to_owned(),
+    };
+    log::info!("domain '{}' is off: {reason:?} ({words})", inner.name);
+    log_end(
+        driver,
+        &inner.name,
+        &format!("{reason:?}").to_lowercase(),
+        &words,
+    );
+    inner.state = State::Shutoff(reason);
+    let name = domain.name_in(&inner);
+    if let Some(before) = before {
+        driver.hub.emit(&name, &DomainEvent::Lifecycle(before));
+    }
+    driver.hub.emit(&name, &DomainEvent::Lifecycle(event));
+    drop(inner);
+    driver.registry.remove_if_unused(domain);
+}
+
+/// Notes a domain's end in its log.
+pub(super) fn log_end(driver: &Driver, name: &str, reason: &str, words: &str) {
+    let path = driver.roots.domain_logs().join(format!("{name}.log"));
+    let now = logger::timestamp(SystemTime::now());
+    let written = logger::open_log(&path)
+        .and_then(|mut log| writeln!(log, "{now}: shutting down, reason={reason} ({words})"));
+    if let Err(error) = written {
+        log::warn!("cannot write {}: {error}", path.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_have_libvirts_reasons_and_events() {
+        let exit = |cause| ExitRecord {
+            cause,
+            message: String::new(),
+        };
+        let of = |destroying, cause: Option<ExitCause>| {
+            let (reason, before, event) = verdict(destroying, cause.map(exit).as_ref());
+            (
+                State::Shutoff(reason).numbers().1,
+                before.map(|b| b.numbers()),
+                event.numbers(),
+            )
+        };
+        let host = Some((6, 2));
+        assert_eq!(of(true, Some(ExitCause::Stopped)), (2, host, (5, 1)));
+        assert_eq!(of(true, None), (2, host, (5, 1)));
+        assert_eq!(of(false, Some(ExitCause::Shutdown)), (1, None, (5, 0)));
+        assert_eq!(of(false, Some(ExitCause::Stopped)), (1, host, (5, 0)));
+        assert_eq!(of(false, Some(ExitCause::Crashed)), (3, None, (5, 2)));
+        assert_eq!(of(false, Some(ExitCause::Failed)), (6, None, (5, 5)));
+        assert_eq!(of(false, None), (3, None, (5, 5)));
+    }
+}

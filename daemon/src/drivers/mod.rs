@@ -1,0 +1,3 @@
+//! One module for each libvirt driver that Vireo has.
+
+pub mod domain;

@@ -1,0 +1,427 @@
+//! Domains: what only looks.
+
+use rpc::args::*;
+use rpc::error::{ErrorCode, RemoteError};
+use rpc::procs;
+use rpc::server::Router;
+use rpc::types::TypedParam;
+use rpc::xdr::CharList;
+use uuid::Uuid;
+
+use super::{Answer, Call, Daemon, count, reference};
+use crate::drivers::domain::metadata::affect;
+use crate::drivers::domain::object::{Domain, not_running};
+use crate::drivers::domain::query::{self, definition};
+use crate::error::{Error, check_flags};
+use crate::node;
+
+/// The functions that look at domains.
+pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
+    router
+        .on(procs::DOMAIN_GET_INFO, get_info)
+        .on(procs::DOMAIN_GET_STATE, get_state)
+        .on(procs::DOMAIN_GET_XML_DESC, get_xml_desc)
+        .on(procs::DOMAIN_GET_OS_TYPE, get_os_type)
+        .on(procs::DOMAIN_GET_MAX_MEMORY, get_max_memory)
+        .on(procs::DOMAIN_GET_MAX_VCPUS, get_max_vcpus)
+        .on(procs::DOMAIN_GET_VCPUS_FLAGS, get_vcpus_flags)
+        .on(procs::DOMAIN_GET_VCPUS, get_vcpus)
+        .on(procs::DOMAIN_GET_VCPU_PIN_INFO, get_vcpu_pin_info)
+        .on(procs::DOMAIN_GET_CPU_STATS, get_cpu_stats)
+        .on(procs::DOMAIN_GET_AUTOSTART, get_autostart)
+        .on(procs::DOMAIN_IS_ACTIVE, is_active)
+        .on(procs::DOMAIN_IS_PERSISTENT, is_persistent)
+        .on(procs::DOMAIN_IS_UPDATED, is_updated)
+        .on(procs::DOMAIN_HAS_MANAGED_SAVE_IMAGE, has_managed_save_image)
+        .on(procs::DOMAIN_SNAPSHOT_NUM, snapshot_num)
+        .on(procs::DOMAIN_GET_SECURITY_LABEL, get_security_label)
+        .on(
+            procs::DOMAIN_GET_SECURITY_LABEL_LIST,
+            get_security_label_list,
+        )
+        .on(procs::DOMAIN_GET_MESSAGES, get_messages)
+        .on(procs::DOMAIN_GET_CONTROL_INFO, get_control_info)
+        .on(procs::CONNECT_GET_ALL_DOMAIN_STATS, get_all_domain_stats)
+}
+
+async fn get_info(call: Call, args: DomainGetInfoArgs) -> Answer<DomainGetInfoRet> {
+    let domain = call.state().find(&args.dom)?;
+    let info = call.state().domains.info(&domain)?;
+    Ok(DomainGetInfoRet {
+        state: info.state.numbers().0.unsigned_abs(),
+        max_mem: info.max_memory_kib,
+        memory: info.memory_kib,
+        nr_virt_cpu: info.vcpus,
+        cpu_time: info.cpu_time_ns,
+    })
+}
+
+async fn get_state(call: Call, args: DomainGetStateArgs) -> Answer<DomainGetStateRet> {
+    check_flags(args.flags, 0, "qemuDomainGetState")?;
+    let domain = call.state().find(&args.dom)?;
+    let (state, reason) = domain.lock().state.numbers();
+    Ok(DomainGetStateRet { state, reason })
+}
+
+async fn get_xml_desc(call: Call, args: DomainGetXmlDescArgs) -> Answer<DomainGetXmlDescRet> {
+    let domain = call.state().find(&args.dom)?;
+    let xml = call.state().domains.xml(&domain, args.flags)?;
+    Ok(DomainGetXmlDescRet { xml })
+}
+
+async fn get_os_type(call: Call, args: DomainGetOsTypeArgs) -> Answer<DomainGetOsTypeRet> {
+    let domain = call.state().find(&args.dom)?;
+    let kind = definition(&domain.lock())?.os.os_type.clone();
+    Ok(DomainGetOsTypeRet { kind })
+}
+
+async fn get_max_memory(call: Call, args: DomainGetMaxMemoryArgs) -> Answer<DomainGetMaxMemoryRet> {
+    let domain = call.state().find(&args.dom)?;
+    let memory = definition(&domain.lock())?.memory.total_kib;
+    Ok(DomainGetMaxMemoryRet { memory })
+}
+
+/// A number of vCPUs on the wire.
+fn vcpus(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+async fn get_max_vcpus(call: Call, args: DomainGetMaxVcpusArgs) -> Answer<DomainGetMaxVcpusRet> {
+    let domain = call.state().find(&args.dom)?;
+    let inner = domain.lock();
+    inner.live()?;
+    let num = vcpus(definition(&inner)?.vcpu.max);
+    Ok(DomainGetMaxVcpusRet { num })
+}
+
+async fn get_vcpus_flags(
+    call: Call,
+    args: DomainGetVcpusFlagsArgs,
+) -> Answer<DomainGetVcpusFlagsRet> {
+    /// VIR_DOMAIN_VCPU_MAXIMUM
+    const MAXIMUM: u32 = 4;
+    /// VIR_DOMAIN_VCPU_GUEST
+    const GUEST: u32 = 8;
+    let known = affect::LIVE | affect::CONFIG | MAXIMUM | GUEST;
+    check_flags(args.flags, known, "qemuDomainGetVcpusFlags")?;
+    if args.flags & GUEST != 0 {
+        let text = "QEMU guest agent is not configured";
+        return Err(Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, text).into());
+    }
+    let domain = call.state().find(&args.dom)?;
+    let inner = domain.lock();
+    let stored = args.flags & affect::CONFIG != 0;
+    if args.flags & affect::LIVE != 0 {
+        inner.live()?;
+    }
+    let vcpu = match &inner.persistent {
+        Some(persistent) if stored => &persistent.vcpu,
+        None if stored => {
+            let text = "transient domains do not have any persistent config";
+            return Err(Error::invalid(text).into());
+        }
+        _ => &definition(&inner)?.vcpu,
+    };
+    let num = if args.flags & MAXIMUM != 0 {
+        vcpu.max
+    } else {
+        vcpu.online()
+    };
+    Ok(DomainGetVcpusFlagsRet { num: vcpus(num) })
+}
+
+/// One map a vCPU of the host CPUs it may run on: all, as nothing is pinned yet.
+fn affinity(vcpus: usize, map_length: i32) -> Vec<u8> {
+    /// libvirt's limit for all maps together.
+    const MOST: usize = 8 << 20;
+    let length = usize::try_from(map_length).unwrap_or(0);
+    let mut map = node::cpu_map(&node::cpus_online());
+    map.resize(length, 0);
+    map.repeat(vcpus.min(MOST / length.max(1)))
+}
+
+/// How many vCPUs a client wants to hear of, and may.
+fn wanted(asked: i32, there: u32) -> usize {
+    usize::try_from(asked).unwrap_or(0).min(there as usize)
+}
+
+async fn get_vcpus(call: Call, args: DomainGetVcpusArgs) -> Answer<DomainGetVcpusRet> {
+    let domain = call.state().find(&args.dom)?;
+    let there = {
+        let inner = domain.lock();
+        if inner.live.is_none() {
+            let text = "cannot retrieve vcpu information for inactive domain";
+            return Err(Error::invalid(text).into());
+        }
+        wanted(args.maxinfo, definition(&inner)?.vcpu.online())
+    };
+    let times = call.state().domains.vcpu_times(&domain).await?;
+    let info = (0u32..).take(there).map(|number| VcpuInfo {
+        number,
+        // VIR_VCPU_RUNNING
+        state: 1,
+        cpu_time: times.get(number as usize).copied().unwrap_or(0),
+        // VIR_VCPU_INFO_CPU_UNAVAILABLE: it is not asked where the thread runs at this moment.
+        cpu: -2,
+    });
+    Ok(DomainGetVcpusRet {
+        info: info.collect(),
+        cpumaps: affinity(there, args.maplen).into(),
+    })
+}
+
+async fn get_vcpu_pin_info(
+    call: Call,
+    args: DomainGetVcpuPinInfoArgs,
+) -> Answer<DomainGetVcpuPinInfoRet> {
+    check_flags(
+        args.flags,
+        affect::LIVE | affect::CONFIG,
+        "qemuDomainGetVcpuPinInfo",
+    )?;
+    let domain = call.state().find(&args.dom)?;
+    let there = wanted(args.ncpumaps, definition(&domain.lock())?.vcpu.max);
+    Ok(DomainGetVcpuPinInfoRet {
+        cpumaps: affinity(there, args.maplen).into(),
+        num: count(there),
+    })
+}
+
+/// CPU time in all; the answer to a client that asks only for the number of values is that number.
+async fn get_cpu_stats(call: Call, args: DomainGetCpuStatsArgs) -> Answer<DomainGetCpuStatsRet> {
+    /// VIR_TYPED_PARAM_STRING_OKAY
+    const STRINGS: u32 = 4;
+    check_flags(args.flags, STRINGS, "qemuDomainGetCPUStats")?;
+    let domain = call.state().find(&args.dom)?;
+    let pid = domain.lock().live()?.process.identity().pid;
+    if args.start_cpu >= 0 {
+        let text = "CPU time is not counted by host CPU";
+        return Err(Error::new(ErrorCode::OPERATION_UNSUPPORTED, text).into());
+    }
+    let time = query::cpu_time(pid);
+    let params = vec![
+        TypedParam::new("cpu_time", time.total),
+        TypedParam::new("user_time", time.user),
+        TypedParam::new("system_time", time.system),
+    ];
+    let nparams = count(params.len());
+    let asked = usize::try_from(args.nparams).unwrap_or(0);
+    Ok(DomainGetCpuStatsRet {
+        params: params.into_iter().take(asked).collect(),
+        nparams,
+    })
+}
+
+async fn get_autostart(call: Call, args: DomainGetAutostartArgs) -> Answer<DomainGetAutostartRet> {
+    let domain = call.state().find(&args.dom)?;
+    let autostart = i32::from(domain.lock().autostart);
+    Ok(DomainGetAutostartRet { autostart })
+}
+
+async fn is_active(call: Call, args: DomainIsActiveArgs) -> Answer<DomainIsActiveRet> {
+    let domain = call.state().find(&args.dom)?;
+    let active = i32::from(domain.lock().live.is_some());
+    Ok(DomainIsActiveRet { active })
+}
+
+async fn is_persistent(call: Call, args: DomainIsPersistentArgs) -> Answer<DomainIsPersistentRet> {
+    let domain = call.state().find(&args.dom)?;
+    let persistent = i32::from(domain.lock().persistent.is_some());
+    Ok(DomainIsPersistentRet { persistent })
+}
+
+async fn is_updated(call: Call, args: DomainIsUpdatedArgs) -> Answer<DomainIsUpdatedRet> {
+    call.state().find(&args.dom)?;
+    Ok(DomainIsUpdatedRet { updated: 0 })
+}
+
+/// There is no managed save yet, so no domain has an image.
+async fn has_managed_save_image(
+    call: Call,
+    args: DomainHasManagedSaveImageArgs,
+) -> Answer<DomainHasManagedSaveImageRet> {
+    check_flags(args.flags, 0, "qemuDomainHasManagedSaveImage")?;
+    call.state().find(&args.dom)?;
+    Ok(DomainHasManagedSaveImageRet { result: 0 })
+}
+
+/// There are no snapshots yet, so no domain has one.
+async fn snapshot_num(call: Call, args: DomainSnapshotNumArgs) -> Answer<DomainSnapshotNumRet> {
+    call.state().find(&args.dom)?;
+    Ok(DomainSnapshotNumRet { num: 0 })
+}
+
+/// No security driver labels domains.
+async fn get_security_label(
+    call: Call,
+    args: DomainGetSecurityLabelArgs,
+) -> Answer<DomainGetSecurityLabelRet> {
+    call.state().find(&args.dom)?;
+    Ok(DomainGetSecurityLabelRet {
+        label: CharList::from_text(""),
+        enforcing: 0,
+    })
+}
+
+async fn get_security_label_list(
+    call: Call,
+    args: DomainGetSecurityLabelListArgs,
+) -> Answer<DomainGetSecurityLabelListRet> {
+    call.state().find(&args.dom)?;
+    Ok(DomainGetSecurityLabelListRet {
+        labels: Vec::new().into(),
+        ret: 0,
+    })
+}
+
+async fn get_messages(call: Call, args: DomainGetMessagesArgs) -> Answer<DomainGetMessagesRet> {
+    /// VIR_DOMAIN_MESSAGE_DEPRECATION
+    const DEPRECATION: u32 = 1;
+    /// VIR_DOMAIN_MESSAGE_TAINTING
+    const TAINTING: u32 = 2;
+    check_flags(args.flags, DEPRECATION | TAINTING, "qemuDomainGetMessages")?;
+    let domain = call.state().find(&args.dom)?;
+    let only_deprecations = args.flags == DEPRECATION;
+    let messages = if only_deprecations {
+        Vec::new()
+    } else {
+        call.state().domains.messages(&domain)?
+    };
+    Ok(DomainGetMessagesRet {
+        msgs: messages.into(),
+    })
+}
+
+/// VIR_DOMAIN_CONTROL_OK: a call never waits for another one here longer than its own limit.
+async fn get_control_info(
+    call: Call,
+    args: DomainGetControlInfoArgs,
+) -> Answer<DomainGetControlInfoRet> {
+    check_flags(args.flags, 0, "qemuDomainGetControlInfo")?;
+    let domain = call.state().find(&args.dom)?;
+    domain.lock().live()?;
+    Ok(DomainGetControlInfoRet {
+        state: 0,
+        details: 0,
+        state_time: 0,
+    })
+}
+
+/// Groups of statistics (virDomainStatsTypes).
+mod stats {
+    pub const STATE: u32 = 1;
+    pub const CPU_TOTAL: u32 = 1 << 1;
+    pub const BALLOON: u32 = 1 << 2;
+    pub const VCPU: u32 = 1 << 3;
+    pub const INTERFACE: u32 = 1 << 4;
+    pub const BLOCK: u32 = 1 << 5;
+    /// Those that are there.
+    pub const KNOWN: u32 = (1 << 6) - 1;
+    /// VIR_CONNECT_GET_ALL_DOMAINS_STATS_ENFORCE_STATS
+    pub const ENFORCE: u32 = 1 << 31;
+    /// VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
+    pub const BACKING: u32 = 1 << 30;
+    /// VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+    pub const NOWAIT: u32 = 1 << 29;
+}
+
+async fn get_all_domain_stats(
+    call: Call,
+    args: ConnectGetAllDomainStatsArgs,
+) -> Answer<ConnectGetAllDomainStatsRet> {
+    let daemon = call.state();
+    let options = stats::ENFORCE | stats::BACKING | stats::NOWAIT;
+    let unknown = args.stats & !stats::KNOWN;
+    if unknown != 0 && args.flags & stats::ENFORCE != 0 {
+        let text = format!("Stats types bits 0x{unknown:x} are not supported by this daemon");
+        return Err(Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, text).into());
+    }
+    let groups = if args.stats == 0 {
+        stats::KNOWN
+    } else {
+        args.stats
+    };
+    let filters = args.flags & !options;
+    let chosen = if args.doms.is_empty() {
+        daemon.domains.list(filters)?
+    } else {
+        let find =
+            |dom: &rpc::types::Domain| daemon.domains.find(&dom.name, Uuid::from_bytes(dom.uuid));
+        let found = args.doms.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        daemon.domains.filter(found, filters)
+    };
+    let mut records = Vec::with_capacity(chosen.len());
+    for domain in chosen {
+        // One that is gone by now is left out.
+        if let Ok(params) = domain_stats(daemon, &domain, groups).await {
+            records.push(DomainStatsRecord {
+                dom: reference(domain.name()),
+                params: params.into(),
+            });
+        }
+    }
+    Ok(ConnectGetAllDomainStatsRet {
+        ret_stats: records.into(),
+    })
+}
+
+async fn domain_stats(
+    daemon: &Daemon,
+    domain: &Domain,
+    groups: u32,
+) -> Result<Vec<TypedParam>, RemoteError> {
+    let mut params = Vec::new();
+    let (pid, state, vcpu, memory) = {
+        let inner = domain.lock();
+        let definition = definition(&inner)?;
+        (
+            inner.live.as_ref().map(|live| live.process.identity().pid),
+            inner.state,
+            (definition.vcpu.online(), definition.vcpu.max),
+            (definition.memory.current_kib, definition.memory.total_kib),
+        )
+    };
+    let mut add = |name: &str, value: rpc::types::TypedValue| {
+        params.push(TypedParam::new(name, value));
+    };
+    if groups & stats::STATE != 0 {
+        let (state, reason) = state.numbers();
+        add("state.state", state.into());
+        add("state.reason", reason.into());
+    }
+    if let Some(pid) = pid.filter(|_| groups & stats::CPU_TOTAL != 0) {
+        let time = query::cpu_time(pid);
+        add("cpu.time", time.total.into());
+        add("cpu.user", time.user.into());
+        add("cpu.system", time.system.into());
+    }
+    if groups & stats::BALLOON != 0 {
+        if pid.is_some() {
+            add("balloon.current", memory.0.into());
+        }
+        add("balloon.maximum", memory.1.into());
+    }
+    if groups & stats::VCPU != 0 {
+        add("vcpu.current", vcpu.0.into());
+        add("vcpu.maximum", vcpu.1.into());
+        // A VMM that does not answer costs its domain these values, not the client its answer.
+        let times = match pid {
+            Some(_) => daemon.domains.vcpu_times(domain).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        for (number, time) in times.into_iter().enumerate() {
+            add(&format!("vcpu.{number}.state"), 1i32.into());
+            add(&format!("vcpu.{number}.time"), time.into());
+        }
+    }
+    if pid.is_some() && groups & stats::INTERFACE != 0 {
+        add("net.count", 0u32.into());
+    }
+    if groups & stats::BLOCK != 0 {
+        add("block.count", 0u32.into());
+    }
+    if !domain.lock().visible() {
+        return Err(not_running().into());
+    }
+    Ok(params)
+}

@@ -1,0 +1,290 @@
+//! Persistent objects as files: `NAME.xml`, and links in `autostart/` beside them.
+//!
+//! What was acknowledged is on the disk. Damaged files are reported and left alone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::files::{self, Durability};
+use crate::killpoint::killpoint;
+
+/// A folder of definitions.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    autostart: PathBuf,
+}
+
+/// What the store must know about a definition in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The name inside the document.
+    pub name: String,
+    /// The uuid inside the document.
+    pub uuid: uuid::Uuid,
+}
+
+/// A definition that was loaded.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    /// The parsed document.
+    pub object: T,
+    /// It is started with the host.
+    pub autostart: bool,
+}
+
+impl Store {
+    /// Opens the store in `folder`, makes what is missing and removes unfinished writes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(folder: PathBuf) -> io::Result<Self> {
+        let autostart = folder.join("autostart");
+        files::make_folder(&folder, 0o700)?;
+        files::make_folder(&autostart, 0o700)?;
+        files::remove_leftovers(&folder)?;
+        files::remove_leftovers(&autostart)?;
+        Ok(Self { folder, autostart })
+    }
+
+    /// The file of the object called `name`.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.xml"))
+    }
+
+    fn link(&self, name: &str) -> PathBuf {
+        self.autostart.join(format!("{name}.xml"))
+    }
+
+    /// Reads every definition. A file that `parse` refuses, or that says again what another file
+    /// says, is reported in the log and left out. A rename that was cut short is finished.
+    ///
+    /// # Errors
+    /// The folder itself cannot be read.
+    pub fn load<T>(
+        &self,
+        parse: impl Fn(&str) -> Result<(Identity, T), String>,
+    ) -> io::Result<Vec<Loaded<T>>> {
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|e| e != "xml") || !path.is_file() {
+                continue;
+            }
+            let Some(stem) = path.file_stem().and_then(|s| s.to_str()) else {
+                log::error!("{}: left out: its name is not UTF-8", path.display());
+                continue;
+            };
+            match fs::read_to_string(&path)
+                .map_err(|e| e.to_string())
+                .and_then(|t| parse(&t))
+            {
+                Ok(parsed) => {
+                    found.insert(stem.to_owned(), parsed);
+                }
+                Err(why) => log::error!("{}: left out: {why}", path.display()),
+            }
+        }
+        // Files named as their contents come first: they win over copies and unfinished renames.
+        let (named, misnamed): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .partition(|(stem, (identity, _))| *stem == identity.name);
+        let mut uuids: HashMap<uuid::Uuid, String> = HashMap::new();
+        let mut loaded = Vec::new();
+        for (stem, (identity, object)) in named.into_iter().chain(misnamed) {
+            if let Some(other) = uuids.get(&identity.uuid) {
+                log::error!(
+                    "{}: left out: {other}.xml has the same uuid",
+                    self.path(&stem).display()
+                );
+                continue;
+            }
+            if stem != identity.name && !self.finish_rename(&stem, &identity.name) {
+                continue;
+            }
+            let autostart = self.link(&identity.name).symlink_metadata().is_ok();
+            uuids.insert(identity.uuid, identity.name);
+            loaded.push(Loaded { object, autostart });
+        }
+        Ok(loaded)
+    }
+
+    fn finish_rename(&self, from: &str, to: &str) -> bool {
+        let (old, new) = (self.path(from), self.path(to));
+        if new.exists() {
+            log::error!(
+                "{}: left out: it defines '{to}', which {} defines",
+                old.display(),
+                new.display()
+            );
+            return false;
+        }
+        match fs::rename(&old, &new).and_then(|()| files::sync_folder(&self.folder)) {
+            Ok(()) => {
+                log::info!("{} is now {}", old.display(), new.display());
+                true
+            }
+            Err(error) => {
+                log::error!("{}: left out: cannot rename it: {error}", old.display());
+                false
+            }
+        }
+    }
+
+    /// Writes the definition of `name`, new or changed.
+    ///
+    /// # Errors
+    /// The system's; the old definition is there then.
+    pub fn save(&self, name: &str, xml: &str) -> io::Result<()> {
+        const HEADER: &str = "\
+<!-- Written by vireod, which reads it only when it starts.
+     Change it with: vireo edit, vireo define -->
+
+";
+        let contents = format!("{HEADER}{xml}");
+        files::write_atomically(&self.path(name), contents.as_bytes(), Durability::Disk)
+    }
+
+    /// Removes the definition of `name` and its autostart link.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        self.set_autostart(name, false)?;
+        killpoint("store.link-removed");
+        files::remove_if_there(&self.path(name))?;
+        killpoint("store.removed");
+        files::sync_folder(&self.folder)
+    }
+
+    /// Gives an object the name `to` and the definition `xml`, which says that name too.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn rename(&self, from: &str, to: &str, xml: &str) -> io::Result<()> {
+        let autostart = self.link(from).symlink_metadata().is_ok();
+        if autostart {
+            // Dangling until the file has its new name; ignored if that never happens.
+            self.set_autostart(to, true)?;
+        }
+        killpoint("store.rename-linked");
+        self.save(from, xml)?;
+        killpoint("store.rename-saved");
+        fs::rename(self.path(from), self.path(to))?;
+        killpoint("store.renamed");
+        files::sync_folder(&self.folder)?;
+        self.set_autostart(from, false)
+    }
+
+    /// Makes or removes the autostart link of `name`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn set_autostart(&self, name: &str, on: bool) -> io::Result<()> {
+        let link = self.link(name);
+        let there = link.symlink_metadata().is_ok();
+        match (on, there) {
+            (true, false) => symlink(Path::new("..").join(format!("{name}.xml")), &link)?,
+            (false, true) => files::remove_if_there(&link)?,
+            _ => return Ok(()),
+        }
+        files::sync_folder(&self.autostart)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::testing::TempFolder;
+
+    /// `NAME UUID-DIGIT TEXT`
+    fn parse(text: &str) -> Result<(Identity, String), String> {
+        let body = text.split("-->").last().unwrap_or_default().trim();
+        let mut words = body.split(' ');
+        let (Some(name), Some(digit)) = (words.next(), words.next()) else {
+            return Err("damaged".to_owned());
+        };
+        let digit: u128 = digit.parse().map_err(|_| "damaged uuid".to_owned())?;
+        let identity = Identity {
+            name: name.to_owned(),
+            uuid: uuid::Uuid::from_u128(digit),
+        };
+        Ok((identity, body.to_owned()))
+    }
+
+    fn names(store: &Store) -> Vec<(String, bool)> {
+        let loaded = store.load(parse).unwrap();
+        loaded
+            .into_iter()
+            .map(|l| (l.object, l.autostart))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone()).unwrap();
+        store.save("a", "a 1").unwrap();
+        store.save("b", "b 2").unwrap();
+        store.set_autostart("b", true).unwrap();
+        store.save("a", "a 1 more").unwrap();
+        assert_eq!(
+            names(&store),
+            [("a 1 more".to_owned(), false), ("b 2".to_owned(), true)]
+        );
+        store.remove("b").unwrap();
+        assert_eq!(names(&store).len(), 1);
+        assert!(!folder.0.join("autostart/b.xml").exists());
+    }
+
+    #[test]
+    fn damaged_files_are_left_out_and_left_alone() {
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone()).unwrap();
+        fs::write(folder.0.join("bad.xml"), "x").unwrap();
+        fs::write(folder.0.join("notes.txt"), "hello").unwrap();
+        fs::write(folder.0.join("utf.xml"), [0xff, 0xfe]).unwrap();
+        store.save("a", "a 1").unwrap();
+        assert_eq!(names(&store).len(), 1);
+        assert!(folder.0.join("bad.xml").exists());
+        assert!(folder.0.join("utf.xml").exists());
+    }
+
+    #[test]
+    fn copies_are_left_out() {
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone()).unwrap();
+        store.save("b", "b 2").unwrap();
+        store.save("a", "b 2").unwrap();
+        assert_eq!(names(&store), [("b 2".to_owned(), false)]);
+        assert!(folder.0.join("a.xml").exists());
+    }
+
+    #[test]
+    fn a_rename_cut_short_is_finished() {
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone()).unwrap();
+        store.save("old", "old 1").unwrap();
+        store.set_autostart("old", true).unwrap();
+        // As after a kill at store.rename-saved.
+        store.set_autostart("new", true).unwrap();
+        store.save("old", "new 1").unwrap();
+        assert_eq!(names(&store), [("new 1".to_owned(), true)]);
+        assert!(folder.0.join("new.xml").exists());
+        assert!(!folder.0.join("old.xml").exists());
+    }
+
+    #[test]
+    fn renames() {
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone()).unwrap();
+        store.save("old", "old 1").unwrap();
+        store.set_autostart("old", true).unwrap();
+        store.rename("old", "new", "new 1").unwrap();
+        assert_eq!(names(&store), [("new 1".to_owned(), true)]);
+        assert_eq!(fs::read_dir(folder.0.join("autostart")).unwrap().count(), 1);
+    }
+}
