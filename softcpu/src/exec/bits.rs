@@ -144,13 +144,9 @@ fn scan_into(cpu: &mut Cpu, kind: u8, to: u8, v: u64, bytes: usize, bits: u32) {
     match kind {
         scan::BSF | scan::BSR => {
             if v == 0 {
-                // The destination keeps its value on all processors there are; a 32-bit one
-                // does lose its upper half on Intel's.
+                // The destination keeps its value on all processors there are (on some of
+                // Intel's a 32-bit one loses its upper half).
                 cpu.s.cc = cc & !0xff01 | 0x200 | ZF | 0x400;
-                if bytes == 4 {
-                    let old = cpu.reg::<u32>(to);
-                    cpu.set_reg::<u32>(to, old);
-                }
                 return;
             }
             let n = if kind == scan::BSF {

@@ -2,7 +2,7 @@
 
 use super::{Ea, attempt, load, next};
 use crate::cpu::Cpu;
-use crate::exception::Fallible;
+use crate::exception::{Exception, Fallible};
 use crate::mmu::Word;
 use crate::op::{Block, Op};
 use crate::state::{gpr, seg};
@@ -95,6 +95,7 @@ impl Cpu {
     /// Linear address of stack offset `sp`.
     pub(crate) fn stack_addr(&mut self, sp: u64, len: usize, write: bool) -> Fallible<u64> {
         if self.mode & 3 == 2 {
+            self.check_canonical(sp).map_err(|_| Exception::SS0)?;
             Ok(sp)
         } else {
             self.segmented(seg::SS, sp & self.stack_mask(), len, write)

@@ -98,7 +98,7 @@ pub fn difference(
         note(name, case.input.gpr[i], expected.gpr[i], actual.gpr[i]);
     }
     note("rip", CODE, expected.rip, actual.rip);
-    let flags = FLAGS & !case.undefined;
+    let flags = FLAGS & !case.undefined(expected.rip);
     note(
         "flags",
         case.input.rflags & flags,

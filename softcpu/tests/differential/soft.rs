@@ -228,7 +228,9 @@ impl Soft {
         let s = &self.cpu.s;
         let mut frame = [0; 48];
         assert!(
-            self.machine.memory.read(s.gpr[4].wrapping_sub(HIGH), &mut frame),
+            self.machine
+                .memory
+                .read(s.gpr[4].wrapping_sub(HIGH), &mut frame),
             "RSP {:#x}",
             s.gpr[4]
         );
