@@ -39,7 +39,14 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
             (Vec::new(), None)
         }
         // The typed parse comes first: where libvirt has words of its own, they are said.
-        Validation::Lenient => grammar::domain().prune(&mut root),
+        Validation::Lenient => {
+            if let Some(e) = root.elements_mut().find(|e| e.name == "uuid")
+                && let Ok(read) = uuid(e)
+            {
+                *e = Element::with_text("uuid", read.to_string());
+            }
+            grammar::domain().prune(&mut root)
+        }
     };
     if view == View::Inactive {
         drop_live_parts(&mut root);

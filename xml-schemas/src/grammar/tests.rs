@@ -106,3 +106,50 @@ fn a_lenient_check_takes_an_empty_value_for_none() {
     assert!(root.child("uuid").is_none());
     assert!(strict(xml).is_err());
 }
+
+/// Every name that `items` or anything below them states.
+fn stated(items: &Body, names: &mut std::collections::HashSet<String>) {
+    for item in items {
+        match item {
+            Item::Attribute { name, .. } => {
+                names.insert(format!("@{name}"));
+            }
+            Item::Child { name, body, .. } => {
+                names.insert(name.rsplit(':').next().unwrap().to_owned());
+                if let BodyRef::Inline(body) = body {
+                    stated(body, names);
+                }
+            }
+            Item::When { items, .. } => stated(items, names),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn every_name_of_libvirts_schema_is_in_the_table() {
+    let Ok(schema) = std::fs::read_to_string("/usr/share/libvirt/schemas/domaincommon.rng") else {
+        println!("left out: needs libvirt's schemas (libvirt0)");
+        return;
+    };
+    let mut names = std::collections::HashSet::from(["domain".to_owned()]);
+    for body in &domain().table.bodies {
+        stated(body, &mut names);
+    }
+    let mut missing = Vec::new();
+    let mut unread = vec![parse(&schema, "t").unwrap()];
+    while let Some(mut pattern) = unread.pop() {
+        unread.extend(pattern.take_elements());
+        let name = pattern.attr("name").unwrap_or_default();
+        let wanted = match pattern.name.as_str() {
+            "element" => name.to_owned(),
+            "attribute" => format!("@{name}"),
+            _ => continue,
+        };
+        // The root inside snapshots.
+        if !name.is_empty() && name != "inactiveDomain" && !names.contains(&wanted) {
+            missing.push(wanted);
+        }
+    }
+    assert_eq!(missing, [""; 0]);
+}

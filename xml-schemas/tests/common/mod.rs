@@ -76,10 +76,11 @@ pub fn refused_by_libvirt(schema: &str, documents: &[(String, String)]) -> Optio
             .unwrap();
         let messages = String::from_utf8_lossy(&output.stderr).into_owned();
         for &index in chunk {
-            if !messages.contains(&format!("{index}.xml validates")) {
+            let valid = format!("{index}.xml validates");
+            if !messages.lines().any(|line| line == valid) {
                 let reason: Vec<_> = messages
                     .lines()
-                    .filter(|l| l.starts_with(&format!("{index}.xml")))
+                    .filter(|l| l.starts_with(&format!("{index}.xml:")))
                     .collect();
                 refused.push(format!("{}: {}", documents[index].0, reason.join("; ")));
             }
