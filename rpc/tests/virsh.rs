@@ -123,3 +123,65 @@ async fn virsh_waits_for_events_while_being_asked_whether_it_lives() {
         "{out}{err}"
     );
 }
+
+/// virsh's console wants a terminal, which `script` (Debian: bsdutils, always installed) provides.
+#[tokio::test]
+async fn virsh_console_talks_to_a_stream_until_the_guest_ends_it() {
+    use tokio::io::AsyncWriteExt;
+
+    let folder = Folder::new("virsh-console");
+    let socket = folder.0.join("sock");
+    let _server = serve_at(&socket, SocketAccess::ReadWrite, ServerConfig::default());
+    if virsh(&socket, &["quit"]).await.is_none() {
+        return;
+    }
+    let line = format!(
+        "virsh -c 'qemu+unix:///system?socket={}' console running",
+        socket.display()
+    );
+    let log = folder.0.join("typed");
+    let (mut keyboard, typed) = tokio::net::UnixStream::pair().unwrap();
+    let typed = typed.into_std().unwrap();
+    typed.set_nonblocking(false).unwrap();
+    let typed = std::os::fd::OwnedFd::from(typed);
+    let output = tokio::task::spawn_blocking(move || {
+        let mut command = Command::new("timeout");
+        command
+            .args(["20", "script", "-qfec", &line])
+            .arg(&log)
+            .env("LC_ALL", "C");
+        command
+            .stdin(typed)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        std::fs::read(&log).unwrap()
+    });
+    // The guest's echo takes what comes in one piece as one line, so "bye" must come alone.
+    let shown = |text: &str| {
+        let path = folder.0.join("typed");
+        let text = text.to_owned();
+        async move {
+            for _ in 0..1000 {
+                if String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default())
+                    .contains(&text)
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!(
+                "no {text:?} within 10 s: {:?}",
+                std::fs::read_to_string(&path)
+            );
+        }
+    };
+    shown("hello from the guest").await;
+    keyboard.write_all(b"one two three").await.unwrap();
+    shown("one two three").await;
+    keyboard.write_all(b"bye").await.unwrap();
+    let output = String::from_utf8_lossy(&output.await.unwrap()).into_owned();
+    assert!(output.contains("Connected to domain 'running'"), "{output}");
+    assert!(!output.contains("error"), "{output}");
+}
