@@ -149,17 +149,7 @@ struct Inner {
     want_events: AtomicBool,
 }
 
-/// Closes the connection with the last clone of the client; the task that serves it holds none.
-impl Drop for Client {
-    fn drop(&mut self) {
-        // Two clones dropped at the same time both see the other: the task's own reference is the weak kind, so the
-        // connection closes at the latest when `Inner` goes.
-        if Arc::strong_count(&self.inner) == 1 {
-            self.inner.queue.end();
-        }
-    }
-}
-
+/// Closes the connection with the last clone of the client; the task that serves it holds none. Streams end with it.
 impl Drop for Inner {
     fn drop(&mut self) {
         self.queue.end();
@@ -203,6 +193,7 @@ impl Client {
             Task {
                 inner: Arc::downgrade(&inner),
                 queue: Arc::clone(&inner.queue),
+                streams: inner.streams.clone(),
                 events,
             },
         ));
@@ -401,6 +392,7 @@ impl Drop for Forget<'_> {
 struct Task {
     inner: std::sync::Weak<Inner>,
     queue: Arc<Queue>,
+    streams: Streams,
     events: mpsc::Sender<Event>,
 }
 
@@ -412,12 +404,11 @@ async fn run(transport: Transport, task: Task) {
         reason = task.keep_alive() => reason,
         () = task.queue.closed() => "client socket is closed".to_owned(),
     };
-    let inner = task.inner.upgrade();
-    if let Some(inner) = &inner {
+    if let Some(inner) = task.inner.upgrade() {
         *lock(&inner.reason) = Some(reason);
         lock(&inner.waiting).take();
-        inner.streams.fail_all();
     }
+    task.streams.fail_all();
     task.queue.close();
 }
 
@@ -457,13 +448,10 @@ impl Task {
                 Ok(None) => return "End of file while reading data: Input/output error".to_owned(),
                 Err(error) => return format!("Cannot read data: {error}"),
             };
-            let streams = {
-                let Some(inner) = self.inner.upgrade() else {
-                    return String::new();
-                };
-                *lock(&inner.heard) = Instant::now();
-                inner.streams.clone()
-            };
+            match self.inner.upgrade() {
+                Some(inner) => *lock(&inner.heard) = Instant::now(),
+                None => return String::new(),
+            }
             let header = frame.header;
             match (header.program, header.kind) {
                 (KEEPALIVE_PROGRAM, MessageType::Message) => {
@@ -475,7 +463,7 @@ impl Task {
                         .upgrade()
                         .and_then(|inner| lock(&inner.waiting).as_mut()?.remove(&header.serial));
                     if header.status == Status::Ok {
-                        streams.open(header.serial);
+                        self.streams.open(header.serial);
                     }
                     if let Some(waiting) = waiting {
                         // Who asked may have gone.
@@ -498,7 +486,7 @@ impl Task {
                     }
                 }
                 (REMOTE_PROGRAM, MessageType::Stream | MessageType::StreamHole) => {
-                    streams.take(frame).await
+                    self.streams.take(frame).await
                 }
                 (program, kind) => {
                     return format!("unexpected message {kind:?} of program {program:#x}");

@@ -94,16 +94,14 @@ impl fmt::Debug for Source {
     }
 }
 
-/// How much is read at once.
-const CHUNK: usize = 64 * 1024;
-
 impl Source {
     /// The next message with its descriptors; `None` when the peer left between two messages.
     pub(crate) async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
-        let mut chunk = vec![0; CHUNK];
+        // As large as needed, so that a client which says nothing costs nothing.
+        let mut chunk = Vec::new();
         loop {
-            let wanted = self.decoder.wanted().min(chunk.len());
-            let got = self.read(&mut chunk[..wanted]).await?;
+            chunk.resize(self.decoder.wanted(), 0);
+            let got = self.read(&mut chunk).await?;
             if got == 0 {
                 return if self.decoder.is_idle() {
                     Ok(None)

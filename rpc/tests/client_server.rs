@@ -654,6 +654,25 @@ async fn a_client_that_leaves_in_the_middle_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_stream_ends_with_its_client() {
+    let server = test_server();
+    let client = client(&server).await;
+    let ((), mut stream) = soon(client.call_stream(procs::DOMAIN_OPEN_CONSOLE, &console()))
+        .await
+        .unwrap();
+    read_exactly(&mut stream, 22).await;
+    drop(client);
+    assert_eq!(
+        soon(stream.reader.next()).await,
+        Err(StreamError::Disconnected)
+    );
+    assert_eq!(
+        soon(stream.writer.write(b"x")).await,
+        Err(StreamError::Disconnected)
+    );
+}
+
+#[tokio::test]
 async fn events_reach_who_asked_in_order() {
     let router = Router::new(())
         .on(procs::CONNECT_OPEN, |_, _: ConnectOpenArgs| async {
