@@ -166,6 +166,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Arpl => Emit::Plain(
             system::arpl,
             Op {
+                b: 2,
                 imm: c.reg(1).into(),
                 ..word(c, 0)
             },

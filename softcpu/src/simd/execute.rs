@@ -214,7 +214,7 @@ fn simd(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<()> {
         // The thunk can't take back what was written to an MMX register.
         cpu.sync_fp();
     }
-    let before = (mmx && unmasked != 0).then(|| cpu.s.fp.legacy);
+    let before = (mmx && unmasked != 0).then_some(cpu.s.fp.legacy);
     if mmx {
         cpu.fp_runtime.enter(&cpu.s.fp);
     }

@@ -25,6 +25,8 @@ pub struct Input {
     pub rflags: u64,
     pub code: [u8; CODE_LEN],
     pub xsave: [u8; XSAVE_LEN],
+    /// 64, or 32 for compatibility mode.
+    pub bits: u64,
 }
 
 /// Final state, and what ended the case.

@@ -1,11 +1,12 @@
 //! Random instruction sequences over every encoding form the instruction tables know.
 
 use iced_x86::{
-    Code, CpuidFeature, Encoder, EncodingKind, Instruction, InstructionInfoFactory, MemorySize,
-    Mnemonic, OpAccess, OpCodeOperandKind as K, OpKind, Register,
+    Code, Encoder, Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess,
+    OpCodeOperandKind as K, OpKind, Register,
 };
 
 use crate::case::{CODE, CODE_LEN, DATA, DATA_LEN, Gprs, Input, XMM, XSAVE_LEN, YMM_HIGH};
+use crate::forms::codes;
 use crate::random::Random;
 
 /// Registers that usually hold addresses: RBX, RSP, RBP, RSI, RDI, R13.
@@ -14,8 +15,10 @@ const STATUS: u64 = 0x8d5;
 
 /// Makes cases.
 pub struct Generator {
-    pub random: Random,
+    random: Random,
     codes: Vec<Code>,
+    /// 64 or 32.
+    bits: u32,
 }
 
 /// A case and what of its end isn't defined.
@@ -40,6 +43,19 @@ impl Case {
     }
 }
 
+/// A jump or call to a fixed place.
+fn is_branch(insn: &Instruction) -> bool {
+    matches!(insn.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32)
+}
+
+fn set_branch(insn: &mut Instruction, target: u64) {
+    if insn.op0_kind() == OpKind::NearBranch64 {
+        insn.set_near_branch64(target);
+    } else {
+        insn.set_near_branch32(target as u32);
+    }
+}
+
 /// Status flags without a defined value before each instruction and at the end, on any way
 /// there. `None`: one of them is read.
 fn undefined_flags(instructions: &[Instruction]) -> Option<Vec<u64>> {
@@ -58,190 +74,14 @@ fn undefined_flags(instructions: &[Instruction]) -> Option<Vec<u64>> {
         }
         now |= status(insn.rflags_undefined());
         undefined[i + 1] |= now;
-        if insn.op0_kind() == OpKind::NearBranch64 {
+        if is_branch(insn) {
             let target = instructions
                 .iter()
-                .position(|t| t.ip() == insn.near_branch64());
+                .position(|t| t.ip() == insn.near_branch_target());
             undefined[target.unwrap_or(instructions.len())] |= now;
         }
     }
     Some(undefined)
-}
-
-/// Instructions that can't be compared: what they give depends on the machine around them, or
-/// the host's kernel steps in.
-fn excluded(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
-    let name = format!("{mnemonic:?}");
-    // Where the last x87 instruction was, differs.
-    let saves_pointers =
-        name.starts_with("Fxsave") || name.starts_with("Xsave") || name.starts_with("Xrstor");
-    saves_pointers
-        || matches!(
-            mnemonic,
-            M::INVALID
-                | M::Syscall
-                | M::Sysret
-                | M::Sysretq
-                | M::Sysenter
-                | M::Sysexit
-                | M::Sysexitq
-                | M::Int
-                | M::Int1
-                | M::Into
-                | M::Iret
-                | M::Iretd
-                | M::Iretq
-                | M::Retf
-                | M::Ret
-                | M::Jmpe
-                | M::Rdtsc
-                | M::Rdtscp
-                | M::Rdpmc
-                | M::Rdpru
-                | M::Cpuid
-                | M::Rdrand
-                | M::Rdseed
-                | M::Rdpid
-                | M::Sgdt
-                | M::Sidt
-                | M::Sldt
-                | M::Str
-                | M::Smsw
-                | M::Lsl
-                | M::Lar
-                | M::Verr
-                | M::Verw
-                | M::Lfs
-                | M::Lgs
-                | M::Lss
-                | M::Wrfsbase
-                | M::Wrgsbase
-                | M::Rdfsbase
-                | M::Rdgsbase
-                | M::Popfq
-                | M::Popf
-                | M::Xbegin
-                | M::Xabort
-                | M::Xend
-                | M::Xtest
-                | M::Monitor
-                | M::Monitorx
-                | M::Mwait
-                | M::Mwaitx
-                | M::Vmcall
-                | M::Vmmcall
-                | M::Clzero
-                | M::Fnsave
-                | M::Fnstenv
-                | M::Fsave
-                | M::Fstenv
-                | M::Xgetbv
-                | M::Mcommit
-                | M::Umonitor
-                | M::Umwait
-                | M::Tpause
-                | M::Ptwrite
-                | M::Enter
-                | M::Skinit
-                | M::Getsec
-                | M::Rsm
-        )
-}
-
-/// Whether host and model both have the feature.
-fn has(feature: CpuidFeature) -> bool {
-    use CpuidFeature as C;
-    let fp = softcpu::simd::host_fp_features();
-    match feature {
-        C::INTEL8086
-        | C::INTEL186
-        | C::INTEL286
-        | C::INTEL386
-        | C::INTEL486
-        | C::X64
-        | C::CPUID
-        | C::CX8
-        | C::CMOV
-        | C::MULTIBYTENOP
-        | C::PAUSE
-        | C::FPU
-        | C::FPU287
-        | C::FPU387
-        | C::MMX
-        | C::SSE
-        | C::SSE2
-        | C::FXSR
-        | C::CLFSH => true,
-        C::SSE3 => fp.sse3(),
-        C::SSSE3 => fp.ssse3(),
-        C::SSE4_1 => fp.sse41(),
-        C::SSE4_2 => fp.sse42(),
-        C::SSE4A => fp.sse4a(),
-        C::AES => fp.aes(),
-        C::PCLMULQDQ => fp.pclmulqdq(),
-        C::SHA => fp.sha(),
-        C::AVX => fp.avx(),
-        C::AVX2 => fp.avx2(),
-        C::FMA => fp.fma(),
-        C::F16C => std::arch::is_x86_feature_detected!("f16c"),
-        C::VAES => fp.vaes(),
-        C::VPCLMULQDQ => fp.vpclmulqdq(),
-        C::BMI1 => std::arch::is_x86_feature_detected!("bmi1"),
-        C::BMI2 => std::arch::is_x86_feature_detected!("bmi2"),
-        C::ADX => std::arch::is_x86_feature_detected!("adx"),
-        C::LZCNT => std::arch::is_x86_feature_detected!("lzcnt"),
-        C::POPCNT => std::arch::is_x86_feature_detected!("popcnt"),
-        C::MOVBE => std::arch::is_x86_feature_detected!("movbe"),
-        C::CMPXCHG16B => std::arch::is_x86_feature_detected!("cmpxchg16b"),
-        C::PREFETCHW => true,
-        _ => false,
-    }
-}
-
-/// All instructions that `filter` (a part of the name) lets through.
-fn codes(filter: Option<&str>) -> Vec<Code> {
-    Code::values()
-        .filter(|&code| {
-            let info = code.op_code();
-            info.is_instruction()
-                && info.mode64()
-                && !info.is_privileged()
-                && info.decoder_option() == iced_x86::DecoderOptions::NONE
-                && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
-                && code.cpuid_features().iter().all(|&f| has(f))
-                && !excluded(code.mnemonic())
-                && !info.op_kinds().iter().any(|k| {
-                    matches!(
-                        k,
-                        K::farbr2_2
-                            | K::farbr4_2
-                            | K::seg_reg
-                            | K::cs
-                            | K::ds
-                            | K::es
-                            | K::fs
-                            | K::gs
-                            | K::ss
-                            | K::cr_reg
-                            | K::dr_reg
-                            | K::tr_reg
-                            | K::mem_offs
-                            | K::br16_1
-                            | K::br16_2
-                    )
-                })
-                && !code.is_jmp_near_indirect()
-                && !code.is_jmp_far_indirect()
-                && !code.is_call_near_indirect()
-                && !code.is_call_far_indirect()
-                && filter.is_none_or(|f| {
-                    format!("{code:?}")
-                        .to_lowercase()
-                        .contains(&f.to_lowercase())
-                })
-        })
-        .collect()
 }
 
 fn is_repeatable(mnemonic: Mnemonic) -> bool {
@@ -307,12 +147,13 @@ fn status(bits: u32) -> u64 {
 }
 
 impl Generator {
-    pub fn new(seed: u64, filter: Option<&str>) -> Self {
-        let codes = codes(filter);
+    pub fn new(seed: u64, bits: u32, filter: Option<&str>) -> Self {
+        let codes = codes(bits, filter);
         assert!(!codes.is_empty(), "no instruction is called that");
         Self {
             random: Random::new(seed),
             codes,
+            bits,
         }
     }
 
@@ -338,9 +179,20 @@ impl Generator {
         DATA + aligned
     }
 
+    /// A number of a register that exists.
+    fn registers(&mut self) -> usize {
+        self.random.below(if self.bits == 64 { 16 } else { 8 })
+    }
+
+    /// One of `POINTERS`.
+    fn pointer(&mut self) -> usize {
+        let known = if self.bits == 64 { 6 } else { 5 };
+        self.random.pick(&POINTERS[..known])
+    }
+
     fn gpr(&mut self, written: bool) -> usize {
         loop {
-            let n = self.random.below(16);
+            let n = self.registers();
             if !written || !POINTERS.contains(&n) || self.random.one_in(16) {
                 return n;
             }
@@ -348,10 +200,12 @@ impl Generator {
     }
 
     fn register(&mut self, kind: K, written: bool) -> Option<Register> {
-        let r = &mut self.random;
         Some(match kind {
             K::r8_reg | K::r8_opcode | K::r8_or_mem => {
-                let n = self.gpr(written) as u32;
+                let mut n = self.gpr(written) as u32;
+                if self.bits == 32 {
+                    n &= 3;
+                }
                 if n < 4 && self.random.one_in(4) {
                     Register::AH + n
                 } else {
@@ -386,14 +240,14 @@ impl Generator {
             | K::r64_opcode
             | K::r64_vvvv
             | K::r64_or_mem => Register::RAX + self.gpr(written) as u32,
-            K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0 + r.below(8) as u32,
+            K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0 + self.random.below(8) as u32,
             K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_or_mem => {
-                Register::XMM0 + r.below(16) as u32
+                Register::XMM0 + self.registers() as u32
             }
             K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_or_mem => {
-                Register::YMM0 + r.below(16) as u32
+                Register::YMM0 + self.registers() as u32
             }
-            K::sti_opcode => Register::ST0 + r.below(8) as u32,
+            K::sti_opcode => Register::ST0 + self.random.below(8) as u32,
             K::st0 => Register::ST0,
             K::cl => Register::CL,
             K::al => Register::AL,
@@ -413,28 +267,34 @@ impl Generator {
             _ => None,
         };
         insn.set_memory_displ_size(0);
+        let wide = self.bits == 64;
         if let Some(first) = vsib {
-            insn.set_memory_base(Register::RAX + self.random.pick(&POINTERS) as u32);
-            insn.set_memory_index(first + self.random.below(16) as u32);
+            let class = if wide { Register::RAX } else { Register::EAX };
+            insn.set_memory_base(class + self.pointer() as u32);
+            insn.set_memory_index(first + self.registers() as u32);
             insn.set_memory_index_scale(self.random.pick(&[1, 2, 4, 8]));
             return;
         }
         match self.random.below(8) {
             // Relative to RIP: the encoder wants the target.
-            0 => {
+            0 if wide => {
                 insn.set_memory_base(Register::RIP);
                 insn.set_memory_displ_size(8);
                 insn.set_memory_displacement64(target);
             }
             1 => {
                 // 4: with the address-size prefix.
-                let size = self.random.pick(&[4, 8, 8]);
+                let size = if wide {
+                    self.random.pick(&[4, 8, 8])
+                } else {
+                    4
+                };
                 insn.set_memory_displ_size(size);
                 insn.set_memory_displacement64(target);
             }
             kind => {
-                let base = self.random.pick(&POINTERS);
-                let short = self.random.one_in(6);
+                let base = self.pointer();
+                let short = !wide || self.random.one_in(6);
                 let class = if short { Register::EAX } else { Register::RAX };
                 insn.set_memory_base(class + base as u32);
                 let mut disp = match kind {
@@ -443,7 +303,7 @@ impl Generator {
                     _ => 0,
                 };
                 if kind >= 5 {
-                    let index = self.random.below(16);
+                    let index = self.registers();
                     if index != 4 {
                         insn.set_memory_index(class + index as u32);
                         insn.set_memory_index_scale(self.random.pick(&[1, 2, 4, 8]));
@@ -530,16 +390,26 @@ impl Generator {
                 K::imm64 => {
                     immediate(&mut insn, OpKind::Immediate64, value);
                 }
-                K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegRSI),
-                K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESRDI),
-                K::seg_rDI => insn.set_op_kind(i, OpKind::MemorySegRDI),
+                K::seg_rSI if self.bits == 64 => insn.set_op_kind(i, OpKind::MemorySegRSI),
+                K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegESI),
+                K::es_rDI if self.bits == 64 => insn.set_op_kind(i, OpKind::MemoryESRDI),
+                K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESEDI),
+                K::seg_rDI if self.bits == 64 => insn.set_op_kind(i, OpKind::MemorySegRDI),
+                K::seg_rDI => insn.set_op_kind(i, OpKind::MemorySegEDI),
                 K::seg_rBX_al => {
                     insn.set_op_kind(i, OpKind::Memory);
-                    insn.set_memory_base(Register::RBX);
+                    insn.set_memory_base(if self.bits == 64 {
+                        Register::RBX
+                    } else {
+                        Register::EBX
+                    });
                     insn.set_memory_index(Register::AL);
                 }
                 K::br64_1 | K::br64_4 => {
                     insn.set_op_kind(i, OpKind::NearBranch64);
+                }
+                K::br32_1 | K::br32_4 => {
+                    insn.set_op_kind(i, OpKind::NearBranch32);
                 }
                 K::mem | K::mem_vsib32x | K::mem_vsib32y | K::mem_vsib64x | K::mem_vsib64y => {
                     insn.set_op_kind(i, OpKind::Memory);
@@ -674,6 +544,11 @@ impl Generator {
         if self.random.one_in(2) {
             gpr[1] &= 0x3f;
         }
+        if self.bits == 32 {
+            for value in &mut gpr {
+                *value &= 0xffff_ffff;
+            }
+        }
         gpr[4] = gpr[4] & !7 | 0x1000;
         let wanted = 1 + self.random.below(most);
         let mut instructions: Vec<Instruction> = Vec::new();
@@ -690,9 +565,7 @@ impl Generator {
             {
                 continue;
             }
-            if Encoder::new(64).encode(&insn, CODE).is_err()
-                && insn.op0_kind() != OpKind::NearBranch64
-            {
+            if Encoder::new(self.bits).encode(&insn, CODE).is_err() && !is_branch(&insn) {
                 continue;
             }
             instructions.push(insn);
@@ -705,6 +578,7 @@ impl Generator {
             rflags: 0x202 | self.random.next() & STATUS | direction,
             code,
             xsave: self.xsave(),
+            bits: self.bits.into(),
         };
         Some(Case {
             input,
@@ -716,11 +590,12 @@ impl Generator {
     /// Code bytes; branches lead to one of the following instructions. Instructions past the
     /// end of the room are dropped.
     fn assemble(&mut self, instructions: &mut Vec<Instruction>) -> [u8; CODE_LEN] {
+        let bits = self.bits;
         let encode = |insn: &Instruction, ip: u64| {
-            let mut encoder = Encoder::new(64);
+            let mut encoder = Encoder::new(bits);
             let mut insn = *insn;
-            if insn.op0_kind() == OpKind::NearBranch64 && insn.near_branch64() == 0 {
-                insn.set_near_branch64(ip + 16);
+            if is_branch(&insn) && insn.near_branch_target() == 0 {
+                set_branch(&mut insn, ip + 16);
             }
             match encoder.encode(&insn, ip) {
                 Ok(_) => encoder.take_buffer(),
@@ -741,9 +616,9 @@ impl Generator {
         starts.push(ip);
         let mut code = [0xcc; CODE_LEN];
         for (i, insn) in instructions.iter_mut().enumerate() {
-            if insn.op0_kind() == OpKind::NearBranch64 {
+            if is_branch(insn) {
                 let later = starts.len() - 1 - i;
-                insn.set_near_branch64(starts[i + 1 + self.random.below(later)]);
+                set_branch(insn, starts[i + 1 + self.random.below(later)]);
             }
             let bytes = encode(insn, starts[i]);
             insn.set_len(bytes.len());

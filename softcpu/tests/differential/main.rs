@@ -9,6 +9,7 @@
 
 mod case;
 mod compare;
+mod forms;
 mod generate;
 mod native;
 mod random;
@@ -30,10 +31,10 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 /// Runs `cases` cases; the differences found, at most one per set of encoding forms.
-fn differences(seed: u64, cases: u64, most: usize, filter: Option<&str>) -> Vec<String> {
-    let mut generator = Generator::new(seed, filter);
+fn differences(seed: u64, bits: u32, cases: u64, most: usize, filter: Option<&str>) -> Vec<String> {
+    let mut generator = Generator::new(seed, bits, filter);
     println!(
-        "seed {seed:#x}: {cases} cases of up to {most} instructions of {} forms",
+        "seed {seed:#x}: {cases} cases of up to {most} instructions of {} forms, {bits} bits",
         generator.forms()
     );
     let mut native = Native::new().expect("memory for the native child");
@@ -83,7 +84,7 @@ fn differences(seed: u64, cases: u64, most: usize, filter: Option<&str>) -> Vec<
     found
 }
 
-fn run(seed: u64, cases: u64, most: usize) {
+fn run(seed: u64, bits: u32, cases: u64, most: usize) {
     if !std::arch::is_x86_feature_detected!("avx") {
         println!("left out: needs a host with AVX");
         return;
@@ -92,7 +93,7 @@ fn run(seed: u64, cases: u64, most: usize) {
     let cases = from_environment("VIREO_DIFF_ITERATIONS").unwrap_or(cases);
     let most = from_environment("VIREO_DIFF_LENGTH").map_or(most, |l| l as usize);
     let filter = std::env::var("VIREO_DIFF_FILTER").ok();
-    let found = differences(seed, cases, most, filter.as_deref());
+    let found = differences(seed, bits, cases, most, filter.as_deref());
     for text in found.iter().take(60) {
         println!("{text}");
     }
@@ -105,10 +106,15 @@ fn run(seed: u64, cases: u64, most: usize) {
 
 #[test]
 fn single_instructions_do_what_the_host_does() {
-    run(0x5eed_0001, 20_000, 1);
+    run(0x5eed_0001, 64, 5_000, 1);
 }
 
 #[test]
 fn sequences_do_what_the_host_does() {
-    run(0x5eed_0002, 10_000, 12);
+    run(0x5eed_0002, 64, 3_000, 12);
+}
+
+#[test]
+fn instructions_of_32_bits_do_what_the_host_does() {
+    run(0x5eed_0003, 32, 4_000, 4);
 }

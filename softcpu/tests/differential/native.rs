@@ -152,6 +152,8 @@ unsafe fn child(mapping: &Mapping) -> io::Result<()> {
     // handlers' stack is never freed.
     unsafe {
         libc::alarm(20);
+        // 64-bit processes have null selectors there, which 32-bit code could not use.
+        std::arch::asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) 0x2b);
         map(
             CODE,
             4096,
@@ -257,6 +259,10 @@ extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut l
             machine.gregs[index as usize] = *value as i64;
         }
         machine.gregs[libc::REG_RIP as usize] = CODE as i64;
+        // CS is the lowest of four words; Linux's flat user segments.
+        let cs = if input.bits == 64 { 0x33 } else { 0x23 };
+        let segments = &mut machine.gregs[libc::REG_CSGSFS as usize];
+        *segments = *segments & !0xffff | cs;
         machine.gregs[libc::REG_EFL as usize] = input.rflags as i64;
         // Bytes 464..512 tell the kernel how to read the area; the header stays but for the
         // components present.

@@ -146,6 +146,7 @@ impl Soft {
         }
         self.put(GDT + 0x08, 0x00af_9b00_0000_ffff);
         self.put(GDT + 0x10, 0x00cf_9300_0000_ffff);
+        self.put(GDT + 0x20, 0x00cf_fb00_0000_ffff);
         self.put(GDT + 0x28, 0x00cf_f300_0000_ffff);
         self.put(GDT + 0x30, 0x00af_fb00_0000_ffff);
         for vector in 0..32 {
@@ -198,7 +199,8 @@ impl Soft {
         };
         for (i, segment) in s.seg.iter_mut().enumerate() {
             let (access, selector) = match i {
-                seg::CS => (0xa0fb, 0x33),
+                seg::CS if input.bits == 64 => (0xa0fb, 0x33),
+                seg::CS => (0xc0fb, 0x23),
                 _ => (0xc0f3, 0x2b),
             };
             *segment = Segment {
