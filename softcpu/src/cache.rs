@@ -25,12 +25,14 @@ const SEEN_WORDS: usize = 64;
 struct Jump {
     linear: u64,
     key: u64,
+    ops: *const Op,
     block: *const Block,
 }
 
 const NO_JUMP: Jump = Jump {
     linear: 0,
     key: u64::MAX,
+    ops: std::ptr::null(),
     block: std::ptr::null(),
 };
 
@@ -50,9 +52,8 @@ pub(crate) struct CodeCache {
     seen: [u64; SEEN_WORDS],
     /// Times the whole cache was dropped.
     pub dropped: u64,
-    /// Where a block's operations are collected, and how many instructions they stand for.
+    /// Where a block's operations are collected.
     pub scratch: Vec<Op>,
-    pub scratch_count: u16,
 }
 
 impl std::fmt::Debug for CodeCache {
@@ -78,7 +79,6 @@ impl Default for CodeCache {
             seen: [0; SEEN_WORDS],
             dropped: 0,
             scratch: Vec::new(),
-            scratch_count: 0,
         }
     }
 }
@@ -155,11 +155,23 @@ impl CodeCache {
         .then_some(entry.block)
     }
 
+    /// The first operation of the block at a linear address, if the way there is still known.
+    /// It may be stale.
+    #[inline(always)]
+    pub(crate) fn jump_ops(&self, linear: u64) -> Option<*const Op> {
+        // SAFETY: jump_slot() is below JUMP_SIZE, the length of `jump`.
+        let entry = unsafe { self.jump.get_unchecked(jump_slot(linear)) };
+        (entry.linear == linear && entry.key == self.key[(linear >> 63) as usize])
+            .then_some(entry.ops)
+    }
+
     /// Remembers the way to `block`.
     pub(crate) fn remember(&mut self, linear: u64, block: *const Block) {
         self.jump[jump_slot(linear)] = Jump {
             linear,
             key: self.key[(linear >> 63) as usize],
+            // SAFETY: as in `jump`: the caller got it from this cache just now.
+            ops: unsafe { (*block).ops },
             block,
         };
         // SAFETY: as in `jump`: the caller got it from this cache just now.
@@ -274,14 +286,6 @@ impl CodeCache {
             }
             at = other.hash_next.get();
         }
-    }
-
-    /// Operations and blocks held, for statistics.
-    pub(crate) fn size(&self) -> (usize, usize) {
-        (
-            self.ops.len() * PIECE,
-            self.blocks.iter().map(Vec::len).sum(),
-        )
     }
 }
 

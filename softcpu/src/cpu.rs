@@ -11,9 +11,9 @@ use crate::exception::{Exception, Fallible};
 use crate::features::Features;
 use crate::machine::{Machine, Peer};
 use crate::memory::Slots;
-use crate::op::{Block, Op};
+use crate::op::Op;
 use crate::state::{CpuState, cr0, cr4, efer, rflags, seg};
-use crate::tlb::Tlbs;
+use crate::tlb::{TlbSet, Tlbs};
 
 /// Why `Cpu::run` returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,10 +59,14 @@ pub struct Cpu {
     pub(crate) tlbs: Box<Tlbs>,
     /// Index into `tlbs` for the guest's own data accesses now.
     pub(crate) data_mode: usize,
-    /// The block being run.
-    pub(crate) current: *const Block,
-    /// Where the block that just ended would like to have its successor noted, or null.
-    pub(crate) link: *const std::cell::Cell<*const Block>,
+    /// `tlbs.data[data_mode]`.
+    pub(crate) tlb: *const TlbSet,
+    /// `attention`, one step nearer.
+    attention_ptr: *const Attention,
+    /// Blocks that may still run before events are looked at.
+    pub(crate) left: i32,
+    /// The branch slot that would like to have the next block noted, or null.
+    pub(crate) link: *mut Op,
     /// An exception raised by the operation just run, to be delivered.
     pub(crate) pending: Option<Exception>,
     /// Bits of `attention` that matter now.
@@ -97,8 +101,6 @@ pub struct Cpu {
     pub(crate) dead_halt_reported: bool,
     /// Host TSC at which the APIC timer fires (cached from the APIC).
     pub(crate) deadline: u64,
-    /// Instructions retired so far, counted by whole blocks.
-    pub instructions: u64,
 }
 
 // SAFETY: the raw pointers in it lead to its own blocks, or to the bus, which is only set
@@ -133,8 +135,10 @@ impl Cpu {
             fp_runtime: crate::simd::Runtime::default(),
             tlbs: Tlbs::new(),
             data_mode: 0,
-            current: std::ptr::null(),
-            link: std::ptr::null(),
+            tlb: std::ptr::null(),
+            attention_ptr: &raw const *attention,
+            left: 0,
+            link: std::ptr::null_mut(),
             pending: None,
             attention_mask: 0,
             mode: 0,
@@ -152,7 +156,6 @@ impl Cpu {
             debug: DebugRequest::default(),
             dead_halt_reported: false,
             deadline: u64::MAX,
-            instructions: 0,
         });
         cpu.set_cpuid(leaves);
         cpu.state_changed();
@@ -209,8 +212,24 @@ impl Cpu {
             0
         };
         let user = s.cpl == 3;
+        self.select_tlb();
         self.update_attention_mask();
         self.cache.set_context(mode, user);
+    }
+
+    /// To be called after `data_mode` changed.
+    #[inline]
+    pub(crate) fn select_tlb(&mut self) {
+        self.tlb = &raw const self.tlbs.data[self.data_mode];
+    }
+
+    /// Something wants attention, or the time for a look has come. To be asked once a block.
+    #[inline(always)]
+    pub(crate) fn busy(&mut self) -> bool {
+        self.left -= 1;
+        // SAFETY: `attention` keeps it alive.
+        let flags = unsafe { (*self.attention_ptr).get() };
+        flags & self.attention_mask != 0 || self.left < 0
     }
 
     /// To be called after RFLAGS.IF or the NMI mask changed.

@@ -63,22 +63,33 @@ pub(crate) enum Target {
 }
 
 impl Cpu {
+    /// Host address of a word that the guest may read directly.
+    #[inline(always)]
+    pub(crate) fn hit_read<T: Word>(&self, addr: u64) -> Option<*const T> {
+        // SAFETY: `tlb` points into `tlbs`; slot() is below the arrays' size.
+        let entry = unsafe { (*self.tlb).read.get_unchecked(slot(addr)) };
+        // The page of the last byte: a word that runs over the page's end never matches,
+        // because the next page has another slot.
+        (entry.tag == addr.wrapping_add(T::BYTES as u64 - 1) & !0xfff)
+            .then(|| addr.wrapping_add(entry.add) as *const T)
+    }
+
+    /// Host address of a word that the guest may write directly.
+    #[inline(always)]
+    pub(crate) fn hit_write<T: Word>(&self, addr: u64) -> Option<*mut T> {
+        // SAFETY: as in `hit_read`.
+        let entry = unsafe { (*self.tlb).write.get_unchecked(slot(addr)) };
+        (entry.tag == addr.wrapping_add(T::BYTES as u64 - 1) & !0xfff)
+            .then(|| addr.wrapping_add(entry.add) as *mut T)
+    }
+
     /// Reads at a linear address, with the guest's current rights.
     #[inline(always)]
     pub fn read<T: Word>(&mut self, addr: u64) -> Fallible<T> {
-        // SAFETY: data_mode is 0..3; slot() is below the arrays' size.
-        let entry = unsafe {
-            *self
-                .tlbs
-                .data
-                .get_unchecked(self.data_mode)
-                .read
-                .get_unchecked(slot(addr))
-        };
-        if entry.tag == addr & !0xfff && addr & 0xfff <= 4096 - T::BYTES as u64 {
-            // SAFETY: a hit means the whole page at addr + add is guest RAM that stays mapped
-            // until this entry is gone, and the access ends inside the page.
-            return Ok(unsafe { (addr.wrapping_add(entry.add) as *const T).read_unaligned() });
+        if let Some(p) = self.hit_read::<T>(addr) {
+            // SAFETY: a hit means the whole word is guest RAM that stays mapped until the
+            // TLB entry is gone.
+            return Ok(unsafe { p.read_unaligned() });
         }
         Ok(T::cut(self.read_slow(addr, T::BYTES, self.data_mode)?))
     }
@@ -86,46 +97,25 @@ impl Cpu {
     /// Writes at a linear address, with the guest's current rights.
     #[inline(always)]
     pub fn write<T: Word>(&mut self, addr: u64, value: T) -> Fallible<()> {
-        // SAFETY: as in `read`.
-        let entry = unsafe {
-            *self
-                .tlbs
-                .data
-                .get_unchecked(self.data_mode)
-                .write
-                .get_unchecked(slot(addr))
-        };
-        if entry.tag == addr & !0xfff && addr & 0xfff <= 4096 - T::BYTES as u64 {
+        if let Some(p) = self.hit_write::<T>(addr) {
             // SAFETY: as in `read`; a hit in the write part means writable.
-            unsafe { (addr.wrapping_add(entry.add) as *mut T).write_unaligned(value) };
+            unsafe { p.write_unaligned(value) };
             return Ok(());
         }
         self.write_slow(addr, value.wide(), T::BYTES, self.data_mode)
     }
 
-    /// Read-modify-write, not atomic. `f` may be run only after both rights are certain, and
-    /// is run once.
+    /// Read-modify-write, not atomic. `f` is run once, after both rights are certain.
     #[inline(always)]
     pub(crate) fn modify<T: Word>(
         &mut self,
         addr: u64,
         f: impl FnOnce(&mut Self, T) -> T,
     ) -> Fallible<()> {
-        // SAFETY: as in `read`.
-        let entry = unsafe {
-            *self
-                .tlbs
-                .data
-                .get_unchecked(self.data_mode)
-                .write
-                .get_unchecked(slot(addr))
-        };
-        if entry.tag == addr & !0xfff && addr & 0xfff <= 4096 - T::BYTES as u64 {
-            let p = addr.wrapping_add(entry.add) as *mut T;
+        if let Some(p) = self.hit_write::<T>(addr) {
             // SAFETY: as in `write`. `f` cannot change the mapping of host memory.
             unsafe {
-                let old = p.read_unaligned();
-                let new = f(self, old);
+                let new = f(self, p.read_unaligned());
                 p.write_unaligned(new);
             }
             return Ok(());

@@ -1,22 +1,22 @@
 //! Decoded operations and blocks of them.
 //!
 //! A block is a straight run of operations decoded from one physical page, the last of which
-//! decides where to go on. Operations run threaded: each handler calls the next one as its
-//! last act, which release builds turn into a jump; without that the stack is bounded by the
-//! length of a block.
+//! decides where to go on. Operations run threaded: each handler calls the next one, and the
+//! last one of a block the first of the next, as its last act. Release builds turn that into
+//! a jump; without it the stack is bounded by `Cpu::left` and the length of a block.
 
 use std::cell::Cell;
 
 use crate::cpu::Cpu;
 use crate::exception::Exception;
 
-/// A handler as blocks call it. Returns the block to go on with, or null: look at
-/// `Cpu::pending` and `rip`.
+/// A handler as blocks call it. It goes on with the next operation, or with the next block,
+/// until something wants attention: then it returns with `CpuState::rip` set.
 ///
 /// # Safety
 /// `op` points into a live block of `cpu`, which ends with an operation that doesn't fall
 /// through.
-pub type Handler = unsafe fn(cpu: &mut Cpu, op: *const Op) -> *const Block;
+pub type Handler = unsafe fn(cpu: &mut Cpu, op: *const Op);
 
 /// A handler in plain Rust, for whatever is not hot: `cpu.s.rip` already points to the next
 /// instruction, and may be changed where the operation ends its block. On `Err` nothing has
@@ -45,7 +45,8 @@ pub struct Op {
     pub len: u8,
     /// Its offset from the block's start.
     pub off: u16,
-    /// Displacement of the memory operand.
+    /// Displacement of the memory operand. In a branch's slot: the address of the first
+    /// operation of the block it leads to, once known (0 before).
     pub disp: i64,
     /// Immediate operand, branch target relative to the block's start, or the owner's data.
     pub imm: u64,
@@ -108,8 +109,6 @@ pub struct Block {
     pub count: u16,
     /// Bytes of guest code.
     pub len: u16,
-    /// Number of guest instructions.
-    pub instructions: u16,
     /// Mode it was decoded in (see `Cpu::mode`; bit 3: one instruction only).
     pub mode: u8,
     /// Guest code was overwritten.
@@ -120,8 +119,6 @@ pub struct Block {
     pub gpa2: u64,
     /// The last instruction continues on another page.
     pub crosses: bool,
-    /// Where the fall-through (0) and the taken branch (1) lead, once known, on the same page.
-    pub next: [Cell<*const Block>; 2],
     /// Next block in the same bucket of the look-up table.
     pub hash_next: Cell<*const Block>,
 }

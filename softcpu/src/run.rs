@@ -13,18 +13,18 @@ use crate::machine::Mail;
 use crate::op::{Block, Op};
 use crate::state::{rflags, seg};
 
-/// Blocks between two looks at the APIC timer's deadline: some tens of microseconds.
-const BLOCKS_BETWEEN_LOOKS: u32 = 512;
+/// Blocks between two looks at the APIC timer's deadline: some tens of microseconds. Where
+/// handlers' last calls may not be jumps, this also bounds the stack.
+const BLOCKS_BETWEEN_LOOKS: i32 = if cfg!(debug_assertions) { 32 } else { 512 };
 
 /// Handler of operations whose guest code was overwritten: look the code up again.
-pub(crate) unsafe fn stale(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn stale(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise.
     let op = unsafe { &*op };
     cpu.s.rip = cpu.s.block_rip.wrapping_add(u64::from(op.off)) & cpu.rip_mask();
     if op.off != 0 {
-        cpu.link = std::ptr::null();
+        cpu.link = std::ptr::null_mut();
     }
-    std::ptr::null()
 }
 
 impl Cpu {
@@ -61,37 +61,18 @@ impl Cpu {
 
     /// Runs blocks until something wants attention.
     fn run_blocks(&mut self) {
-        let attention: *const Attention = &raw const *self.attention;
-        let mut left = BLOCKS_BETWEEN_LOOKS;
-        let Some(mut block) = self.find_block(self.mode) else {
-            return;
-        };
-        loop {
-            // SAFETY: `self.attention` keeps it alive.
-            if unsafe { (*attention).get() } & self.attention_mask != 0 || left == 0 {
-                return;
-            }
-            left -= 1;
+        self.left = BLOCKS_BETWEEN_LOOKS;
+        while self.pending.is_none()
+            && !self.busy()
+            && let Some(block) = self.find_block(self.mode)
+        {
             // SAFETY: blocks come from this vCPU's cache and live until it is dropped, which
-            // happens only in `find_block`.
-            let next = unsafe {
-                let b = &*block;
+            // happens only in `find_block` and between runs.
+            unsafe {
+                let ops = (*block).ops;
                 self.s.block_rip = self.s.rip;
-                self.current = block;
-                self.instructions += u64::from(b.instructions);
-                ((*b.ops).f)(self, b.ops)
-            };
-            block = if next.is_null() {
-                if self.pending.is_some() {
-                    return;
-                }
-                match self.find_block(self.mode) {
-                    Some(block) => block,
-                    None => return,
-                }
-            } else {
-                next
-            };
+                ((*ops).f)(self, ops);
+            }
         }
     }
 
@@ -138,48 +119,42 @@ impl Cpu {
             self.cache.remember(linear, block);
             self.note_link(block);
         }
-        self.link = std::ptr::null();
+        self.link = std::ptr::null_mut();
         Ok(block)
     }
 
-    /// Notes `block` as the successor of the one that just ended, if that holds for ever:
-    /// both lie in the same page.
+    /// Notes `block` as where the branch that just ended its block leads, if that holds for
+    /// ever: both lie in the same page.
     fn note_link(&mut self, block: *const Block) {
-        // SAFETY: both are blocks of this vCPU's cache; `link` is a field of `current` and is
-        // cleared when the cache is dropped.
+        let cs = &self.s.seg[seg::CS];
+        let whole_pages = self.mode & 3 == 2 || cs.limit & 0xfff == 0xfff && cs.base & 0xfff == 0;
+        // SAFETY: `link` is a slot of this vCPU's cache, and is cleared when that is dropped.
         unsafe {
-            if let (Some(link), Some(from)) = (self.link.as_ref(), self.current.as_ref()) {
-                let to = &*block;
-                let whole_pages = self.mode & 3 == 2
-                    || self.s.seg[seg::CS].limit & 0xfff == 0xfff
-                        && self.s.seg[seg::CS].base & 0xfff == 0;
-                if to.gpa >> 12 == from.gpa >> 12
-                    && !to.crosses
-                    && !from.crosses
-                    && to.mode == from.mode
-                    && whole_pages
-                {
-                    link.set(block);
-                }
+            if let Some(link) = self.link.as_mut()
+                && link.b != 0
+                && !(*block).crosses
+                && whole_pages
+            {
+                link.disp = (*block).ops as i64;
             }
         }
     }
 
     /// Runs exactly one instruction.
     fn step(&mut self) {
-        self.link = std::ptr::null();
+        self.link = std::ptr::null_mut();
         let Some(block) = self.find_block(self.mode | MODE_SINGLE) else {
             return;
         };
+        // No successor: one that is known must not be run as well.
+        self.left = 0;
         // SAFETY: as in `run_blocks`.
         unsafe {
-            let b = &*block;
+            let ops = (*block).ops;
             self.s.block_rip = self.s.rip;
-            self.current = block;
-            self.instructions += 1;
-            ((*b.ops).f)(self, b.ops);
+            ((*ops).f)(self, ops);
         }
-        self.link = std::ptr::null();
+        self.link = std::ptr::null_mut();
     }
 
     /// Everything that is looked at between blocks. `Some`: leave `run`.
@@ -344,7 +319,7 @@ impl Cpu {
                     self.slots = self.machine.memory.snapshot();
                     self.flush_tlb_all();
                     self.cache.clear();
-                    self.link = std::ptr::null();
+                    self.link = std::ptr::null_mut();
                 }
                 Mail::DirtyLog => self.tlbs.clear_writes(),
             }

@@ -285,11 +285,13 @@ fn alu(c: &Context, k: u8) -> Emit {
         }
         if by_imm {
             let f = sized!(size, T => by_ea!(c.class, E =>
-                by_kind!(k, K => arith::mi::<K, T, E> as Handler)));
+            by_kind!(k, K => arith::mi::<K, T, E> as Handler),
+            by_kind!(k, K => arith::mi_slow::<K, T> as Handler)));
             return Emit::Next(f, Op { imm, ..c.op });
         }
         let f = sized!(size, T => by_ea!(c.class, E =>
-            by_kind!(k, K => arith::mr::<K, T, E> as Handler)));
+            by_kind!(k, K => arith::mr::<K, T, E> as Handler),
+            by_kind!(k, K => arith::mr_slow::<K, T> as Handler)));
         return Emit::Next(
             f,
             Op {
@@ -305,7 +307,8 @@ fn alu(c: &Context, k: u8) -> Emit {
     }
     if c.is_mem(1) {
         let f = sized!(size, T => by_ea!(c.class, E =>
-            by_kind!(k, K => arith::rm::<K, T, E> as Handler)));
+            by_kind!(k, K => arith::rm::<K, T, E> as Handler),
+            by_kind!(k, K => arith::rm_slow::<K, T> as Handler)));
         return Emit::Next(f, Op { a, ..c.op });
     }
     let b = c.reg(1);
@@ -339,7 +342,8 @@ fn one(c: &Context, k: u8) -> Emit {
         );
     }
     let f = sized!(size, T => by_ea!(c.class, E =>
-        by_four!(k, K => arith::unary_m::<K, T, E> as Handler)));
+        by_four!(k, K => arith::unary_m::<K, T, E> as Handler),
+        by_four!(k, K => arith::unary_slow::<K, T> as Handler)));
     Emit::Next(f, c.op)
 }
 
@@ -348,14 +352,12 @@ fn shifts(c: &Context, k: u8) -> Emit {
     let by_cl = c.is_reg(1);
     let imm = if by_cl { 0 } else { c.insn.immediate(1) & 0xff };
     if c.is_mem(0) {
-        let op = Op { imm, ..c.op };
-        let f = if by_cl {
-            sized!(size, T => by_ea!(c.class, E =>
-                by_kind!(k, K => arith::shift_mc::<K, T, E> as Handler)))
-        } else {
-            sized!(size, T => by_ea!(c.class, E =>
-                by_kind!(k, K => arith::shift_mi::<K, T, E> as Handler)))
+        let op = Op {
+            b: u8::from(by_cl),
+            imm,
+            ..c.op
         };
+        let f = sized!(size, T => by_kind!(k, K => arith::shift_m::<K, T> as Handler));
         return Emit::Next(f, op);
     }
     let op = Op {
@@ -383,7 +385,7 @@ fn moves(c: &Context) -> Option<Emit> {
     let size = c.size(0);
     if c.is_mem(0) {
         if c.is_reg(1) {
-            let f = sized!(size, T => by_ea!(c.class, E => mov::mr::<T, E> as Handler));
+            let f = sized!(size, T => by_ea!(c.class, E => mov::mr::<T, E> as Handler, mov::mr_slow::<T> as Handler));
             return Some(Emit::Next(
                 f,
                 Op {
@@ -392,7 +394,7 @@ fn moves(c: &Context) -> Option<Emit> {
                 },
             ));
         }
-        let f = sized!(size, T => by_ea!(c.class, E => mov::mi::<T, E> as Handler));
+        let f = sized!(size, T => by_ea!(c.class, E => mov::mi::<T, E> as Handler, mov::mi_slow::<T> as Handler));
         return Some(Emit::Next(
             f,
             Op {
@@ -415,7 +417,7 @@ fn moves(c: &Context) -> Option<Emit> {
             )
         }
         OpKind::Memory => {
-            let f = sized!(size, T => by_ea!(c.class, E => mov::rm::<T, E> as Handler));
+            let f = sized!(size, T => by_ea!(c.class, E => mov::rm::<T, E> as Handler, mov::rm_slow::<T> as Handler));
             Emit::Next(f, Op { a, ..c.op })
         }
         _ => {
@@ -439,8 +441,8 @@ fn extend(c: &Context, zero: bool) -> Emit {
             match (c.is_mem(1), zero) {
                 (false, true) => mov::zx_rr::<$d, $s> as Handler,
                 (false, false) => mov::sx_rr::<$d, $s> as Handler,
-                (true, true) => by_ea!(c.class, E => mov::zx_rm::<$d, $s, E> as Handler),
-                (true, false) => by_ea!(c.class, E => mov::sx_rm::<$d, $s, E> as Handler),
+                (true, true) => by_ea!(c.class, E => mov::zx_rm::<$d, $s, E> as Handler, mov::zx_slow::<$d, $s> as Handler),
+                (true, false) => by_ea!(c.class, E => mov::sx_rm::<$d, $s, E> as Handler, mov::sx_slow::<$d, $s> as Handler),
             }
         };
     }
@@ -515,7 +517,7 @@ fn imul(c: &Context) -> Emit {
             ..c.op
         };
         let f = if c.is_mem(1) {
-            sized!(size, T => by_ea!(c.class, E => arith::imul_rmi::<T, E> as Handler))
+            sized!(size, T => arith::imul_rmi::<T> as Handler)
         } else {
             sized!(size, T => arith::imul_rri::<T> as Handler)
         };
@@ -527,7 +529,7 @@ fn imul(c: &Context) -> Emit {
         ..c.op
     };
     let f = if c.is_mem(1) {
-        sized!(size, T => by_ea!(c.class, E => arith::imul_rm::<T, E> as Handler))
+        sized!(size, T => arith::imul_rm::<T> as Handler)
     } else {
         sized!(size, T => arith::imul_rr::<T> as Handler)
     };
@@ -629,8 +631,7 @@ fn conditional(c: &Context) -> Option<Emit> {
     let size = c.size(0);
     if c.insn.op_count() == 1 {
         return Some(if c.is_mem(0) {
-            let f = by_ea!(c.class, E =>
-                by_condition!(condition, C => bits::set_m::<C, E> as Handler));
+            let f = by_condition!(condition, C => bits::set_m::<C> as Handler);
             Emit::Next(f, c.op)
         } else {
             let f = by_condition!(condition, C => arith::set_r::<C> as Handler);
@@ -649,8 +650,7 @@ fn conditional(c: &Context) -> Option<Emit> {
     macro_rules! pick {
         ($t:ty) => {
             if c.is_mem(1) {
-                by_ea!(c.class, E =>
-                    by_condition!(condition, C => arith::cmov_rm::<C, $t, E> as Handler))
+                by_condition!(condition, C => arith::cmov_rm::<C, $t> as Handler)
             } else {
                 by_condition!(condition, C => arith::cmov_rr::<C, $t> as Handler)
             }

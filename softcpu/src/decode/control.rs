@@ -3,7 +3,8 @@
 use iced_x86::{Code, Mnemonic as M, OpKind};
 
 use super::arith::{by_condition, condition_number};
-use super::{Context, Emit, by_ea, seg_number};
+use super::{Context, Emit, seg_number, sized};
+use crate::alu::kind;
 use crate::exec::{branch, rare, stack, system};
 use crate::op::{Handler, Op};
 
@@ -14,7 +15,8 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         let (size, imm) = near(c);
         if c.mode64 {
             let f = by_condition!(condition, C => branch::jcc::<C> as Handler);
-            return Some(Emit::End(f, Op { imm, ..c.op }));
+            let b = c.links(imm);
+            return Some(Emit::Branch(f, Op { b, imm, ..c.op }));
         }
         let op = Op {
             a: size,
@@ -254,7 +256,8 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
             if c.mode64 {
                 let f: Handler = if call { branch::call } else { branch::jmp };
                 let ea = c.op.ea & 3 | 2 << 2;
-                return Some(Emit::End(f, Op { imm, ea, ..c.op }));
+                let b = c.links(imm);
+                return Some(Emit::End(f, Op { b, imm, ea, ..c.op }));
             }
             let f = if call {
                 branch::any_call
@@ -296,9 +299,9 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
             }
             if c.mode64 && size == 8 {
                 let f = if call {
-                    by_ea!(c.class, E => branch::call_m::<E> as Handler)
+                    branch::call_m as Handler
                 } else {
-                    by_ea!(c.class, E => branch::jmp_m::<E> as Handler)
+                    branch::jmp_m as Handler
                 };
                 return Some(Emit::End(f, c.op));
             }
@@ -351,9 +354,9 @@ fn push(c: &Context) -> Emit {
         ),
         OpKind::Memory if c.mode64 => {
             let f = if a == 8 {
-                by_ea!(c.class, E => stack::push_m::<u64, E> as Handler)
+                stack::push_m::<u64> as Handler
             } else {
-                by_ea!(c.class, E => stack::push_m::<u16, E> as Handler)
+                stack::push_m::<u16> as Handler
             };
             Emit::Next(f, c.op)
         }
@@ -425,4 +428,45 @@ fn pop(c: &Context) -> Emit {
             ..c.op
         },
     )
+}
+
+/// A CMP or TEST that can run together with a Jcc after it.
+#[derive(Clone, Copy)]
+pub(super) struct Compare {
+    test: bool,
+    size: usize,
+    immediate: bool,
+}
+
+/// Whether this instruction is one.
+pub(super) fn fusible(c: &Context) -> Option<Compare> {
+    let m = c.insn.mnemonic();
+    let fits = c.mode64 && matches!(m, M::Cmp | M::Test) && c.is_reg(0) && !c.is_mem(1);
+    fits.then(|| Compare {
+        test: m == M::Test,
+        size: c.size(0),
+        immediate: !c.is_reg(1),
+    })
+}
+
+/// The handler of `compare` together with this instruction, if that is a Jcc.
+pub(super) fn fused(compare: Compare, c: &Context) -> Option<Handler> {
+    if !c.insn.is_jcc_short_or_near() {
+        return None;
+    }
+    let condition = condition_number(c)?;
+    macro_rules! pick {
+        ($k:expr) => {
+            sized!(compare.size, T => by_condition!(condition, C => if compare.immediate {
+                branch::ri_jcc::<{ $k }, T, C> as Handler
+            } else {
+                branch::rr_jcc::<{ $k }, T, C> as Handler
+            }))
+        };
+    }
+    Some(if compare.test {
+        pick!(kind::TEST)
+    } else {
+        pick!(kind::CMP)
+    })
 }

@@ -30,6 +30,8 @@ pub(crate) enum Emit {
     Next(Handler, Op),
     /// By a handler that ends the block.
     End(Handler, Op),
+    /// The same with a second slot, for the way of a branch not taken.
+    Branch(Handler, Op),
     /// By a plain handler.
     Plain(Plain, Op),
     /// By a plain handler that ends the block.
@@ -69,9 +71,9 @@ macro_rules! sized {
 }
 pub(crate) use sized;
 
-/// Picks an `exec::Ea` by class.
+/// Picks a handler by class: one for an `exec::Ea`, or the one for all forms.
 macro_rules! by_ea {
-    ($class:expr, $e:ident => $x:expr) => {
+    ($class:expr, $e:ident => $x:expr, $slow:expr) => {
         match $class {
             $crate::decode::EaClass::Base => {
                 type $e = $crate::exec::Base;
@@ -81,10 +83,7 @@ macro_rules! by_ea {
                 type $e = $crate::exec::Full;
                 $x
             }
-            $crate::decode::EaClass::Legacy => {
-                type $e = $crate::exec::Legacy;
-                $x
-            }
+            $crate::decode::EaClass::Legacy => $slow,
         }
     };
 }
@@ -96,6 +95,8 @@ pub(crate) struct Context<'a> {
     pub insn: &'a Instruction,
     /// 64-bit mode.
     pub mode64: bool,
+    /// Offset of the block's start in its page.
+    page_offset: u64,
     /// With length, offset and memory operand filled in.
     pub op: Op,
     pub class: EaClass,
@@ -134,6 +135,11 @@ impl Context<'_> {
     /// Operand `n` is a register.
     pub(crate) fn is_reg(&self, n: u32) -> bool {
         self.insn.op_kind(n) == OpKind::Register
+    }
+
+    /// For `Op::b` of a branch's slot: the target, relative to the block, lies in its page.
+    pub(crate) fn links(&self, target: u64) -> u8 {
+        u8::from(self.page_offset.wrapping_add(target) < 4096)
     }
 
     /// Byte offset of register operand `n`.
@@ -262,7 +268,7 @@ impl Cpu {
     ) -> Fallible<*const Block> {
         if self.cache.full() {
             self.cache.clear();
-            self.link = std::ptr::null();
+            self.link = std::ptr::null_mut();
         }
         // Guest code can change while it is decoded, by another vCPU; then once more.
         loop {
@@ -291,18 +297,16 @@ impl Cpu {
 
         let mut ops = std::mem::take(&mut self.cache.scratch);
         ops.clear();
-        let (len, complete) = self.decode_window(&window[..room], mode, &mut ops);
+        let (len, complete) = self.decode_window(&window[..room], gpa & 0xfff, mode, &mut ops);
         let mut block = Block {
             ops: std::ptr::null_mut(),
             count: 0,
             len: len as u16,
-            instructions: 0,
             mode,
             stale: Cell::new(false),
             gpa,
             gpa2: 0,
             crosses: false,
-            next: [const { Cell::new(std::ptr::null()) }; 2],
             hash_next: Cell::new(std::ptr::null()),
         };
         let mut second = [0; 15];
@@ -318,12 +322,16 @@ impl Cpu {
             let mut joined = [0xff; 30];
             joined[..room].copy_from_slice(&window[..room]);
             joined[room..room + 15].copy_from_slice(&second);
-            let (len, _) = self.decode_window(&joined[..room + 15], mode | MODE_SINGLE, &mut ops);
+            let (len, _) = self.decode_window(
+                &joined[..room + 15],
+                gpa & 0xfff,
+                mode | MODE_SINGLE,
+                &mut ops,
+            );
             block.len = len as u16;
             block.crosses = true;
             block.gpa2 = gpa2;
         }
-        block.instructions = self.cache.scratch_count;
         self.watch_code(&block);
         let first = usize::from(block.len).min(room);
         let same = self.same_code(gpa, &window[..first])
@@ -375,7 +383,13 @@ impl Cpu {
 
     /// Decodes as many instructions as belong into one block. Bytes used, and whether it
     /// ended for another reason than the end of the window.
-    fn decode_window(&mut self, bytes: &[u8], mode: u8, ops: &mut Vec<Op>) -> (usize, bool) {
+    fn decode_window(
+        &mut self,
+        bytes: &[u8],
+        page_offset: u64,
+        mode: u8,
+        ops: &mut Vec<Op>,
+    ) -> (usize, bool) {
         let bitness = [16, 32, 64, 64][usize::from(mode & 3)];
         let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE);
         let mut insn = Instruction::default();
@@ -385,7 +399,7 @@ impl Cpu {
             MAX_INSTRUCTIONS
         };
         let mut used = 0;
-        self.cache.scratch_count = 0;
+        let mut fusible = None;
         for _ in 0..max {
             if used == bytes.len() {
                 break;
@@ -398,15 +412,29 @@ impl Cpu {
                     }
                     return (0, false);
                 }
-                self.cache.scratch_count += 1;
                 let (mut op, _) = base_op(&Instruction::default(), used as u16, mode);
                 op.len = 1;
                 ops.push(op);
                 return ((used + 15).min(bytes.len()), true);
             }
             let end = used + insn.len();
-            self.cache.scratch_count += 1;
-            let ended = self.emit(&insn, &bytes[used..end], used as u16, mode, ops);
+            let (op, class) = base_op(&insn, used as u16, mode);
+            let context = Context {
+                cpu: self,
+                insn: &insn,
+                mode64: mode & 3 == 2,
+                page_offset,
+                op,
+                class,
+            };
+            if let Some(compare) = fusible.take()
+                && let Some(f) = control::fused(compare, &context)
+                && let Some(last) = ops.last_mut()
+            {
+                last.f = f;
+            }
+            fusible = control::fusible(&context);
+            let ended = context.emit(&bytes[used..end], ops);
             used = end;
             if ended {
                 return (used, true);
@@ -416,32 +444,21 @@ impl Cpu {
         op.len = 0;
         op.f = exec::branch::fall;
         op.imm = used as u64;
+        op.b = u8::from(page_offset + (used as u64) < 4096);
         ops.push(op);
         (used, true)
     }
+}
 
+impl Context<'_> {
     /// Adds one instruction's operations; whether the block ends with it.
-    fn emit(
-        &self,
-        insn: &Instruction,
-        bytes: &[u8],
-        offset: u16,
-        mode: u8,
-        ops: &mut Vec<Op>,
-    ) -> bool {
-        let (op, class) = base_op(insn, offset, mode);
-        let context = Context {
-            cpu: self,
-            insn,
-            mode64: mode & 3 == 2,
-            op,
-            class,
-        };
-        let emit = arith::decode(&context)
-            .or_else(|| control::decode(&context))
-            .or_else(|| other::decode(&context))
+    fn emit(&self, bytes: &[u8], ops: &mut Vec<Op>) -> bool {
+        let op = self.op;
+        let emit = arith::decode(self)
+            .or_else(|| control::decode(self))
+            .or_else(|| other::decode(self))
             .or_else(|| {
-                let fp = simd::decode_fp(self, insn, bytes)?;
+                let fp = simd::decode_fp(self.cpu, self.insn, bytes)?;
                 let op = Op {
                     a: fp.a,
                     b: fp.b,
@@ -458,6 +475,12 @@ impl Cpu {
             }
             Emit::End(f, op) => {
                 ops.push(Op { f, ..op });
+                true
+            }
+            Emit::Branch(f, op) => {
+                ops.push(Op { f, ..op });
+                let b = self.links(u64::from(op.off) + u64::from(op.len));
+                ops.push(Op { f, b, ..op });
                 true
             }
             Emit::Plain(handler, op) => {

@@ -1,17 +1,17 @@
 //! ADD to TEST, shifts, INC/DEC/NEG/NOT: register and memory forms.
 
-use super::{Ea, attempt, load, modify, next};
+use super::{Ea, attempt, load, modify, next, next_after_device, readable, writable};
 use crate::alu::{Alu, condition, kind};
 use crate::cpu::Cpu;
 use crate::exception::Fallible;
-use crate::op::{Block, Op};
+use crate::op::Op;
 
 const fn writes(k: u8) -> bool {
     k != kind::CMP && k != kind::TEST
 }
 
 /// Register, register.
-pub(crate) unsafe fn rr<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn rr<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let (r, cc) = T::alu::<K>(cpu.s.cc, cpu.reg((*op).a), cpu.reg((*op).b));
@@ -24,7 +24,7 @@ pub(crate) unsafe fn rr<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) -> *c
 }
 
 /// XOR or SUB of a register with itself.
-pub(crate) unsafe fn zero<T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn zero<T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         cpu.s.cc = 0x4600;
@@ -34,7 +34,7 @@ pub(crate) unsafe fn zero<T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block 
 }
 
 /// Register, immediate.
-pub(crate) unsafe fn ri<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn ri<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let (r, cc) = T::alu::<K>(cpu.s.cc, cpu.reg((*op).a), T::cut((*op).imm));
@@ -46,11 +46,10 @@ pub(crate) unsafe fn ri<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) -> *c
     }
 }
 
-/// Register, memory.
-pub(crate) unsafe fn rm<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+#[inline(always)]
+unsafe fn into_reg<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op, b: T) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let b = attempt!(cpu, op, load::<T, E>(cpu, op));
         let (r, cc) = T::alu::<K>(cpu.s.cc, cpu.reg((*op).a), b);
         cpu.s.cc = cc;
         if writes(K) {
@@ -60,43 +59,102 @@ pub(crate) unsafe fn rm<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op
     }
 }
 
+/// Register, memory.
+pub(crate) unsafe fn rm<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler); a hit is readable guest RAM.
+    unsafe {
+        let p = readable!(cpu, op, T, E, rm_slow::<K, T>);
+        into_reg::<K, T>(cpu, op, p.read_unaligned())
+    }
+}
+
+/// Register, memory of any form.
+#[inline(never)]
+pub(crate) unsafe fn rm_slow<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    let b = attempt!(cpu, op, load::<T>(cpu, op));
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe { into_reg::<K, T>(cpu, op, b) }
+}
+
 #[inline(always)]
-fn to_memory<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op, b: T) -> Fallible<()> {
+unsafe fn to_memory<const K: u8, T: Alu, E: Ea>(
+    cpu: &mut Cpu,
+    op: *const Op,
+    b: T,
+    slow: crate::op::Handler,
+) {
+    // SAFETY: the caller's promise (op::Handler); a hit is guest RAM, and writable where it
+    // has to be.
+    unsafe {
+        if writes(K) {
+            let p = writable!(cpu, op, T, E, slow);
+            let (r, cc) = T::alu::<K>(cpu.s.cc, p.read_unaligned(), b);
+            cpu.s.cc = cc;
+            p.write_unaligned(r);
+        } else {
+            let p = readable!(cpu, op, T, E, slow);
+            cpu.s.cc = T::alu::<K>(cpu.s.cc, p.read_unaligned(), b).1;
+        }
+        next(cpu, op)
+    }
+}
+
+fn to_memory_slow<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op, b: T) -> Fallible<()> {
     if writes(K) {
-        modify::<T, E>(cpu, op, |cpu, a| {
+        modify::<T>(cpu, op, |cpu, a| {
             let (r, cc) = T::alu::<K>(cpu.s.cc, a, b);
             cpu.s.cc = cc;
             r
         })
     } else {
-        let a = load::<T, E>(cpu, op)?;
+        let a = load::<T>(cpu, op)?;
         cpu.s.cc = T::alu::<K>(cpu.s.cc, a, b).1;
         Ok(())
     }
 }
 
 /// Memory, register.
-pub(crate) unsafe fn mr<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn mr<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let b = cpu.reg((*op).a);
-        attempt!(cpu, op, to_memory::<K, T, E>(cpu, op, b));
-        next(cpu, op)
+        to_memory::<K, T, E>(cpu, op, b, mr_slow::<K, T>)
+    }
+}
+
+/// Memory of any form, register.
+#[inline(never)]
+pub(crate) unsafe fn mr_slow<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let b = cpu.reg((*op).a);
+        attempt!(cpu, op, to_memory_slow::<K, T>(cpu, op, b));
+        next_after_device(cpu, op)
     }
 }
 
 /// Memory, immediate.
-pub(crate) unsafe fn mi<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn mi<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let b = T::cut((*op).imm);
-        attempt!(cpu, op, to_memory::<K, T, E>(cpu, op, b));
-        next(cpu, op)
+        to_memory::<K, T, E>(cpu, op, b, mi_slow::<K, T>)
+    }
+}
+
+/// Memory of any form, immediate.
+#[inline(never)]
+pub(crate) unsafe fn mi_slow<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let b = T::cut((*op).imm);
+        attempt!(cpu, op, to_memory_slow::<K, T>(cpu, op, b));
+        next_after_device(cpu, op)
     }
 }
 
 /// Shift or rotate of a register by an immediate.
-pub(crate) unsafe fn shift_ri<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn shift_ri<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let (r, cc) = T::shift::<K>(cpu.s.cc, cpu.reg((*op).a), (*op).imm as u8);
@@ -107,7 +165,7 @@ pub(crate) unsafe fn shift_ri<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op)
 }
 
 /// Shift or rotate of a register by CL.
-pub(crate) unsafe fn shift_rc<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn shift_rc<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let (r, cc) = T::shift::<K>(cpu.s.cc, cpu.reg((*op).a), cpu.reg(8));
@@ -117,49 +175,27 @@ pub(crate) unsafe fn shift_rc<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op)
     }
 }
 
-/// Shift or rotate of memory by an immediate.
-pub(crate) unsafe fn shift_mi<const K: u8, T: Alu, E: Ea>(
-    cpu: &mut Cpu,
-    op: *const Op,
-) -> *const Block {
+/// Shift or rotate of memory by an immediate, or by CL if `b` is set.
+pub(crate) unsafe fn shift_m<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let count = (*op).imm as u8;
-        attempt!(
-            cpu,
-            op,
-            modify::<T, E>(cpu, op, |cpu, a| {
-                let (r, cc) = T::shift::<K>(cpu.s.cc, a, count);
-                cpu.s.cc = cc;
-                r
-            })
-        );
-        next(cpu, op)
-    }
-}
-
-/// Shift or rotate of memory by CL.
-pub(crate) unsafe fn shift_mc<const K: u8, T: Alu, E: Ea>(
-    cpu: &mut Cpu,
-    op: *const Op,
-) -> *const Block {
-    // SAFETY: the caller's promise (op::Handler).
-    unsafe {
-        attempt!(
-            cpu,
-            op,
-            modify::<T, E>(cpu, op, |cpu, a| {
-                let (r, cc) = T::shift::<K>(cpu.s.cc, a, cpu.reg(8));
-                cpu.s.cc = cc;
-                r
-            })
-        );
-        next(cpu, op)
+        let count = if (*op).b != 0 {
+            cpu.reg::<u8>(8)
+        } else {
+            (*op).imm as u8
+        };
+        let shifted = modify::<T>(cpu, op, |cpu, a| {
+            let (r, cc) = T::shift::<K>(cpu.s.cc, a, count);
+            cpu.s.cc = cc;
+            r
+        });
+        attempt!(cpu, op, shifted);
+        next_after_device(cpu, op)
     }
 }
 
 /// INC, DEC, NEG, NOT of a register.
-pub(crate) unsafe fn unary_r<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn unary_r<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let (r, cc) = T::unary::<K>(cpu.s.cc, cpu.reg((*op).a));
@@ -170,27 +206,32 @@ pub(crate) unsafe fn unary_r<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) 
 }
 
 /// INC, DEC, NEG, NOT of memory.
-pub(crate) unsafe fn unary_m<const K: u8, T: Alu, E: Ea>(
-    cpu: &mut Cpu,
-    op: *const Op,
-) -> *const Block {
-    // SAFETY: the caller's promise (op::Handler).
+pub(crate) unsafe fn unary_m<const K: u8, T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler); a hit is writable guest RAM.
     unsafe {
-        attempt!(
-            cpu,
-            op,
-            modify::<T, E>(cpu, op, |cpu, a| {
-                let (r, cc) = T::unary::<K>(cpu.s.cc, a);
-                cpu.s.cc = cc;
-                r
-            })
-        );
+        let p = writable!(cpu, op, T, E, unary_slow::<K, T>);
+        let (r, cc) = T::unary::<K>(cpu.s.cc, p.read_unaligned());
+        cpu.s.cc = cc;
+        p.write_unaligned(r);
         next(cpu, op)
     }
 }
 
+/// INC, DEC, NEG, NOT of memory of any form.
+#[inline(never)]
+pub(crate) unsafe fn unary_slow<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    let changed = modify::<T>(cpu, op, |cpu, a| {
+        let (r, cc) = T::unary::<K>(cpu.s.cc, a);
+        cpu.s.cc = cc;
+        r
+    });
+    attempt!(cpu, op, changed);
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe { next_after_device(cpu, op) }
+}
+
 /// IMUL register, register.
-pub(crate) unsafe fn imul_rr<T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn imul_rr<T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let (r, cc) = T::imul2(cpu.s.cc, cpu.reg((*op).a), cpu.reg((*op).b));
@@ -201,10 +242,10 @@ pub(crate) unsafe fn imul_rr<T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Blo
 }
 
 /// IMUL register, memory.
-pub(crate) unsafe fn imul_rm<T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn imul_rm<T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let b = attempt!(cpu, op, load::<T, E>(cpu, op));
+        let b = attempt!(cpu, op, load::<T>(cpu, op));
         let (r, cc) = T::imul2(cpu.s.cc, cpu.reg((*op).a), b);
         cpu.s.cc = cc;
         cpu.set_reg::<T>((*op).a, r);
@@ -213,7 +254,7 @@ pub(crate) unsafe fn imul_rm<T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *co
 }
 
 /// IMUL register, register, immediate.
-pub(crate) unsafe fn imul_rri<T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn imul_rri<T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let (r, cc) = T::imul2(cpu.s.cc, cpu.reg((*op).b), T::cut((*op).imm));
@@ -224,10 +265,10 @@ pub(crate) unsafe fn imul_rri<T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Bl
 }
 
 /// IMUL register, memory, immediate.
-pub(crate) unsafe fn imul_rmi<T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn imul_rmi<T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let b = attempt!(cpu, op, load::<T, E>(cpu, op));
+        let b = attempt!(cpu, op, load::<T>(cpu, op));
         let (r, cc) = T::imul2(cpu.s.cc, b, T::cut((*op).imm));
         cpu.s.cc = cc;
         cpu.set_reg::<T>((*op).a, r);
@@ -236,7 +277,7 @@ pub(crate) unsafe fn imul_rmi<T: Alu, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *c
 }
 
 /// CMOVcc register, register.
-pub(crate) unsafe fn cmov_rr<const C: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn cmov_rr<const C: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let from = if condition::<C>(cpu.s.cc) {
@@ -250,14 +291,10 @@ pub(crate) unsafe fn cmov_rr<const C: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) 
     }
 }
 
-/// CMOVcc register, memory: memory is read in any case.
-pub(crate) unsafe fn cmov_rm<const C: u8, T: Alu, E: Ea>(
-    cpu: &mut Cpu,
-    op: *const Op,
-) -> *const Block {
+#[inline(always)]
+unsafe fn choose<const C: u8, T: Alu>(cpu: &mut Cpu, op: *const Op, b: T) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let b = attempt!(cpu, op, load::<T, E>(cpu, op));
         let value = if condition::<C>(cpu.s.cc) {
             b
         } else {
@@ -268,8 +305,15 @@ pub(crate) unsafe fn cmov_rm<const C: u8, T: Alu, E: Ea>(
     }
 }
 
+/// CMOVcc register, memory: memory is read in any case.
+pub(crate) unsafe fn cmov_rm<const C: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    let b = attempt!(cpu, op, load::<T>(cpu, op));
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe { choose::<C, T>(cpu, op, b) }
+}
+
 /// SETcc register.
-pub(crate) unsafe fn set_r<const C: u8>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn set_r<const C: u8>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let value = u8::from(condition::<C>(cpu.s.cc));

@@ -6,7 +6,7 @@ use crate::alu::scan;
 use crate::cpu::Cpu;
 use crate::exception::Fallible;
 use crate::mmu::Word;
-use crate::op::{Block, Op};
+use crate::op::Op;
 
 const CF: u64 = 0x100;
 const ZF: u64 = 0x4000;
@@ -46,7 +46,7 @@ fn bit_result(kind: u8, old: u64, bit: u32) -> u64 {
 }
 
 /// BT family on a register with an immediate (in `imm`).
-pub(crate) unsafe fn bt_ri<const K: u8, T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn bt_ri<const K: u8, T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let bit = (*op).imm as u32 & (T::BITS - 1);
@@ -56,7 +56,7 @@ pub(crate) unsafe fn bt_ri<const K: u8, T: Word>(cpu: &mut Cpu, op: *const Op) -
 }
 
 /// BT family on a register with a register.
-pub(crate) unsafe fn bt_rr<const K: u8, T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn bt_rr<const K: u8, T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let bit = cpu.reg::<T>((*op).b).wide() as u32 & (T::BITS - 1);
@@ -174,7 +174,7 @@ fn scan_into(cpu: &mut Cpu, kind: u8, to: u8, v: u64, bytes: usize, bits: u32) {
 }
 
 /// The same for 32 and 64-bit registers, in one slot.
-pub(crate) unsafe fn scan_rr<const K: u8, T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn scan_rr<const K: u8, T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let v = cpu.reg::<T>((*op).b).wide();
@@ -422,14 +422,11 @@ pub(crate) fn movbe(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 }
 
 /// SETcc to memory.
-pub(crate) unsafe fn set_m<const C: u8, E: super::Ea>(
-    cpu: &mut Cpu,
-    op: *const Op,
-) -> *const Block {
+pub(crate) unsafe fn set_m<const C: u8>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let value = u8::from(crate::alu::condition::<C>(cpu.s.cc));
-        attempt!(cpu, op, super::store::<u8, E>(cpu, op, value));
+        attempt!(cpu, op, super::store::<u8>(cpu, op, value));
         next(cpu, op)
     }
 }

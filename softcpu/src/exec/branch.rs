@@ -1,122 +1,161 @@
 //! Ends of blocks: branches, calls, returns, and falling through.
 
-use super::{Ea, attempt, load};
-use crate::alu::{condition, condition_dyn};
+use super::{attempt, load};
+use crate::alu::{Alu, condition, condition_dyn};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
 use crate::mmu::Word;
-use crate::op::{Block, Op};
+use crate::op::Op;
 use crate::state::{gpr, seg};
 
-/// Goes on at `op.imm` from the block's start; `way` is the block's link to use.
+/// Goes on at `target`, the way `slot` knows or is to learn. The decoder sets `b` in a slot
+/// whose target lies in the block's own page: only then a link holds for ever.
 #[inline(always)]
-unsafe fn direct(cpu: &mut Cpu, op: *const Op, way: usize) -> *const Block {
-    // SAFETY: `current` is the running block.
+unsafe fn chain(cpu: &mut Cpu, slot: *const Op, target: u64) {
+    // SAFETY: a link leads to operations of this vCPU's cache, which live until all links
+    // are dropped with them.
     unsafe {
-        cpu.s.rip = cpu.s.block_rip.wrapping_add((*op).imm);
-        let link = &raw const (*cpu.current).next[way];
-        cpu.link = link;
-        (*link).get()
+        let next = (*slot).disp as *const Op;
+        if next.is_null() {
+            return unlinked(cpu, slot, target);
+        }
+        cpu.link = slot.cast_mut();
+        if cpu.busy() {
+            cpu.s.rip = target;
+            return;
+        }
+        cpu.s.block_rip = target;
+        ((*next).f)(cpu, next)
     }
+}
+
+#[inline(never)]
+unsafe fn unlinked(cpu: &mut Cpu, slot: *const Op, target: u64) {
+    // SAFETY: the caller's slot; addresses of 64-bit mode.
+    unsafe {
+        if (*slot).b == 0 && cpu.mode & 3 == 2 {
+            return indirect(cpu, target);
+        }
+    }
+    cpu.link = slot.cast_mut();
+    cpu.s.rip = target;
 }
 
 /// Goes on at a computed address (64-bit mode).
 #[inline(always)]
-unsafe fn indirect(cpu: &mut Cpu, rip: u64) -> *const Block {
-    cpu.s.rip = rip;
-    cpu.link = std::ptr::null();
-    std::ptr::null()
+unsafe fn indirect(cpu: &mut Cpu, target: u64) {
+    cpu.link = std::ptr::null_mut();
+    if let Some(next) = cpu.cache.jump_ops(target)
+        && !cpu.busy()
+    {
+        cpu.s.block_rip = target;
+        // SAFETY: valid entries lead to operations of this vCPU's cache.
+        unsafe { return ((*next).f)(cpu, next) }
+    }
+    cpu.s.rip = target;
+}
+
+/// Address after `op`.
+#[inline(always)]
+fn after(cpu: &Cpu, op: &Op) -> u64 {
+    cpu.s
+        .block_rip
+        .wrapping_add(u64::from(op.off) + u64::from(op.len))
 }
 
 /// The block ends here, the next instruction starts another.
-pub(crate) unsafe fn fall(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn fall(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        cpu.s.rip = cpu.s.block_rip.wrapping_add((*op).imm) & cpu.rip_mask();
-        let link = &raw const (*cpu.current).next[0];
-        cpu.link = link;
-        (*link).get()
+        let target = cpu.s.block_rip.wrapping_add((*op).imm) & cpu.rip_mask();
+        chain(cpu, op, target)
     }
 }
 
 /// JMP, 64-bit mode.
-pub(crate) unsafe fn jmp(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn jmp(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
-    unsafe { direct(cpu, op, 1) }
+    unsafe { chain(cpu, op, cpu.s.block_rip.wrapping_add((*op).imm)) }
+}
+
+/// Where a Jcc at `op` goes on: its own slot holds the way if taken, the one after it the
+/// other way.
+#[inline(always)]
+unsafe fn branch(cpu: &mut Cpu, op: *const Op, taken: bool) {
+    // SAFETY: the caller's: a Jcc with both its slots.
+    unsafe {
+        if taken {
+            chain(cpu, op, cpu.s.block_rip.wrapping_add((*op).imm))
+        } else {
+            chain(cpu, op.add(1), after(cpu, &*op))
+        }
+    }
 }
 
 /// Jcc, 64-bit mode.
-pub(crate) unsafe fn jcc<const C: u8>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn jcc<const C: u8>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe { branch(cpu, op, condition::<C>(cpu.s.cc)) }
+}
+
+/// CMP or TEST of two registers, fused with the Jcc after it.
+pub(crate) unsafe fn rr_jcc<const K: u8, T: Alu, const C: u8>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        if condition::<C>(cpu.s.cc) {
-            return direct(cpu, op, 1);
-        }
-        not_taken(cpu, op)
+        let (_, cc) = T::alu::<K>(0, cpu.reg((*op).a), cpu.reg((*op).b));
+        cpu.s.cc = cc;
+        branch(cpu, op.add(1), condition::<C>(cc))
     }
 }
 
-/// Goes on after the instruction.
-#[inline(always)]
-pub(crate) unsafe fn not_taken(cpu: &mut Cpu, op: *const Op) -> *const Block {
-    // SAFETY: `current` is the running block.
+/// CMP or TEST of a register with an immediate, fused with the Jcc after it.
+pub(crate) unsafe fn ri_jcc<const K: u8, T: Alu, const C: u8>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        cpu.s.rip = cpu
-            .s
-            .block_rip
-            .wrapping_add(u64::from((*op).off) + u64::from((*op).len));
-        let link = &raw const (*cpu.current).next[0];
-        cpu.link = link;
-        (*link).get()
-    }
-}
-
-/// `direct`, for fused operations.
-#[inline(always)]
-pub(crate) unsafe fn taken(cpu: &mut Cpu, op: *const Op, target: u64) -> *const Block {
-    // SAFETY: `current` is the running block.
-    unsafe {
-        let _ = op;
-        cpu.s.rip = cpu.s.block_rip.wrapping_add(target);
-        let link = &raw const (*cpu.current).next[1];
-        cpu.link = link;
-        (*link).get()
+        let (_, cc) = T::alu::<K>(0, cpu.reg((*op).a), T::cut((*op).imm));
+        cpu.s.cc = cc;
+        branch(cpu, op.add(1), condition::<C>(cc))
     }
 }
 
 /// CALL, 64-bit mode.
-pub(crate) unsafe fn call(cpu: &mut Cpu, op: *const Op) -> *const Block {
-    // SAFETY: the caller's promise (op::Handler).
+pub(crate) unsafe fn call(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler); a hit is writable guest RAM.
     unsafe {
         let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(8);
-        let back = cpu
-            .s
-            .block_rip
-            .wrapping_add(u64::from((*op).off) + u64::from((*op).len));
-        attempt!(cpu, op, cpu.write::<u64>(sp, back));
+        let Some(p) = cpu.hit_write::<u64>(sp) else {
+            return call_slow(cpu, op);
+        };
+        p.write_unaligned(after(cpu, &*op));
         cpu.s.gpr[gpr::RSP] = sp;
-        // The write may have changed the target's code, never the block's own links.
-        direct(cpu, op, 1)
+        chain(cpu, op, cpu.s.block_rip.wrapping_add((*op).imm))
     }
 }
 
-#[inline(always)]
+#[cold]
+#[inline(never)]
+unsafe fn call_slow(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(8);
+        attempt!(cpu, op, cpu.write::<u64>(sp, after(cpu, &*op)));
+        cpu.s.gpr[gpr::RSP] = sp;
+        chain(cpu, op, cpu.s.block_rip.wrapping_add((*op).imm))
+    }
+}
+
 fn call_to(cpu: &mut Cpu, op: *const Op, target: u64) -> Fallible<()> {
     cpu.check_target(target)?;
     let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(8);
     // SAFETY: handlers only pass the operation they were called with.
-    let op = unsafe { &*op };
-    let back = cpu
-        .s
-        .block_rip
-        .wrapping_add(u64::from(op.off) + u64::from(op.len));
+    let back = after(cpu, unsafe { &*op });
     cpu.write::<u64>(sp, back)?;
     cpu.s.gpr[gpr::RSP] = sp;
     Ok(())
 }
 
 /// CALL register, 64-bit mode.
-pub(crate) unsafe fn call_r(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn call_r(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let target = cpu.reg::<u64>((*op).a);
@@ -126,17 +165,17 @@ pub(crate) unsafe fn call_r(cpu: &mut Cpu, op: *const Op) -> *const Block {
 }
 
 /// CALL memory, 64-bit mode.
-pub(crate) unsafe fn call_m<E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn call_m(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let target = attempt!(cpu, op, load::<u64, E>(cpu, op));
+        let target = attempt!(cpu, op, load::<u64>(cpu, op));
         attempt!(cpu, op, call_to(cpu, op, target));
         indirect(cpu, target)
     }
 }
 
 /// JMP register, 64-bit mode.
-pub(crate) unsafe fn jmp_r(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn jmp_r(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let target = cpu.reg::<u64>((*op).a);
@@ -146,24 +185,50 @@ pub(crate) unsafe fn jmp_r(cpu: &mut Cpu, op: *const Op) -> *const Block {
 }
 
 /// JMP memory, 64-bit mode.
-pub(crate) unsafe fn jmp_m<E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn jmp_m(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let target = attempt!(cpu, op, load::<u64, E>(cpu, op));
+        let target = attempt!(cpu, op, load::<u64>(cpu, op));
         attempt!(cpu, op, cpu.check_target(target));
         indirect(cpu, target)
     }
 }
 
 /// RET, with `imm` more bytes to drop, 64-bit mode.
-pub(crate) unsafe fn ret(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn ret(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler); a hit is readable guest RAM, a known target
+    // is canonical.
+    unsafe {
+        let sp = cpu.s.gpr[gpr::RSP];
+        let Some(p) = cpu.hit_read::<u64>(sp) else {
+            return ret_slow(cpu, op);
+        };
+        let target = p.read_unaligned();
+        let Some(next) = cpu.cache.jump_ops(target) else {
+            return ret_slow(cpu, op);
+        };
+        cpu.s.gpr[gpr::RSP] = sp.wrapping_add(8).wrapping_add((*op).imm);
+        cpu.link = std::ptr::null_mut();
+        if cpu.busy() {
+            cpu.s.rip = target;
+            return;
+        }
+        cpu.s.block_rip = target;
+        ((*next).f)(cpu, next)
+    }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn ret_slow(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let sp = cpu.s.gpr[gpr::RSP];
         let target = attempt!(cpu, op, cpu.read::<u64>(sp));
         attempt!(cpu, op, cpu.check_target(target));
         cpu.s.gpr[gpr::RSP] = sp.wrapping_add(8).wrapping_add((*op).imm);
-        indirect(cpu, target)
+        cpu.link = std::ptr::null_mut();
+        cpu.s.rip = target;
     }
 }
 

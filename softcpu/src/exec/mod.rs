@@ -14,7 +14,7 @@ pub(crate) mod system;
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
 use crate::mmu::{NOT_CANONICAL, Word};
-use crate::op::{Block, Op, Plain};
+use crate::op::{Op, Plain};
 use crate::state::seg;
 
 /// Goes on with the operation after `op`.
@@ -22,11 +22,32 @@ use crate::state::seg;
 /// # Safety
 /// As `op::Handler`, for an operation that is not the last of its block.
 #[inline(always)]
-pub(crate) unsafe fn next(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn next(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: an operation that falls through is followed by another one.
     unsafe {
         let op = op.add(1);
         ((*op).f)(cpu, op)
+    }
+}
+
+/// `next` after an access that may have reached a device: that may have asked to stop.
+///
+/// # Safety
+/// As `next`.
+pub(crate) unsafe fn next_after_device(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: as in `next`.
+    unsafe {
+        if cpu.exit.is_some() {
+            let op = &*op;
+            cpu.link = std::ptr::null_mut();
+            cpu.s.rip = cpu
+                .s
+                .block_rip
+                .wrapping_add(u64::from(op.off) + u64::from(op.len))
+                & cpu.rip_mask();
+            return;
+        }
+        next(cpu, op)
     }
 }
 
@@ -44,12 +65,11 @@ pub(crate) use attempt;
 /// Ends the block with an exception of `op`.
 #[cold]
 #[inline(never)]
-pub(crate) fn fault(cpu: &mut Cpu, op: *const Op, exception: Exception) -> *const Block {
+pub(crate) fn fault(cpu: &mut Cpu, op: *const Op, exception: Exception) {
     // SAFETY: handlers only pass the operation they were called with.
     let op = unsafe { &*op };
     cpu.s.rip = cpu.s.block_rip.wrapping_add(u64::from(op.off));
     cpu.raise(exception, op.seg() == seg::SS);
-    std::ptr::null()
 }
 
 impl Cpu {
@@ -62,7 +82,7 @@ impl Cpu {
                 Exception::GP0
             };
         }
-        self.link = std::ptr::null();
+        self.link = std::ptr::null_mut();
         self.pending = Some(exception);
     }
 
@@ -96,72 +116,86 @@ impl Cpu {
     }
 }
 
-/// Ways to compute the linear address of a memory operand.
+/// Ways to compute the linear address of a memory operand that cannot fail.
 pub(crate) trait Ea: 'static {
-    fn addr(cpu: &mut Cpu, op: &Op, len: usize, write: bool) -> Fallible<u64>;
+    fn addr(cpu: &Cpu, op: *const Op) -> u64;
 }
 
 /// 64-bit mode, base + displacement, no segment base.
 pub(crate) struct Base;
 /// 64-bit mode, any 64-bit form.
 pub(crate) struct Full;
-/// Anything else: segmented, or with the address-size prefix.
-pub(crate) struct Legacy;
 
 impl Ea for Base {
     #[inline(always)]
-    fn addr(cpu: &mut Cpu, op: &Op, _: usize, _: bool) -> Fallible<u64> {
-        Ok(cpu.reg64(op.base).wrapping_add(op.disp as u64))
+    fn addr(cpu: &Cpu, op: *const Op) -> u64 {
+        // SAFETY: handlers only pass the operation they were called with.
+        let op = unsafe { &*op };
+        cpu.reg64(op.base).wrapping_add(op.disp as u64)
     }
 }
 
 impl Ea for Full {
     #[inline(always)]
-    fn addr(cpu: &mut Cpu, op: &Op, _: usize, _: bool) -> Fallible<u64> {
-        // SAFETY: the decoder knows six segment registers.
-        let base = unsafe { *cpu.s.ea_base.get_unchecked(op.seg()) };
-        Ok(cpu
-            .reg64(op.base)
+    fn addr(cpu: &Cpu, op: *const Op) -> u64 {
+        // SAFETY: as above; the decoder knows six segment registers.
+        let (op, base) = unsafe {
+            let op = &*op;
+            (op, *cpu.s.ea_base.get_unchecked(op.seg()))
+        };
+        cpu.reg64(op.base)
             .wrapping_add(cpu.reg64(op.index) << op.scale())
             .wrapping_add(op.disp as u64)
-            .wrapping_add(base))
+            .wrapping_add(base)
     }
 }
 
-impl Ea for Legacy {
-    #[inline(always)]
-    fn addr(cpu: &mut Cpu, op: &Op, len: usize, write: bool) -> Fallible<u64> {
-        cpu.operand(op, len, write)
-    }
-}
-
-/// Reads the memory operand.
-#[inline(always)]
-pub(crate) fn load<T: Word, E: Ea>(cpu: &mut Cpu, op: *const Op) -> Fallible<T> {
+/// Reads the memory operand, of any form.
+pub(crate) fn load<T: Word>(cpu: &mut Cpu, op: *const Op) -> Fallible<T> {
     // SAFETY: handlers only pass the operation they were called with.
-    let addr = E::addr(cpu, unsafe { &*op }, T::BYTES, false)?;
+    let addr = cpu.operand(unsafe { &*op }, T::BYTES, false)?;
     cpu.read(addr)
 }
 
-/// Writes the memory operand.
-#[inline(always)]
-pub(crate) fn store<T: Word, E: Ea>(cpu: &mut Cpu, op: *const Op, value: T) -> Fallible<()> {
+/// Writes the memory operand, of any form.
+pub(crate) fn store<T: Word>(cpu: &mut Cpu, op: *const Op, value: T) -> Fallible<()> {
     // SAFETY: as in `load`.
-    let addr = E::addr(cpu, unsafe { &*op }, T::BYTES, true)?;
+    let addr = cpu.operand(unsafe { &*op }, T::BYTES, true)?;
     cpu.write(addr, value)
 }
 
-/// Changes the memory operand.
-#[inline(always)]
-pub(crate) fn modify<T: Word, E: Ea>(
+/// Changes the memory operand, of any form.
+pub(crate) fn modify<T: Word>(
     cpu: &mut Cpu,
     op: *const Op,
     f: impl FnOnce(&mut Cpu, T) -> T,
 ) -> Fallible<()> {
     // SAFETY: as in `load`.
-    let addr = E::addr(cpu, unsafe { &*op }, T::BYTES, true)?;
+    let addr = cpu.operand(unsafe { &*op }, T::BYTES, true)?;
     cpu.modify(addr, f)
 }
+
+/// Host address of the memory operand if it can be read directly, or goes the slow way.
+macro_rules! readable {
+    ($cpu:ident, $op:ident, $t:ty, $e:ty, $slow:expr) => {
+        match $cpu.hit_read::<$t>(<$e>::addr($cpu, $op)) {
+            Some(p) => p,
+            None => return $slow($cpu, $op),
+        }
+    };
+}
+pub(crate) use readable;
+
+/// The same for writing.
+macro_rules! writable {
+    ($cpu:ident, $op:ident, $t:ty, $e:ty, $slow:expr) => {
+        match $cpu.hit_write::<$t>(<$e>::addr($cpu, $op)) {
+            Some(p) => p,
+            None => return $slow($cpu, $op),
+        }
+    };
+}
+pub(crate) use writable;
 
 /// The plain handler of a two-slot operation.
 unsafe fn plain_of(op: *const Op) -> Plain {
@@ -170,7 +204,7 @@ unsafe fn plain_of(op: *const Op) -> Plain {
 }
 
 /// Runs a plain handler and goes on after its second slot.
-pub(crate) unsafe fn plain(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn plain(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: a two-slot operation.
     let (handler, o) = unsafe { (plain_of(op), &*op) };
     cpu.s.rip = cpu
@@ -178,12 +212,13 @@ pub(crate) unsafe fn plain(cpu: &mut Cpu, op: *const Op) -> *const Block {
         .block_rip
         .wrapping_add(u64::from(o.off) + u64::from(o.len));
     attempt!(cpu, op, handler(cpu, o));
-    // SAFETY: it is followed by another operation after its second slot.
-    unsafe { next(cpu, op.add(1)) }
+    // SAFETY: it is followed by another operation after its second slot, which has the same
+    // offset and length.
+    unsafe { next_after_device(cpu, op.add(1)) }
 }
 
 /// Runs a plain handler that ends its block: what comes next is up to `CpuState::rip`.
-pub(crate) unsafe fn plain_end(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn plain_end(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: a two-slot operation.
     let (handler, o) = unsafe { (plain_of(op), &*op) };
     cpu.s.rip = cpu
@@ -191,18 +226,17 @@ pub(crate) unsafe fn plain_end(cpu: &mut Cpu, op: *const Op) -> *const Block {
         .block_rip
         .wrapping_add(u64::from(o.off) + u64::from(o.len))
         & cpu.rip_mask();
-    cpu.link = std::ptr::null();
+    cpu.link = std::ptr::null_mut();
     attempt!(cpu, op, handler(cpu, o));
-    std::ptr::null()
 }
 
 /// Does nothing.
-pub(crate) unsafe fn nop(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn nop(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: not the last operation of its block.
     unsafe { next(cpu, op) }
 }
 
 /// #UD.
-pub(crate) unsafe fn undefined(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn undefined(cpu: &mut Cpu, op: *const Op) {
     fault(cpu, op, Exception::UD)
 }

@@ -1,52 +1,89 @@
 //! PUSH, POP and LEAVE in 64-bit mode, and the stack in all modes for everything else.
 
-use super::{Ea, attempt, load, next};
+use super::{attempt, load, next};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
-use crate::mmu::Word;
-use crate::op::{Block, Op};
+use crate::mmu::{NOT_CANONICAL, Word};
+use crate::op::Op;
 use crate::state::{gpr, seg};
 
 const RSP: u8 = 32;
 const RBP: u8 = 40;
 
-/// PUSH register, 64-bit mode.
-pub(crate) unsafe fn push_r<T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
-    // SAFETY: the caller's promise (op::Handler).
+#[inline(always)]
+unsafe fn push<T: Word>(cpu: &mut Cpu, op: *const Op, value: T) {
+    let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
+    // SAFETY: the caller's promise (op::Handler); a hit is writable guest RAM.
     unsafe {
-        let value = cpu.reg::<T>((*op).a);
-        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
-        attempt!(cpu, op, cpu.write::<T>(sp, value));
+        let Some(p) = cpu.hit_write::<T>(sp) else {
+            return push_slow::<T>(cpu, op, value);
+        };
+        p.write_unaligned(value);
         cpu.s.gpr[gpr::RSP] = sp;
         next(cpu, op)
     }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn push_slow<T: Word>(cpu: &mut Cpu, op: *const Op, value: T) {
+    let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
+    attempt!(cpu, op, cpu.write::<T>(sp, value));
+    cpu.s.gpr[gpr::RSP] = sp;
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe { next(cpu, op) }
+}
+
+/// PUSH register, 64-bit mode.
+pub(crate) unsafe fn push_r<T: Word>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe { push::<T>(cpu, op, cpu.reg::<T>((*op).a)) }
 }
 
 /// PUSH immediate, 64-bit mode.
-pub(crate) unsafe fn push_i<T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn push_i<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
-    unsafe {
-        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
-        attempt!(cpu, op, cpu.write::<T>(sp, T::cut((*op).imm)));
-        cpu.s.gpr[gpr::RSP] = sp;
-        next(cpu, op)
-    }
+    unsafe { push::<T>(cpu, op, T::cut((*op).imm)) }
 }
 
 /// PUSH memory, 64-bit mode.
-pub(crate) unsafe fn push_m<T: Word, E: Ea>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn push_m<T: Word>(cpu: &mut Cpu, op: *const Op) {
+    let value = attempt!(cpu, op, load::<T>(cpu, op));
+    let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
+    let stored = cpu.write::<T>(sp, value).map_err(on_stack);
+    attempt!(cpu, op, stored);
+    cpu.s.gpr[gpr::RSP] = sp;
     // SAFETY: the caller's promise (op::Handler).
-    unsafe {
-        let value = attempt!(cpu, op, load::<T, E>(cpu, op));
-        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
-        attempt!(cpu, op, cpu.write::<T>(sp, value));
-        cpu.s.gpr[gpr::RSP] = sp;
-        next(cpu, op)
+    unsafe { next(cpu, op) }
+}
+
+/// An address that is not canonical is a stack fault, whatever segment the operand is in.
+fn on_stack(exception: Exception) -> Exception {
+    if exception.vector == 13 && exception.cr2 == NOT_CANONICAL {
+        Exception::SS0
+    } else {
+        exception
     }
 }
 
 /// POP register, 64-bit mode.
-pub(crate) unsafe fn pop_r<T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn pop_r<T: Word>(cpu: &mut Cpu, op: *const Op) {
+    let sp = cpu.s.gpr[gpr::RSP];
+    // SAFETY: the caller's promise (op::Handler); a hit is readable guest RAM.
+    unsafe {
+        let Some(p) = cpu.hit_read::<T>(sp) else {
+            return pop_slow::<T>(cpu, op);
+        };
+        let value = p.read_unaligned();
+        cpu.s.gpr[gpr::RSP] = sp.wrapping_add(T::BYTES as u64);
+        cpu.set_reg::<T>((*op).a, value);
+        next(cpu, op)
+    }
+}
+
+#[cold]
+#[inline(never)]
+unsafe fn pop_slow<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let sp = cpu.s.gpr[gpr::RSP];
@@ -58,7 +95,7 @@ pub(crate) unsafe fn pop_r<T: Word>(cpu: &mut Cpu, op: *const Op) -> *const Bloc
 }
 
 /// LEAVE, 64-bit mode.
-pub(crate) unsafe fn leave(cpu: &mut Cpu, op: *const Op) -> *const Block {
+pub(crate) unsafe fn leave(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let bp: u64 = cpu.reg(RBP);

@@ -798,6 +798,7 @@ pub(crate) fn set_ac(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
         cpu.s.flags &= !rflags::AC;
     }
     cpu.data_mode = usize::from(cpu.s.cr4 & cr4::SMAP != 0 && op.imm == 0);
+    cpu.select_tlb();
     Ok(())
 }
 
