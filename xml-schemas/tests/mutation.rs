@@ -123,6 +123,39 @@ fn damaged_text_never_panics() {
 }
 
 #[test]
+fn huge_documents_are_done_with() {
+    let domain = |inside: &str| {
+        format!(
+            "<domain type='kvm'><name>a</name><memory>1</memory><os><type>hvm</type></os>\
+             {inside}</domain>"
+        )
+    };
+    let many = |one: &str| one.repeat(20_000);
+    for text in [
+        domain(&format!("<devices>{}</devices>", many("<serial/>"))),
+        domain(&format!("<devices>{}</devices>", many("<hub type='usb'/>"))),
+        domain(&format!(
+            "<cpu>{}</cpu>",
+            many("<feature policy='force' name='a'/>")
+        )),
+        domain(&many("<a/>")),
+        domain(&format!("<title>{}</title>", "x".repeat(1 << 20))),
+        domain(&format!("<on_crash>{}</on_crash>", "/".repeat(1 << 20))),
+        domain(&format!(
+            "<metadata><a xmlns='u'>{}</a></metadata>",
+            many("<b/>")
+        )),
+        domain("").replace("</type>", &format!("</type>{}", many("<boot dev='hd'/>"))),
+        domain("").replace("hvm", &"[".repeat(1 << 20)),
+        format!("{}{}", "<a>".repeat(250), "<b c='d'/>".repeat(30_000)),
+        format!("<a{}/>", " b='c'".repeat(200_000)),
+        "&amp;".repeat(200_000),
+    ] {
+        try_text(&text);
+    }
+}
+
+#[test]
 fn changed_trees_are_refused_or_print_what_libvirt_takes() {
     let mut random = Random::new();
     let trees: Vec<Element> = documents().iter().map(|d| parse(d, "t").unwrap()).collect();

@@ -16,7 +16,7 @@ pub use parse::parse;
 pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
 /// Nested elements, as in libxml2.
 pub const MAX_DEPTH: usize = 256;
-/// Elements, comments and texts in one document.
+/// Elements and comments in one document.
 pub const MAX_NODES: usize = 100_000;
 /// Attributes of one element.
 pub const MAX_ATTRIBUTES: usize = 256;
@@ -167,8 +167,12 @@ impl Element {
     /// Removes and returns all child elements of that name.
     pub fn take_children(&mut self, name: &str) -> Vec<Element> {
         let mut taken = Vec::new();
-        while let Some(e) = self.take_child(name) {
-            taken.push(e);
+        let children = std::mem::take(&mut self.children);
+        for node in children {
+            match node {
+                Node::Element(e) if e.name == name => taken.push(e),
+                other => self.children.push(other),
+            }
         }
         taken
     }

@@ -229,8 +229,9 @@ impl<'t> Parser<'t> {
                     last.push_str(text);
                     return Ok(());
                 }
+                // Not counted: between any two texts is something that is.
                 parent.children.push(Node::Text(text.to_owned()));
-                self.count_node(at)
+                Ok(())
             }
             None if text.trim().is_empty() => Ok(()),
             None if self.root.is_some() => {

@@ -2,8 +2,8 @@
 
 use uuid::Uuid;
 
-use super::{BootDevice, CharDevice, CharSource, Domain};
-use crate::dom::Element;
+use super::{BootDevice, CharDevice, CharSource, Domain, View};
+use crate::dom::{Element, MAX_DOCUMENT_BYTES, MAX_NODES};
 use crate::error::XmlError;
 
 /// The most vCPUs of a machine.
@@ -102,7 +102,23 @@ pub(super) fn fill(domain: &mut Domain, host: &HostFacts) -> Result<(), XmlError
         domain.devices.emulator = Some(host.emulator.clone());
     }
     fill_macs(&mut domain.devices.rest);
-    fill_serials(domain)
+    fill_serials(domain)?;
+    check_size(domain)
+}
+
+/// What was taken must be readable again, and fit libvirt's protocol: indentation and escapes can
+/// make a document longer than it came.
+fn check_size(domain: &Domain) -> Result<(), XmlError> {
+    let text = domain.format(View::Live);
+    let elements = text.matches('<').count();
+    // Half is spare: ids, aliases and paths of a running instance are still to come.
+    if text.len() > MAX_DOCUMENT_BYTES / 2 || elements > MAX_NODES / 2 {
+        return Err(XmlError::xml(format!(
+            "the definition is too long: {} bytes and {elements} elements",
+            text.len()
+        )));
+    }
+    Ok(())
 }
 
 fn fill_os(domain: &mut Domain) -> Result<(), XmlError> {

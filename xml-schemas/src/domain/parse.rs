@@ -1,5 +1,7 @@
 //! Tree to typed definition.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
 use super::canonical;
@@ -373,6 +375,7 @@ fn os(element: Option<Element>) -> Result<Os, XmlError> {
 
 fn cpu(mut element: Element) -> Result<Cpu, XmlError> {
     let mut features = Vec::new();
+    let mut names = HashSet::new();
     for e in element.take_children("feature") {
         let policy = match e.attr("policy") {
             None => None,
@@ -388,7 +391,7 @@ fn cpu(mut element: Element) -> Result<Cpu, XmlError> {
             )
             .at(e.line));
         };
-        if features.iter().any(|f: &CpuFeature| f.name == name) {
+        if !names.insert(name.to_owned()) {
             return Err(XmlError::new(
                 ErrorCode::Xml,
                 ErrorDomain::Cpu,

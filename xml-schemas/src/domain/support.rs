@@ -4,6 +4,8 @@
 //! (nothing is said), what a guest with a text console does without (left out, with a message),
 //! and everything else (refused).
 
+use std::collections::HashSet;
+
 use super::{CharDevice, CharSource, Domain, DomainType, HostFacts, LifecycleAction, TcpProtocol};
 use crate::dom::Element;
 use crate::error::XmlError;
@@ -258,18 +260,17 @@ fn section(e: &Element) -> Option<Unsupported> {
 }
 
 fn serials(domain: &Domain, found: &mut Vec<Unsupported>) {
-    let mut ports = Vec::new();
+    let mut ports = HashSet::new();
     for serial in &domain.devices.serials {
         let port = serial.target.port.unwrap_or(0);
         let name = format!("serial port {port}");
         if port >= MAX_SERIAL_PORTS {
             found.push(Unsupported::because(name, "there are 4, 0 to 3"));
-        } else if ports.contains(&port) {
+        } else if !ports.insert(port) {
             found.push(Unsupported::because(name, "it is there twice"));
         } else if let Some(reason) = serial_fault(serial) {
             found.push(Unsupported::because(name, &reason));
         }
-        ports.push(port);
     }
     for (index, console) in domain.devices.consoles.iter().enumerate() {
         let kind = console.target.target_type.as_deref().unwrap_or("serial");
@@ -327,6 +328,7 @@ fn fate(device: &Element) -> Fate {
             .and_then(|e| e.attr(attribute))
             .map(|value| Unsupported::new(format!("{} '{value}'", device.name)))
     };
+    let unnamed = || Unsupported::new(device.name.clone());
     match device.name.as_str() {
         "graphics" | "input" | "audio" | "hub" => Fate::LeftOut(named(device, "type")),
         "sound" => Fate::LeftOut(named(device, "model")),
@@ -334,7 +336,7 @@ fn fate(device: &Element) -> Fate {
         "video" => match child("model", "type") {
             Some(what) if what.name.ends_with("'none'") => Fate::Fine,
             Some(what) => Fate::LeftOut(what),
-            None => Fate::LeftOut(named(device, "")),
+            None => Fate::LeftOut(unnamed()),
         },
         "controller" => controller(device),
         // The agents of displays: nothing without one.
@@ -348,11 +350,11 @@ fn fate(device: &Element) -> Fate {
         }
         "memballoon" if device.attr("model") == Some("none") => Fate::Fine,
         "panic" if matches!(device.attr("model"), None | Some("isa")) => Fate::Fine,
-        "disk" => Fate::Refused(child("target", "dev").unwrap_or_else(|| named(device, ""))),
+        "disk" => Fate::Refused(child("target", "dev").unwrap_or_else(unnamed)),
         "interface" => {
             Fate::Refused(child("mac", "address").unwrap_or_else(|| named(device, "type")))
         }
-        "filesystem" => Fate::Refused(child("target", "dir").unwrap_or_else(|| named(device, ""))),
+        "filesystem" => Fate::Refused(child("target", "dir").unwrap_or_else(unnamed)),
         "channel" => {
             Fate::Refused(child("target", "name").unwrap_or_else(|| named(device, "type")))
         }

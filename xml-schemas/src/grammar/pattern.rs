@@ -1,7 +1,6 @@
 //! The table's patterns: literal characters and `[classes]`, each with `?`, `*`, `+` or `{m,n}`.
 //!
-//! No groups and no alternatives: a kind has several patterns instead. With at most a handful of
-//! repeated parts, matching by trying is quick for any input.
+//! No groups and no alternatives: a kind has several patterns instead.
 
 /// A pattern that a whole value must match.
 #[derive(Debug, PartialEq, Eq)]
@@ -96,25 +95,26 @@ impl Pattern {
     }
 
     pub(super) fn matches(&self, value: &str) -> bool {
-        // The set of positions reached so far: linear in value and pattern, no backtracking.
+        // The set of positions reached so far: time grows with value times pattern, whatever
+        // they are.
         let chars: Vec<char> = value.chars().collect();
         let mut reached = vec![false; chars.len() + 1];
         reached[0] = true;
+        // `before[i]`: how many positions below `i` were reached.
+        let mut before = vec![0_usize; chars.len() + 2];
         for part in &self.parts {
-            let mut next = vec![false; chars.len() + 1];
+            for (i, &there) in reached.iter().enumerate() {
+                before[i + 1] = before[i] + usize::from(there);
+            }
+            // How many characters before `i` this part takes in a row.
             let mut run = 0;
-            // `run`: how many characters before `i` this part takes in a row.
             for i in 0..=chars.len() {
                 if i > 0 {
                     run = if part.takes(chars[i - 1]) { run + 1 } else { 0 };
                 }
                 let longest = run.min(part.max);
-                if longest < part.min {
-                    continue;
-                }
-                next[i] = reached[i - longest..=i - part.min].contains(&true);
+                reached[i] = longest >= part.min && before[i - part.min + 1] > before[i - longest];
             }
-            reached = next;
         }
         reached[chars.len()]
     }
@@ -131,6 +131,15 @@ fn escaped(c: char) -> char {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_value_takes_no_longer_than_its_length() {
+        let part = "a".repeat(200_000);
+        let text = format!("[{part}] {part}");
+        let p = Pattern::parse("\\[[^\\]]+\\]\\s.+").unwrap();
+        assert!(p.matches(&text));
+        assert!(!p.matches(&text[1..]));
+    }
 
     #[test]
     fn patterns_match_whole_values() {
