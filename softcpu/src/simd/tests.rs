@@ -8,7 +8,7 @@ use crate::cpuid::Leaf;
 use crate::exception::{Exception, Fallible};
 use crate::machine::Machine;
 use crate::memory::PAGE_SIZE;
-use crate::op::{Block, Op};
+use crate::op::Op;
 use crate::state::{Segment, cr0, cr4, efer, seg};
 
 /// Guest memory in bytes: flat from 0, no paging.
@@ -38,9 +38,7 @@ fn leaves() -> Vec<Leaf> {
     ]
 }
 
-unsafe fn never(_: &mut Cpu, _: *const Op) -> *const Block {
-    std::ptr::null()
-}
+unsafe fn never(_: &mut Cpu, _: *const Op) {}
 
 impl Guest {
     fn new() -> Self {
