@@ -56,6 +56,39 @@ fn a_running_domain_is_printed_as_libvirt_prints_one() {
 }
 
 #[test]
+fn what_a_running_domain_got_at_start_is_not_defined() {
+    let text = "<domain type='kvm' id='5'><name>a</name><memory>65536</memory>\
+                <os><type>hvm</type></os><devices>\
+                <disk type='file'><source file='/x' index='3'/><target dev='vda'/>\
+                <alias name='virtio-disk0'/></disk>\
+                <interface type='bridge'><source bridge='br0'/><target dev='vnet4'/></interface>\
+                <interface type='bridge'><source bridge='br0'/><target dev='mine'/></interface>\
+                <channel type='pty'><source path='/dev/pts/4'/>\
+                <target type='virtio' name='x'/><alias name='ua-mine'/></channel>\
+                </devices><seclabel type='dynamic' model='dac'><label>+0:+0</label></seclabel>\
+                </domain>";
+    let domain = Domain::parse(text, Validation::Strict).unwrap().domain;
+    let printed = domain.format(View::Live);
+    for gone in [
+        "index=",
+        "virtio-disk0",
+        "vnet4",
+        "/dev/pts",
+        "+0:+0",
+        "id='5'",
+    ] {
+        assert!(!printed.contains(gone), "{gone}\n{printed}");
+    }
+    for kept in [
+        "<target dev='mine'/>",
+        "ua-mine",
+        "<seclabel type='dynamic' model='dac'/>",
+    ] {
+        assert!(printed.contains(kept), "{kept}\n{printed}");
+    }
+}
+
+#[test]
 fn starting_adds_ids_and_paths_to_the_live_document_only() {
     let text = read(&common::data().join("minimal-kernel.xml"));
     let mut domain = Domain::parse(&text, Validation::Strict).unwrap().domain;

@@ -5,6 +5,7 @@ mod char_device;
 mod cpu;
 mod defaults;
 mod format;
+mod live;
 mod os;
 mod parse;
 pub mod support;

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use uuid::Uuid;
 
-use super::canonical;
 use super::{
     BootDevice, Clock, ClockOffset, Cpu, CpuFeature, CpuModel, CpuTopology, Devices, Domain,
     DomainType, FeaturePolicy, LifecycleAction, MaxMemory, Memory, Os, Parsed, Vcpu, View,
 };
+use super::{canonical, live};
 use crate::Validation;
 use crate::dom::{self, Element, Node};
 use crate::error::{ErrorCode, ErrorDomain, XmlError};
@@ -51,7 +51,7 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
         }
     };
     if view == View::Inactive {
-        drop_live_parts(&mut root);
+        live::drop_from(&mut root);
     }
     canonical::apply(&mut root)?;
     grammar::domain().arrange(&mut root);
@@ -552,34 +552,6 @@ fn devices(mut element: Element) -> Result<Devices, XmlError> {
         }
     }
     Ok(devices)
-}
-
-/// What only a running instance has, and what a client must not bring along at define.
-fn drop_live_parts(root: &mut Element) {
-    root.take_attr("id");
-    drop_live_below(root, 0);
-}
-
-fn drop_live_below(element: &mut Element, depth: usize) {
-    element.children.retain(|n| match n {
-        Node::Element(e) if e.name == "alias" && depth > 1 => {
-            e.attr("name").is_some_and(|a| a.starts_with("ua-"))
-        }
-        _ => true,
-    });
-    for child in element.elements_mut() {
-        match child.name.as_str() {
-            "console" | "serial" | "parallel" | "channel" if depth == 1 => {
-                child.take_attr("tty");
-                if child.attr("type") == Some("pty") {
-                    child.take_children("source");
-                }
-            }
-            "metadata" if depth == 0 => continue,
-            _ => {}
-        }
-        drop_live_below(child, depth + 1);
-    }
 }
 
 /// libvirt's words for a value that cannot be.

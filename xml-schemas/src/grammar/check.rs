@@ -311,7 +311,10 @@ impl Grammar {
                 return matches!(node, Node::Text(_));
             };
             // In a namespace of nobody's, it is not the element that its name says.
-            let ours = child.namespace.is_none() || self.is_ours(child);
+            let ours = match &child.namespace {
+                None => !child.name.contains(':'),
+                Some(_) => self.is_ours(child),
+            };
             let rule = allowed
                 .children
                 .iter()
