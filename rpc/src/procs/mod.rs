@@ -139,6 +139,7 @@ impl ProcedureInfo {
                     push_capitalised(&mut name, &word[2..]);
                 }
                 "NWFILTER" => name.push_str("NWFilter"),
+                "NWFILTERS" => name.push_str("NWFilters"),
                 _ => push_capitalised(&mut name, word),
             }
         }
@@ -259,6 +260,7 @@ pub(crate) mod tests {
         assert_eq!(name(10), "virDomainCreateXML");
         assert_eq!(name(24), "virDomainLookupByUUID");
         assert_eq!(name(104), "virDomainMemoryPeek");
+        assert_eq!(name(286), "virConnectListAllNWFilters");
         assert_eq!(name(342), "virConnectGetDomainCapabilities");
         assert_eq!(info(40).unwrap().error_domain(), ErrorDomain::NETWORK);
         assert_eq!(info(10).unwrap().error_domain(), ErrorDomain::DOMAIN);
