@@ -102,7 +102,7 @@ impl Space {
     }
 
     /// The longest first piece of an access that one device may see.
-    fn piece(&self, addr: u64, len: usize) -> (u8, Option<(&Arc<dyn Device>, u32)>) {
+    fn piece(&self, addr: u64, len: usize) -> (u8, Option<(&dyn Device, u32)>) {
         let Some(range) = self.find(addr) else {
             return (1, None);
         };
@@ -114,7 +114,7 @@ impl Space {
             width /= 2;
         }
         let offset = u32::try_from(addr - range.start).unwrap_or(u32::MAX);
-        (width, Some((&range.device, offset)))
+        (width, Some((&*range.device, offset)))
     }
 }
 

@@ -83,13 +83,12 @@ impl Control {
         if events.contains(EpollFlags::EPOLLOUT) {
             self.flush(epoll, token);
         }
-        if events.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
-            if let Some(connection) = self.connections.get_mut(&token) {
-                let going_on = connection.receive(token, &mut asked);
-                if !going_on {
-                    self.close(epoll, token);
-                }
-            }
+        let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        if events.intersects(readable)
+            && let Some(connection) = self.connections.get_mut(&token)
+            && !connection.receive(token, &mut asked)
+        {
+            self.close(epoll, token);
         }
         asked
     }

@@ -19,8 +19,8 @@ const TOKEN_PORT: u64 = 0;
 const TOKEN_INPUT: u64 = 1;
 const TOKEN_COMING: u64 = 2;
 const TOKEN_STDOUT: u64 = 3;
-/// Tokens a channel takes from its first on.
-pub const TOKENS: u64 = 4;
+/// Tokens a channel takes from its first on, at most.
+pub const TOKENS: u64 = 0x10;
 
 /// Takes input for the guest; returns how many bytes it had room for.
 pub trait Receiver: Send + Sync + std::fmt::Debug {

@@ -10,7 +10,7 @@ mod pty;
 mod stdio;
 mod telnet;
 
-pub use channel::{Channel, Outcome, Receiver};
+pub use channel::{Channel, Outcome, Receiver, TOKENS};
 pub use link::Link;
 pub use port::Port;
 pub use pty::Pty;

@@ -124,7 +124,7 @@ fn encode(status_b: u8, value: i64) -> u8 {
     if status_b & B_BINARY != 0 {
         value
     } else {
-        value / 10 << 4 | value % 10
+        ((value / 10) << 4) | (value % 10)
     }
 }
 
@@ -271,7 +271,7 @@ impl Device for Rtc {
                 }
             }
             STATUS_C | STATUS_D => {}
-            0..=9 | CENTURY if index % 2 == 0 || index > 5 => {
+            0..=9 | CENTURY if index.is_multiple_of(2) || index > 5 => {
                 state.latch();
                 state.set_cell(index, value);
                 if state.cell(STATUS_B) & B_SET == 0 {

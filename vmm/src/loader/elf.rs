@@ -170,7 +170,7 @@ impl Elf {
             .filter(|s| s.kind == PT_LOAD && s.memory_size > 0)
         {
             let range = segment.range()?;
-            if !source_fits(segment, source.len()) {
+            if !source_fits(segment, source.length()) {
                 return Err(ElfError::Damaged(
                     "a segment goes beyond the end of the file".into(),
                 ));

@@ -132,14 +132,14 @@ impl Named {
 /// Bytes a loader takes apart: a file, or its unpacked payload.
 pub trait Source {
     /// Length in bytes.
-    fn len(&self) -> u64;
+    fn length(&self) -> u64;
     /// Fills `buffer` from `offset`; false where the source is too short or unreadable.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> bool;
 }
 
 impl Source for [u8] {
-    fn len(&self) -> u64 {
-        Self::len(self) as u64
+    fn length(&self) -> u64 {
+        self.len() as u64
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
@@ -161,7 +161,7 @@ pub struct FileSource<'a> {
 }
 
 impl Source for FileSource<'_> {
-    fn len(&self) -> u64 {
+    fn length(&self) -> u64 {
         self.len
     }
 

@@ -163,10 +163,10 @@ fn load_flat<S: Source>(
     let before = u64::from(header_addr.checked_sub(load_addr).ok_or_else(bad)?);
     let offset = header.at.checked_sub(before).ok_or_else(bad)?;
     let length = match load_end {
-        0 => source.len() - offset,
+        0 => source.length() - offset,
         end => u64::from(end.checked_sub(load_addr).ok_or_else(bad)?),
     };
-    if offset + length > source.len() {
+    if offset + length > source.length() {
         return Err(kernel.damaged("shorter than its Multiboot header says"));
     }
     let start = u64::from(load_addr);

@@ -12,7 +12,7 @@ use vmm_api::control::MachineState;
 use super::{Devices, Machine, MachineError};
 use crate::acpi::{Description, mptable};
 use crate::bus::{Buses, Device, Space};
-use crate::chardev::{Channel, Link, Port, Receiver, Stdio};
+use crate::chardev::{Channel, Link, Port, Receiver, Stdio, TOKENS};
 use crate::control::Control;
 use crate::devices::debug::{DebugConsole, DebugExit, EXIT_LEN};
 use crate::devices::i8042::{self, I8042};
@@ -33,10 +33,8 @@ use crate::vcpu::{Gate, Threads};
 pub(super) const TOKEN_GATE: u64 = 1;
 /// Token of the signals.
 pub(super) const TOKEN_SIGNALS: u64 = 2;
-/// First token of the channels; each has as many as its spacing.
+/// First token of the channels; each has `chardev::TOKENS`.
 pub(super) const TOKEN_CHANNELS: u64 = 0x100;
-/// Tokens of one channel.
-pub(super) const CHANNEL_SPACING: u64 = 0x10;
 
 pub(super) fn os(call: &'static str) -> impl FnOnce(Errno) -> MachineError {
     move |errno| MachineError::Os {
@@ -134,7 +132,7 @@ impl Builder {
         link: Link,
         log: Option<std::fs::File>,
     ) -> Result<(), crate::chardev::CharError> {
-        let token = TOKEN_CHANNELS + self.channels.len() as u64 * CHANNEL_SPACING;
+        let token = TOKEN_CHANNELS + self.channels.len() as u64 * TOKENS;
         self.channels
             .push(Channel::new(&self.epoll, token, port, receiver, link, log)?);
         Ok(())

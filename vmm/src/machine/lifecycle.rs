@@ -8,6 +8,7 @@ use super::{Ending, Machine, MachineError, build, cpu};
 use crate::acpi::{self, mptable};
 use crate::devices::Request;
 use crate::loader::{self, Entry};
+use crate::num::low8;
 use crate::vcpu::{Job, Message};
 
 impl Machine {
@@ -90,37 +91,36 @@ impl Machine {
 
     fn preserve(&mut self, state: MachineState) {
         match self.threads.hold() {
-            Ok(()) => self.state = state,
+            Ok(()) => {
+                self.gate.take_messages();
+                self.state = state;
+            }
             Err(error) => self.fail(&error.into()),
         }
     }
 
     /// Deals with what the vCPUs reported.
     pub(super) fn handle_messages(&mut self) {
-        for message in self.gate.take_messages() {
-            if self.ending.is_some() {
-                return;
-            }
-            match message {
-                Message::Request(Request::PowerOff) => self.powered_off(),
-                Message::Request(Request::Reset) => self.guest_reset(),
-                Message::Request(Request::Panic) => {
-                    self.crashed("the guest's kernel panicked".into(), true)
-                }
-                Message::Request(Request::DebugExit(value)) => {
-                    let status = value.wrapping_shl(1) | 1;
-                    let message = format!("debug exit with {value:#x}");
-                    self.end(
-                        ExitCause::Shutdown,
-                        message,
-                        i32::from(crate::num::low8(status)),
-                    );
-                }
-                Message::TripleFault => self.crashed("triple fault".into(), true),
-                Message::Broken(reason) => self.crashed(reason, false),
-            }
-            // Whatever else was on its way belongs to the machine before.
+        // The first decides; whatever else was on its way belongs to the machine before.
+        let Some(message) = self.gate.take_messages().pop_front() else {
             return;
+        };
+        if self.ending.is_some() {
+            return;
+        }
+        match message {
+            Message::Request(Request::PowerOff) => self.powered_off(),
+            Message::Request(Request::Reset) => self.guest_reset(),
+            Message::Request(Request::Panic) => {
+                self.crashed("the guest's kernel panicked".into(), true)
+            }
+            Message::Request(Request::DebugExit(value)) => {
+                let status = value.wrapping_shl(1) | 1;
+                let message = format!("debug exit with {value:#x}");
+                self.end(ExitCause::Shutdown, message, i32::from(low8(status)));
+            }
+            Message::TripleFault => self.crashed("triple fault".into(), true),
+            Message::Broken(reason) => self.crashed(reason, false),
         }
     }
 

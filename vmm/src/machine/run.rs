@@ -10,9 +10,9 @@ use vmm_api::control::{
     Answer, Call, Event, ExitCause, Failure, FromVmm, MachineState, Reply, Status,
 };
 
-use super::build::{CHANNEL_SPACING, TOKEN_CHANNELS, TOKEN_GATE, TOKEN_SIGNALS, os};
+use super::build::{TOKEN_CHANNELS, TOKEN_GATE, TOKEN_SIGNALS, os};
 use super::{Ending, FAREWELL, Machine, MachineError};
-use crate::chardev::Outcome;
+use crate::chardev::{Outcome, TOKENS};
 use crate::control::{self, Asked};
 use crate::num::to_usize;
 use crate::vcpu::{Job, nanoseconds};
@@ -91,7 +91,7 @@ impl Machine {
             TOKEN_GATE => self.handle_messages(),
             TOKEN_SIGNALS => self.signalled(),
             TOKEN_CHANNELS..control::TOKEN => {
-                let index = to_usize((token - TOKEN_CHANNELS) / CHANNEL_SPACING);
+                let index = to_usize((token - TOKEN_CHANNELS) / TOKENS);
                 if let Some(channel) = self.channels.get_mut(index)
                     && channel.ready(&self.epoll, token, events) == Outcome::Quit
                 {
