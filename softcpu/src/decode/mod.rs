@@ -240,7 +240,12 @@ fn base_op(insn: &Instruction, offset: u16, mode: u8) -> (Op, EaClass) {
         addr_size = 4;
     }
     let scale = insn.memory_index_scale().trailing_zeros() as u8;
-    let segment = seg_number(insn.memory_segment());
+    let mut segment = seg_number(insn.memory_segment());
+    if mode64 && segment < seg::FS {
+        // 64-bit mode ignores the other prefixes; only which fault an address raises is left.
+        let stack = matches!(base.full_register(), Register::RSP | Register::RBP);
+        segment = if stack { seg::SS } else { seg::DS };
+    }
     let kind = match (mode64, addr_size) {
         (true, 4) => Op::EA_64_32,
         (true, _) => Op::EA_64,

@@ -1,7 +1,8 @@
 //! Which encoding forms can be compared.
 
 use iced_x86::{
-    Code, CpuidFeature, DecoderOptions, EncodingKind, Mnemonic, OpCodeOperandKind as K,
+    Code, CpuidFeature, DecoderOptions, EncodingKind, Instruction, MemorySize, Mnemonic,
+    OpCodeOperandKind as K, OpKind, Register,
 };
 
 /// Instructions that can't be compared: what they give depends on the machine around them, or
@@ -188,4 +189,24 @@ pub fn codes(bits: u32, filter: Option<&str>) -> Vec<Code> {
                 })
         })
         .collect()
+}
+
+/// Whether this use of an allowed form can be compared.
+pub fn comparable(insn: &Instruction) -> bool {
+    let memory = insn.op_kinds().any(|k| k == OpKind::Memory);
+    let name = format!("{:?}", insn.code());
+    // AMD has no register forms of 0F0D.
+    let missing = name.starts_with("Reservednop") && insn.op0_kind() == OpKind::Register;
+    // Some read only the 24 bytes that count.
+    let partial = insn.code() == Code::VEX_Vmovddup_ymm_ymmm256 && memory;
+    // The result of a 16-bit double shift by more than 16.
+    let undefined = matches!(insn.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)
+        && insn.op1_register().size() == 2
+        && (insn.op2_kind() != OpKind::Immediate8 || insn.immediate8() & 31 > 15);
+    let sizeless = insn.memory_size() == MemorySize::Unknown
+        && memory
+        && !matches!(insn.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    // The host's FS and GS bases are its own.
+    let based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
+    !(missing || partial || undefined || sizeless || based)
 }

@@ -1,12 +1,13 @@
 //! Random instruction sequences over every encoding form the instruction tables know.
 
 use iced_x86::{
-    Code, Encoder, Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess,
-    OpCodeOperandKind as K, OpKind, Register,
+    Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind as K,
+    OpKind, Register,
 };
 
-use crate::case::{CODE, CODE_LEN, DATA, DATA_LEN, Gprs, Input, XMM, XSAVE_LEN, YMM_HIGH};
-use crate::forms::codes;
+use crate::case::{CODE, CODE_LEN, DATA, DATA_LEN, Gprs, Input};
+use crate::flow::{is_branch, is_repeatable, set_branch, undefined_flags};
+use crate::forms::{codes, comparable};
 use crate::random::Random;
 
 /// Registers that usually hold addresses: RBX, RSP, RBP, RSI, RDI, R13.
@@ -15,10 +16,10 @@ const STATUS: u64 = 0x8d5;
 
 /// Makes cases.
 pub struct Generator {
-    random: Random,
-    codes: Vec<Code>,
+    pub random: Random,
+    pub codes: Vec<Code>,
     /// 64 or 32.
-    bits: u32,
+    pub bits: u32,
 }
 
 /// A case and what of its end isn't defined.
@@ -27,7 +28,7 @@ pub struct Case {
     pub instructions: Vec<Instruction>,
     /// Status flags (RFLAGS bits) without a defined value before each instruction, and at the
     /// end.
-    undefined: Vec<u64>,
+    pub undefined: Vec<u64>,
 }
 
 impl Case {
@@ -41,109 +42,6 @@ impl Case {
             None => self.undefined.last().copied().unwrap_or_default(),
         }
     }
-}
-
-/// A jump or call to a fixed place.
-fn is_branch(insn: &Instruction) -> bool {
-    matches!(insn.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32)
-}
-
-fn set_branch(insn: &mut Instruction, target: u64) {
-    if insn.op0_kind() == OpKind::NearBranch64 {
-        insn.set_near_branch64(target);
-    } else {
-        insn.set_near_branch32(target as u32);
-    }
-}
-
-/// Status flags without a defined value before each instruction and at the end, on any way
-/// there. `None`: one of them is read.
-fn undefined_flags(instructions: &[Instruction]) -> Option<Vec<u64>> {
-    let mut undefined = vec![0; instructions.len() + 1];
-    for (i, insn) in instructions.iter().enumerate() {
-        let mut now = undefined[i];
-        let pushes = matches!(
-            insn.mnemonic(),
-            Mnemonic::Pushf | Mnemonic::Pushfq | Mnemonic::Lahf
-        );
-        if status(insn.rflags_read()) & now != 0 || pushes && now != 0 {
-            return None;
-        }
-        if !may_keep_flags(insn) {
-            now &= !status(insn.rflags_modified());
-        }
-        now |= status(insn.rflags_undefined());
-        undefined[i + 1] |= now;
-        if is_branch(insn) {
-            let target = instructions
-                .iter()
-                .position(|t| t.ip() == insn.near_branch_target());
-            undefined[target.unwrap_or(instructions.len())] |= now;
-        }
-    }
-    Some(undefined)
-}
-
-fn is_repeatable(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
-    matches!(
-        mnemonic,
-        M::Movsb
-            | M::Movsw
-            | M::Movsd
-            | M::Movsq
-            | M::Stosb
-            | M::Stosw
-            | M::Stosd
-            | M::Stosq
-            | M::Lodsb
-            | M::Lodsw
-            | M::Lodsd
-            | M::Lodsq
-            | M::Cmpsb
-            | M::Cmpsw
-            | M::Cmpsd
-            | M::Cmpsq
-            | M::Scasb
-            | M::Scasw
-            | M::Scasd
-            | M::Scasq
-    )
-}
-
-/// Instructions that may leave the flags they usually write as they were.
-fn may_keep_flags(insn: &Instruction) -> bool {
-    use Mnemonic as M;
-    is_repeatable(insn.mnemonic())
-        || matches!(
-            insn.mnemonic(),
-            M::Shl
-                | M::Shr
-                | M::Sar
-                | M::Sal
-                | M::Rol
-                | M::Ror
-                | M::Rcl
-                | M::Rcr
-                | M::Shld
-                | M::Shrd
-        )
-}
-
-/// The tables' flag bits as RFLAGS bits (status flags only).
-fn status(bits: u32) -> u64 {
-    use iced_x86::RflagsBits as B;
-    [
-        (B::OF, 11),
-        (B::SF, 7),
-        (B::ZF, 6),
-        (B::AF, 4),
-        (B::CF, 0),
-        (B::PF, 2),
-    ]
-    .iter()
-    .filter(|(bit, _)| bits & bit != 0)
-    .fold(0, |flags, (_, shift)| flags | 1 << shift)
 }
 
 impl Generator {
@@ -442,14 +340,6 @@ impl Generator {
                 insn.set_has_repne_prefix(true);
             }
         }
-        // AMD has no register forms of 0F0D.
-        if format!("{code:?}").contains("Reservednop") && insn.op0_kind() == OpKind::Register {
-            return None;
-        }
-        // Some read only the 24 bytes that count.
-        if code == Code::VEX_Vmovddup_ymm_ymmm256 && insn.op1_kind() == OpKind::Memory {
-            return None;
-        }
         // Undefined: the result of a 16-bit double shift by more than 16.
         if matches!(insn.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)
             && insn.op1_register().size() == 2
@@ -459,67 +349,7 @@ impl Generator {
             }
             insn.set_immediate8(insn.immediate8() & 15);
         }
-        Some(insn)
-    }
-
-    fn xsave(&mut self) -> [u8; XSAVE_LEN] {
-        let r = &mut self.random;
-        let mut area = [0; XSAVE_LEN];
-        // FCW: mostly all masked.
-        let mut fcw = 0x37f;
-        if r.one_in(3) {
-            fcw = fcw & !0xf00 | (r.next() as u16 & 0xf00);
-        }
-        if r.one_in(8) {
-            fcw = fcw & !0x3f | (r.next() as u16 & 0x3f);
-        }
-        let top = r.next() as u16 & 7;
-        let flags = if r.one_in(3) {
-            r.next() as u16 & 0x4740
-        } else {
-            0
-        };
-        // Exceptions that wait only now and then.
-        let raised = if r.one_in(4) {
-            r.next() as u16 & 0x3f
-        } else {
-            0
-        };
-        let raised = if r.one_in(8) { raised } else { raised & fcw };
-        let summary = if raised & !fcw & 0x3f != 0 { 0x8080 } else { 0 };
-        area[..2].copy_from_slice(&fcw.to_le_bytes());
-        area[2..4].copy_from_slice(&(top << 11 | flags | raised | summary).to_le_bytes());
-        area[4] = match r.below(3) {
-            0 => 0xff,
-            1 => 0,
-            _ => r.next() as u8,
-        };
-        let mut mxcsr = 0x1f80_u32;
-        if r.one_in(2) {
-            mxcsr |= r.next() as u32 & 0xe07f;
-        }
-        if r.one_in(8) {
-            mxcsr &= !(r.next() as u32 & 0x1f80);
-        }
-        area[24..28].copy_from_slice(&mxcsr.to_le_bytes());
-        for slot in area[32..160].chunks_exact_mut(16) {
-            slot[..10].copy_from_slice(&r.extended());
-        }
-        for range in [XMM, YMM_HIGH] {
-            for register in area[range].chunks_exact_mut(16) {
-                register.copy_from_slice(&r.vector());
-            }
-        }
-        area
-    }
-
-    /// What `DATA` holds for the next cases.
-    pub fn data(&mut self) -> Box<[u8; DATA_LEN]> {
-        let mut data = Box::new([0; DATA_LEN]);
-        for chunk in data.chunks_exact_mut(16) {
-            chunk.copy_from_slice(&self.random.vector());
-        }
-        data
+        comparable(&insn).then_some(insn)
     }
 
     /// A case of up to `most` instructions.
@@ -558,13 +388,6 @@ impl Generator {
             let Some(insn) = self.instruction(&mut factory, &mut gpr) else {
                 continue;
             };
-            if insn.memory_size() == MemorySize::Unknown
-                && insn.op_kinds().any(|k| k == OpKind::Memory)
-                && insn.mnemonic() != Mnemonic::Lea
-                && insn.mnemonic() != Mnemonic::Nop
-            {
-                continue;
-            }
             if Encoder::new(self.bits).encode(&insn, CODE).is_err() && !is_branch(&insn) {
                 continue;
             }

@@ -9,8 +9,11 @@
 
 mod case;
 mod compare;
+mod flow;
 mod forms;
 mod generate;
+mod initial;
+mod mutate;
 mod native;
 mod random;
 mod soft;
@@ -30,22 +33,49 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
+/// What to run.
+#[derive(Clone, Copy)]
+struct Plan {
+    seed: u64,
+    /// 64 or 32.
+    bits: u32,
+    cases: u64,
+    /// Most instructions in a case.
+    most: usize,
+    /// Damage the instructions.
+    mutate: bool,
+}
+
 /// Runs `cases` cases; the differences found, at most one per set of encoding forms.
-fn differences(seed: u64, bits: u32, cases: u64, most: usize, filter: Option<&str>) -> Vec<String> {
+fn differences(plan: Plan, filter: Option<&str>) -> Vec<String> {
+    let Plan {
+        seed, bits, most, ..
+    } = plan;
     let mut generator = Generator::new(seed, bits, filter);
     println!(
-        "seed {seed:#x}: {cases} cases of up to {most} instructions of {} forms, {bits} bits",
+        "seed {seed:#x}: {} cases of up to {most} instructions of {} forms, {bits} bits",
+        plan.cases,
         generator.forms()
     );
     let mut native = Native::new().expect("memory for the native child");
     let mut soft = Soft::new();
     let mut found = Vec::new();
     let mut seen = std::collections::HashMap::<String, usize>::new();
-    let mut left = cases;
+    let mut left = plan.cases;
     while left > 0 {
         let data = generator.data();
         let batch: Vec<_> = (0..left.min(BATCH as u64))
-            .map(|_| generator.case(most))
+            .map(|_| {
+                loop {
+                    let case = generator.case(most);
+                    if !plan.mutate {
+                        break case;
+                    }
+                    if let Some(case) = generator.mutated(case) {
+                        break case;
+                    }
+                }
+            })
             .collect();
         left -= batch.len() as u64;
         let inputs: Vec<_> = batch.iter().map(|c| c.input).collect();
@@ -84,37 +114,78 @@ fn differences(seed: u64, bits: u32, cases: u64, most: usize, filter: Option<&st
     found
 }
 
-fn run(seed: u64, bits: u32, cases: u64, most: usize) {
+fn run(mut plan: Plan) {
     if !std::arch::is_x86_feature_detected!("avx") {
         println!("left out: needs a host with AVX");
         return;
     }
-    let seed = from_environment("VIREO_SEED").unwrap_or(seed);
-    let cases = from_environment("VIREO_DIFF_ITERATIONS").unwrap_or(cases);
-    let most = from_environment("VIREO_DIFF_LENGTH").map_or(most, |l| l as usize);
+    plan.seed = from_environment("VIREO_SEED").unwrap_or(plan.seed);
+    plan.cases = from_environment("VIREO_DIFF_ITERATIONS").unwrap_or(plan.cases);
+    plan.most = from_environment("VIREO_DIFF_LENGTH").map_or(plan.most, |l| l as usize);
     let filter = std::env::var("VIREO_DIFF_FILTER").ok();
-    let found = differences(seed, bits, cases, most, filter.as_deref());
+    let found = differences(plan, filter.as_deref());
     for text in found.iter().take(60) {
         println!("{text}");
     }
     assert!(
         found.is_empty(),
-        "{} kinds of differences, seed {seed:#x}",
-        found.len()
+        "{} kinds of differences, seed {:#x}",
+        found.len(),
+        plan.seed
     );
 }
 
 #[test]
 fn single_instructions_do_what_the_host_does() {
-    run(0x5eed_0001, 64, 5_000, 1);
+    run(Plan {
+        seed: 0x5eed_0001,
+        bits: 64,
+        cases: 5_000,
+        most: 1,
+        mutate: false,
+    });
 }
 
 #[test]
 fn sequences_do_what_the_host_does() {
-    run(0x5eed_0002, 64, 3_000, 12);
+    run(Plan {
+        seed: 0x5eed_0002,
+        bits: 64,
+        cases: 3_000,
+        most: 12,
+        mutate: false,
+    });
 }
 
 #[test]
 fn instructions_of_32_bits_do_what_the_host_does() {
-    run(0x5eed_0003, 32, 4_000, 4);
+    run(Plan {
+        seed: 0x5eed_0003,
+        bits: 32,
+        cases: 4_000,
+        most: 4,
+        mutate: false,
+    });
+}
+
+#[test]
+fn damaged_instructions_do_what_the_host_does() {
+    run(Plan {
+        seed: 0x5eed_0004,
+        bits: 64,
+        cases: 4_000,
+        most: 2,
+        mutate: true,
+    });
+}
+
+#[test]
+fn damaged_instructions_of_32_bits_do_what_the_host_does() {
+    run(Plan {
+        seed: 0x5eed_0005,
+        bits: 32,
+        cases: 3_000,
+        most: 2,
+        mutate: true,
+    });
 }

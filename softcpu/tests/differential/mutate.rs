@@ -1,0 +1,61 @@
+//! Damaged instructions: what isn't an instruction any more must raise #UD here as there, and
+//! prefixes in odd places must mean the same.
+
+use iced_x86::{Decoder, DecoderOptions, OpKind};
+
+use crate::case::{CODE, CODE_LEN};
+use crate::flow::{is_branch, undefined_flags};
+use crate::forms::comparable;
+use crate::generate::{Case, Generator};
+
+const PREFIXES: [u8; 14] = [
+    0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x40, 0x41, 0x44, 0x48, 0x4f,
+];
+
+impl Generator {
+    /// A case with a bit flipped or a prefix added. `None`: the result can't be compared.
+    pub fn mutated(&mut self, mut case: Case) -> Option<Case> {
+        let which = self.random.below(case.instructions.len());
+        let insn = case.instructions.get(which)?;
+        let at = (insn.ip() - CODE) as usize;
+        let code = &mut case.input.code;
+        if self.random.one_in(2) {
+            code.copy_within(at..CODE_LEN - 1, at + 1);
+            code[at] = self.random.pick(&PREFIXES);
+        } else {
+            let byte = at + self.random.below(insn.len().min(6));
+            code[byte] ^= 1 << self.random.below(8);
+        }
+        case.instructions.clear();
+        let mut decoder = Decoder::with_ip(self.bits, code, CODE, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            let insn = decoder.decode();
+            if insn.mnemonic() == iced_x86::Mnemonic::Int3 {
+                break;
+            }
+            if insn.is_invalid() {
+                // This host runs VPCMPxSTRx with any vvvv.
+                let bytes = &code[(insn.ip() - CODE) as usize..];
+                if bytes
+                    .windows(3)
+                    .take(8)
+                    .any(|b| b[0] == 0xc4 && b[1] & 31 == 3)
+                {
+                    return None;
+                }
+                case.instructions.push(insn);
+                break;
+            }
+            if is_branch(&insn)
+                || insn.op0_kind() == OpKind::NearBranch16
+                || !comparable(&insn)
+                || !self.codes.contains(&insn.code())
+            {
+                return None;
+            }
+            case.instructions.push(insn);
+        }
+        case.undefined = undefined_flags(&case.instructions)?;
+        Some(case)
+    }
+}
