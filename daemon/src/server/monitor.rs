@@ -147,22 +147,24 @@ fn wanted(asked: i32, there: u32) -> usize {
 
 async fn get_vcpus(call: Call, args: DomainGetVcpusArgs) -> Answer<DomainGetVcpusRet> {
     let domain = call.state().find(&args.dom)?;
-    let there = {
+    let (there, pid) = {
         let inner = domain.lock();
-        if inner.live.is_none() {
+        let Some(live) = &inner.live else {
             let text = "cannot retrieve vcpu information for inactive domain";
             return Err(Error::invalid(text).into());
-        }
-        wanted(args.maxinfo, definition(&inner)?.vcpu.online())
+        };
+        let there = wanted(args.maxinfo, live.definition.vcpu.online());
+        (there, live.process.identity().pid)
     };
     let times = call.state().domains.vcpu_times(&domain).await?;
+    let places = query::vcpu_places(pid);
     let info = (0u32..).take(there).map(|number| VcpuInfo {
         number,
         // VIR_VCPU_RUNNING
         state: 1,
         cpu_time: times.get(number as usize).copied().unwrap_or(0),
-        // VIR_VCPU_INFO_CPU_UNAVAILABLE: it is not asked where the thread runs at this moment.
-        cpu: -2,
+        // VIR_VCPU_INFO_CPU_UNAVAILABLE where it cannot be told.
+        cpu: places.get(&number).map_or(-2, |&cpu| vcpus(cpu)),
     });
     Ok(DomainGetVcpusRet {
         info: info.collect(),

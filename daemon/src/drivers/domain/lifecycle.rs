@@ -37,9 +37,17 @@ const DESTROY_GRACEFUL: u32 = 1;
 /// # Errors
 /// Its refusal or silence, or that it does not run (any longer).
 pub async fn ask(domain: &Domain, call: Call) -> Result<Answer> {
+    ask_within(domain, call, CALL_LIMIT).await
+}
+
+/// As [`ask`], with a limit of its own.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_within(domain: &Domain, call: Call, limit: Duration) -> Result<Answer> {
     let control = domain.lock().live()?.control.clone();
     control
-        .call(call, CALL_LIMIT)
+        .call(call, limit)
         .await
         .map_err(|error| match error {
             ControlError::Refused(message) => Error::failed(message),

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,8 +35,25 @@ pub struct Machine {
     pub definition: Domain,
     /// The descriptors whose numbers are in `config`.
     pub descriptors: Vec<OwnedFd>,
+    /// What people call them, by number.
+    pub names: Names,
     /// What was made on the file system.
     pub made: Made,
+}
+
+/// What people call the descriptors of a machine.
+#[derive(Debug, Clone, Default)]
+pub struct Names(Vec<(RawFd, String)>);
+
+impl Names {
+    /// A message of the VMM, which knows descriptors only, with their names.
+    pub fn explain(&self, message: &str) -> String {
+        let mut text = message.to_owned();
+        for (number, name) in &self.0 {
+            text = text.replace(&format!("descriptor {number}:"), &format!("'{name}':"));
+        }
+        text
+    }
 }
 
 /// Files made for a machine.
@@ -70,6 +87,7 @@ pub fn build(definition: &Domain, id: i32) -> Result<Machine> {
             config,
             definition,
             descriptors: builder.descriptors,
+            names: builder.names,
             made: builder.made,
         }),
         Err(error) => {
@@ -82,6 +100,7 @@ pub fn build(definition: &Domain, id: i32) -> Result<Machine> {
 #[derive(Debug, Default)]
 struct Builder {
     descriptors: Vec<OwnedFd>,
+    names: Names,
     made: Made,
 }
 
@@ -157,7 +176,11 @@ impl Builder {
         if !file.metadata().map_err(|e| cannot(&e))?.is_file() {
             return Err(Error::unsupported(format!("{what} '{path}' is not a file")));
         }
-        Ok(self.pass(file))
+        let passed = self.pass(file);
+        if let Resource::Fd(number) = passed {
+            self.names.0.push((number, path.to_owned()));
+        }
+        Ok(passed)
     }
 
     fn serials(&mut self, live: &mut Domain) -> Result<Vec<SerialConfig>> {
@@ -536,6 +559,16 @@ mod tests {
         );
         assert!(!socket.exists());
         assert!(!folder.0.join("out").exists());
+    }
+
+    #[test]
+    fn messages_name_files() {
+        let names = Names(vec![(14, "/k".to_owned())]);
+        assert_eq!(
+            names.explain("descriptor 14: not a kernel"),
+            "'/k': not a kernel"
+        );
+        assert_eq!(names.explain("descriptor 144: x"), "descriptor 144: x");
     }
 
     #[test]

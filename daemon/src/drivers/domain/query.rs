@@ -1,14 +1,16 @@
 //! What can be asked about domains.
 
+use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_api::control::{Answer, Call};
 use xml_schemas::Domain as Definition;
 use xml_schemas::domain::View;
 
 use super::Driver;
-use super::lifecycle::ask;
+use super::lifecycle::ask_within;
 use super::object::{Domain, Inner, not_running};
 use super::state::State;
 use crate::error::{Error, Result, check_flags};
@@ -45,6 +47,9 @@ mod xml_flags {
     /// What another host understands: the same.
     pub const MIGRATABLE: u32 = 8;
 }
+
+/// How long a VMM may take to answer who only looks: lists of domains must not hang with one.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
 /// virDomainGetInfo's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +148,22 @@ fn precise_cpu_time(pid: u32) -> Option<u64> {
         .checked_add(u64::try_from(time.tv_nsec).ok()?)
 }
 
+/// The host CPU that each vCPU's thread runs on or ran on last.
+pub fn vcpu_places(pid: u32) -> HashMap<u32, u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return HashMap::new();
+    };
+    let place = |task: fs::DirEntry| -> Option<(u32, u32)> {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let number = name.trim().strip_prefix("vcpu")?.parse().ok()?;
+        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+        // proc(5): processor is field 39, and these begin with field 3.
+        let cpu = stat.rsplit_once(") ")?.1.split(' ').nth(36)?;
+        Some((number, cpu.parse().ok()?))
+    };
+    tasks.filter_map(|task| place(task.ok()?)).collect()
+}
+
 impl Driver {
     /// The domains that `flags` list.
     ///
@@ -221,7 +242,7 @@ impl Driver {
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID if it is off; the VMM's silence.
     pub async fn vcpu_times(&self, domain: &Domain) -> Result<Vec<u64>> {
-        match ask(domain, Call::Query).await? {
+        match ask_within(domain, Call::Query, LOOK_LIMIT).await? {
             Answer::Status(status) => Ok(status.vcpu_time_ns),
             Answer::Done => Err(Error::internal("the VMM's answer makes no sense")),
         }

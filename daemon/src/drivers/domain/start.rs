@@ -14,7 +14,7 @@ use vmm_api::config::{MachineConfig, Resource};
 use vmm_api::control::{Call, Event, ExitRecord, FromVmm};
 use xml_schemas::Domain as Definition;
 
-use super::machine::{self, Machine, Made};
+use super::machine::{self, Machine, Made, Names};
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{Lifecycle, PausedReason, RunningReason, State};
@@ -51,6 +51,7 @@ struct Prepared {
     control: StdUnixStream,
     record: Record,
     cleanup: Cleanup,
+    names: Names,
     log: PathBuf,
     log_start: u64,
 }
@@ -109,7 +110,7 @@ pub async fn start(
         Err(failure) => {
             end_process(&process).await;
             let why = failure.words(&prepared.cleanup.folder, &prepared.log, prepared.log_start);
-            return Err(failure.error(&why));
+            return Err(failure.error(&prepared.names.explain(&why)));
         }
     };
     let started = Started {
@@ -333,6 +334,7 @@ fn prepare(
         mut config,
         definition,
         mut descriptors,
+        names,
         made,
     } = machine;
     cleanup.made = made;
@@ -390,6 +392,7 @@ fn prepare(
         control,
         record,
         cleanup,
+        names,
         log: log_path,
         log_start,
     })

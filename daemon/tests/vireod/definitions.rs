@@ -1,0 +1,241 @@
+//! Definitions, whatever happens to the daemon.
+
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::common::{Daemon, Root, connect, define, definition, lookup, names, refusal, xml};
+use rpc::args::{DomainRenameArgs, DomainSetAutostartArgs, DomainUndefineFlagsArgs};
+use rpc::procs;
+
+#[tokio::test]
+async fn conflicts_and_unknown_names_get_libvirts_errors() {
+    let root = Root::new();
+    let _daemon = Daemon::start(&root);
+    let client = connect(&root).await;
+    define(&client, &definition("a", 1, "x")).await.unwrap();
+    define(&client, &definition("a", 1, "y")).await.unwrap();
+    let same_name = refusal(define(&client, &definition("a", 2, "x")).await);
+    assert_eq!((same_name.0, same_name.1), (9, 20));
+    assert_eq!(
+        same_name.2,
+        "operation failed: domain 'a' already exists with uuid 00000000-0000-0000-0000-000000000001"
+    );
+    let same_uuid = refusal(define(&client, &definition("b", 1, "x")).await);
+    assert_eq!(
+        same_uuid.2,
+        "operation failed: domain 'a' is already defined with uuid \
+         00000000-0000-0000-0000-000000000001"
+    );
+    let unknown = refusal(lookup(&client, "nosuch").await);
+    assert_eq!(
+        unknown,
+        (
+            42,
+            10,
+            "Domain not found: no domain with matching name 'nosuch'".to_owned()
+        )
+    );
+    assert_eq!(refusal(define(&client, "<domain").await).0, 27);
+    assert_eq!(refusal(define(&client, "<foo/>").await).0, 27);
+    assert_eq!(names(&client).await, ["a"]);
+}
+
+#[tokio::test]
+async fn definitions_survive_an_orderly_end_and_a_kill() {
+    let root = Root::new();
+    let daemon = Daemon::start(&root);
+    let client = connect(&root).await;
+    let dom = define(&client, &definition("a", 1, "first")).await.unwrap();
+    let autostart = DomainSetAutostartArgs { dom, autostart: 1 };
+    client
+        .call(procs::DOMAIN_SET_AUTOSTART, &autostart)
+        .await
+        .unwrap();
+    assert!(daemon.terminate().success());
+    assert!(!root.socket().exists());
+    let daemon = Daemon::start(&root);
+    let client = connect(&root).await;
+    let dom = lookup(&client, "a").await.unwrap();
+    assert!(xml(&client, dom).await.contains("<title>first</title>"));
+    assert!(
+        root.domains()
+            .join("autostart/a.xml")
+            .symlink_metadata()
+            .is_ok()
+    );
+    daemon.kill();
+    let _daemon = Daemon::start(&root);
+    let client = connect(&root).await;
+    assert_eq!(names(&client).await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_daemon_killed_at_any_point_of_a_write_leaves_the_old_or_the_new() {
+    for point in [
+        "files.temp-made",
+        "files.half-written",
+        "files.temp-written",
+        "files.renamed",
+    ] {
+        let root = Root::new();
+        let daemon = Daemon::start(&root);
+        define(&connect(&root).await, &definition("a", 1, "old"))
+            .await
+            .unwrap();
+        daemon.kill();
+        let daemon = Daemon::start_with(&root, &[("VIREO_KILL_AT", point)]);
+        let client = connect(&root).await;
+        assert!(
+            define(&client, &definition("a", 1, "new")).await.is_err(),
+            "{point}"
+        );
+        daemon.wait();
+        let _daemon = Daemon::start(&root);
+        let client = connect(&root).await;
+        let text = xml(&client, lookup(&client, "a").await.unwrap()).await;
+        let expected = if point == "files.renamed" {
+            "new"
+        } else {
+            "old"
+        };
+        assert!(
+            text.contains(&format!("<title>{expected}</title>")),
+            "{point}: {text}"
+        );
+        let files = fs::read_dir(root.domains()).unwrap().count();
+        assert_eq!(files, 2, "{point}: a.xml and autostart");
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_killed_while_it_renames_or_removes_keeps_one_whole_domain_or_none() {
+    for point in [
+        "store.rename-linked",
+        "store.rename-saved",
+        "store.renamed",
+        "store.link-removed",
+        "store.removed",
+    ] {
+        let root = Root::new();
+        let daemon = Daemon::start(&root);
+        define(&connect(&root).await, &definition("old", 1, "x"))
+            .await
+            .unwrap();
+        daemon.kill();
+        let daemon = Daemon::start_with(&root, &[("VIREO_KILL_AT", point)]);
+        let client = connect(&root).await;
+        let dom = lookup(&client, "old").await.unwrap();
+        if point.contains("rename") {
+            let args = DomainRenameArgs {
+                dom,
+                new_name: Some("new".to_owned()),
+                flags: 0,
+            };
+            client.call(procs::DOMAIN_RENAME, &args).await.unwrap_err();
+        } else {
+            let args = DomainUndefineFlagsArgs { dom, flags: 0 };
+            client
+                .call(procs::DOMAIN_UNDEFINE_FLAGS, &args)
+                .await
+                .unwrap_err();
+        }
+        daemon.wait();
+        let _daemon = Daemon::start(&root);
+        let expected: &[&str] = match point {
+            "store.rename-linked" | "store.link-removed" => &["old"],
+            "store.removed" => &[],
+            _ => &["new"],
+        };
+        assert_eq!(names(&connect(&root).await).await, expected, "{point}");
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_killed_at_random_loses_nothing_that_it_acknowledged() {
+    let seed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .subsec_nanos();
+    println!("seed {seed}");
+    let mut random = u64::from(seed) | 1;
+    let root = Root::new();
+    let mut acknowledged = 0u32;
+    for round in 0..20u32 {
+        let daemon = Daemon::start(&root);
+        let client = connect(&root).await;
+        if round > 0 {
+            let text = xml(&client, lookup(&client, "a").await.unwrap()).await;
+            let title = text.split("<title>").nth(1).unwrap();
+            let title: u32 = title.split('<').next().unwrap().parse().unwrap();
+            assert!(title >= acknowledged, "{title} after {acknowledged}");
+        }
+        let first = acknowledged + 1;
+        define(&client, &definition("a", 1, &first.to_string()))
+            .await
+            .unwrap();
+        acknowledged = first;
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_micros(random % 20_000));
+            daemon.kill();
+        });
+        while define(
+            &client,
+            &definition("a", 1, &(acknowledged + 1).to_string()),
+        )
+        .await
+        .is_ok()
+        {
+            acknowledged += 1;
+        }
+        killer.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn damaged_files_are_left_out_and_left_alone() {
+    let root = Root::new();
+    fs::create_dir_all(root.domains()).unwrap();
+    fs::write(root.domains().join("bad.xml"), "<domain").unwrap();
+    fs::write(root.domains().join("good.xml"), definition("good", 1, "x")).unwrap();
+    let _daemon = Daemon::start(&root);
+    assert_eq!(names(&connect(&root).await).await, ["good"]);
+    assert_eq!(
+        fs::read_to_string(root.domains().join("bad.xml")).unwrap(),
+        "<domain"
+    );
+    let log = fs::read_to_string(root.0.join("var/log/vireo/vireod.log")).unwrap();
+    assert!(log.contains("bad.xml: left out"), "{log}");
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_is_an_error_and_changes_nothing() {
+    let root = Root::new();
+    let _daemon = Daemon::start(&root);
+    let client = connect(&root).await;
+    // As good as a full disk, and possible without one, even for the superuser.
+    fs::create_dir(root.domains().join("a.xml")).unwrap();
+    let error = refusal(define(&client, &definition("a", 1, "x")).await);
+    assert_eq!(error.0, 38, "{}", error.2);
+    assert!(error.2.starts_with("cannot write '"), "{}", error.2);
+    assert!(names(&client).await.is_empty());
+    assert_eq!(fs::read_dir(root.domains()).unwrap().count(), 2);
+}
+
+#[tokio::test]
+async fn one_daemon_a_root() {
+    let root = Root::new();
+    let _daemon = Daemon::start(&root);
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_vireod"))
+        .arg("--root")
+        .arg(&root.0)
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    let text = String::from_utf8_lossy(&second.stderr);
+    assert!(text.contains("another vireod (process "), "{text}");
+    // The first one still serves.
+    assert!(names(&connect(&root).await).await.is_empty());
+}
