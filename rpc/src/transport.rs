@@ -100,8 +100,11 @@ impl Source {
         // As large as needed, so that a client which says nothing costs nothing.
         let mut chunk = Vec::new();
         loop {
-            chunk.resize(self.decoder.wanted(), 0);
-            let got = self.read(&mut chunk).await?;
+            let wanted = self.decoder.wanted();
+            if chunk.len() < wanted {
+                chunk = vec![0; wanted];
+            }
+            let got = self.read(&mut chunk[..wanted]).await?;
             if got == 0 {
                 return if self.decoder.is_idle() {
                     Ok(None)
