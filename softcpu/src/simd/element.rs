@@ -247,7 +247,9 @@ fn maskmovdqu(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
         check_sse(cpu)?;
     }
     let (mask, data) = (vector(&cpu.s.fp, m.mask), vector(&cpu.s.fp, m.data));
-    store(cpu, &at_rdi(op, m), m, &mask, &data)
+    let op = at_rdi(op, m);
+    cpu.operand(&op, m.len(), true)?;
+    store(cpu, &op, m, &mask, &data)
 }
 
 /// MASKMOVQ.
@@ -262,13 +264,15 @@ fn maskmovq(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let m = Masked::of(op);
     cpu.sync_fp();
     cpu.fp_runtime.become_mmx(&mut cpu.s.fp);
+    let op = at_rdi(op, m);
+    cpu.operand(&op, m.len(), true)?;
     let register = |fp: &FpState, n: u8| {
         let mut value = [0; MAX];
         value[..8].copy_from_slice(&fp.legacy[32 + 16 * usize::from(n & 7)..][..8]);
         value
     };
     let (mask, data) = (register(&cpu.s.fp, m.mask), register(&cpu.s.fp, m.data));
-    store(cpu, &at_rdi(op, m), m, &mask, &data)
+    store(cpu, &op, m, &mask, &data)
 }
 
 /// VGATHER and VPGATHER: element by element, so that a fault leaves what was done.

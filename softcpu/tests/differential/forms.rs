@@ -208,5 +208,7 @@ pub fn comparable(insn: &Instruction) -> bool {
         && !matches!(insn.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
     // The host's FS and GS bases are its own.
     let based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
-    !(missing || partial || undefined || sizeless || based)
+    // The decoder takes XCHG R8D, EAX with a REP prefix for PAUSE.
+    let exchange = insn.mnemonic() == Mnemonic::Pause && insn.len() > 2;
+    !(exchange || missing || partial || undefined || sizeless || based)
 }

@@ -1,7 +1,7 @@
 //! Damaged instructions: what isn't an instruction any more must raise #UD here as there, and
 //! prefixes in odd places must mean the same.
 
-use iced_x86::{Decoder, DecoderOptions, OpKind};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
 
 use crate::case::{CODE, CODE_LEN};
 use crate::flow::{is_branch, undefined_flags};
@@ -30,23 +30,26 @@ impl Generator {
         let mut decoder = Decoder::with_ip(self.bits, code, CODE, DecoderOptions::NONE);
         while decoder.can_decode() {
             let insn = decoder.decode();
-            if insn.mnemonic() == iced_x86::Mnemonic::Int3 {
+            if insn.mnemonic() == Mnemonic::Int3 {
                 break;
             }
             if insn.is_invalid() {
-                // This host runs VPCMPxSTRx with any vvvv.
+                // This host runs PCMPxSTRx with LOCK and VPCMPxSTRx with any vvvv.
                 let bytes = &code[(insn.ip() - CODE) as usize..];
-                if bytes
-                    .windows(3)
-                    .take(8)
-                    .any(|b| b[0] == 0xc4 && b[1] & 31 == 3)
-                {
+                let strings = bytes.windows(3).take(8).any(|b| {
+                    b[0] == 0xc4 && b[1] & 31 == 3 || b[..2] == [0x0f, 0x3a] && b[2] >> 2 == 0x18
+                });
+                if strings {
                     return None;
                 }
                 case.instructions.push(insn);
                 break;
             }
-            if is_branch(&insn)
+            // With VEX.W they are no instructions to this host, and the same ones to others.
+            let wide =
+                self.bits == 32 && matches!(insn.mnemonic(), Mnemonic::Vpinsrd | Mnemonic::Vpextrd);
+            if wide
+                || is_branch(&insn)
                 || insn.op0_kind() == OpKind::NearBranch16
                 || !comparable(&insn)
                 || !self.codes.contains(&insn.code())
