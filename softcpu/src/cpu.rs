@@ -179,6 +179,8 @@ impl Cpu {
     /// up to date.
     pub fn state_changed(&mut self) {
         self.s.zero = 0;
+        // The branch that ended the last block does not lead to the new RIP.
+        self.link = std::ptr::null_mut();
         self.update_mode();
         self.flush_tlb_all();
         self.tlbs.phys_mask = (1 << self.features.phys_bits.clamp(32, 52)) - 1;

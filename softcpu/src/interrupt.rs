@@ -39,6 +39,8 @@ impl Cpu {
         error: Option<u32>,
         source: Source,
     ) -> Fallible<()> {
+        // A branch that just ended its block does not lead to the handler.
+        self.link = std::ptr::null_mut();
         let mut flags = self.s.rflags();
         // Faults push RF set, so that the instruction is not trapped again by its own
         // breakpoint.
