@@ -38,8 +38,8 @@ pub fn listing(case: &Case) -> String {
     text
 }
 
-/// The instruction the case ended with or, of several, all of them.
-pub fn culprit(case: &Case, _: &Output) -> String {
+/// The encoding forms of a case.
+pub fn forms(case: &Case) -> String {
     let names: Vec<_> = case
         .instructions
         .iter()

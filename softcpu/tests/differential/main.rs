@@ -11,6 +11,7 @@ mod case;
 mod compare;
 mod flow;
 mod forms;
+mod found;
 mod generate;
 mod initial;
 mod mutate;
@@ -18,9 +19,11 @@ mod native;
 mod random;
 mod soft;
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 
-use generate::Generator;
+use case::DATA_LEN;
+use generate::{Case, Generator};
 use native::{BATCH, Native};
 use soft::Soft;
 
@@ -31,6 +34,63 @@ fn from_environment(name: &str) -> Option<u64> {
         None => text.parse(),
     };
     Some(number.unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+/// The two sides, and what was found.
+struct Machines {
+    native: Native,
+    soft: Soft,
+    found: Vec<String>,
+    /// How often each set of encoding forms differed.
+    seen: HashMap<String, usize>,
+}
+
+impl Machines {
+    fn new() -> Self {
+        Self {
+            native: Native::new().expect("memory for the native child"),
+            soft: Soft::new(),
+            found: Vec::new(),
+            seen: HashMap::new(),
+        }
+    }
+
+    /// Runs up to `BATCH` cases on both.
+    fn compare(&mut self, data: &[u8; DATA_LEN], batch: &[Case]) {
+        let inputs: Vec<_> = batch.iter().map(|c| c.input).collect();
+        let expected = match self.native.run(data, &inputs) {
+            Ok(outputs) => outputs,
+            Err(error) => return self.found.push(error),
+        };
+        for (case, expected) in batch.iter().zip(&expected) {
+            let run = AssertUnwindSafe(|| self.soft.run(data, &case.input));
+            let result = std::panic::catch_unwind(run).unwrap_or_else(|_| {
+                self.soft = Soft::new();
+                Err("panicked".into())
+            });
+            let text = match result {
+                Ok(actual) => compare::difference(case, data, expected, &actual),
+                Err(error) => Some(format!("{error}\n{}", compare::listing(case))),
+            };
+            if let Some(text) = text {
+                let name = compare::forms(case);
+                let count = self.seen.entry(name.clone()).or_default();
+                *count += 1;
+                if *count == 1 {
+                    self.found.push(format!("{name}:\n{text}"));
+                }
+            }
+        }
+    }
+
+    fn finish(self) -> Vec<String> {
+        for (name, count) in &self.seen {
+            if *count > 1 {
+                println!("{count} times: {name}");
+            }
+        }
+        self.found
+    }
 }
 
 /// What to run.
@@ -46,7 +106,7 @@ struct Plan {
     mutate: bool,
 }
 
-/// Runs `cases` cases; the differences found, at most one per set of encoding forms.
+/// Runs random cases; the differences found, at most one per set of encoding forms.
 fn differences(plan: Plan, filter: Option<&str>) -> Vec<String> {
     let Plan {
         seed, bits, most, ..
@@ -57,10 +117,7 @@ fn differences(plan: Plan, filter: Option<&str>) -> Vec<String> {
         plan.cases,
         generator.forms()
     );
-    let mut native = Native::new().expect("memory for the native child");
-    let mut soft = Soft::new();
-    let mut found = Vec::new();
-    let mut seen = std::collections::HashMap::<String, usize>::new();
+    let mut machines = Machines::new();
     let mut left = plan.cases;
     while left > 0 {
         let data = generator.data();
@@ -78,40 +135,9 @@ fn differences(plan: Plan, filter: Option<&str>) -> Vec<String> {
             })
             .collect();
         left -= batch.len() as u64;
-        let inputs: Vec<_> = batch.iter().map(|c| c.input).collect();
-        let expected = match native.run(&data, &inputs) {
-            Ok(outputs) => outputs,
-            Err(error) => {
-                found.push(error);
-                continue;
-            }
-        };
-        for (case, expected) in batch.iter().zip(&expected) {
-            let run = AssertUnwindSafe(|| soft.run(&data, &case.input));
-            let result = std::panic::catch_unwind(run).unwrap_or_else(|_| {
-                soft = Soft::new();
-                Err("panicked".into())
-            });
-            let text = match result {
-                Ok(actual) => compare::difference(case, &data, expected, &actual),
-                Err(error) => Some(format!("{error}\n{}", compare::listing(case))),
-            };
-            if let Some(text) = text {
-                let name = compare::culprit(case, expected);
-                let count = seen.entry(name.clone()).or_default();
-                *count += 1;
-                if *count == 1 {
-                    found.push(format!("{name}:\n{text}"));
-                }
-            }
-        }
+        machines.compare(&data, &batch);
     }
-    for (name, count) in &seen {
-        if *count > 1 {
-            println!("{count} times: {name}");
-        }
-    }
-    found
+    machines.finish()
 }
 
 fn run(mut plan: Plan) {
@@ -123,7 +149,10 @@ fn run(mut plan: Plan) {
     plan.cases = from_environment("VIREO_DIFF_ITERATIONS").unwrap_or(plan.cases);
     plan.most = from_environment("VIREO_DIFF_LENGTH").map_or(plan.most, |l| l as usize);
     let filter = std::env::var("VIREO_DIFF_FILTER").ok();
-    let found = differences(plan, filter.as_deref());
+    report(&differences(plan, filter.as_deref()), plan.seed);
+}
+
+fn report(found: &[String], seed: u64) {
     for text in found.iter().take(60) {
         println!("{text}");
     }
@@ -131,8 +160,28 @@ fn run(mut plan: Plan) {
         found.is_empty(),
         "{} kinds of differences, seed {:#x}",
         found.len(),
-        plan.seed
+        seed
     );
+}
+
+#[test]
+fn what_once_differed_does_not_any_more() {
+    if !std::arch::is_x86_feature_detected!("avx") {
+        println!("left out: needs a host with AVX");
+        return;
+    }
+    let seed = from_environment("VIREO_SEED").unwrap_or(0x5eed_0006);
+    let mut machines = Machines::new();
+    for (what, bits, bytes) in found::FOUND {
+        println!("{what}, seed {seed:#x}");
+        let mut generator = Generator::new(seed, bits, None);
+        let data = generator.data();
+        let batch: Vec<_> = (0..BATCH)
+            .filter_map(|_| generator.with_code(bytes))
+            .collect();
+        machines.compare(&data, &batch);
+    }
+    report(&machines.finish(), seed);
 }
 
 #[test]
