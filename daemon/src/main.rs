@@ -92,6 +92,9 @@ fn prepare_and_serve(args: &Args) -> Result<(), String> {
     if let Err(error) = logging {
         log::warn!("cannot log to {}: {error}", roots.daemon_log().display());
     }
+    if let Err(error) = raise_descriptor_limit() {
+        log::warn!("cannot raise the limit of open files: {error}");
+    }
     let _lock = sockets::lock(&roots.run).map_err(|e| e.to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -102,6 +105,22 @@ fn prepare_and_serve(args: &Args) -> Result<(), String> {
     // What still blocks (a disk, a name server) must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+/// Every client and every domain costs descriptors: as many as the host allows.
+fn raise_descriptor_limit() -> io::Result<()> {
+    // SAFETY: both calls work on the structure given to them, which lives here.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        limit.rlim_cur = limit.rlim_max;
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// The program that runs domains: named by VIREO_VMM, beside this one, or in PATH.
@@ -136,6 +155,8 @@ async fn serve(roots: Roots, timeout: Option<Duration>) -> Result<(), String> {
         signal(SignalKind::terminate()).map_err(cannot("cannot wait for signals"))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(cannot("cannot wait for signals"))?;
+    // The terminal it was started from may go.
+    let _hangup = signal(SignalKind::hangup()).map_err(cannot("cannot wait for signals"))?;
     let vmm = find_vmm();
     log::info!(
         "vireod {} with {}",

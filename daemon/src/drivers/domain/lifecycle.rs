@@ -45,18 +45,30 @@ pub async fn ask(domain: &Domain, call: Call) -> Result<Answer> {
 /// # Errors
 /// As [`ask`].
 pub async fn ask_within(domain: &Domain, call: Call, limit: Duration) -> Result<Answer> {
-    let control = domain.lock().live()?.control.clone();
-    control
-        .call(call, limit)
-        .await
-        .map_err(|error| match error {
-            ControlError::Refused(message) => Error::failed(message),
-            ControlError::TimedOut => Error::new(
-                ErrorCode::OPERATION_TIMEOUT,
-                "the domain's VMM does not answer",
-            ),
-            ControlError::Closed => Error::failed("domain is no longer running"),
-        })
+    /// From the end of its connection to the end of the process.
+    const GONE_LIMIT: Duration = Duration::from_secs(1);
+    let (control, mut ended) = {
+        let inner = domain.lock();
+        let live = inner.live()?;
+        (live.control.clone(), live.ended.clone())
+    };
+    match control.call(call, limit).await {
+        Ok(answer) => Ok(answer),
+        Err(ControlError::Refused(message)) => Err(Error::failed(message)),
+        Err(ControlError::TimedOut) => Err(Error::new(
+            ErrorCode::OPERATION_TIMEOUT,
+            "the domain's VMM does not answer",
+        )),
+        Err(error @ ControlError::Closed) => {
+            let end = ended.wait_for(|&ended| ended);
+            let gone = tokio::time::timeout(GONE_LIMIT, end).await.is_ok();
+            Err(if gone {
+                Error::failed("domain is no longer running")
+            } else {
+                Error::failed(error.to_string())
+            })
+        }
+    }
 }
 
 fn check_power_flags(flags: u32, function: &str) -> Result<()> {
@@ -159,7 +171,12 @@ impl Driver {
     pub async fn reset(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
         check_flags(flags, 0, "qemuDomainReset")?;
         let _job = domain.job().await?;
-        ask(&domain, Call::Reset).await.map(drop)
+        domain.lock().live_mut()?.resetting = true;
+        let done = ask(&domain, Call::Reset).await;
+        if let (Err(_), Ok(live)) = (&done, domain.lock().live_mut()) {
+            live.resetting = false;
+        }
+        done.map(drop)
     }
 
     /// Sends an NMI.

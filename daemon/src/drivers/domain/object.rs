@@ -67,6 +67,8 @@ pub struct Live {
     pub destroying: bool,
     /// The next power-off of the guest is a reboot.
     pub rebooting: bool,
+    /// The next reset is the host's, not the guest's.
+    pub resetting: bool,
     /// Taken by the open console: dropping the sender closes it.
     pub console: Option<tokio::sync::oneshot::Sender<()>>,
     /// Becomes true when everything about its end is done.

@@ -3,25 +3,31 @@
 use std::fs;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tokio::sync::watch as watch_channel;
+use tokio::sync::{oneshot, watch as watch_channel};
 use uuid::Uuid;
-use vmm_api::control::{Answer, Call, FromVmm, MachineState, Status};
+use vmm_api::control::{Answer, Call, Failure};
 use xml_schemas::{Domain as Definition, Validation};
 
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::start::{self, StartOptions};
-use super::state::{PausedReason, RunningReason, State};
+use super::state::State;
 use super::{Driver, blocking, watch};
-use crate::control::{self, Control, Frames};
+use crate::control;
 use crate::files::{self, Durability};
 use crate::store::{Identity, Loaded};
 use crate::vmm_process::{self, Spawned, VmmProcess};
 
-/// How long a VMM may take to answer a new daemon. One that does not is taken up all the same.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long the new daemon waits for the answers of all VMMs before it serves.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How long a VMM that cannot be reached may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// A VMM's answer to a new daemon's first question.
+type FirstAnswer = oneshot::Receiver<Result<Answer, Failure>>;
 
 /// Loads every definition and finds every running domain.
 ///
@@ -29,6 +35,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// The folders cannot be read.
 pub async fn load(driver: &Arc<Driver>) -> io::Result<()> {
     load_definitions(driver)?;
+    let mut answers: Vec<FirstAnswer> = Vec::new();
     for entry in fs::read_dir(driver.roots.live_domains())? {
         let path = entry?.path();
         if !path.is_dir() {
@@ -40,9 +47,21 @@ pub async fn load(driver: &Arc<Driver>) -> io::Result<()> {
             log::warn!("{}: left alone: it is no domain's", folder.0.display());
             continue;
         };
-        if let Err(why) = find_running(driver, &folder, uuid).await {
-            log::error!("{}: {why}", folder.0.display());
+        match find_running(driver, &folder, uuid).await {
+            Ok(answer) => answers.extend(answer),
+            Err(why) => log::error!("{}: {why}", folder.0.display()),
         }
+    }
+    // So that clients see what domains do now, rather than what they did when they were last
+    // watched. One that does not answer is watched all the same.
+    let all = async {
+        for answer in answers {
+            // Its end is the watcher's business.
+            let _ = answer.await;
+        }
+    };
+    if tokio::time::timeout(ANSWER_LIMIT, all).await.is_err() {
+        log::warn!("a domain's VMM does not answer yet");
     }
     Ok(())
 }
@@ -73,7 +92,11 @@ fn load_definitions(driver: &Driver) -> io::Result<()> {
 }
 
 /// Takes up the domain that a folder describes, or clears away after it.
-async fn find_running(driver: &Arc<Driver>, folder: &Folder, uuid: Uuid) -> Result<(), String> {
+async fn find_running(
+    driver: &Arc<Driver>,
+    folder: &Folder,
+    uuid: Uuid,
+) -> Result<Option<FirstAnswer>, String> {
     let record = match Record::read(folder) {
         Ok(record) => record,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -82,7 +105,7 @@ async fn find_running(driver: &Arc<Driver>, folder: &Folder, uuid: Uuid) -> Resu
                 folder.0.display()
             );
             folder.remove();
-            return Ok(());
+            return Ok(None);
         }
         Err(error) => return Err(format!("left alone: {error}")),
     };
@@ -90,7 +113,7 @@ async fn find_running(driver: &Arc<Driver>, folder: &Folder, uuid: Uuid) -> Resu
     let same_boot = record.boot_id == driver.boot_id;
     let Some(identity) = record.process else {
         abandon_start(folder, &record, same_boot).await;
-        return Ok(());
+        return Ok(None);
     };
     let process = if same_boot {
         vmm_process::find(identity).map_err(|e| format!("left alone: {e}"))?
@@ -110,7 +133,7 @@ async fn find_running(driver: &Arc<Driver>, folder: &Folder, uuid: Uuid) -> Resu
         None => {
             log::warn!("domain '{}' ended while no daemon watched", definition.name);
             ended_meanwhile(driver, &domain, folder, &record);
-            Ok(())
+            Ok(None)
         }
     }
 }
@@ -165,27 +188,19 @@ async fn take_up(
     record: Record,
     definition: Definition,
     process: Spawned,
-) -> Result<(), String> {
+) -> Result<Option<FirstAnswer>, String> {
     let process = process.watch().map_err(|(e, _)| e.to_string())?;
     let process = Arc::new(process);
     let name = definition.name.clone();
     let stream = files::connect_unix(&folder.control());
-    let (control, mut frames) = match stream.and_then(control::open) {
+    let (control, frames) = match stream.and_then(control::open) {
         Ok(opened) => opened,
         Err(error) => return Err(refused(driver, domain, folder, &record, &process, &error).await),
-    };
-    let status = first_status(&control, &mut frames).await;
-    let state = match status {
-        Some(status) => state_now(record.state, status.state),
-        None => {
-            log::warn!("domain '{name}': its VMM does not answer");
-            record.state
-        }
     };
     let (ended_sender, ended) = watch_channel::channel(false);
     {
         let mut inner = domain.lock();
-        inner.state = state;
+        inner.state = record.state;
         inner.live = Some(Live {
             id: record.id,
             definition: Arc::new(definition),
@@ -196,11 +211,12 @@ async fn take_up(
             autodestroy: record.autodestroy,
             destroying: false,
             rebooting: false,
+            resetting: false,
             console: None,
             ended,
         });
-        driver.write_record(&inner);
     }
+    let answer = control.send(Call::Query).map_err(|e| e.to_string())?;
     log::info!(
         "domain '{name}' runs on (id {}, process {})",
         record.id,
@@ -213,6 +229,7 @@ async fn take_up(
             process,
             control,
             ended: ended_sender,
+            catching_up: AtomicBool::new(true),
         },
         frames,
     ));
@@ -227,7 +244,7 @@ async fn take_up(
             }
         });
     }
-    Ok(())
+    Ok(Some(answer))
 }
 
 /// A process without a control socket is about to end, or is of no use to anybody.
@@ -240,7 +257,7 @@ async fn refused(
     error: &io::Error,
 ) -> String {
     let mut why = format!("its VMM cannot be reached: {error}");
-    if tokio::time::timeout(ANSWER_LIMIT, process.ended())
+    if tokio::time::timeout(END_LIMIT, process.ended())
         .await
         .is_err()
     {
@@ -248,7 +265,7 @@ async fn refused(
         if let Err(error) = process.kill() {
             return format!("{why}; left alone, as that failed: {error}");
         }
-        if tokio::time::timeout(ANSWER_LIMIT, process.ended())
+        if tokio::time::timeout(END_LIMIT, process.ended())
             .await
             .is_err()
         {
@@ -257,46 +274,6 @@ async fn refused(
     }
     ended_meanwhile(driver, domain, folder, record);
     why
-}
-
-async fn first_status(control: &Control, frames: &mut Frames) -> Option<Status> {
-    let mut answer = control.send(Call::Query).ok()?;
-    let wait = async {
-        loop {
-            tokio::select! {
-                frame = frames.next() => match frame {
-                    Ok(Some(FromVmm::Reply(reply))) => {
-                        if let Some(waiting) = control.take(&reply) {
-                            waiting.answer(reply.result);
-                        }
-                    }
-                    // What happened before is in the answer.
-                    Ok(Some(FromVmm::Event(_))) => {}
-                    Ok(None) | Err(_) => return None,
-                },
-                answered = &mut answer => return match answered {
-                    Ok(Ok(Answer::Status(status))) => Some(status),
-                    _ => None,
-                },
-            }
-        }
-    };
-    tokio::time::timeout(ANSWER_LIMIT, wait)
-        .await
-        .ok()
-        .flatten()
-}
-
-/// The state that was recorded, unless the machine says that it is another one by now.
-fn state_now(recorded: State, machine: MachineState) -> State {
-    match (machine, recorded) {
-        (MachineState::Running, State::Running(_)) => recorded,
-        (MachineState::Running, _) => State::Running(RunningReason::Unpaused),
-        (MachineState::Paused, State::Paused(_)) => recorded,
-        (MachineState::Paused, _) => State::Paused(PausedReason::User),
-        (MachineState::Halted, _) => State::Paused(PausedReason::ShuttingDown),
-        (MachineState::Crashed, _) => State::Crashed,
-    }
 }
 
 /// Starts what is to be started with the host, once a boot.

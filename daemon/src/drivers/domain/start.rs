@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch as watch_channel;
@@ -166,6 +167,7 @@ impl Started {
                 autodestroy: options.autodestroy,
                 destroying: false,
                 rebooting: false,
+                resetting: false,
                 console: None,
                 ended: ended.clone(),
             });
@@ -194,6 +196,7 @@ impl Started {
                 process: Arc::clone(&self.process),
                 control: self.control.clone(),
                 ended: ended_sender,
+                catching_up: AtomicBool::new(false),
             },
             self.frames,
         ));

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch::Sender;
@@ -36,6 +37,8 @@ pub struct Watched {
     pub control: Control,
     /// Told when everything about the end is done.
     pub ended: Sender<bool>,
+    /// The state may have changed while no daemon watched: the first status corrects it.
+    pub catching_up: AtomicBool,
 }
 
 /// Watches what comes in `frames` until the process has ended, then clears away.
@@ -137,30 +140,31 @@ impl Watched {
             };
             // Its answer changes nothing here; a dead connection shows elsewhere.
             drop(self.control.send(Call::OnPoweroff(action)));
-            return;
+            return self.rebooted(inner);
         }
-        let restarts = live.definition.on_poweroff == XmlAction::Restart;
-        let state = if restarts {
-            inner.state
-        } else {
-            State::Shutdown
-        };
-        self.change(inner, state, Some(Lifecycle::ShutdownGuest));
+        if live.definition.on_poweroff == XmlAction::Restart {
+            return self.rebooted(inner);
+        }
+        self.change(inner, State::Shutdown, Some(Lifecycle::ShutdownGuest));
         self.ask();
     }
 
     fn was_reset(&self, inner: &mut Inner) {
-        let Some(live) = inner.live.as_ref() else {
+        let Some(live) = inner.live.as_mut() else {
             return;
         };
-        match live.definition.on_reboot {
-            XmlAction::Restart => {
-                let name = self.domain.name_in(inner);
-                self.driver.hub.emit(&name, &DomainEvent::Reboot);
-            }
-            _ => self.change(inner, State::Shutdown, Some(Lifecycle::ShutdownGuest)),
+        let by_host = std::mem::take(&mut live.resetting);
+        if by_host || live.definition.on_reboot == XmlAction::Restart {
+            self.rebooted(inner);
+        } else {
+            self.change(inner, State::Shutdown, Some(Lifecycle::ShutdownGuest));
         }
         self.ask();
+    }
+
+    fn rebooted(&self, inner: &Inner) {
+        let name = self.domain.name_in(inner);
+        self.driver.hub.emit(&name, &DomainEvent::Reboot);
     }
 
     fn crashed(&self, inner: &mut Inner, reason: &str, guest_fault: bool) {
@@ -178,10 +182,15 @@ impl Watched {
     /// What follows a power-off, a reset or a crash depends on the machine's actions for them.
     fn is_now(&self, machine: MachineState) {
         let mut inner = self.domain.lock();
+        if self.catching_up.swap(false, Ordering::Relaxed) {
+            let state = caught_up(inner.state, machine);
+            return self.change(&mut inner, state, None);
+        }
         let state = match (machine, inner.state) {
-            (MachineState::Running, State::Shutdown | State::Crashed) => {
-                State::Running(RunningReason::Booted)
-            }
+            (
+                MachineState::Running,
+                State::Shutdown | State::Crashed | State::Paused(PausedReason::ShuttingDown),
+            ) => State::Running(RunningReason::Booted),
             (MachineState::Halted, State::Shutdown) => State::Paused(PausedReason::ShuttingDown),
             (MachineState::Crashed, State::Running(_) | State::Paused(_)) => State::Crashed,
             _ => return,
@@ -203,6 +212,18 @@ impl Watched {
         finish(&self.driver, &self.domain, exit, ending);
         // Nobody may be waiting.
         let _ = self.ended.send(true);
+    }
+}
+
+/// The state that was recorded, unless the machine says that it is another one by now.
+fn caught_up(recorded: State, machine: MachineState) -> State {
+    match (machine, recorded) {
+        (MachineState::Running, State::Running(_)) => recorded,
+        (MachineState::Running, _) => State::Running(RunningReason::Unpaused),
+        (MachineState::Paused, State::Paused(_)) => recorded,
+        (MachineState::Paused, _) => State::Paused(PausedReason::User),
+        (MachineState::Halted, _) => State::Paused(PausedReason::ShuttingDown),
+        (MachineState::Crashed, _) => State::Crashed,
     }
 }
 
