@@ -5,7 +5,7 @@ use rpc::error::ErrorCode;
 use rpc::procs;
 use rpc::types::Domain;
 
-use super::{ANY, affected, find_domain};
+use super::{AFFECT_CONFIG, ANY, affected, find_domain};
 use crate::command::{Args, Command, DOMAIN, data, flag, rest, text};
 use crate::editor::Draft;
 use crate::failure::{Context, Failure, Result};
@@ -73,6 +73,8 @@ fn get(
 
 fn desc(shell: &mut Shell, args: &Args) -> Result {
     let flags = affected(args)?;
+    // Only one text can be shown.
+    let shown = flags & AFFECT_CONFIG;
     let dom = find_domain(shell, args, ANY)?;
     let title = args.has("title");
     let (kind, what) = if title {
@@ -82,7 +84,7 @@ fn desc(shell: &mut Shell, args: &Args) -> Result {
     };
     let given = args.rest("new-desc").join(" ");
     if !args.has("new-desc") && !args.has("edit") {
-        let text = match get(shell, &dom, kind, None, flags) {
+        let text = match get(shell, &dom, kind, None, shown) {
             Ok(text) => text,
             Err(failure) if failure.code == Some(ErrorCode::NO_DOMAIN_METADATA) => String::new(),
             Err(failure) => return Err(failure),
@@ -98,7 +100,7 @@ fn desc(shell: &mut Shell, args: &Args) -> Result {
         let before = if args.has("new-desc") {
             given
         } else {
-            get(shell, &dom, kind, None, flags).or_else(|failure| match failure.code {
+            get(shell, &dom, kind, None, shown).or_else(|failure| match failure.code {
                 Some(ErrorCode::NO_DOMAIN_METADATA) => Ok(String::new()),
                 _ => Err(failure),
             })?
