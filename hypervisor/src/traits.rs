@@ -117,8 +117,8 @@ pub trait Vm: Send + Sync + std::fmt::Debug {
     ///
     /// # Safety
     /// `slot.host .. + slot.len` must stay mapped, readable and writable until the slot is
-    /// unmapped or the VM is dropped, and must be memory that anyone may write at any time
-    /// (it is never the target of a Rust reference).
+    /// unmapped or the VM and all of its vCPUs are dropped, and must be memory that anyone
+    /// may write at any time (it is never the target of a Rust reference).
     unsafe fn map_memory(&self, slot: MemorySlot) -> Result<()>;
 
     /// Takes a slot away.
@@ -139,7 +139,8 @@ pub trait Vm: Send + Sync + std::fmt::Debug {
     fn set_ioapic_routes(&self, pins: &[Option<(Msi, bool)>]) -> Result<()>;
 
     /// Every time `fd` (an eventfd) is signalled, `msi` is delivered. `gsi` names the
-    /// registration (24 and up; 0..24 are the I/O APIC's pins).
+    /// registration (24 to 4095; 0..24 are the I/O APIC's pins); registering it again with
+    /// the same `fd` changes the message.
     fn register_irqfd(&self, fd: BorrowedFd<'_>, gsi: u32, msi: Msi) -> Result<()>;
 
     /// Undoes `register_irqfd`.

@@ -680,6 +680,66 @@ fn the_clock_goes_on_from_where_it_is_set() {
     });
 }
 
+/// Nanoseconds that the page of a paravirtual clock gives for the TSC value `tsc`.
+fn clock_from_page(page: &[u8], tsc: u64) -> u64 {
+    let u64_at = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+    let u32_at = |at: usize| u32::from_le_bytes(page[at..at + 4].try_into().unwrap());
+    assert_eq!(u32_at(0) % 2, 0, "the version is even");
+    assert_ne!(u32_at(0), 0);
+    let ticks = u128::from(tsc.wrapping_sub(u64_at(8)));
+    let shift = page[28].cast_signed();
+    let scaled = if shift < 0 {
+        ticks >> -shift
+    } else {
+        ticks << shift
+    };
+    u64_at(16) + ((scaled * u128::from(u32_at(24))) >> 32) as u64
+}
+
+#[test]
+fn the_paravirtual_clock_agrees_with_the_machines() {
+    same(|backend| {
+        let mut rig = Rig::new(backend, Mode::Long, guests::pv_clock());
+        let hour = 3_600_000_000_000;
+        rig.vm.set_clock(5 * hour).unwrap();
+        for (hours, stops) in [(5, 1), (9, 2)] {
+            rig.run_to_stop();
+            assert_eq!(rig.bus.bytes(0xf4).len(), stops);
+            let msrs = rig.vcpu.state().unwrap().msrs;
+            let tsc = msrs.iter().find(|m| m.0 == 0x10).unwrap().1;
+            let now = clock_from_page(&rig.ram.read(0x4000, 32), tsc);
+            assert!((hours * hour..(hours + 1) * hour).contains(&now), "{now}");
+            // Set while stopped, as on resume: seen from the next run on.
+            rig.vm.set_clock(9 * hour).unwrap();
+        }
+        let wall = rig.ram.read_u32(0x4044);
+        let now = std::time::SystemTime::now();
+        let epoch = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+        let boot = epoch.as_secs() - 5 * 3600;
+        assert!(u64::from(wall).abs_diff(boot) < 600, "{wall}");
+        rig.bus.bytes(0x80)
+    });
+}
+
+#[test]
+fn an_ipi_by_hypercall_arrives() {
+    let hardware = hypervisor::host::report().prefers_kvm();
+    if !hardware {
+        println!("left out on KVM: needs hardware virtualization (VMMCALL)");
+    }
+    let run = |backend| {
+        let mut rig = Rig::new(backend, Mode::Long, guests::pv_ipi());
+        rig.gate(Mode::Long, 0x40, 0x100);
+        rig.run_to_stop();
+        rig.bus.bytes(0x80)
+    };
+    let expected = [1, 0, 0, 0, 0x18, 0xfc, 0xff, 0xff, 0x40];
+    assert_eq!(run(Backend::Soft), expected);
+    if hardware {
+        assert_eq!(run(Backend::Kvm), expected);
+    }
+}
+
 #[test]
 fn an_instruction_kvm_cannot_emulate_is_named() {
     let report = hypervisor::host::report();

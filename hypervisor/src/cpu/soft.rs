@@ -56,9 +56,9 @@ static FEATURES: &[&str] = &[
 ];
 
 /// Offered, but not part of the default model: `smap` costs every copy from and to a user
-/// program, extended states every switch between programs.
-const NOT_BY_DEFAULT: [&str; 9] = [
-    "smap", "xsave", "xsaveopt", "xsavec", "xgetbv1", "avx", "avx2", "fma", "f16c",
+/// program, extended states every switch between programs; `sse4a` is AMD's.
+const NOT_BY_DEFAULT: [&str; 10] = [
+    "smap", "sse4a", "xsave", "xsaveopt", "xsavec", "xgetbv1", "avx", "avx2", "fma", "f16c",
 ];
 
 /// Bytes of the XSAVE area for x87, SSE and AVX in the standard form.

@@ -523,3 +523,48 @@ guest! {
     "out 0xf4, al",
     "hlt",
 }
+
+guest! {
+    /// Switches on the paravirtual clock with its page at 0x4000 and the wall clock at 0x4040.
+    pv_clock, "64",
+    "mov ecx, 0x4b564d00",
+    "mov eax, 0x4040",
+    "xor edx, edx",
+    "wrmsr",
+    "mov ecx, 0x4b564d01",
+    "mov eax, 0x4001",
+    "wrmsr",
+    "rdmsr",
+    "out 0x80, eax",
+    "out 0xf4, al",
+    "out 0xf4, al",
+    "hlt",
+}
+
+guest! {
+    /// Sends itself vector 0x40 by hypercall, and says its result.
+    pv_ipi, "64",
+    "mov edi, 0xfee00000",
+    "mov dword ptr [rdi + 0xf0], 0x1ff",
+    "cli",
+    "mov eax, 10",
+    "mov ebx, 1",
+    "xor ecx, ecx",
+    "xor edx, edx",
+    "mov esi, 0x40",
+    "vmmcall",
+    "out 0x80, eax",
+    "mov eax, 0x12345",
+    "vmmcall",
+    "out 0x80, eax",
+    "sti",
+    "hlt",
+    "cli",
+    "out 0xf4, al",
+    "hlt",
+    ".org guest_pv_ipi + 0x100",
+    "mov al, 0x40",
+    "out 0x80, al",
+    "mov dword ptr [rdi + 0xb0], 0",
+    "iretq",
+}
