@@ -62,6 +62,8 @@ impl Cpu {
     /// Runs blocks until something wants attention.
     fn run_blocks(&mut self) {
         self.left = BLOCKS_BETWEEN_LOOKS;
+        // An event may have led elsewhere than the last branch would have.
+        self.link = std::ptr::null_mut();
         while self.pending.is_none()
             && !self.busy()
             && let Some(block) = self.find_block(self.mode)

@@ -14,7 +14,7 @@ use crate::exception::{Exception, Fallible};
 use crate::exec;
 use crate::machine::Mail;
 use crate::op::{Block, Handler, Op, Plain};
-use crate::simd;
+use crate::simd::{self, Fast};
 use crate::state::seg;
 
 /// Bit of a mode: the block holds one instruction.
@@ -470,7 +470,12 @@ impl Context<'_> {
                     imm: fp.data,
                     ..op
                 };
-                Some(Emit::Plain(fp.handler, op))
+                Some(match (fp.fast, self.class) {
+                    (Some(Fast::Registers(f)), _) => Emit::Next(f, op),
+                    (Some(Fast::Memory { base, .. }), EaClass::Base) => Emit::Next(base, op),
+                    (Some(Fast::Memory { full, .. }), EaClass::Full) => Emit::Next(full, op),
+                    _ => Emit::Plain(fp.handler, op),
+                })
             })
             .unwrap_or(Emit::End(exec::undefined, op));
         match emit {

@@ -147,6 +147,7 @@ pub(super) fn decode(insn: &Instruction) -> Option<FpOp> {
     };
     Some(FpOp {
         handler,
+        fast: None,
         a: 0,
         b: 0,
         data: masked.pack(),

@@ -6,7 +6,7 @@ use super::runtime::unmasked;
 use super::thunk::{Desc, Unit};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
-use crate::op::{Op, Plain};
+use crate::op::Op;
 use crate::state::{cr0, cr4, rflags};
 
 /// MXCSR: all exception masks.
@@ -20,31 +20,8 @@ const UNDERFLOW: u32 = 0x10;
 /// MXCSR: flush to zero.
 const FTZ: u32 = 0x8000;
 
-/// The handler that runs `desc`.
-pub(super) fn handler(desc: &Desc) -> Plain {
-    const SSE: u8 = Unit::Sse as u8;
-    const AVX: u8 = Unit::Avx as u8;
-    match (desc.unit, desc.len, desc.mxcsr | desc.flags) {
-        (Unit::Sse, 0, false) => quick_registers::<SSE>,
-        (Unit::Avx, 0, false) => quick_registers::<AVX>,
-        _ => kept,
-    }
-}
-
-/// Register to register, no exceptions, no flags.
-fn quick_registers<const UNIT: u8>(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
-    // SAFETY: `decode_fp` put the address of a leaked Desc there.
-    let desc = unsafe { &*(op.imm as usize as *const Desc) };
-    if UNIT == Unit::Avx as u8 {
-        check_avx(cpu)?;
-    } else {
-        check_sse(cpu)?;
-    }
-    call(cpu, op, desc, std::ptr::null_mut());
-    Ok(())
-}
-
-fn kept(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
+/// The instruction that `op` stands for, with all checks.
+pub(super) fn kept(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     // SAFETY: `decode_fp` put the address of a leaked Desc there.
     let desc = unsafe { &*(op.imm as usize as *const Desc) };
     run(cpu, op, desc)
@@ -123,7 +100,7 @@ fn check(cpu: &Cpu, desc: &Desc) -> Fallible<()> {
 
 /// Calls the thunk; whether it stopped at an unmasked SIMD exception.
 #[inline(always)]
-fn call(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> bool {
+pub(super) fn call(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> bool {
     // SAFETY: the thunk reads and writes `mem` for the operand's length (the caller sees to
     // it), vector registers in `fp`, fields of `runtime`, and the general register at op.a,
     // which the decoder set to 8 times a register number, or 0 where it uses the first three.
@@ -185,8 +162,9 @@ fn perform(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<bool> 
                 written = desc.no_wait || unmasked(&cpu.s.fp) & 0x1f == 0;
             }
             if !desc.control {
-                set_instruction_pointer(cpu, op, desc);
-            } else if desc.key.instruction().mnemonic() == iced_x86::Mnemonic::Fninit {
+                let rip = cpu.s.rip.wrapping_sub(u64::from(op.len));
+                set_instruction_pointer(cpu, rip, desc);
+            } else if desc.initialises {
                 cpu.s.fp.legacy[6..24].fill(0);
             }
         }
@@ -256,21 +234,22 @@ fn simd(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<()> {
 }
 
 /// FOP, FIP and FCS of the instruction just run.
-fn set_instruction_pointer(cpu: &mut Cpu, op: &Op, desc: &Desc) {
+#[inline]
+pub(super) fn set_instruction_pointer(cpu: &mut Cpu, rip: u64, desc: &Desc) {
     let wide = cpu.s.mode64();
-    let rip = cpu.s.rip.wrapping_sub(u64::from(op.len));
     let fip = if wide {
         rip
     } else {
         rip & 0xffff_ffff | u64::from(cpu.s.seg[crate::state::seg::CS].selector) << 32
     };
     let legacy = &mut cpu.s.fp.legacy;
-    legacy[6..8].copy_from_slice(&desc.key.fop().to_le_bytes());
+    legacy[6..8].copy_from_slice(&desc.fop.to_le_bytes());
     legacy[8..16].copy_from_slice(&fip.to_le_bytes());
 }
 
 /// FDP and FDS of the instruction just run.
-fn set_data_pointer(cpu: &mut Cpu, op: &Op, offset: u64) {
+#[inline]
+pub(super) fn set_data_pointer(cpu: &mut Cpu, op: &Op, offset: u64) {
     let fdp = if cpu.s.mode64() {
         offset
     } else {

@@ -17,6 +17,7 @@ mod cache;
 mod element;
 mod env;
 mod execute;
+mod fast;
 mod features;
 mod key;
 mod runtime;
@@ -33,6 +34,7 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 use crate::cpu::Cpu;
 use crate::op::Plain;
 
+pub use fast::Fast;
 pub use features::host_fp_features;
 pub use runtime::Runtime;
 
@@ -42,6 +44,8 @@ pub use runtime::Runtime;
 pub struct FpOp {
     /// Runs it.
     pub handler: Plain,
+    /// Runs it too, in most cases faster.
+    pub fast: Option<Fast>,
     /// Goes to `Op::a`.
     pub a: u8,
     /// Goes to `Op::b`.
@@ -63,15 +67,17 @@ pub fn decode_fp(cpu: &Cpu, insn: &Instruction, bytes: &[u8]) -> Option<FpOp> {
     }
     let fop = if is_x87(insn) { fop(bytes) } else { 0 };
     let (key, gpr) = key::Key::new(insn, fop)?;
-    let (handler, data) = match cache::find(key)? {
+    let (handler, fast, data) = match cache::find(key)? {
         cache::Found::Kept(desc) => (
-            execute::handler(desc),
+            execute::kept as Plain,
+            fast::handlers(desc),
             std::ptr::from_ref(desc).addr() as u64,
         ),
-        cache::Found::NoRoom(desc) => (execute::scratch as Plain, desc.key.0),
+        cache::Found::NoRoom(desc) => (execute::scratch as Plain, None, desc.key.0),
     };
     Some(FpOp {
         handler,
+        fast,
         a: gpr.unwrap_or(0) * 8,
         b: 0,
         data,
@@ -84,6 +90,7 @@ fn by_hand(insn: &Instruction) -> Option<FpOp> {
     let plain = |handler: Plain, data: u64| {
         Some(FpOp {
             handler,
+            fast: None,
             a: 0,
             b: 0,
             data,

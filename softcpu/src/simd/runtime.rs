@@ -53,6 +53,12 @@ impl Runtime {
     pub(super) const FLAGS: i32 = std::mem::offset_of!(Self, flags) as i32;
     pub(super) const FSW: i32 = std::mem::offset_of!(Self, fsw) as i32;
 
+    /// The host's x87 unit holds the guest's state, with nothing pending.
+    #[inline(always)]
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
+
     /// Takes the guest's x87 state into the host's unit.
     #[inline]
     pub(super) fn enter(&mut self, fp: &FpState) {

@@ -60,6 +60,10 @@ pub(super) struct Desc {
     pub no_wait: bool,
     /// x87: leaves the instruction and data pointers alone.
     pub control: bool,
+    /// FNINIT.
+    pub initialises: bool,
+    /// x87: its last 11 opcode bits.
+    pub fop: u16,
 }
 
 /// Why no thunk could be made.
@@ -294,6 +298,8 @@ pub(super) fn compile(key: Key) -> Result<(Vec<u8>, Desc), ThunkError> {
         flags,
         no_wait: unit == Unit::X87 && waits_not(mnemonic),
         control: unit == Unit::X87 && is_control(mnemonic),
+        initialises: mnemonic == Mnemonic::Fninit,
+        fop: key.fop(),
     };
     Ok((e.0, desc))
 }
