@@ -107,6 +107,10 @@ const HYPERVISOR: Place = Place {
 /// cheaper to run and are no part of any model.
 const ALWAYS: [&str; 5] = ["hypervisor", "x2apic", "tsc-deadline", "arat", "ht"];
 
+/// Features by which the software CPU tells a guest that it need not defend itself against
+/// the flaws of the processor it is named after.
+const IMMUNE: [&str; 2] = ["arch-capabilities", "spec-ctrl"];
+
 /// Bits that other modules name.
 pub(crate) mod bits {
     /// CPUID.1:ECX, TSC-deadline mode of the local APIC's timer.
@@ -150,6 +154,11 @@ pub fn template(vm: &dyn Vm, request: &CpuRequest<'_>) -> Result<CpuTemplate, Cp
             }
             for name in ALWAYS {
                 wanted.like(name, &offered, request)?;
+            }
+            if vm.backend() == Backend::Soft && model.vendor == Vendor::Intel {
+                for name in IMMUNE {
+                    wanted.like(name, &offered, request)?;
+                }
             }
         }
         None => {

@@ -13,6 +13,7 @@ static FEATURES: &[&str] = &[
     "adx",
     "apic",
     "arat",
+    "arch-capabilities",
     "bmi1",
     "bmi2",
     "clflush",
@@ -49,6 +50,7 @@ static FEATURES: &[&str] = &[
     "sep",
     "smap",
     "smep",
+    "spec-ctrl",
     "syscall",
     "tsc",
     "tsc-deadline",
@@ -56,9 +58,21 @@ static FEATURES: &[&str] = &[
 ];
 
 /// Offered, but not part of the default model: `smap` costs every copy from and to a user
-/// program, extended states every switch between programs; `sse4a` is AMD's.
-const NOT_BY_DEFAULT: [&str; 10] = [
-    "smap", "sse4a", "xsave", "xsaveopt", "xsavec", "xgetbv1", "avx", "avx2", "fma", "f16c",
+/// program, extended states every switch between programs; `sse4a` is AMD's; what says that a
+/// processor is immune is for models that would otherwise be known not to be.
+const NOT_BY_DEFAULT: [&str; 12] = [
+    "arch-capabilities",
+    "smap",
+    "spec-ctrl",
+    "sse4a",
+    "xsave",
+    "xsaveopt",
+    "xsavec",
+    "xgetbv1",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
 ];
 
 /// Bytes of the XSAVE area for x87, SSE and AVX in the standard form.
