@@ -1,8 +1,6 @@
 //! Memory and virtual CPUs: `setmem`, `setmaxmem`, `vcpucount`.
 
-use rpc::args::{
-    DomainGetVcpusFlagsArgs, DomainSetMaxMemoryArgs, DomainSetMemoryArgs, DomainSetMemoryFlagsArgs,
-};
+use rpc::args::{DomainGetVcpusFlagsArgs, DomainSetMemoryFlagsArgs};
 use rpc::error::ErrorCode;
 use rpc::procs;
 use rpc::types::Domain;
@@ -85,40 +83,19 @@ fn kibibytes(args: &Args) -> Result<u64> {
 const MEM_MAXIMUM: u32 = 1 << 2;
 
 fn setmaxmem(shell: &mut Shell, args: &Args) -> Result {
-    let flags = affected(args)?;
-    let dom = find_domain(shell, args, ANY)?;
-    let memory = kibibytes(args)?;
-    let set = if flags == 0 && !args.has("current") {
-        shell.call(
-            procs::DOMAIN_SET_MAX_MEMORY,
-            &DomainSetMaxMemoryArgs { dom, memory },
-        )
-    } else {
-        let args = DomainSetMemoryFlagsArgs {
-            dom,
-            memory,
-            flags: flags | MEM_MAXIMUM,
-        };
-        shell.call(procs::DOMAIN_SET_MEMORY_FLAGS, &args)
-    };
-    set.context("Unable to change MaxMemorySize")
+    set_memory(shell, args, MEM_MAXIMUM).context("Unable to change MaxMemorySize")
 }
 
 fn setmem(shell: &mut Shell, args: &Args) -> Result {
-    let flags = affected(args)?;
+    set_memory(shell, args, 0)
+}
+
+fn set_memory(shell: &mut Shell, args: &Args, what: u32) -> Result {
+    let flags = affected(args)? | what;
     let dom = find_domain(shell, args, ANY)?;
     let memory = kibibytes(args)?;
-    if flags == 0 && !args.has("current") {
-        shell.call(
-            procs::DOMAIN_SET_MEMORY,
-            &DomainSetMemoryArgs { dom, memory },
-        )
-    } else {
-        shell.call(
-            procs::DOMAIN_SET_MEMORY_FLAGS,
-            &DomainSetMemoryFlagsArgs { dom, memory, flags },
-        )
-    }
+    let args = DomainSetMemoryFlagsArgs { dom, memory, flags };
+    shell.call(procs::DOMAIN_SET_MEMORY_FLAGS, &args)
 }
 
 /// `VIR_DOMAIN_VCPU_*`
