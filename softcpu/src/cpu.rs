@@ -311,7 +311,7 @@ impl Cpu {
     /// The general register (or zero, or the block's RIP) at a byte offset as in `Op::a`.
     #[inline(always)]
     pub fn reg64(&self, offset: u8) -> u64 {
-        debug_assert!(offset <= Op::RIP && offset % 8 == 0);
+        debug_assert!(offset <= Op::RIP && offset.is_multiple_of(8));
         // SAFETY: gpr, zero and block_rip lie one after another at the start of the repr(C)
         // state, and offsets come from the decoder, which knows no others.
         unsafe {

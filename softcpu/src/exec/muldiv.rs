@@ -53,7 +53,7 @@ fn mul_flags(cpu: &mut Cpu, low: u64, bytes: usize, overflow: bool) {
     let negative = sign(low, bytes) < 0;
     let parity = (low as u8).count_ones().is_multiple_of(2);
     cpu.s.cc =
-        0x200 | u64::from(overflow) * 0x101 | u64::from(negative) << 15 | u64::from(parity) << 10;
+        0x200 | (u64::from(overflow) * 0x101) | u64::from(negative) << 15 | u64::from(parity) << 10;
 }
 
 /// MUL; operand size in `a`.

@@ -74,7 +74,7 @@ fn host_leaves() -> Vec<Leaf> {
             let mut regs = [r.eax, r.ebx, r.ecx, r.edx];
             let fp = softcpu::simd::host_fp_features();
             match (function, index) {
-                (0xd, 1) => regs[0] = fp.xsave_eax & regs[0],
+                (0xd, 1) => regs[0] &= fp.xsave_eax,
                 (0x8000_0001, _) => {
                     // Not modelled: XOP, FMA4, TBM, 3DNow!, misaligned SSE.
                     regs[2] &= !(1 << 11 | 1 << 16 | 1 << 21 | 1 << 7);
@@ -141,7 +141,7 @@ impl Soft {
         for page in 1..DATA_PAGES as u64 {
             self.put(
                 PT_DATA + 8 * page,
-                DATA_PHYS + (page << 12) | USER | NX | AD,
+                (DATA_PHYS + (page << 12)) | USER | NX | AD,
             );
         }
         self.put(GDT + 0x08, 0x00af_9b00_0000_ffff);
