@@ -13,9 +13,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::devices::ioapic::IoApic;
 use crate::devices::{Request, Requests, lock};
+use crate::loader::LoadError;
 
-/// Longest time all vCPUs together may take to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Longest time all vCPUs together may take to stop: one that is loading a kernel first
+/// finishes that.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// A vCPU that has not stopped after this long is kicked again.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -30,13 +32,28 @@ pub enum Message {
     Broken(String),
 }
 
+/// Puts a kernel into guest memory; gives the state of the vCPU that enters it.
+pub type Load = Box<dyn FnOnce() -> Result<VcpuState, LoadError> + Send>;
+
 /// A job for a vCPU's own thread, done before it runs on.
-#[derive(Debug)]
 pub enum Job {
+    /// Load what it is to enter. Here, because unpacking a kernel takes long and whoever
+    /// starts a machine need not wait for it.
+    Boot(Load),
     /// Replace its whole state.
     Load(Box<VcpuState>),
     /// Non-maskable interrupt.
     Nmi,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Boot(_) => "Boot",
+            Self::Load(_) => "Load",
+            Self::Nmi => "Nmi",
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,6 +328,13 @@ fn work(index: usize, mut vcpu: Box<dyn Vcpu>, gate: &Gate, bus: &dyn Bus, ioapi
             Next::Run => {}
             Next::Job(job) => {
                 let done = match job {
+                    Job::Boot(load) => match load() {
+                        Ok(state) => vcpu.set_state(&state),
+                        Err(error) => {
+                            gate.report(Message::Broken(error.to_string()));
+                            continue;
+                        }
+                    },
                     Job::Load(state) => vcpu.set_state(&state),
                     Job::Nmi => vcpu.inject_nmi(),
                 };

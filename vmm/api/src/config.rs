@@ -51,10 +51,10 @@ pub struct MachineConfig {
     /// What the guest's own power-off does.
     #[serde(default = "destroy")]
     pub on_poweroff: LifecycleAction,
-    /// What the guest's own reset does.
+    /// What the guest's own reset does, a triple fault among them.
     #[serde(default = "restart")]
     pub on_reboot: LifecycleAction,
-    /// What a panic or triple fault does.
+    /// What a panic does.
     #[serde(default = "destroy")]
     pub on_crash: LifecycleAction,
     /// vCPUs stay paused until `resume`.

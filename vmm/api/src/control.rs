@@ -91,7 +91,7 @@ pub enum MachineState {
     Running,
     /// Paused by the user, or started so.
     Paused,
-    /// Preserved after a panic or triple fault (`on_crash` preserve).
+    /// Preserved after a panic (`on_crash` preserve).
     Crashed,
     /// Preserved after power-off or reset.
     Halted,
@@ -109,11 +109,11 @@ pub enum Event {
     Shutdown,
     /// The guest reset itself, or was reset; it boots again if `on_reboot` says so.
     Reset,
-    /// The guest panicked (pvpanic), triple-faulted, or the backend gave up.
+    /// The guest panicked (pvpanic), or the backend gave up.
     Crashed {
         /// What happened, for people.
         reason: String,
-        /// True for pvpanic and triple fault; false where the backend cannot go on.
+        /// True for pvpanic; false where the backend cannot go on.
         guest_fault: bool,
     },
     /// The process ends now; nothing follows.
@@ -147,7 +147,7 @@ pub enum ExitCause {
     Shutdown,
     /// `Call::Stop` or SIGTERM.
     Stopped,
-    /// The guest panicked or triple-faulted with `on_crash` destroy.
+    /// The guest panicked with `on_crash` destroy.
     Crashed,
     /// The machine could not be built, or the backend cannot go on.
     Failed,

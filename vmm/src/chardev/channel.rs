@@ -218,6 +218,13 @@ impl Channel {
         if let Link::Pty(pty) = &self.link {
             pty.acknowledge();
             self.look(epoll);
+            if !self.connected {
+                // Opened and closed again already, as `echo x > /dev/pts/N` does: what it wrote
+                // counts all the same; the end of it is the hang-up.
+                self.connected = true;
+                self.draining = true;
+                self.pump_input(epoll);
+            }
         } else if let Some(greeting) = self.link.accept() {
             self.connected = true;
             self.input_ended = false;

@@ -151,6 +151,11 @@ impl Link {
         let Some(fd) = self.input() else {
             return Input::End;
         };
+        // Shared with other processes: it can't be made non-blocking here.
+        let ready = PollFlags::POLLIN | PollFlags::POLLHUP;
+        if matches!(self, Self::Stdio(_)) && !is_ready(fd, ready) {
+            return Input::Later;
+        }
         let input = match nix::unistd::read(fd, &mut buffer) {
             Ok(0) => return Input::End,
             Ok(length) => &buffer[..length],
@@ -209,8 +214,8 @@ impl Link {
                 Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
             },
             Self::Stdio(stdio) => {
-                // Shared with other processes: it can't be made non-blocking here.
-                if !writable(stdio.output())? {
+                // As in `read`.
+                if !is_ready(stdio.output(), PollFlags::POLLOUT | PollFlags::POLLERR) {
                     return Err(Errno::EAGAIN);
                 }
                 nix::unistd::write(stdio.output(), &bytes[..bytes.len().min(SMALL)])
@@ -224,13 +229,13 @@ impl Link {
     }
 }
 
-/// Writing does not block now.
-fn writable(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
-    poll(&mut fds, PollTimeout::ZERO)?;
-    let events = fds[0].revents().unwrap_or(PollFlags::empty());
-    if events.contains(PollFlags::POLLERR) {
-        return Err(Errno::EPIPE);
+/// One of `events` is there now: a call does not wait.
+fn is_ready(fd: BorrowedFd<'_>, events: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd, events)];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(_) => fds[0]
+            .revents()
+            .is_some_and(|revents| revents.intersects(events)),
+        Err(_) => false,
     }
-    Ok(events.contains(PollFlags::POLLOUT))
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::elf::{Elf, ElfError};
 use super::unpack::{self, Format};
-use super::{Boot, Entry, LoadError, load_initrd, memory_map, pvh, write_cmdline};
+use super::{Boot, Entry, LoadError, Named, load_initrd, memory_map, pvh, write_cmdline};
 use crate::layout::{GDT, HIMEM, ZERO_PAGE};
 use crate::memory::{GuestMemory, PAGE, Scratch};
 use crate::num::{Fields, align_up, low32, to_usize};
@@ -73,6 +73,32 @@ impl Header {
             needs: needs.flatten(),
         })
     }
+
+    /// Whether an image of `size` bytes with this header can be loaded, as far as it tells.
+    ///
+    /// # Errors
+    /// Too old, cut short, too large for the guest.
+    pub fn check(&self, memory: &GuestMemory, kernel: &Named, size: u64) -> Result<(), LoadError> {
+        if self.version < OLDEST || self.load_flags & 1 == 0 {
+            return Err(kernel
+                .not_kernel("a Linux image of a boot protocol older than 2.06, or no bzImage"));
+        }
+        if self.body >= size {
+            return Err(kernel.damaged("nothing after the setup code"));
+        }
+        if self.payload.as_ref().is_some_and(|p| p.end > size) {
+            return Err(kernel.damaged("the file ends within its payload"));
+        }
+        if let Some(needs) = &self.needs
+            && needs.end > memory.low().end
+        {
+            return Err(kernel.no_room(format!(
+                "it needs at least {} MiB",
+                needs.end.div_ceil(1 << 20)
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// Loads a bzImage of `size` bytes.
@@ -85,27 +111,11 @@ pub fn load(
     header: &Header,
     size: u64,
 ) -> Result<Entry, LoadError> {
-    let kernel = &boot.kernel;
-    if header.version < OLDEST || header.load_flags & 1 == 0 {
-        return Err(
-            kernel.not_kernel("a Linux image of a boot protocol older than 2.06, or no bzImage")
-        );
-    }
-    if header.body >= size {
-        return Err(kernel.damaged("nothing after the setup code"));
-    }
-    if let Some(needs) = &header.needs
-        && needs.end > memory.low().end
-    {
-        return Err(kernel.no_room(format!(
-            "it needs at least {} MiB",
-            needs.end.div_ceil(1 << 20)
-        )));
-    }
+    header.check(memory, &boot.kernel, size)?;
     let unpacked = if boot.no_unpack {
         None
     } else {
-        unpack_and_load(memory, boot, header, size)?
+        unpack_and_load(memory, boot, header)?
     };
     match unpacked {
         Some((entry, end)) => pvh::finish(
@@ -124,15 +134,11 @@ fn unpack_and_load(
     memory: &GuestMemory,
     boot: &Boot,
     header: &Header,
-    size: u64,
 ) -> Result<Option<(u32, u64)>, LoadError> {
     let kernel = &boot.kernel;
     let Some(range) = header.payload.clone().filter(|r| r.end - r.start > 4) else {
         return Ok(None);
     };
-    if range.end > size {
-        return Err(kernel.damaged("the file ends within its payload"));
-    }
     let mut edges = [0; 8];
     kernel.read_at(range.start, &mut edges[..4])?;
     kernel.read_at(range.end - 4, &mut edges[4..])?;

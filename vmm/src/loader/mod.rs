@@ -70,6 +70,9 @@ pub enum LoadError {
     Memory(#[from] MemoryError),
 }
 
+/// Bytes by which a kernel's kind is known (a Multiboot header lies in the first 8 KiB).
+const HEAD: usize = 8192;
+
 /// A file with its name for messages.
 #[derive(Debug)]
 pub struct Named {
@@ -98,6 +101,13 @@ impl Named {
         self.file
             .read_exact_at(buffer, offset)
             .map_err(|source| self.unreadable(source))
+    }
+
+    /// The first bytes of a file of `size` bytes.
+    fn head<'a>(&self, size: u64, buffer: &'a mut [u8; HEAD]) -> Result<&'a [u8], LoadError> {
+        let head = &mut buffer[..crate::num::to_usize(size.min(HEAD as u64))];
+        self.read_at(0, head)?;
+        Ok(head)
     }
 
     fn unreadable(&self, source: std::io::Error) -> LoadError {
@@ -200,6 +210,25 @@ pub struct Entry {
     pub selectors: Option<(u16, u16)>,
 }
 
+/// Whether loading takes long: a bzImage is to be unpacked. What a quick look can tell to be
+/// wrong with it is told here, all the rest by [`load`].
+///
+/// # Errors
+/// A file can't be read, or won't do.
+pub fn takes_long(memory: &GuestMemory, boot: &Boot) -> Result<bool, LoadError> {
+    let kernel = &boot.kernel;
+    let size = kernel.size()?;
+    let Some(header) = bzimage::Header::find(kernel.head(size, &mut [0; HEAD])?) else {
+        return Ok(false);
+    };
+    header.check(memory, kernel, size)?;
+    let initrd = boot.initrd.as_ref().map_or(Ok(0), Named::size)?;
+    if initrd > memory.low().end {
+        return Err(kernel.no_room(format!("beside an initrd of {initrd} bytes")));
+    }
+    Ok(true)
+}
+
 /// Loads `boot` into `memory`, which is all zero.
 ///
 /// # Errors
@@ -208,10 +237,8 @@ pub struct Entry {
 pub fn load(memory: &GuestMemory, boot: &Boot) -> Result<Entry, LoadError> {
     let kernel = &boot.kernel;
     let size = kernel.size()?;
-    let mut head = [0; 8192];
-    let have = crate::num::to_usize(size.min(head.len() as u64));
-    kernel.read_at(0, &mut head[..have])?;
-    let head = &head[..have];
+    let mut head = [0; HEAD];
+    let head = kernel.head(size, &mut head)?;
     if let Some(header) = bzimage::Header::find(head) {
         return bzimage::load(memory, boot, &header, size);
     }

@@ -291,7 +291,7 @@ impl Machine {
             control,
             signals: None,
             epoll: builder.epoll,
-            boot,
+            boot: Arc::new(boot),
             description,
             power_on,
             state: MachineState::Paused,

@@ -1,40 +1,42 @@
 //! Starting, stopping, resetting, ending: what happens to the machine as a whole.
 
-use hypervisor::VcpuState;
 use vmm_api::config::LifecycleAction;
 use vmm_api::control::{Event, ExitCause, ExitRecord, FromVmm, MachineState};
 
 use super::{Ending, Machine, MachineError, build, cpu};
 use crate::acpi::{self, mptable};
 use crate::devices::Request;
-use crate::loader::{self, Entry};
+use crate::loader;
 use crate::num::low8;
 use crate::vcpu::{Job, Message};
 
 impl Machine {
-    /// Puts kernel and tables into (zeroed) guest memory, and the vCPUs to their first
-    /// instruction.
+    /// Puts tables and kernel into (zeroed) guest memory, and the vCPUs to their first
+    /// instruction; a kernel that is to be unpacked first is left to the vCPU's own thread.
     pub(super) fn load(&mut self) -> Result<(), MachineError> {
         if self.config.acpi {
             acpi::write(&self.memory, &self.description)?;
         } else {
             mptable::write(&self.memory, self.config.vcpus)?;
         }
-        let entry = loader::load(&self.memory, &self.boot)?;
-        self.threads.forget_jobs();
-        let states = self.first_states(&entry);
-        let mut states = states.into_iter();
-        self.threads
-            .each(|_| Job::Load(Box::new(states.next().unwrap_or_default())));
-        Ok(())
-    }
-
-    fn first_states(&self, entry: &Entry) -> Vec<VcpuState> {
-        let first = |(index, power_on)| match index {
-            0 => cpu::at_entry(power_on, entry),
-            _ => cpu::waiting(power_on),
+        let (memory, boot) = (self.memory.clone(), self.boot.clone());
+        let first = self.power_on.first().cloned().unwrap_or_default();
+        let load = move || {
+            let entry = loader::load(&memory, &boot)?;
+            Ok(cpu::at_entry(&first, &entry))
         };
-        self.power_on.iter().enumerate().map(first).collect()
+        let mut first = Some(if loader::takes_long(&self.memory, &self.boot)? {
+            Job::Boot(Box::new(load))
+        } else {
+            Job::Load(Box::new(load()?))
+        });
+        self.threads.forget_jobs();
+        let mut waiting = self.power_on.iter().map(cpu::waiting);
+        self.threads.each(|_| {
+            let others = waiting.next().unwrap_or_default();
+            first.take().unwrap_or_else(|| Job::Load(Box::new(others)))
+        });
+        Ok(())
     }
 
     pub(super) fn event(&mut self, event: Event) {
@@ -119,7 +121,12 @@ impl Machine {
                 let message = format!("debug exit with {value:#x}");
                 self.end(ExitCause::Shutdown, message, i32::from(low8(status)));
             }
-            Message::TripleFault => self.crashed("triple fault".into(), true),
+            Message::TripleFault => {
+                // As on hardware, where the chipset resets the processor: some systems reboot
+                // this way.
+                log::info!("{}: triple fault", self.config.name);
+                self.guest_reset();
+            }
             Message::Broken(reason) => self.crashed(reason, false),
         }
     }

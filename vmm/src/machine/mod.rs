@@ -119,7 +119,7 @@ pub struct Machine {
     control: Option<Control>,
     signals: Option<SignalFd>,
     epoll: Epoll,
-    boot: Boot,
+    boot: Arc<Boot>,
     description: Description,
     /// The vCPUs as the backend made them.
     power_on: Vec<VcpuState>,
