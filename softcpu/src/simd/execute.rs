@@ -10,7 +10,7 @@ use crate::op::Op;
 use crate::state::{cr0, cr4, rflags};
 
 /// MXCSR: all exception masks.
-const MASKS: u32 = 0x1f80;
+pub(super) const MASKS: u32 = 0x1f80;
 /// MXCSR: all exception flags.
 const FLAGS: u32 = 0x3f;
 /// Exceptions found before the operation: invalid, denormal, divide by zero.
@@ -183,6 +183,13 @@ fn perform(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<bool> 
     Ok(written)
 }
 
+/// MXCSR to run an instruction with: all exceptions masked, no flags, and no bits that don't
+/// exist, whatever a restored state brought.
+#[inline(always)]
+pub(super) fn control(mxcsr: u32) -> u32 {
+    (mxcsr | MASKS) & 0xffff & !FLAGS
+}
+
 /// Executes an instruction that depends on MXCSR.
 fn simd(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<()> {
     let mxcsr = cpu.s.fp.mxcsr();
@@ -197,7 +204,7 @@ fn simd(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<()> {
         cpu.fp_runtime.enter(&cpu.s.fp);
     }
     let runtime = &mut cpu.fp_runtime;
-    runtime.run_mxcsr = (mxcsr | MASKS) & !FLAGS;
+    runtime.run_mxcsr = control(mxcsr);
     runtime.unmasked = unmasked;
     if unmasked & UNDERFLOW != 0 {
         // Unmasked, also an exact tiny result is an underflow. Flushing to zero reports it,
@@ -214,7 +221,7 @@ fn simd(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<()> {
         // Flushing always counts as inexact; look again without it, and undo what that stores
         // if nothing is inexact.
         let kept = cpu.s.fp;
-        cpu.fp_runtime.run_mxcsr = (mxcsr | MASKS) & !(FLAGS | FTZ);
+        cpu.fp_runtime.run_mxcsr = control(mxcsr) & !FTZ;
         cpu.fp_runtime.unmasked = FLAGS;
         call(cpu, op, desc, mem);
         raised = cpu.fp_runtime.out_mxcsr & FLAGS | UNDERFLOW;

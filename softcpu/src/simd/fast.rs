@@ -2,17 +2,12 @@
 //! nothing is pending, all exceptions are masked, and the operand can be reached directly.
 //! Everything else goes through `execute::kept`.
 
-use super::execute::{call, kept, set_data_pointer, set_instruction_pointer};
+use super::execute::{MASKS, call, control, kept, set_data_pointer, set_instruction_pointer};
 use super::thunk::{Desc, Unit};
 use crate::cpu::Cpu;
 use crate::exec::{self, Ea, attempt};
 use crate::op::{Handler, Op};
 use crate::state::{cr0, cr4, rflags};
-
-/// MXCSR: all exception masks.
-const MASKS: u32 = 0x1f80;
-/// MXCSR: all exception flags.
-const FLAGS: u32 = 0x3f;
 
 /// Kinds of memory operand.
 const NONE: u8 = 0;
@@ -121,7 +116,7 @@ unsafe fn fast<const UNIT: u8, const MEM: u8, const MX: bool, const STATUS: bool
         if mxcsr & MASKS != MASKS {
             return slow(cpu, op);
         }
-        cpu.fp_runtime.run_mxcsr = mxcsr & !FLAGS;
+        cpu.fp_runtime.run_mxcsr = control(mxcsr);
         cpu.fp_runtime.unmasked = 0;
     }
     if STATUS {

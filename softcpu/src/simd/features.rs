@@ -1,5 +1,7 @@
 //! Which floating-point and SIMD instructions exist.
 
+use std::sync::OnceLock;
+
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
 use crate::features::Features;
@@ -29,11 +31,14 @@ pub(super) fn is_fp(insn: &Instruction) -> bool {
         || !integer && insn.cpuid_features().iter().any(|&f| class(f).is_some())
 }
 
-/// Whether the vCPU's CPUID offers everything the instruction needs.
+/// Whether the vCPU's CPUID offers everything the instruction needs, and the host has it: a
+/// CPUID made for another host must not make this one fault.
 pub(super) fn offered(insn: &Instruction, features: &Features) -> bool {
+    static HOST: OnceLock<Features> = OnceLock::new();
+    let host = HOST.get_or_init(host_fp_features);
     insn.cpuid_features()
         .iter()
-        .all(|&f| class(f).is_none_or(|word| word(features)))
+        .all(|&f| class(f).is_none_or(|word| word(features) && word(host)))
 }
 
 /// How to ask for a feature of this module; `None`: not one.

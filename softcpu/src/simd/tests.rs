@@ -344,3 +344,138 @@ fn instructions_cpuid_does_not_offer_are_unknown() {
     assert!(g.try_run(&paddb).is_some());
     assert!(g.try_run(&[0xd9, 0xe8]).is_none(), "no FPU");
 }
+
+#[test]
+fn xsave_leaves_out_what_is_initial_and_xrstor_puts_it_back() {
+    let mut g = Guest::new();
+    g.cpu.s.gpr[0] = 7;
+    g.cpu.s.gpr[2] = 0;
+    g.set_xmm(3, A);
+    g.write(DATA, &[0xee; 832]);
+    g.write(DATA + 512, &[0; 64]);
+    g.ok(&[0x48, 0x0f, 0xc7, 0x26]); // xsavec64 [rsi]
+    assert_eq!(
+        u64::from_le_bytes(g.read(DATA + 512)),
+        2,
+        "XSTATE_BV: only SSE"
+    );
+    assert_eq!(
+        u64::from_le_bytes(g.read(DATA + 520)),
+        1 << 63 | 7,
+        "XCOMP_BV"
+    );
+    assert_eq!(g.read::<16>(DATA + 32), [0xee; 16], "x87 is initial");
+    assert_eq!(g.read::<16>(DATA + 576), [0xee; 16], "AVX is initial");
+    g.set_xmm(3, 0);
+    g.ok(&[0xd9, 0xe8]); // fld1
+    g.cpu.s.fp.ymm_high[3] = [1; 16];
+    g.ok(&[0x48, 0x0f, 0xae, 0x2e]); // xrstor64 [rsi]
+    assert_eq!((g.xmm(3), g.high(3)), (A, 0));
+    assert_eq!(g.cpu.s.fp.legacy[4], 0, "the x87 stack is empty again");
+    // Only what is asked for, and the rest of XSTATE_BV stays.
+    g.cpu.s.gpr[0] = 1;
+    g.write(DATA + 512, &6_u64.to_le_bytes());
+    g.write(DATA + 520, &[0; 8]);
+    g.ok(&[0xd9, 0xe8]); // fld1
+    g.ok(&[0x48, 0x0f, 0xae, 0x26]); // xsave64 [rsi]
+    assert_eq!(u64::from_le_bytes(g.read(DATA + 512)), 7);
+}
+
+#[test]
+fn xrstor_refuses_bad_areas() {
+    let xrstor = [0x48, 0x0f, 0xae, 0x2e];
+    let mut g = Guest::new();
+    g.cpu.s.gpr[0] = 7;
+    g.cpu.s.gpr[2] = 0;
+    let area = |g: &Guest, state_bv: u64, comp_bv: u64, reserved: u64| {
+        g.write(DATA, &[0; 832]);
+        for (i, word) in [state_bv, comp_bv, reserved].iter().enumerate() {
+            g.write(DATA + 512 + 8 * i as u64, &word.to_le_bytes());
+        }
+    };
+    for (state_bv, comp_bv, reserved) in [
+        (8, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (0, 1 << 63 | 8, 0),
+        (4, 1 << 63 | 3, 0),
+        (0, 1 << 63 | 7, 1),
+    ] {
+        area(&g, state_bv, comp_bv, reserved);
+        assert_eq!(
+            g.run(&xrstor),
+            Err(Exception::GP0),
+            "{state_bv} {comp_bv:x} {reserved}"
+        );
+    }
+    area(&g, 0, 0, 0);
+    g.write(DATA + 24, &0x1_0000_u32.to_le_bytes());
+    assert_eq!(g.run(&xrstor), Err(Exception::GP0), "MXCSR");
+    g.cpu.s.gpr[6] = DATA + 16;
+    assert_eq!(g.run(&xrstor), Err(Exception::GP0), "alignment");
+    g.cpu.s.cr4 &= !cr4::OSXSAVE;
+    assert_eq!(g.run(&xrstor), Err(Exception::UD));
+}
+
+#[test]
+fn fnsave_and_frstor() {
+    let mut g = Guest::new();
+    g.ok(&[0xd9, 0xeb]); // fldpi
+    g.ok(&[0xd9, 0xe8]); // fld1
+    g.ok(&[0xdd, 0x36]); // fnsave [rsi]
+    g.cpu.sync_fp();
+    assert_eq!(g.cpu.s.fp.legacy[..5], [0x7f, 3, 0, 0, 0]);
+    let image: [u8; 28] = g.read(DATA);
+    assert_eq!(
+        &image[..12],
+        &[
+            0x7f, 3, 0xff, 0xff, 0, 0x30, 0xff, 0xff, 0xff, 0x0f, 0xff, 0xff
+        ]
+    );
+    g.ok(&[0xdd, 0x26]); // frstor [rsi]
+    g.ok(&[0xde, 0xc1]); // faddp
+    g.ok(&[0xdd, 0x1e]); // fstp qword [rsi]
+    assert_eq!(f64::from_le_bytes(g.read(DATA)), std::f64::consts::PI + 1.0);
+    // The 14-byte form.
+    g.ok(&[0x66, 0xd9, 0x36]); // fnstenv [rsi]
+    assert_eq!(g.read::<6>(DATA)[..2], [0x7f, 3]);
+    assert_eq!(g.read::<2>(DATA + 6), (RIP as u16).to_le_bytes());
+    g.ok(&[0x66, 0xd9, 0x26]); // fldenv [rsi]
+}
+
+#[test]
+fn impossible_mxcsr_of_a_restored_state_does_no_harm() {
+    let mut g = Guest::new();
+    g.cpu.s.fp.set_mxcsr(u32::MAX);
+    g.ok(&[0x0f, 0x58, 0xc0]); // addps xmm0, xmm0
+    g.cpu.s.fp.legacy[..24].fill(0xff);
+    g.cpu.s.fp.legacy[0] = 0x7f;
+    g.ok(&[0xdb, 0xe2]); // fnclex
+    g.ok(&[0xd9, 0xe8]); // fld1
+}
+
+#[test]
+fn endless_new_instructions_are_slow_not_big() {
+    let mut g = Guest::new();
+    g.set_xmm(1, 0x0000_0003_0000_0002_0000_0001_0000_0000);
+    for imm in 0..=255_u8 {
+        for registers in 0..=255_u8 {
+            // pshufd xmm, xmm, imm
+            let rex = 0x40 | (registers >> 5 & 4) | (registers >> 3 & 1);
+            let modrm = 0xc0 | (registers >> 4 & 7) << 3 | registers & 7;
+            let bytes = [0x66, rex, 0x0f, 0x70, modrm, imm];
+            let insn = Decoder::with_ip(64, &bytes, RIP, DecoderOptions::NONE).decode();
+            assert!(decode_fp(&g.cpu, &insn, &bytes).is_some());
+        }
+    }
+    g.ok(&[0x66, 0x0f, 0x70, 0xd1, 0x1b]); // pshufd xmm2, xmm1, 0x1b
+    g.ok(&[0x66, 0x44, 0x0f, 0x70, 0xf9, 0xff]); // pshufd xmm15, xmm1, 0xff
+    assert_eq!(g.xmm(2), 0x0000_0000_0000_0001_0000_0002_0000_0003);
+    assert_eq!(g.xmm(15), 0x0000_0003_0000_0003_0000_0003_0000_0003);
+    // One that is surely new.
+    g.ok(&[0x66, 0x0f, 0x3a, 0x0f, 0xd1, 0x04]); // palignr xmm2, xmm1, 4
+    assert_eq!(
+        g.xmm(2),
+        0x0000_0000_0000_0003_0000_0002_0000_0001 | 3 << 96
+    );
+}
