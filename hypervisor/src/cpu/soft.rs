@@ -6,7 +6,7 @@ use crate::CpuidEntry;
 
 /// Features the software CPU has on any host, by libvirt's names.
 ///
-/// Left out on purpose: `la57`, `umip`, `pku`, CET; `monitor`; `pcid` (no tagged TLB).
+/// Left out on purpose: `la57`, `umip`, `pku`, CET; `monitor`.
 static FEATURES: &[&str] = &[
     "3dnowprefetch",
     "abm",
@@ -27,6 +27,7 @@ static FEATURES: &[&str] = &[
     "fsgsbase",
     "fsrm",
     "hypervisor",
+    "invpcid",
     "invtsc",
     "lahf_lm",
     "lm",
@@ -38,6 +39,7 @@ static FEATURES: &[&str] = &[
     "nx",
     "pae",
     "pat",
+    "pcid",
     "pdpe1gb",
     "pge",
     "popcnt",
@@ -58,10 +60,12 @@ static FEATURES: &[&str] = &[
 ];
 
 /// Offered, but not part of the default model: `smap` costs every copy from and to a user
-/// program, extended states every switch between programs; `sse4a` is AMD's; what says that a
-/// processor is immune is for models that would otherwise be known not to be.
-const NOT_BY_DEFAULT: [&str; 12] = [
+/// program, extended states every switch between programs; `pcid` gains nothing, since the TLB
+/// has no tags; `sse4a` is AMD's; what says that a processor is immune is for models that would
+/// otherwise be known not to be.
+const NOT_BY_DEFAULT: [&str; 13] = [
     "arch-capabilities",
+    "pcid",
     "smap",
     "spec-ctrl",
     "sse4a",

@@ -8,6 +8,9 @@ macro_rules! guest {
     ($(#[$doc:meta])* $name:ident, $bits:literal, $($line:literal),* $(,)?) => {
         global_asm!(
             ".pushsection .rodata.guests, \"a\"",
+            // Seen from whichever object the compiler puts the function below into.
+            concat!(".globl guest_", stringify!($name)),
+            concat!(".globl guest_", stringify!($name), "_end"),
             concat!("guest_", stringify!($name), ":"),
             concat!(".code", $bits),
             $($line,)*
