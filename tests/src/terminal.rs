@@ -76,6 +76,28 @@ impl Terminal {
         self.master.write_all(keys.as_bytes()).unwrap();
     }
 
+    /// Waits until the program has taken the terminal over (as a console does): what is typed
+    /// before would be echoed and held back by the terminal itself.
+    #[track_caller]
+    pub fn wait_raw(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            // SAFETY: termios is plain data, for which zeroes are valid.
+            let mut termios: libc::termios = unsafe { std::mem::zeroed() };
+            // SAFETY: fills the struct it is given. The master tells the terminal's settings.
+            let result = unsafe { libc::tcgetattr(self.master.as_raw_fd(), &mut termios) };
+            assert_eq!(result, 0, "tcgetattr: {}", std::io::Error::last_os_error());
+            if termios.c_lflag & libc::ICANON == 0 {
+                return;
+            }
+            assert!(
+                self.read_some() && Instant::now() < deadline,
+                "the terminal did not become raw; seen:\n{}",
+                self.seen()
+            );
+        }
+    }
+
     /// Waits for `text` after what was expected last; gives everything up to and with it.
     #[track_caller]
     pub fn expect(&mut self, text: &str, limit: Duration) -> String {

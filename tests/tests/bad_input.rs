@@ -37,7 +37,12 @@ fn start_refused(rig: &Rig, change: impl Fn(String) -> String) -> String {
     assert_eq!(rig.vireo(&["domstate", "guest"]).ok(), "shut off\n\n");
     assert_eq!(rig.processes("vireo-vmm"), [], "a leaked process");
     let left: Vec<_> = std::fs::read_dir(rig.path("run/vireo/domains"))
-        .map(|dir| dir.flatten().map(|e| e.path()).collect())
+        .map(|dir| {
+            dir.flatten()
+                .map(|e| e.path())
+                .filter(|p| p.is_dir())
+                .collect()
+        })
         .unwrap_or_default();
     assert_eq!(left, Vec::<std::path::PathBuf>::new(), "leaked files");
     error
@@ -343,6 +348,7 @@ fn a_console_whose_client_is_killed_is_free_again() {
     for _ in 0..3 {
         let mut terminal = Terminal::start(rig.command("vireo").args(["console", "guest"]));
         terminal.expect("Escape character", Duration::from_secs(30));
+        terminal.wait_raw(Duration::from_secs(30));
         terminal.send("x");
         terminal.expect("x", Duration::from_secs(30));
         // SAFETY: kill has no memory effects; the child is ours and not reaped yet.
@@ -353,6 +359,7 @@ fn a_console_whose_client_is_killed_is_free_again() {
     }
     let mut first = Terminal::start(rig.command("vireo").args(["console", "guest"]));
     first.expect("Escape character", Duration::from_secs(30));
+    first.wait_raw(Duration::from_secs(30));
     let mut second = Terminal::start(rig.command("vireo").args(["console", "guest"]));
     second.expect(
         "Active console session exists for this domain",
@@ -360,6 +367,7 @@ fn a_console_whose_client_is_killed_is_free_again() {
     );
     let mut third = Terminal::start(rig.command("vireo").args(["console", "guest", "--force"]));
     third.expect("Escape character", Duration::from_secs(30));
+    third.wait_raw(Duration::from_secs(30));
     third.send("y");
     third.expect("y", Duration::from_secs(30));
 }

@@ -45,6 +45,7 @@ fn guests_run_on_without_their_daemon_and_are_found_again() {
     );
     let mut terminal = Terminal::start(rig.command("vireo").args(["console", "one"]));
     terminal.expect("Escape character", SOON);
+    terminal.wait_raw(SOON);
     terminal.send("hello");
     terminal.expect("hello", SOON);
     terminal.send("\x1d");
@@ -137,6 +138,7 @@ fn linux_lives_through_its_daemons_death() {
     let mut daemon = rig.daemon();
     let mut terminal = Terminal::start(rig.command("vireo").args(["console", "deb"]));
     terminal.expect("Escape character", SOON);
+    terminal.wait_raw(SOON);
     terminal.send("\recho it $mark\r");
     terminal.expect("it survived", SOON);
     terminal.send("\x1d");
@@ -282,7 +284,7 @@ fn autostart_starts_once_and_damaged_files_are_kept_and_reported() {
     rig.vireo(&["destroy", "auto"]).ok();
     kill(&mut daemon);
     let mut daemon = rig.daemon();
-    assert_eq!(rig.state("auto"), "shut off (destroyed)");
+    assert_eq!(rig.vireo(&["domstate", "auto"]).ok(), "shut off\n\n");
     kill(&mut daemon);
 }
 
