@@ -2,151 +2,11 @@
 
 use iced_x86::{Mnemonic as M, OpKind};
 
+use super::pick::{by_four, by_kind};
 use super::{Context, Emit, by_ea, sized};
 use crate::alu::{kind, scan, shift, unary};
-use crate::exec::{arith, atomic, bits, bits::bmi, mov, muldiv};
+use crate::exec::{arith, atomic, bits, mov, muldiv};
 use crate::op::{Handler, Op};
-
-/// Picks one of the constants 0 to 8.
-macro_rules! by_kind {
-    ($k:expr, $c:ident => $x:expr) => {
-        match $k {
-            0 => {
-                const $c: u8 = 0;
-                $x
-            }
-            1 => {
-                const $c: u8 = 1;
-                $x
-            }
-            2 => {
-                const $c: u8 = 2;
-                $x
-            }
-            3 => {
-                const $c: u8 = 3;
-                $x
-            }
-            4 => {
-                const $c: u8 = 4;
-                $x
-            }
-            5 => {
-                const $c: u8 = 5;
-                $x
-            }
-            6 => {
-                const $c: u8 = 6;
-                $x
-            }
-            7 => {
-                const $c: u8 = 7;
-                $x
-            }
-            _ => {
-                const $c: u8 = 8;
-                $x
-            }
-        }
-    };
-}
-
-/// Picks one of the constants 0 to 15.
-macro_rules! by_condition {
-    ($k:expr, $c:ident => $x:expr) => {
-        match $k {
-            0 => {
-                const $c: u8 = 0;
-                $x
-            }
-            1 => {
-                const $c: u8 = 1;
-                $x
-            }
-            2 => {
-                const $c: u8 = 2;
-                $x
-            }
-            3 => {
-                const $c: u8 = 3;
-                $x
-            }
-            4 => {
-                const $c: u8 = 4;
-                $x
-            }
-            5 => {
-                const $c: u8 = 5;
-                $x
-            }
-            6 => {
-                const $c: u8 = 6;
-                $x
-            }
-            7 => {
-                const $c: u8 = 7;
-                $x
-            }
-            8 => {
-                const $c: u8 = 8;
-                $x
-            }
-            9 => {
-                const $c: u8 = 9;
-                $x
-            }
-            10 => {
-                const $c: u8 = 10;
-                $x
-            }
-            11 => {
-                const $c: u8 = 11;
-                $x
-            }
-            12 => {
-                const $c: u8 = 12;
-                $x
-            }
-            13 => {
-                const $c: u8 = 13;
-                $x
-            }
-            14 => {
-                const $c: u8 = 14;
-                $x
-            }
-            _ => {
-                const $c: u8 = 15;
-                $x
-            }
-        }
-    };
-}
-pub(crate) use by_condition;
-
-/// The four kinds of INC, DEC, NEG, NOT and of the BT family.
-macro_rules! by_four {
-    ($k:expr, $c:ident => $x:expr) => {
-        match $k {
-            0 => {
-                const $c: u8 = 0;
-                $x
-            }
-            1 => {
-                const $c: u8 = 1;
-                $x
-            }
-            2 => {
-                const $c: u8 = 2;
-                $x
-            }
-            _ => {
-                const $c: u8 = 3;
-                $x
-            }
-        }
-    };
-}
 
 pub(crate) fn decode(c: &Context) -> Option<Emit> {
     let m = c.insn.mnemonic();
@@ -202,13 +62,13 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             };
             Emit::Plain(muldiv::mulx, op)
         }
-        M::Bt => bit(c, 0),
-        M::Bts => bit(c, 1),
-        M::Btr => bit(c, 2),
-        M::Btc => bit(c, 3),
-        M::Bsf => scans(c, scan::BSF),
-        M::Bsr => scans(c, scan::BSR),
-        M::Tzcnt => scans(
+        M::Bt => super::bits::bit(c, 0),
+        M::Bts => super::bits::bit(c, 1),
+        M::Btr => super::bits::bit(c, 2),
+        M::Btc => super::bits::bit(c, 3),
+        M::Bsf => super::bits::scans(c, scan::BSF),
+        M::Bsr => super::bits::scans(c, scan::BSR),
+        M::Tzcnt => super::bits::scans(
             c,
             if c.cpu.features.bmi1() {
                 scan::TZCNT
@@ -216,7 +76,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
                 scan::BSF
             },
         ),
-        M::Lzcnt => scans(
+        M::Lzcnt => super::bits::scans(
             c,
             if c.cpu.features.lzcnt() {
                 scan::LZCNT
@@ -224,7 +84,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
                 scan::BSR
             },
         ),
-        M::Popcnt if c.cpu.features.popcnt() => scans(c, scan::POPCNT),
+        M::Popcnt if c.cpu.features.popcnt() => super::bits::scans(c, scan::POPCNT),
         M::Crc32 if c.cpu.features.sse42() && is_x86_feature_detected!("sse4.2") => {
             let op = Op {
                 a: c.reg(0),
@@ -263,7 +123,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             let imm = c.size(0) as u64 | u64::from(to_memory) << 8;
             Emit::Plain(bits::movbe, Op { a, b, imm, ..c.op })
         }
-        _ => return conditional(c).or_else(|| bmi_ops(c)),
+        _ => return super::bits::conditional(c).or_else(|| super::bits::bmi_ops(c)),
     })
 }
 
@@ -545,62 +405,6 @@ fn wide(c: &Context, f: crate::op::Plain) -> Emit {
     Emit::Plain(f, op)
 }
 
-fn bit(c: &Context, k: u8) -> Emit {
-    let size = c.size(0);
-    let by_reg = c.is_reg(1);
-    let imm = if by_reg {
-        0
-    } else {
-        c.insn.immediate(1) & 0xff
-    };
-    if !c.is_mem(0) {
-        let op = Op {
-            a: c.reg(0),
-            b: if by_reg { c.reg(1) } else { 0 },
-            imm,
-            ..c.op
-        };
-        let f = if by_reg {
-            sized!(size, T => by_four!(k, K => bits::bt_rr::<K, T> as Handler))
-        } else {
-            sized!(size, T => by_four!(k, K => bits::bt_ri::<K, T> as Handler))
-        };
-        return Emit::Next(f, op);
-    }
-    let locked = u64::from(c.insn.has_lock_prefix()) << 2;
-    let op = Op {
-        a: if by_reg { c.reg(1) } else { 0 },
-        b: size as u8,
-        imm: u64::from(k) | locked | u64::from(by_reg) << 3 | imm << 16,
-        ..c.op
-    };
-    Emit::Plain(bits::bt_memory, op)
-}
-
-fn scans(c: &Context, k: u8) -> Emit {
-    let size = c.size(0);
-    if c.is_reg(1) && size >= 4 {
-        let op = Op {
-            a: c.reg(0),
-            b: c.reg(1),
-            ..c.op
-        };
-        let f = if size == 4 {
-            by_kind!(k, K => bits::scan_rr::<K, u32> as Handler)
-        } else {
-            by_kind!(k, K => bits::scan_rr::<K, u64> as Handler)
-        };
-        return Emit::Next(f, op);
-    }
-    let op = Op {
-        a: c.reg(0),
-        b: c.reg_or_mem(1),
-        imm: u64::from(k) | (size as u64) << 8,
-        ..c.op
-    };
-    Emit::Plain(bits::scan_op, op)
-}
-
 fn memory_or_reg(c: &Context, mem: crate::op::Plain, regs: crate::op::Plain) -> Emit {
     let op = Op {
         a: c.reg(1),
@@ -617,118 +421,4 @@ fn memory_or_reg(c: &Context, mem: crate::op::Plain, regs: crate::op::Plain) -> 
             ..op
         },
     )
-}
-
-fn conditional(c: &Context) -> Option<Emit> {
-    let condition = condition_number(c)?;
-    if matches!(
-        c.insn.op0_kind(),
-        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
-    ) {
-        // Jcc, LOOPE and LOOPNE.
-        return None;
-    }
-    let size = c.size(0);
-    if c.insn.op_count() == 1 {
-        return Some(if c.is_mem(0) {
-            let f = by_condition!(condition, C => bits::set_m::<C> as Handler);
-            Emit::Next(f, c.op)
-        } else {
-            let f = by_condition!(condition, C => arith::set_r::<C> as Handler);
-            Emit::Next(
-                f,
-                Op {
-                    a: c.reg(0),
-                    ..c.op
-                },
-            )
-        });
-    }
-    if !c.cpu.features.cmov() {
-        return None;
-    }
-    macro_rules! pick {
-        ($t:ty) => {
-            if c.is_mem(1) {
-                by_condition!(condition, C => arith::cmov_rm::<C, $t> as Handler)
-            } else {
-                by_condition!(condition, C => arith::cmov_rr::<C, $t> as Handler)
-            }
-        };
-    }
-    let f = match size {
-        2 => pick!(u16),
-        4 => pick!(u32),
-        _ => pick!(u64),
-    };
-    Some(Emit::Next(
-        f,
-        Op {
-            a: c.reg(0),
-            b: c.reg_or_mem(1),
-            ..c.op
-        },
-    ))
-}
-
-/// The condition's number in opcodes, of Jcc, SETcc, CMOVcc.
-pub(crate) fn condition_number(c: &Context) -> Option<u8> {
-    use iced_x86::ConditionCode as C;
-    Some(match c.insn.condition_code() {
-        C::None => return None,
-        C::o => 0,
-        C::no => 1,
-        C::b => 2,
-        C::ae => 3,
-        C::e => 4,
-        C::ne => 5,
-        C::be => 6,
-        C::a => 7,
-        C::s => 8,
-        C::ns => 9,
-        C::p => 10,
-        C::np => 11,
-        C::l => 12,
-        C::ge => 13,
-        C::le => 14,
-        C::g => 15,
-    })
-}
-
-fn bmi_ops(c: &Context) -> Option<Emit> {
-    let f = &c.cpu.features;
-    let (kind, offered, source, extra) = match c.insn.mnemonic() {
-        M::Andn => (bmi::ANDN, f.bmi1(), 2, Some(1)),
-        M::Blsi => (bmi::BLSI, f.bmi1(), 1, None),
-        M::Blsmsk => (bmi::BLSMSK, f.bmi1(), 1, None),
-        M::Blsr => (bmi::BLSR, f.bmi1(), 1, None),
-        M::Bextr => (bmi::BEXTR, f.bmi1(), 1, Some(2)),
-        M::Bzhi => (bmi::BZHI, f.bmi2(), 1, Some(2)),
-        M::Pdep => (bmi::PDEP, f.bmi2(), 2, Some(1)),
-        M::Pext => (bmi::PEXT, f.bmi2(), 2, Some(1)),
-        M::Rorx => (bmi::RORX, f.bmi2(), 1, None),
-        M::Sarx => (bmi::SARX, f.bmi2(), 1, Some(2)),
-        M::Shlx => (bmi::SHLX, f.bmi2(), 1, Some(2)),
-        M::Shrx => (bmi::SHRX, f.bmi2(), 1, Some(2)),
-        M::Adcx => (bmi::ADCX, f.adx(), 1, None),
-        M::Adox => (bmi::ADOX, f.adx(), 1, None),
-        _ => return None,
-    };
-    if !offered {
-        return None;
-    }
-    let size = c.size(0);
-    let extra = match extra {
-        Some(n) => u64::from(c.reg(n)),
-        None if kind == bmi::RORX => c.insn.immediate(2) & 0xff,
-        None => 0,
-    };
-    // BLS* name their destination through VEX.vvvv, which is operand 0 here as well.
-    let op = Op {
-        a: c.reg(0),
-        b: c.reg_or_mem(source),
-        imm: u64::from(kind) | (size as u64) << 8 | extra << 16,
-        ..c.op
-    };
-    Some(Emit::Plain(bits::bmi_op, op))
 }

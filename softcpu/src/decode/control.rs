@@ -2,10 +2,11 @@
 
 use iced_x86::{Code, Mnemonic as M, OpKind};
 
-use super::arith::{by_condition, condition_number};
+use super::bits::condition_number;
+use super::pick::by_condition;
 use super::{Context, Emit, seg_number, sized};
 use crate::alu::kind;
-use crate::exec::{branch, rare, stack, system};
+use crate::exec::{branch, entry, rare, stack, system};
 use crate::op::{Handler, Op};
 
 pub(crate) fn decode(c: &Context) -> Option<Emit> {
@@ -133,7 +134,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             },
         ),
         M::Iret | M::Iretd | M::Iretq => Emit::PlainEnd(
-            system::iret,
+            entry::iret,
             Op {
                 a: flags_size(m),
                 ..c.op
@@ -160,26 +161,26 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             Emit::Plain(rare::enter, Op { a, imm, ..c.op })
         }
         M::Int => Emit::PlainEnd(
-            system::int,
+            entry::int,
             Op {
                 imm: c.insn.immediate(0) & 0xff,
                 ..c.op
             },
         ),
-        M::Int3 => Emit::PlainEnd(system::int_trap, Op { imm: 3, ..c.op }),
-        M::Int1 => Emit::PlainEnd(system::int_trap, Op { imm: 1, ..c.op }),
-        M::Into => Emit::PlainEnd(system::into, c.op),
-        M::Syscall if c.cpu.features.syscall() => Emit::PlainEnd(system::syscall, c.op),
+        M::Int3 => Emit::PlainEnd(entry::int_trap, Op { imm: 3, ..c.op }),
+        M::Int1 => Emit::PlainEnd(entry::int_trap, Op { imm: 1, ..c.op }),
+        M::Into => Emit::PlainEnd(entry::into, c.op),
+        M::Syscall if c.cpu.features.syscall() => Emit::PlainEnd(entry::syscall, c.op),
         M::Sysret | M::Sysretq if c.cpu.features.syscall() => Emit::PlainEnd(
-            system::sysret,
+            entry::sysret,
             Op {
                 a: if m == M::Sysretq { 8 } else { 4 },
                 ..c.op
             },
         ),
-        M::Sysenter if c.cpu.features.sep() => Emit::PlainEnd(system::sysenter, c.op),
+        M::Sysenter if c.cpu.features.sep() => Emit::PlainEnd(entry::sysenter, c.op),
         M::Sysexit | M::Sysexitq if c.cpu.features.sep() => Emit::PlainEnd(
-            system::sysexit,
+            entry::sysexit,
             Op {
                 a: if m == M::Sysexitq { 8 } else { 4 },
                 ..c.op

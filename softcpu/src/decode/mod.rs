@@ -1,8 +1,10 @@
 //! From guest bytes to blocks of operations.
 
 mod arith;
+mod bits;
 mod control;
 mod other;
+mod pick;
 
 use std::cell::Cell;
 use std::sync::atomic::{Ordering, fence};

@@ -4,7 +4,7 @@ use iced_x86::{Code, Mnemonic as M, OpKind, Register};
 
 use super::{Context, Emit, reg, seg_number};
 use crate::exec::string::{self, kind};
-use crate::exec::{self, rare, system};
+use crate::exec::{self, control, descriptor, rare, system};
 use crate::op::{Op, Plain};
 use crate::state::seg;
 
@@ -137,24 +137,24 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             };
             Emit::Plain(system::fsgsbase, op)
         }
-        M::Lgdt => Emit::Plain(system::load_table, table(c, 0)),
-        M::Lidt => Emit::Plain(system::load_table, table(c, 1)),
-        M::Sgdt => Emit::Plain(system::store_table, imm(0)),
-        M::Sidt => Emit::Plain(system::store_table, imm(1)),
-        M::Sldt => Emit::Plain(system::store_word, word(c, 0)),
-        M::Str => Emit::Plain(system::store_word, word(c, 1)),
-        M::Smsw => Emit::Plain(system::store_word, word(c, 2)),
-        M::Lldt => Emit::Plain(system::load_system, word(c, 0)),
-        M::Ltr => Emit::Plain(system::load_system, word(c, 1)),
-        M::Lmsw => Emit::PlainEnd(system::lmsw, word(c, 0)),
-        M::Clts => Emit::Plain(system::clts, c.op),
-        M::Verr => Emit::Plain(system::verify, word(c, 0)),
-        M::Verw => Emit::Plain(system::verify, word(c, 1)),
+        M::Lgdt => Emit::Plain(descriptor::load_table, table(c, 0)),
+        M::Lidt => Emit::Plain(descriptor::load_table, table(c, 1)),
+        M::Sgdt => Emit::Plain(descriptor::store_table, imm(0)),
+        M::Sidt => Emit::Plain(descriptor::store_table, imm(1)),
+        M::Sldt => Emit::Plain(descriptor::store_word, word(c, 0)),
+        M::Str => Emit::Plain(descriptor::store_word, word(c, 1)),
+        M::Smsw => Emit::Plain(descriptor::store_word, word(c, 2)),
+        M::Lldt => Emit::Plain(descriptor::load_system, word(c, 0)),
+        M::Ltr => Emit::Plain(descriptor::load_system, word(c, 1)),
+        M::Lmsw => Emit::PlainEnd(control::lmsw, word(c, 0)),
+        M::Clts => Emit::Plain(control::clts, c.op),
+        M::Verr => Emit::Plain(descriptor::verify, word(c, 0)),
+        M::Verw => Emit::Plain(descriptor::verify, word(c, 1)),
         M::Lar | M::Lsl => {
             let a = if c.is_mem(1) { Op::NO_REG } else { c.reg(1) };
             let imm = u64::from(c.reg(0)) | u64::from(m == M::Lsl) << 8;
             Emit::Plain(
-                system::lar_lsl,
+                descriptor::lar_lsl,
                 Op {
                     a,
                     b: c.size(0) as u8,
@@ -164,16 +164,16 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             )
         }
         M::Arpl => Emit::Plain(
-            system::arpl,
+            descriptor::arpl,
             Op {
                 b: 2,
                 imm: c.reg(1).into(),
                 ..word(c, 0)
             },
         ),
-        M::Invlpg => Emit::PlainEnd(system::invlpg, c.op),
+        M::Invlpg => Emit::PlainEnd(control::invlpg, c.op),
         M::Invpcid if f.invpcid() => Emit::PlainEnd(
-            system::invpcid,
+            control::invpcid,
             Op {
                 a: c.reg(0),
                 ..c.op
@@ -182,8 +182,8 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Wbinvd | M::Invd => Emit::Plain(system::wbinvd, c.op),
         M::Stac if f.smap() => Emit::Plain(system::set_ac, imm(1)),
         M::Clac if f.smap() => Emit::Plain(system::set_ac, imm(0)),
-        M::Xgetbv if f.xsave() => Emit::Plain(system::xgetbv, c.op),
-        M::Xsetbv if f.xsave() => Emit::PlainEnd(system::xsetbv, c.op),
+        M::Xgetbv if f.xsave() => Emit::Plain(control::xgetbv, c.op),
+        M::Xsetbv if f.xsave() => Emit::PlainEnd(control::xsetbv, c.op),
         M::Rdrand if f.rdrand() => Emit::Plain(system::random, random(c, 0)),
         M::Rdseed if f.rdseed() => Emit::Plain(system::random, random(c, 1)),
         M::Monitor if f.monitor() => Emit::Plain(system::monitor, c.op),
@@ -272,7 +272,7 @@ fn strings(c: &Context) -> Option<Emit> {
 
 /// MOV with segment, control and debug registers.
 fn special_moves(c: &Context) -> Option<Emit> {
-    let control = |r: Register, system: Register, from: Plain, to: Plain, first: Register| {
+    let mov = |r: Register, system: Register, from: Plain, to: Plain, first: Register| {
         let number = system as u64 - first as u64;
         let op = Op {
             a: reg(r),
@@ -290,12 +290,12 @@ fn special_moves(c: &Context) -> Option<Emit> {
         let (a, b) = (c.insn.op0_register(), c.insn.op1_register());
         for (r, system) in [(a, b), (b, a)] {
             if system.is_cr() {
-                let (from, to) = (system::mov_from_cr, system::mov_to_cr);
-                return Some(control(r, system, from, to, Register::CR0));
+                let (from, to) = (control::mov_from_cr, control::mov_to_cr);
+                return Some(mov(r, system, from, to, Register::CR0));
             }
             if system.is_dr() {
-                let (from, to) = (system::mov_from_dr, system::mov_to_dr);
-                return Some(control(r, system, from, to, Register::DR0));
+                let (from, to) = (control::mov_from_dr, control::mov_to_dr);
+                return Some(mov(r, system, from, to, Register::DR0));
             }
         }
     }
