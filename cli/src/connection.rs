@@ -113,6 +113,11 @@ impl Connection {
         &self.uri
     }
 
+    /// Whether the daemon is gone.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
     /// Calls a procedure and waits for the answer.
     ///
     /// # Errors

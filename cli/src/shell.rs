@@ -92,7 +92,9 @@ impl Shell {
     ///
     /// There is no way to the daemon, or it refuses.
     pub fn connection(&mut self) -> Result<&mut Connection> {
-        if self.connection.is_none() {
+        // A daemon that went away while nobody typed has lost nothing that the next command needs.
+        if self.connection.as_ref().is_none_or(Connection::is_closed) {
+            self.connection = None;
             self.connect(None, self.readonly)?;
         }
         self.connection

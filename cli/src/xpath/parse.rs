@@ -90,8 +90,10 @@ pub enum Test {
     Comment,
 }
 
-/// How deep expressions may be nested, and how many operators may follow each other.
-const DEPTH_MAX: usize = 200;
+/// How deep expressions may be nested. Each level takes a dozen calls to read.
+const DEPTH_MAX: usize = 32;
+/// How many operators an expression may have: as many calls, in the worst case, to evaluate it.
+const OPERATORS_MAX: usize = 200;
 
 /// Reads an expression.
 ///
@@ -217,7 +219,7 @@ impl<'a> Parser<'a> {
         right: impl FnOnce(&mut Self) -> Result<Expr, String>,
     ) -> Result<Expr, String> {
         self.operators += 1;
-        if self.operators > DEPTH_MAX {
+        if self.operators > OPERATORS_MAX {
             return Err("Expression has too many operators".into());
         }
         Ok(Expr::Binary(
