@@ -45,6 +45,7 @@ fn start_refused(rig: &Rig, change: impl Fn(String) -> String) -> String {
         })
         .unwrap_or_default();
     assert_eq!(left, Vec::<std::path::PathBuf>::new(), "leaked files");
+    rig.vireo(&["undefine", "guest"]).ok();
     error
 }
 
