@@ -65,7 +65,8 @@ pub(super) fn check_x87(cpu: &Cpu) -> Fallible<()> {
     Ok(())
 }
 
-/// #MF if an unmasked x87 exception waits.
+/// #MF if an unmasked x87 exception waits. (Also with CR0.NE clear: there is no FERR# line and
+/// no interrupt 13.)
 #[inline]
 pub(super) fn check_pending(cpu: &Cpu) -> Fallible<()> {
     if cpu.fp_runtime.pending(&cpu.s.fp) {

@@ -189,7 +189,7 @@ fn single_instructions_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0001,
         bits: 64,
-        cases: 5_000,
+        cases: 10_000,
         most: 1,
         mutate: false,
     });
@@ -200,7 +200,7 @@ fn sequences_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0002,
         bits: 64,
-        cases: 3_000,
+        cases: 6_000,
         most: 12,
         mutate: false,
     });
@@ -211,7 +211,7 @@ fn instructions_of_32_bits_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0003,
         bits: 32,
-        cases: 4_000,
+        cases: 8_000,
         most: 4,
         mutate: false,
     });
@@ -222,7 +222,7 @@ fn damaged_instructions_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0004,
         bits: 64,
-        cases: 4_000,
+        cases: 8_000,
         most: 2,
         mutate: true,
     });
@@ -233,7 +233,7 @@ fn damaged_instructions_of_32_bits_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0005,
         bits: 32,
-        cases: 3_000,
+        cases: 6_000,
         most: 2,
         mutate: true,
     });
