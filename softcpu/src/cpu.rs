@@ -97,6 +97,14 @@ pub struct Cpu {
     pub pv: crate::paravirt::Paravirt,
     /// An external debugger's wishes.
     pub(crate) debug: DebugRequest,
+    /// `run` was just entered: a breakpoint at RIP has been seen already.
+    pub(crate) debug_resumed: bool,
+    /// Data breakpoints are enabled.
+    pub(crate) watching: bool,
+    /// Data breakpoints the current instruction has hit, as in DR6.
+    pub(crate) watch_hits: u64,
+    /// Leave the block after this instruction.
+    pub(crate) stop_after: bool,
     /// HLT with interrupts off has been reported.
     pub(crate) dead_halt_reported: bool,
     /// Host TSC at which the APIC timer fires (cached from the APIC).
@@ -154,6 +162,10 @@ impl Cpu {
             features: Features::default(),
             pv: crate::paravirt::Paravirt::default(),
             debug: DebugRequest::default(),
+            debug_resumed: false,
+            watching: false,
+            watch_hits: 0,
+            stop_after: false,
             dead_halt_reported: false,
             deadline: u64::MAX,
         });
@@ -183,6 +195,7 @@ impl Cpu {
         self.link = std::ptr::null_mut();
         self.update_mode();
         self.flush_tlb_all();
+        self.debug_registers_changed();
         self.tlbs.phys_mask = (1 << self.features.phys_bits.clamp(32, 52)) - 1;
     }
 
@@ -358,6 +371,7 @@ impl Cpu {
         if self.exit.is_none() {
             self.exit = Some(exit);
         }
+        self.stop_after = true;
         self.attention.raise(Attention::SELF);
     }
 

@@ -9,6 +9,7 @@ mod bus;
 mod cache;
 mod cpu;
 pub mod cpuid;
+mod debug;
 mod decode;
 mod exception;
 mod exec;

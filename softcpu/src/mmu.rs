@@ -180,6 +180,7 @@ impl Cpu {
     }
 
     fn read_bytes_as(&mut self, addr: u64, data: &mut [u8], mode: usize) -> Fallible<()> {
+        let len = data.len();
         let first = data.len().min((4096 - (addr & 0xfff)) as usize);
         let (head, tail) = data.split_at_mut(first);
         let head_gpa = self.translate(addr, false, mode)?;
@@ -194,6 +195,9 @@ impl Cpu {
         };
         self.phys_read(head_gpa, head);
         self.phys_read(tail_gpa, tail);
+        if self.watching {
+            self.note_access(addr, len, false);
+        }
         Ok(())
     }
 
@@ -217,6 +221,9 @@ impl Cpu {
         };
         self.phys_write(head_gpa, head);
         self.phys_write(tail_gpa, tail);
+        if self.watching {
+            self.note_access(addr, data.len(), true);
+        }
         Ok(())
     }
 
@@ -290,13 +297,14 @@ impl Cpu {
                 smap: mode == 1,
             },
         )?;
-        let (mut host, mut slow) = (std::ptr::null_mut(), false);
+        let mut host = std::ptr::null_mut();
+        let mut slow = self.watching && self.page_watched(addr);
         if let Some(slot) = self.slots.find(gpa) {
             let page = gpa & !0xfff;
             // SAFETY: the page lies inside the slot, which is made of whole pages.
             host = unsafe { slot.host.add((page - slot.gpa) as usize) };
             if write {
-                slow = slot.readonly || slot.code_map(page).load(Ordering::Acquire) != 0;
+                slow |= slot.readonly || slot.code_map(page).load(Ordering::Acquire) != 0;
                 if !slot.readonly {
                     slot.mark_dirty(page);
                 }
@@ -383,6 +391,9 @@ impl Cpu {
             return Ok(Target::Split);
         }
         let gpa = self.translate(addr, true, self.data_mode)?;
+        if self.watching {
+            self.note_access(addr, len, true);
+        }
         Ok(match self.slots.find(gpa) {
             Some(slot) if !slot.readonly => {
                 // SAFETY: gpa lies inside the slot.

@@ -153,8 +153,8 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
         return Ok(());
     }
     match index {
-        TSC => cpu.s.tsc_offset = value.wrapping_sub(host_tsc()),
-        TSC_ADJUST => cpu.s.tsc_offset = value,
+        TSC => cpu.set_tsc_offset(value.wrapping_sub(host_tsc())),
+        TSC_ADJUST => cpu.set_tsc_offset(value),
         EFER => return write_efer(cpu, value),
         FS_BASE | GS_BASE => {
             cpu.check_canonical(value).map_err(|_| Exception::GP0)?;

@@ -46,6 +46,7 @@ impl Cpu {
         self.attention.raise(Attention::SELF);
         self.take_mail();
         self.refresh_clock();
+        self.debug_resumed = true;
         self.deadline = self.apic.deadline();
         let exit = loop {
             if let Some(exit) = self.events() {
@@ -143,7 +144,7 @@ impl Cpu {
     }
 
     /// Runs exactly one instruction.
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.link = std::ptr::null_mut();
         let Some(block) = self.find_block(self.mode | MODE_SINGLE) else {
             return;
@@ -168,6 +169,11 @@ impl Cpu {
                 return Some(exit);
             }
             self.attention.clear(Attention::SELF);
+            self.stop_after = false;
+            if self.watch_hits != 0 {
+                self.take_watch_hits();
+                continue;
+            }
             if let Some(exit) = self.exit.take() {
                 return Some(exit);
             }
@@ -204,8 +210,8 @@ impl Cpu {
                 }
                 continue;
             }
-            if self.s.flags & rflags::TF != 0 || self.debug.single_step {
-                if let Some(exit) = self.single_step() {
+            if self.stepping() {
+                if let Some(exit) = self.run_one() {
                     return Some(exit);
                 }
                 continue;
@@ -253,17 +259,6 @@ impl Cpu {
         }
         self.attention.wait(mask, timeout);
         None
-    }
-
-    /// One instruction with RFLAGS.TF set, or for the debugger.
-    fn single_step(&mut self) -> Option<Exit> {
-        let trap = self.s.flags & rflags::TF != 0;
-        self.step();
-        if trap && self.pending.is_none() {
-            self.s.dr6 |= 1 << 14;
-            self.pending = Some(Exception::DB);
-        }
-        self.debug.single_step.then_some(Exit::Debug)
     }
 
     /// Delivers an exception, or the double fault it ends in. `Err`: triple fault.

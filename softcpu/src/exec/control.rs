@@ -1,7 +1,6 @@
 //! Control and debug registers, XCR0, and what invalidates translations.
 
 use super::bits::{get, put};
-use crate::attention::Attention;
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
 use crate::op::Op;
@@ -184,11 +183,11 @@ pub(crate) fn mov_to_dr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
                 cpu.s.dr6 = value & 0xe00f | 0xffff_0ff0;
             } else {
                 cpu.s.dr7 = value & 0xffff_2bff | 0x400;
-                cpu.attention.raise(Attention::SELF);
             }
         }
         n => cpu.s.dr[n & 3] = value,
     }
+    cpu.debug_registers_changed();
     Ok(())
 }
 

@@ -33,14 +33,15 @@ pub(crate) unsafe fn next(cpu: &mut Cpu, op: *const Op) {
     }
 }
 
-/// `next` after an access that may have reached a device: that may have asked to stop.
+/// `next` after an access that may have reached a device or a data breakpoint: they may have
+/// asked to stop here.
 ///
 /// # Safety
 /// As `next`.
 pub(crate) unsafe fn next_after_device(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: as in `next`.
     unsafe {
-        if cpu.exit.is_some() {
+        if cpu.stop_after {
             let op = &*op;
             cpu.link = std::ptr::null_mut();
             cpu.s.rip = cpu

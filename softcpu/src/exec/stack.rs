@@ -1,6 +1,6 @@
 //! PUSH, POP and LEAVE in 64-bit mode, and the stack in all modes for everything else.
 
-use super::{attempt, load, next};
+use super::{attempt, load, next, next_after_device};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
 use crate::mmu::{NOT_CANONICAL, Word};
@@ -31,7 +31,7 @@ unsafe fn push_slow<T: Word>(cpu: &mut Cpu, op: *const Op, value: T) {
     attempt!(cpu, op, cpu.write::<T>(sp, value));
     cpu.s.gpr[gpr::RSP] = sp;
     // SAFETY: the caller's promise (op::Handler).
-    unsafe { next(cpu, op) }
+    unsafe { next_after_device(cpu, op) }
 }
 
 /// PUSH register, 64-bit mode.
@@ -54,7 +54,7 @@ pub(crate) unsafe fn push_m<T: Word>(cpu: &mut Cpu, op: *const Op) {
     attempt!(cpu, op, stored);
     cpu.s.gpr[gpr::RSP] = sp;
     // SAFETY: the caller's promise (op::Handler).
-    unsafe { next(cpu, op) }
+    unsafe { next_after_device(cpu, op) }
 }
 
 /// An address that is not canonical is a stack fault, whatever segment the operand is in.
@@ -90,7 +90,7 @@ unsafe fn pop_slow<T: Word>(cpu: &mut Cpu, op: *const Op) {
         let value = attempt!(cpu, op, cpu.read::<T>(sp));
         cpu.s.gpr[gpr::RSP] = sp.wrapping_add(T::BYTES as u64);
         cpu.set_reg::<T>((*op).a, value);
-        next(cpu, op)
+        next_after_device(cpu, op)
     }
 }
 

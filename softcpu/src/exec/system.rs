@@ -48,6 +48,7 @@ impl Cpu {
     /// IN.
     pub(crate) fn port_in(&mut self, port: u16, size: usize) -> u64 {
         let mut data = [0xff; 8];
+        self.note_port(port, size);
         if let Some(bus) = self.bus() {
             bus.port_read(port, &mut data[..size]);
         }
@@ -56,6 +57,7 @@ impl Cpu {
 
     /// OUT.
     pub(crate) fn port_out(&mut self, port: u16, value: u64, size: usize) {
+        self.note_port(port, size);
         if let Some(bus) = self.bus() {
             let flow = bus.port_write(port, &value.to_le_bytes()[..size]);
             self.after_write(flow);

@@ -10,7 +10,7 @@ mod hypercall;
 pub use clock::{Clock, Reference};
 pub use hypercall::hypercall;
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, host_tsc};
 use crate::exception::{Exception, Fallible};
 
 /// Bits of CPUID leaf 0x4000_0001, EAX (the default of `cpuid`).
@@ -81,6 +81,14 @@ pub(crate) fn write_msr(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
 }
 
 impl Cpu {
+    /// Sets the guest's TSC to the host's plus `offset`; what counts in terms of it follows.
+    pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
+        self.s.tsc_offset = offset;
+        self.apic.set_tsc_offset(offset, host_tsc());
+        self.deadline = self.apic.deadline();
+        self.write_system_time();
+    }
+
     /// To be called before guest code runs: the clock may have been set meanwhile.
     pub(crate) fn refresh_clock(&mut self) {
         if self.pv.system_time & 1 != 0

@@ -1,0 +1,133 @@
+//! Debug registers, single step, and an external debugger's breakpoints (Intel SDM vol. 3,
+//! 18.2).
+//!
+//! While an instruction breakpoint is enabled, instructions run one by one. Pages with data
+//! breakpoints never hit in the TLB, and the slow path looks closer.
+
+use crate::attention::Attention;
+use crate::cpu::{Cpu, Exit};
+use crate::exception::Exception;
+use crate::state::{cr4, rflags};
+
+/// What a breakpoint of DR7 waits for (its R/W field).
+const EXECUTE: u64 = 0;
+const WRITE: u64 = 1;
+const IO: u64 = 2;
+const ACCESS: u64 = 3;
+
+/// DR6: single step.
+const BS: u64 = 1 << 14;
+
+impl Cpu {
+    /// Enabled breakpoints of DR7: number, R/W field, length in bytes.
+    fn breakpoints(&self) -> impl Iterator<Item = (usize, u64, u64)> + use<> {
+        let dr7 = self.s.dr7;
+        (0..4)
+            .filter(move |n| dr7 >> (2 * n) & 3 != 0)
+            .map(move |n| {
+                let field = dr7 >> (16 + 4 * n) & 15;
+                let len = [1, 2, 8, 4][(field >> 2) as usize];
+                (n as usize, field & 3, len)
+            })
+    }
+
+    /// To be called after a debug register was written.
+    pub(crate) fn debug_registers_changed(&mut self) {
+        let watching = self
+            .breakpoints()
+            .any(|(_, kind, _)| kind == WRITE || kind == ACCESS);
+        if watching || self.watching {
+            self.watching = watching;
+            self.flush_tlb_all();
+        }
+        self.attention.raise(Attention::SELF);
+    }
+
+    /// Some data breakpoint lies in the page of `addr`.
+    pub(crate) fn page_watched(&self, addr: u64) -> bool {
+        self.breakpoints().any(|(n, kind, len)| {
+            let first = self.s.dr[n] & !(len - 1);
+            (kind == WRITE || kind == ACCESS) && first >> 12 == addr >> 12
+        })
+    }
+
+    /// Notes the data breakpoints that an access hits: a trap after the instruction.
+    #[cold]
+    pub(crate) fn note_access(&mut self, addr: u64, len: usize, write: bool) {
+        for (n, kind, size) in self.breakpoints() {
+            let first = self.s.dr[n] & !(size - 1);
+            let overlap = addr < first.wrapping_add(size) && first < addr.wrapping_add(len as u64);
+            if overlap && (kind == ACCESS || kind == WRITE && write) {
+                self.note_hit(n);
+            }
+        }
+    }
+
+    /// The same for a port.
+    pub(crate) fn note_port(&mut self, port: u16, size: usize) {
+        if self.s.dr7 & 0xff == 0 || self.s.cr4 & cr4::DE == 0 {
+            return;
+        }
+        let port = u64::from(port);
+        for (n, kind, len) in self.breakpoints() {
+            let first = self.s.dr[n] & !(len - 1);
+            if kind == IO && port < first + len && first < port + size as u64 {
+                self.note_hit(n);
+            }
+        }
+    }
+
+    fn note_hit(&mut self, n: usize) {
+        self.watch_hits |= 1 << n;
+        self.stop_after = true;
+        self.attention.raise(Attention::SELF);
+    }
+
+    /// Turns hits of data breakpoints into a pending #DB.
+    pub(crate) fn take_watch_hits(&mut self) {
+        let hits = std::mem::take(&mut self.watch_hits);
+        if hits != 0 && self.pending.is_none() {
+            self.s.dr6 = self.s.dr6 & !0xf | hits;
+            self.pending = Some(Exception::DB);
+        }
+    }
+
+    /// Instructions have to run one by one.
+    pub(crate) fn stepping(&self) -> bool {
+        self.s.flags & rflags::TF != 0
+            || self.debug.single_step
+            || !self.debug.breakpoints.is_empty()
+            || self.s.dr7 & 0xff != 0 && self.breakpoints().any(|(_, kind, _)| kind == EXECUTE)
+    }
+
+    /// Runs one instruction, if no breakpoint is in the way.
+    pub(crate) fn run_one(&mut self) -> Option<Exit> {
+        let linear = self.code_linear(self.s.rip);
+        if !std::mem::take(&mut self.debug_resumed) && self.debug.breakpoints.contains(&linear) {
+            return Some(Exit::Debug);
+        }
+        if self.s.flags & rflags::RF == 0 {
+            let mut hits = 0;
+            for (n, kind, _) in self.breakpoints() {
+                if kind == EXECUTE && self.s.dr[n] == linear {
+                    hits |= 1 << n;
+                }
+            }
+            if hits != 0 {
+                self.s.dr6 = self.s.dr6 & !0xf | hits;
+                self.pending = Some(Exception::DB);
+                return None;
+            }
+        }
+        self.s.flags &= !rflags::RF;
+        let trap = self.s.flags & rflags::TF != 0;
+        self.step();
+        // MOV SS and POP SS hold off the trap until after the next instruction.
+        let held = self.s.shadow && self.s.shadow_ss && self.s.rip == self.s.shadow_rip;
+        if trap && self.pending.is_none() && !held {
+            self.s.dr6 |= BS;
+            self.pending = Some(Exception::DB);
+        }
+        self.debug.single_step.then_some(Exit::Debug)
+    }
+}
