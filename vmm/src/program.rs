@@ -118,6 +118,7 @@ impl RecordFile {
 
 /// Runs the program with its `arguments` (without its own name); returns the exit status.
 pub fn main<I: Iterator<Item = String>>(arguments: I) -> i32 {
+    one_arena();
     crate::logger::start();
     let at = match parse(arguments) {
         Ok(Arguments::Run(at)) => at,
@@ -153,6 +154,15 @@ pub fn main<I: Iterator<Item = String>>(arguments: I) -> i32 {
     ending.status
 }
 
+/// One heap for all threads: a vCPU thread's own would start with pages of its own and grow by
+/// a system call a page.
+fn one_arena() {
+    // SAFETY: sets a parameter of the allocator; before any other thread exists.
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } == 0 {
+        log::debug!("mallopt: the allocator keeps an arena a thread");
+    }
+}
+
 fn run(config: MachineConfig) -> Ending {
     let machine = block_signals()
         .and_then(|()| Machine::new(config))
@@ -161,7 +171,12 @@ fn run(config: MachineConfig) -> Ending {
             Ok(machine)
         });
     match machine {
-        Ok(mut machine) => machine.run(),
+        Ok(mut machine) => {
+            let ending = machine.run();
+            // The process ends: threads and memory go with it at once.
+            std::mem::forget(machine);
+            ending
+        }
         Err(error) => {
             let record = ExitRecord {
                 cause: ExitCause::Failed,

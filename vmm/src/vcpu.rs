@@ -243,6 +243,14 @@ impl Threads {
         }
     }
 
+    /// Has all vCPUs stop for good, without waiting until they have.
+    pub fn dismiss(&self) {
+        self.gate.set_mode(Mode::Quit);
+        for thread in &self.threads {
+            thread.kicker.kick();
+        }
+    }
+
     /// Gives every vCPU a job, done as soon as it runs again, or now if it does.
     pub fn each<F: FnMut(usize) -> Job>(&self, mut job: F) {
         let mut state = lock(&self.gate.state);

@@ -207,7 +207,10 @@ impl Machine {
 
     /// Lets everybody know, and consoles have the last lines.
     fn farewell(&mut self, ending: &Ending) {
-        if let Err(error) = self.threads.hold() {
+        if ending.record.cause == ExitCause::Stopped {
+            // As pulling the plug: nobody waits for a vCPU that is, say, loading a kernel.
+            self.threads.dismiss();
+        } else if let Err(error) = self.threads.hold() {
             log::error!("{error}");
         }
         let deadline = Instant::now() + FAREWELL;
@@ -215,6 +218,8 @@ impl Machine {
         for channel in &mut self.channels {
             channel.finish(&self.epoll, deadline);
         }
+        // A terminal gets its settings back.
+        self.channels.clear();
         if let Some(control) = &mut self.control {
             control.finish(
                 &self.epoll,
