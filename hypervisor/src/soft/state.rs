@@ -84,6 +84,7 @@ pub(super) fn set(cpu: &mut Cpu, state: &VcpuState) -> Result<()> {
     } else {
         cpu.attention.clear(Attention::NMI);
     }
+    cpu.restore_pdptes();
     cpu.state_changed();
     cpu.inject(state.events.exception);
     Ok(())

@@ -571,3 +571,23 @@ guest! {
     "mov dword ptr [rdi + 0xb0], 0",
     "iretq",
 }
+
+guest! {
+    /// 32-bit with PAE paging: stops, then uses memory.
+    pae, "32",
+    "mov eax, cr4",
+    "or eax, 0x20",
+    "mov cr4, eax",
+    "mov eax, 0xc000",
+    "mov cr3, eax",
+    "mov eax, cr0",
+    "or eax, 0x80000000",
+    "mov cr0, eax",
+    "out 0xf4, al",
+    "mov dword ptr [0x100000], 0x1234",
+    "add dword ptr [0x100000], 1",
+    "mov eax, [0x100000]",
+    "out 0x80, eax",
+    "out 0xf4, al",
+    "hlt",
+}

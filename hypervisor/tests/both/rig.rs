@@ -313,11 +313,15 @@ fn tables(ram: &Ram) {
     put(PML4, (PML4 + 0x1000) | 3);
     put(PML4 + 0x1000, (PML4 + 0x2000) | 3);
     put(PML4 + 0x1018, (PML4 + 0x3000) | 3);
+    put(PDPT, (PML4 + 0x2000) | 1);
     for i in 0..512 {
         put(PML4 + 0x2000 + i * 8, (i << 21) | 0x83);
         put(PML4 + 0x3000 + i * 8, (3 << 30) | (i << 21) | 0x83);
     }
 }
+
+/// Page-directory pointers of the PAE guest: the first GiB, by the tables of the 64-bit guests.
+pub const PDPT: u64 = 0xc000;
 
 /// Puts a vCPU at `CODE` in `mode`, interrupts off, stack at 0x5000.
 pub fn enter(state: &mut VcpuState, mode: Mode) {

@@ -144,6 +144,30 @@ fn a_running_guest_moves_between_backends() {
 }
 
 #[test]
+fn a_guest_with_pae_paging_moves_between_backends() {
+    let mut able = backends();
+    if !hypervisor::host::report().prefers_kvm() {
+        println!("left out on KVM: needs hardware virtualization (PAE paging)");
+        able.retain(|&backend| backend == Backend::Soft);
+    }
+    for &from in &able {
+        for &to in &able {
+            let mut rig = Rig::new(from, Mode::Protected, guests::pae());
+            rig.run_to_stop();
+            let state = rig.vcpu.state().unwrap();
+            let mut next = Rig::new(to, Mode::Protected, guests::pae());
+            next.vcpu.set_state(&state).unwrap();
+            next.run_to_stop();
+            assert_eq!(
+                next.bus.bytes(0x80),
+                [0x35, 0x12, 0, 0],
+                "{from:?} to {to:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_halted_guest_with_an_interrupt_under_way_moves_between_backends() {
     for &from in &backends() {
         for &to in &backends() {
