@@ -199,6 +199,8 @@ pub fn comparable(insn: &Instruction) -> bool {
     let missing = name.starts_with("Reservednop") && insn.op0_kind() == OpKind::Register;
     // Some read only the 24 bytes that count.
     let partial = insn.code() == Code::VEX_Vmovddup_ymm_ymmm256 && memory;
+    // AMD's reads 32 bits there.
+    let partial = partial || insn.code() == Code::Movsxd_r16_rm16 && memory;
     // The result of a 16-bit double shift by more than 16.
     let undefined = matches!(insn.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)
         && insn.op1_register().size() == 2

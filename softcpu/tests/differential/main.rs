@@ -4,6 +4,9 @@
 //! `VIREO_SEED` (one number), `VIREO_DIFF_ITERATIONS` (cases), `VIREO_DIFF_FILTER` (part of an
 //! encoding form's name) and `VIREO_DIFF_LENGTH` (most instructions in a case) change what is
 //! run.
+//!
+//! Where AMD's and Intel's processors are known to differ, or something is undefined, nothing
+//! is compared (`forms::comparable`, `compare::unspecified`). The list comes from runs on AMD's.
 
 #![allow(missing_docs)]
 
