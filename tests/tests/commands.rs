@@ -107,7 +107,7 @@ fn facts_about_a_domain_and_the_node() {
         same(&rig, &[command]);
     }
     assert_eq!(
-        rig.vireo(&["domname", &rig.vireo(&["domuuid", "two"]).ok().trim()])
+        rig.vireo(&["domname", rig.vireo(&["domuuid", "two"]).ok().trim()])
             .ok(),
         "two\n\n"
     );
