@@ -202,6 +202,9 @@ impl Machine {
     /// Whatever keeps it from running, named.
     pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
         check(&config)?;
+        if !config.acpi {
+            log::warn!("without ACPI only kernels that read an MP table get interrupts of devices");
+        }
         let kernel = named(&config.boot.kernel)?;
         let initrd = config.boot.initrd.as_ref().map(named).transpose()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("epoll_create1"))?;
