@@ -52,6 +52,14 @@ pub(crate) mod scan {
 pub(crate) trait Alu: Word {
     fn alu<const K: u8>(cc: u64, a: Self, b: Self) -> (Self, u64);
     fn shift<const K: u8>(cc: u64, a: Self, count: u8) -> (Self, u64);
+    /// SHL, SHR, SAR by a masked count that is not 0: all flags are new.
+    fn shift_some<const K: u8>(a: Self, count: u8) -> (Self, u64);
+    /// ADD, OR, AND, SUB, XOR without flags.
+    fn quiet<const K: u8>(a: Self, b: Self) -> Self;
+    /// SHL, SHR, SAR by a masked count that is not 0, without flags.
+    fn quiet_shift<const K: u8>(a: Self, count: u8) -> Self;
+    /// IMUL without flags.
+    fn quiet_imul(a: Self, b: Self) -> Self;
     fn unary<const K: u8>(cc: u64, a: Self) -> (Self, u64);
     fn imul2(cc: u64, a: Self, b: Self) -> (Self, u64);
 }
@@ -120,6 +128,26 @@ macro_rules! host_shift {
     }};
 }
 
+macro_rules! host_shift_some {
+    ($op:literal, $a:ident, $count:ident, $class:ident, $m:literal) => {{
+        let f: u16;
+        let mut r = $a;
+        // SAFETY: register arithmetic only.
+        unsafe {
+            asm!(
+                concat!($op, " {a", $m, "}, cl"),
+                "lahf",
+                "seto al",
+                a = inout($class) r,
+                in("cl") $count,
+                out("ax") f,
+                options(pure, nomem, nostack)
+            );
+        }
+        (r, u64::from(f))
+    }};
+}
+
 macro_rules! host_unary {
     ($op:literal, $cc:ident, $a:ident, $class:ident, $m:literal) => {{
         let mut f = $cc as u16;
@@ -170,6 +198,42 @@ macro_rules! words {
                     shift::SAR => host_shift!("sar", cc, a, count, $class, $m),
                     _ => host_shift!("shl", cc, a, count, $class, $m),
                 }
+            }
+
+            #[inline(always)]
+            fn shift_some<const K: u8>(a: Self, count: u8) -> (Self, u64) {
+                match K {
+                    shift::SHR => host_shift_some!("shr", a, count, $class, $m),
+                    shift::SAR => host_shift_some!("sar", a, count, $class, $m),
+                    _ => host_shift_some!("shl", a, count, $class, $m),
+                }
+            }
+
+            #[inline(always)]
+            fn quiet<const K: u8>(a: Self, b: Self) -> Self {
+                match K {
+                    kind::ADD => a.wrapping_add(b),
+                    kind::OR => a | b,
+                    kind::AND => a & b,
+                    kind::SUB => a.wrapping_sub(b),
+                    _ => a ^ b,
+                }
+            }
+
+            #[inline(always)]
+            fn quiet_shift<const K: u8>(a: Self, count: u8) -> Self {
+                // Counts may exceed the size of 8 and 16-bit operands.
+                let count = u32::from(count);
+                match K {
+                    shift::SHR => Self::cut(a.wide().checked_shr(count).unwrap_or(0)),
+                    shift::SAR => Self::cut((a.sign() >> count.min(63)) as u64),
+                    _ => Self::cut(a.wide().checked_shl(count).unwrap_or(0)),
+                }
+            }
+
+            #[inline(always)]
+            fn quiet_imul(a: Self, b: Self) -> Self {
+                a.wrapping_mul(b)
             }
 
             #[inline(always)]

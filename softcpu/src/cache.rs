@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
+use crate::decode::FlagUse;
 use crate::op::{Block, Handler, Op};
 
 /// Slots of operations in one piece of the arena.
@@ -54,6 +55,8 @@ pub(crate) struct CodeCache {
     pub dropped: u64,
     /// Where a block's operations are collected.
     pub scratch: Vec<Op>,
+    /// What they do with the status flags.
+    pub flags: Vec<FlagUse>,
 }
 
 impl std::fmt::Debug for CodeCache {
@@ -79,6 +82,7 @@ impl Default for CodeCache {
             seen: [0; SEEN_WORDS],
             dropped: 0,
             scratch: Vec::new(),
+            flags: Vec::new(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::{Mnemonic as M, OpKind};
 
-use super::pick::{by_four, by_kind};
+use super::pick::{by_four, by_kind, by_quiet, by_shift};
 use super::{Context, Emit, by_ea, sized};
 use crate::alu::{kind, scan, shift, unary};
 use crate::exec::{arith, atomic, bits, mov, muldiv};
@@ -174,7 +174,7 @@ fn alu(c: &Context, k: u8) -> Emit {
     let b = c.reg(1);
     if a == b && (k == kind::XOR || k == kind::SUB) {
         let f = sized!(size, T => arith::zero::<T> as Handler);
-        return Emit::Next(f, Op { a, ..c.op });
+        return Emit::Next(f, Op { a, b, ..c.op });
     }
     let f = sized!(size, T => by_kind!(k, K => arith::rr::<K, T> as Handler));
     Emit::Next(f, Op { a, b, ..c.op })
@@ -218,6 +218,16 @@ fn shifts(c: &Context, k: u8) -> Emit {
             ..c.op
         };
         let f = sized!(size, T => by_kind!(k, K => arith::shift_m::<K, T> as Handler));
+        return Emit::Next(f, op);
+    }
+    let count = imm & if size == 8 { 63 } else { 31 };
+    if !by_cl && count != 0 && k >= shift::SHL {
+        let f = sized!(size, T => by_shift!(k, K => arith::shift_some::<K, T> as Handler));
+        let op = Op {
+            a: c.reg(0),
+            imm: count,
+            ..c.op
+        };
         return Emit::Next(f, op);
     }
     let op = Op {
@@ -421,4 +431,43 @@ fn memory_or_reg(c: &Context, mem: crate::op::Plain, regs: crate::op::Plain) -> 
             ..op
         },
     )
+}
+
+/// The handler to use instead where nobody will look at the flags, for those instructions
+/// that have one.
+pub(super) fn quiet(c: &Context) -> Option<Handler> {
+    let k = match c.insn.mnemonic() {
+        M::Add => kind::ADD,
+        M::Or => kind::OR,
+        M::And => kind::AND,
+        M::Sub => kind::SUB,
+        M::Xor => kind::XOR,
+        m @ (M::Shl | M::Shr | M::Sar) => {
+            let size = c.size(0);
+            let mask = if size == 8 { 63 } else { 31 };
+            if !c.is_reg(0) || c.is_reg(1) || c.insn.immediate(1) & mask == 0 {
+                return None;
+            }
+            let k = match m {
+                M::Shr => shift::SHR,
+                M::Sar => shift::SAR,
+                _ => shift::SHL,
+            };
+            let f = sized!(size, T => by_shift!(k, K => arith::quiet_shift::<K, T> as Handler));
+            return Some(f);
+        }
+        M::Imul if c.insn.op_count() == 2 && c.is_reg(1) => {
+            return Some(sized!(c.size(0), T => arith::quiet_imul::<T> as Handler));
+        }
+        _ => return None,
+    };
+    if !c.is_reg(0) || c.is_mem(1) {
+        return None;
+    }
+    let size = c.size(0);
+    Some(if c.is_reg(1) {
+        sized!(size, T => by_quiet!(k, K => arith::quiet_rr::<K, T> as Handler))
+    } else {
+        sized!(size, T => by_quiet!(k, K => arith::quiet_ri::<K, T> as Handler))
+    })
 }

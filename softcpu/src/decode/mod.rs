@@ -405,6 +405,7 @@ impl Cpu {
         } else {
             MAX_INSTRUCTIONS
         };
+        self.cache.flags.clear();
         let mut used = 0;
         let mut fusible = None;
         for _ in 0..max {
@@ -441,12 +442,16 @@ impl Cpu {
                 last.f = f;
             }
             fusible = control::fusible(&context);
+            let first = ops.len();
             let ended = context.emit(&bytes[used..end], ops);
+            self.cache.flags.push(context.flag_use(first));
             used = end;
             if ended {
+                drop_dead_flags(ops, &self.cache.flags);
                 return (used, true);
             }
         }
+        drop_dead_flags(ops, &self.cache.flags);
         let (mut op, _) = base_op(&Instruction::default(), used as u16, mode);
         op.len = 0;
         op.f = exec::branch::fall;
@@ -457,7 +462,84 @@ impl Cpu {
     }
 }
 
+/// What an instruction does with the status flags, for finding those nobody looks at.
+#[derive(Clone, Copy)]
+pub(crate) struct FlagUse {
+    /// Index of its operation.
+    op: usize,
+    /// It needs them, or may fault or stop: then all of them must be right before it.
+    needs: bool,
+    /// It sets all of them.
+    sets: bool,
+    /// Its handler without flags.
+    quiet: Option<Handler>,
+}
+
+/// Gives instructions whose flags are overwritten before anyone can look at them the handlers
+/// that don't compute them.
+fn drop_dead_flags(ops: &mut [Op], flags: &[FlagUse]) {
+    let mut live = true;
+    for flag_use in flags.iter().rev() {
+        if !live && let Some(f) = flag_use.quiet {
+            ops[flag_use.op].f = f;
+        }
+        live = flag_use.needs || live && !flag_use.sets;
+    }
+}
+
 impl Context<'_> {
+    /// What this instruction, whose operation is number `op`, does with the status flags.
+    fn flag_use(&self, op: usize) -> FlagUse {
+        use iced_x86::{Mnemonic as M, RflagsBits};
+        let plain = (0..self.insn.op_count()).all(|n| match self.insn.op_kind(n) {
+            OpKind::Register => self.insn.op_register(n).is_gpr(),
+            OpKind::Memory => false,
+            _ => true,
+        });
+        // All others may fault, or are rare enough not to matter.
+        let pure = plain
+            && matches!(
+                self.insn.mnemonic(),
+                M::Add
+                    | M::Or
+                    | M::And
+                    | M::Sub
+                    | M::Xor
+                    | M::Cmp
+                    | M::Test
+                    | M::Inc
+                    | M::Dec
+                    | M::Neg
+                    | M::Not
+                    | M::Shl
+                    | M::Shr
+                    | M::Sar
+                    | M::Mov
+                    | M::Movzx
+                    | M::Movsx
+                    | M::Movsxd
+                    | M::Bswap
+                    | M::Imul
+                    | M::Cdqe
+            )
+            || matches!(self.insn.mnemonic(), M::Lea | M::Nop);
+        let all = RflagsBits::OF
+            | RflagsBits::SF
+            | RflagsBits::ZF
+            | RflagsBits::AF
+            | RflagsBits::CF
+            | RflagsBits::PF;
+        let quiet = arith::quiet(self);
+        // A shift by nothing leaves the flags alone.
+        let shift = matches!(self.insn.mnemonic(), M::Shl | M::Shr | M::Sar);
+        FlagUse {
+            op,
+            needs: !pure || self.insn.rflags_read() & all != 0,
+            sets: self.insn.rflags_modified() & all == all && (!shift || quiet.is_some()),
+            quiet,
+        }
+    }
+
     /// Adds one instruction's operations; whether the block ends with it.
     fn emit(&self, bytes: &[u8], ops: &mut Vec<Op>) -> bool {
         let op = self.op;

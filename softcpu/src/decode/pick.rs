@@ -140,4 +140,52 @@ macro_rules! by_four {
     };
 }
 
-pub(crate) use {by_condition, by_four, by_kind};
+/// The shifts that are no rotates.
+macro_rules! by_shift {
+    ($k:expr, $c:ident => $x:expr) => {
+        match $k {
+            5 => {
+                const $c: u8 = 5;
+                $x
+            }
+            7 => {
+                const $c: u8 = 7;
+                $x
+            }
+            _ => {
+                const $c: u8 = 4;
+                $x
+            }
+        }
+    };
+}
+
+/// The arithmetic that neither needs flags nor exists for them.
+macro_rules! by_quiet {
+    ($k:expr, $c:ident => $x:expr) => {
+        match $k {
+            0 => {
+                const $c: u8 = 0;
+                $x
+            }
+            1 => {
+                const $c: u8 = 1;
+                $x
+            }
+            4 => {
+                const $c: u8 = 4;
+                $x
+            }
+            5 => {
+                const $c: u8 = 5;
+                $x
+            }
+            _ => {
+                const $c: u8 = 6;
+                $x
+            }
+        }
+    };
+}
+
+pub(crate) use {by_condition, by_four, by_kind, by_quiet, by_shift};

@@ -164,6 +164,17 @@ pub(crate) unsafe fn shift_ri<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op)
     }
 }
 
+/// SHL, SHR or SAR of a register by an immediate, already masked and not 0.
+pub(crate) unsafe fn shift_some<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let (r, cc) = T::shift_some::<K>(cpu.reg((*op).a), (*op).imm as u8);
+        cpu.s.cc = cc;
+        cpu.set_reg::<T>((*op).a, r);
+        next(cpu, op)
+    }
+}
+
 /// Shift or rotate of a register by CL.
 pub(crate) unsafe fn shift_rc<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
@@ -318,6 +329,46 @@ pub(crate) unsafe fn set_r<const C: u8>(cpu: &mut Cpu, op: *const Op) {
     unsafe {
         let value = u8::from(condition::<C>(cpu.s.cc));
         cpu.set_reg::<u8>((*op).a, value);
+        next(cpu, op)
+    }
+}
+
+/// `rr` where nobody will look at the flags.
+pub(crate) unsafe fn quiet_rr<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let r = T::quiet::<K>(cpu.reg((*op).a), cpu.reg((*op).b));
+        cpu.set_reg::<T>((*op).a, r);
+        next(cpu, op)
+    }
+}
+
+/// `ri` where nobody will look at the flags.
+pub(crate) unsafe fn quiet_ri<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let r = T::quiet::<K>(cpu.reg((*op).a), T::cut((*op).imm));
+        cpu.set_reg::<T>((*op).a, r);
+        next(cpu, op)
+    }
+}
+
+/// `shift_some` where nobody will look at the flags.
+pub(crate) unsafe fn quiet_shift<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let r = T::quiet_shift::<K>(cpu.reg((*op).a), (*op).imm as u8);
+        cpu.set_reg::<T>((*op).a, r);
+        next(cpu, op)
+    }
+}
+
+/// `imul_rr` where nobody will look at the flags.
+pub(crate) unsafe fn quiet_imul<T: Alu>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler).
+    unsafe {
+        let r = T::quiet_imul(cpu.reg((*op).a), cpu.reg((*op).b));
+        cpu.set_reg::<T>((*op).a, r);
         next(cpu, op)
     }
 }
