@@ -67,6 +67,7 @@ bits! {
     sse: l1_edx[25], "SSE.";
     sse2: l1_edx[26], "SSE2.";
     fsgsbase: l7_ebx[0], "RDFSBASE and family.";
+    tsc_adjust: l7_ebx[1], "IA32_TSC_ADJUST.";
     bmi1: l7_ebx[3], "BMI1.";
     avx2: l7_ebx[5], "AVX2.";
     smep: l7_ebx[7], "SMEP.";

@@ -211,26 +211,3 @@ pub fn monotonic_ns() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut ts) };
     ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
 }
-
-/// Frequency of the host's TSC in kHz, measured once against CLOCK_MONOTONIC.
-pub fn tsc_khz() -> u64 {
-    static KHZ: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *KHZ.get_or_init(|| {
-        let sample = || {
-            // Of several tries the one with the least time between the two readings.
-            (0..5)
-                .map(|_| {
-                    let before = crate::cpu::host_tsc();
-                    let ns = monotonic_ns();
-                    let after = crate::cpu::host_tsc();
-                    (after - before, before + (after - before) / 2, ns)
-                })
-                .min()
-                .unwrap_or_default()
-        };
-        let (_, tsc, ns) = sample();
-        std::thread::sleep(Duration::from_millis(10));
-        let (_, tsc2, ns2) = sample();
-        ((tsc2 - tsc) * 1_000_000 / (ns2 - ns).max(1)).max(1)
-    })
-}

@@ -111,7 +111,7 @@ pub fn read(cpu: &mut Cpu, index: u32) -> Fallible<u64> {
     }
     Ok(match index {
         TSC => cpu.tsc(),
-        TSC_ADJUST => cpu.s.tsc_offset,
+        TSC_ADJUST if cpu.features.tsc_adjust() => cpu.s.msr.tsc_adjust,
         EFER => cpu.s.efer,
         FS_BASE => cpu.s.seg[seg::FS].base,
         GS_BASE => cpu.s.seg[seg::GS].base,
@@ -153,8 +153,18 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
         return Ok(());
     }
     match index {
-        TSC => cpu.set_tsc_offset(value.wrapping_sub(host_tsc())),
-        TSC_ADJUST => cpu.set_tsc_offset(value),
+        // Either moves the other along (Intel SDM vol. 3, 18.17.3).
+        TSC => {
+            let offset = value.wrapping_sub(host_tsc());
+            let moved = offset.wrapping_sub(cpu.s.tsc_offset);
+            cpu.s.msr.tsc_adjust = cpu.s.msr.tsc_adjust.wrapping_add(moved);
+            cpu.set_tsc_offset(offset);
+        }
+        TSC_ADJUST if cpu.features.tsc_adjust() => {
+            let moved = value.wrapping_sub(cpu.s.msr.tsc_adjust);
+            cpu.s.msr.tsc_adjust = value;
+            cpu.set_tsc_offset(cpu.s.tsc_offset.wrapping_add(moved));
+        }
         EFER => return write_efer(cpu, value),
         FS_BASE | GS_BASE => {
             cpu.check_canonical(value).map_err(|_| Exception::GP0)?;

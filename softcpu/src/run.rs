@@ -255,7 +255,7 @@ impl Cpu {
         let mut timeout = Duration::from_secs(3600);
         if self.deadline != u64::MAX {
             let ticks = self.deadline.saturating_sub(host_tsc());
-            timeout = timeout.min(tsc_duration(ticks));
+            timeout = timeout.min(Duration::from_nanos(crate::tsc::to_ns(ticks)));
         }
         self.attention.wait(mask, timeout);
         None
@@ -323,12 +323,4 @@ impl Cpu {
         }
         self.peer.acknowledge();
     }
-}
-
-/// How long `ticks` of the host's TSC are.
-fn tsc_duration(ticks: u64) -> Duration {
-    let khz = crate::machine::tsc_khz();
-    Duration::from_nanos(
-        (u128::from(ticks) * 1_000_000 / u128::from(khz)).min(u64::MAX.into()) as u64,
-    )
 }

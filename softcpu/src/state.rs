@@ -225,6 +225,7 @@ pub struct CoreMsrs {
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
     pub tsc_aux: u64,
+    pub tsc_adjust: u64,
     pub pat: u64,
     pub misc_enable: u64,
     pub spec_ctrl: u64,
