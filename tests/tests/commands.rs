@@ -270,6 +270,26 @@ fn dumpxml_is_valid_and_stable() {
 }
 
 #[test]
+fn secrets_are_for_those_who_ask_and_may_write() {
+    let rig = Rig::new();
+    rig.define(&tiny_guest(&rig, "guest", "qemu").replace(
+        "<devices>",
+        "<devices><graphics type='vnc' port='-1' passwd='hunter2'/>",
+    ));
+    assert!(!rig.vireo(&["dumpxml", "guest"]).ok().contains("hunter2"));
+    let secure = ["dumpxml", "guest", "--security-info"];
+    assert!(rig.vireo(&secure).ok().contains("hunter2"));
+    let refused = rig
+        .vireo(&["-r", "dumpxml", "guest", "--security-info"])
+        .fails();
+    assert!(!refused.contains("hunter2"), "{refused}");
+    assert!(refused.contains("operation forbidden"), "{refused}");
+    // What is stored has it still.
+    rig.vireo(&["autostart", "guest"]).ok();
+    assert!(rig.vireo(&secure).ok().contains("hunter2"));
+}
+
+#[test]
 fn shell_takes_commands_from_standard_input_and_arguments() {
     let rig = two_domains();
     let run = rig.vireo_with_input(&["-q"], "domid one\nlist --all --name; domstate 'two'\n");

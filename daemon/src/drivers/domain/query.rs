@@ -219,10 +219,16 @@ impl Driver {
         )?;
         let inner = domain.lock();
         let stored = inner.persistent.as_ref().filter(|_| flags & INACTIVE != 0);
-        Ok(match (stored, &inner.live) {
-            (Some(stored), _) => stored.format(View::Inactive),
-            (None, Some(live)) if flags & INACTIVE == 0 => live.definition.format(View::Live),
-            (None, _) => definition(&inner)?.format(View::Inactive),
+        let (definition, view) = match (stored, &inner.live) {
+            (Some(stored), _) => (stored, View::Inactive),
+            (None, Some(live)) if flags & INACTIVE == 0 => (&live.definition, View::Live),
+            (None, _) => (definition(&inner)?, View::Inactive),
+        };
+        // The flag is refused on read-only connections before it comes here.
+        Ok(if flags & SECURE != 0 {
+            definition.format(view)
+        } else {
+            definition.format_public(view)
         })
     }
 
