@@ -105,6 +105,8 @@ pub struct Cpu {
     pub(crate) watch_hits: u64,
     /// Leave the block after this instruction.
     pub(crate) stop_after: bool,
+    /// PAUSE instructions run.
+    pub(crate) pauses: u32,
     /// HLT with interrupts off has been reported.
     pub(crate) dead_halt_reported: bool,
     /// Host TSC at which the APIC timer fires (cached from the APIC).
@@ -166,6 +168,7 @@ impl Cpu {
             watching: false,
             watch_hits: 0,
             stop_after: false,
+            pauses: 0,
             dead_halt_reported: false,
             deadline: u64::MAX,
         });

@@ -10,6 +10,9 @@ use crate::op::Op;
 use crate::state::gpr::{RAX, RBX, RCX, RDX};
 use crate::state::{cr4, rflags, seg};
 
+/// PAUSE instructions a vCPU runs before it lets other threads run.
+const PAUSES_BEFORE_YIELD: u32 = 128;
+
 impl Cpu {
     /// #GP(0) above privilege level 0.
     pub(crate) fn privileged(&self) -> Fallible<()> {
@@ -310,9 +313,12 @@ pub(crate) fn mwait(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
     Ok(())
 }
 
-/// PAUSE: lets another vCPU's thread run if this host CPU is all there is.
-pub(crate) fn pause(_: &mut Cpu, _: &Op) -> Fallible<()> {
-    std::hint::spin_loop();
+/// PAUSE. Who spins for long may be waiting for a vCPU whose thread has no host CPU.
+pub(crate) fn pause(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
+    cpu.pauses = cpu.pauses.wrapping_add(1);
+    if cpu.pauses.is_multiple_of(PAUSES_BEFORE_YIELD) {
+        std::thread::yield_now();
+    }
     Ok(())
 }
 
