@@ -39,6 +39,12 @@ pub struct MachineConfig {
     /// The pvpanic ISA device (port 0x505) is there.
     #[serde(default)]
     pub pvpanic: bool,
+    /// PCI devices. Buses before what is behind them.
+    #[serde(default)]
+    pub devices: Vec<crate::devices::DeviceConfig>,
+    /// Virtual machine generation id (RFC 4122 text form), offered where it is given.
+    #[serde(default)]
+    pub generation_id: Option<String>,
     /// QEMU's isa-debug-exit: a write of V to this port ends the VMM with status (V<<1)|1.
     #[serde(default)]
     pub debug_exit_port: Option<u16>,

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::LifecycleAction;
+use crate::devices::{Bandwidth, DiskLimits, ErrorPolicy, WatchdogAction};
 
 /// Longest frame in bytes, without its length field.
 pub const MAX_FRAME: u32 = 1 << 20;
@@ -42,6 +43,48 @@ pub enum Call {
     /// What the guest's own power-off does from now on (libvirt's set-lifecycle-action; `reboot`
     /// is a power button press with `Restart` set, put back by the caller after `Event::Shutdown`).
     OnPoweroff(LifecycleAction),
+    /// Counters of every device: `Answer::Stats`.
+    Stats,
+    /// The memory the guest is to keep, in bytes; done when the balloon has been told.
+    SetBalloon {
+        /// Bytes of RAM the guest keeps.
+        target_bytes: u64,
+    },
+    /// How often the guest is asked for memory statistics; 0: never.
+    SetBalloonPeriod {
+        /// Seconds.
+        seconds: u32,
+    },
+    /// Plugs or pulls a network card's cable.
+    SetLink {
+        /// The card.
+        id: String,
+        /// The cable is in.
+        up: bool,
+    },
+    /// Changes a network card's limits.
+    SetBandwidth {
+        /// The card.
+        id: String,
+        /// To the guest, where it changes.
+        inbound: Option<Bandwidth>,
+        /// From the guest, where it changes.
+        outbound: Option<Bandwidth>,
+    },
+    /// Changes a disk's limits.
+    SetDiskLimits {
+        /// The disk.
+        id: String,
+        /// All of them, anew.
+        limits: DiskLimits,
+    },
+    /// Makes a disk larger, or (raw) smaller; the guest is told.
+    ResizeDisk {
+        /// The disk.
+        id: String,
+        /// Bytes, a multiple of 512.
+        bytes: u64,
+    },
 }
 
 /// The answer to a call.
@@ -61,6 +104,110 @@ pub enum Answer {
     Done,
     /// To `Query`.
     Status(Status),
+    /// To `Stats`.
+    Stats(Stats),
+}
+
+/// What devices have counted since the machine's start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Disks, by id.
+    pub disks: Vec<(String, DiskStats)>,
+    /// Network cards, by id.
+    pub nets: Vec<(String, NetStats)>,
+    /// The balloon, where there is one.
+    pub balloon: Option<BalloonStats>,
+}
+
+/// A disk's counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskStats {
+    /// Requests.
+    pub read_requests: u64,
+    /// Bytes.
+    pub read_bytes: u64,
+    /// Nanoseconds, summed over requests.
+    pub read_ns: u64,
+    /// Requests.
+    pub write_requests: u64,
+    /// Bytes.
+    pub write_bytes: u64,
+    /// Nanoseconds, summed over requests.
+    pub write_ns: u64,
+    /// Requests.
+    pub flush_requests: u64,
+    /// Nanoseconds, summed over requests.
+    pub flush_ns: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Size the guest sees, bytes.
+    pub capacity: u64,
+    /// Bytes the host has given to the image's file.
+    pub allocation: u64,
+    /// Highest byte offset in use in the image's file.
+    pub physical: u64,
+    /// Highest offset written since the start, bytes.
+    pub write_highest: u64,
+}
+
+/// A network card's counters, as the guest sees the directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetStats {
+    /// To the guest.
+    pub rx_bytes: u64,
+    /// To the guest.
+    pub rx_packets: u64,
+    /// Frames the host could not take from the backend.
+    pub rx_errors: u64,
+    /// Frames for which the guest had no room, or beyond its limit.
+    pub rx_dropped: u64,
+    /// From the guest.
+    pub tx_bytes: u64,
+    /// From the guest.
+    pub tx_packets: u64,
+    /// Frames the backend refused.
+    pub tx_errors: u64,
+    /// Frames dropped by filter, limit or a pulled cable.
+    pub tx_dropped: u64,
+    /// The cable is in.
+    pub link_up: bool,
+}
+
+/// What a balloon knows. Guest values as virtio 1.2, 5.5.6.3 has them, bytes or counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BalloonStats {
+    /// RAM the guest keeps now, bytes.
+    pub actual_bytes: u64,
+    /// RAM the guest is asked to keep, bytes.
+    pub target_bytes: u64,
+    /// When the guest last said the following: seconds since 1970; 0: never.
+    pub updated: u64,
+    /// Bytes swapped in.
+    pub swap_in: Option<u64>,
+    /// Bytes swapped out.
+    pub swap_out: Option<u64>,
+    /// Count.
+    pub major_faults: Option<u64>,
+    /// Count.
+    pub minor_faults: Option<u64>,
+    /// Bytes nobody uses.
+    pub free: Option<u64>,
+    /// Bytes of RAM the guest knows.
+    pub total: Option<u64>,
+    /// Bytes that could be given to programs.
+    pub available: Option<u64>,
+    /// Bytes of disk caches.
+    pub disk_caches: Option<u64>,
+    /// Count.
+    pub hugetlb_allocations: Option<u64>,
+    /// Count.
+    pub hugetlb_failures: Option<u64>,
+    /// Bytes given back to the host by free-page reporting since the start.
+    pub reported: u64,
 }
 
 /// Why a call failed.
@@ -81,6 +228,9 @@ pub struct Status {
     pub process_time_ns: u64,
     /// For each serial port: its pseudo-terminal's path, where it has one.
     pub serial_ptys: Vec<Option<String>>,
+    /// The pseudo-terminals of virtio console ports that have one, by port id.
+    #[serde(default)]
+    pub port_ptys: Vec<(String, String)>,
 }
 
 /// What a machine is doing.
@@ -115,6 +265,31 @@ pub enum Event {
         reason: String,
         /// True for pvpanic; false where the backend cannot go on.
         guest_fault: bool,
+    },
+    /// The watchdog was not fed.
+    Watchdog(WatchdogAction),
+    /// A disk request failed on the host's side.
+    IoError {
+        /// The disk.
+        id: String,
+        /// The machine was paused for it (`Event::Paused` follows), ignored it, or told the guest.
+        policy: ErrorPolicy,
+        /// `enospc`, or empty.
+        reason: String,
+        /// For people.
+        message: String,
+    },
+    /// The guest gave memory to its balloon, or took some back.
+    BalloonChange {
+        /// RAM the guest keeps now, bytes.
+        actual_bytes: u64,
+    },
+    /// A program in the guest opened or closed a channel (the guest agent, say).
+    PortState {
+        /// The port's id.
+        id: String,
+        /// Open.
+        open: bool,
     },
     /// The process ends now; nothing follows.
     Exiting(ExitRecord),

@@ -65,6 +65,12 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     if !config.acpi && config.vcpus > mptable::MAX_VCPUS {
         return bad(format!("more than {} vCPUs need ACPI", mptable::MAX_VCPUS));
     }
+    if let Some(device) = config.devices.first() {
+        return bad(format!(
+            "device {}: there are no PCI devices yet",
+            device.id
+        ));
+    }
     let stdio = config
         .serials
         .iter()

@@ -176,6 +176,14 @@ impl Machine {
             }
             Call::Nmi => self.threads.each(|_| Job::Nmi),
             Call::OnPoweroff(action) => self.config.on_poweroff = *action,
+            Call::Stats => return Ok(Answer::Stats(vmm_api::control::Stats::default())),
+            Call::SetBalloon { .. } | Call::SetBalloonPeriod { .. } => {
+                return Err("this machine has no balloon".into());
+            }
+            Call::SetLink { id, .. }
+            | Call::SetBandwidth { id, .. }
+            | Call::SetDiskLimits { id, .. }
+            | Call::ResizeDisk { id, .. } => return Err(format!("there is no device '{id}'")),
         }
         Ok(Answer::Done)
     }
@@ -202,6 +210,7 @@ impl Machine {
             vcpu_time_ns: self.threads.cpu_times(),
             process_time_ns: process_time(),
             serial_ptys: self.serial_ptys(),
+            port_ptys: Vec::new(),
         }
     }
 

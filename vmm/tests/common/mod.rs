@@ -94,6 +94,8 @@ impl Rig {
                 log: None,
             }],
             pvpanic: true,
+            devices: Vec::new(),
+            generation_id: None,
             debug_exit_port: Some(0xf4),
             debug_console_port: None,
             rtc_offset_seconds: 0,

@@ -149,6 +149,8 @@ impl Builder {
                 .rest
                 .iter()
                 .any(|device| device.name == "panic"),
+            devices: Vec::new(),
+            generation_id: None,
             debug_exit_port: None,
             debug_console_port: None,
             rtc_offset_seconds: rtc_offset(&live.clock, SystemTime::now())?,

@@ -125,6 +125,11 @@ impl Watched {
             } => self.crashed(&mut inner, reason, *guest_fault),
             // Kept by who reads the frames.
             Event::Exiting(_) => {}
+            // No device of this machine sends these yet.
+            Event::Watchdog(_)
+            | Event::IoError { .. }
+            | Event::BalloonChange { .. }
+            | Event::PortState { .. } => {}
         }
     }
 

@@ -1,0 +1,20 @@
+//! Disk images and the block layer: raw, qcow2, LUKS, backing chains.
+//!
+//! ```text
+//!   virtio-blk, block jobs, the image tool
+//!        |
+//!     Engine        runs requests against an image: worker threads or io_uring, limits
+//!        |
+//!     Image         raw | qcow2 | luks: guest offsets -> offsets in files
+//!        |
+//!     File          one open file or block device: buffered or O_DIRECT, locked
+//! ```
+//!
+//! Nothing here opens a path by itself: whoever uses an image opens its files (the daemon does,
+//! and hands the descriptors to the VMM), the backing files among them.
+
+mod error;
+mod image;
+
+pub use error::Error;
+pub use image::{Extent, Image, ImageInfo, IoBuf};

@@ -1,0 +1,10 @@
+//! virtio devices and their PCI transport, for any VMM.
+//!
+//! Knows queues and guest memory, and no hypervisor. virtio 1.2 (OASIS committee specification
+//! 01, 2022) is the specification meant wherever only a section is named.
+
+pub mod device;
+pub mod memory;
+
+pub use device::{Activation, Device, DeviceError, Interrupt, Payload, QueueSetup};
+pub use memory::{GuestMemory, OutsideRam};
