@@ -250,7 +250,7 @@ impl Driver {
     pub async fn vcpu_times(&self, domain: &Domain) -> Result<Vec<u64>> {
         match ask_within(domain, Call::Query, LOOK_LIMIT).await? {
             Answer::Status(status) => Ok(status.vcpu_time_ns),
-            Answer::Done => Err(Error::internal("the VMM's answer makes no sense")),
+            _ => Err(Error::internal("the VMM's answer makes no sense")),
         }
     }
 }
