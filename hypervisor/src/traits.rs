@@ -127,6 +127,11 @@ pub trait Vm: Send + Sync + std::fmt::Debug {
     /// Pages of slot `id` written since the last call, one bit a 4 KiB page, and clears them.
     fn dirty_log(&self, id: u32) -> Result<Vec<u64>>;
 
+    /// A device has written `len` bytes of RAM at guest-physical `gpa` (through the host mapping):
+    /// dirty logs record it, and a software CPU forgets code it decoded there. To be called
+    /// before the guest is told of the bytes.
+    fn memory_written(&self, gpa: u64, len: u64);
+
     /// Makes vCPU `id` (also its initial APIC id).
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
 

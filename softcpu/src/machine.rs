@@ -1,11 +1,12 @@
 //! What the vCPUs of one virtual machine share.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use crate::apic::Apic;
 use crate::attention::Attention;
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{Memory, MemoryError, PAGE_MASK, PAGE_SIZE};
 
 /// What one vCPU (or the machine) tells another, taken at its next block boundary.
 #[derive(Debug, Clone, Copy)]
@@ -188,6 +189,36 @@ impl Machine {
         let log = self.memory.take_dirty(id)?;
         self.tell_all(Mail::DirtyLog);
         Ok(log)
+    }
+
+    /// A device has written `len` bytes of RAM at `gpa`: dirty logs record it, and code decoded
+    /// from there is forgotten before any interrupt that the device sends afterwards is taken.
+    pub fn memory_written(&self, gpa: u64, len: u64) {
+        let slots = self.memory.snapshot();
+        let Some(end) = gpa.checked_add(len).filter(|_| len > 0) else {
+            return;
+        };
+        let mut peers: Option<Vec<Arc<Peer>>> = None;
+        let mut at = gpa;
+        while at < end {
+            let page = at & !PAGE_MASK;
+            let next = end.min(page + PAGE_SIZE);
+            if let Some(slot) = slots.find(at) {
+                slot.mark_dirty(at);
+                let (first, last) = (at >> 6 & 63, (next - 1) >> 6 & 63);
+                let chunks = (u64::MAX >> (63 - (last - first))) << first;
+                let code = slot.code_map(at);
+                // Whoever decodes from here again sets the bits again, before it reads the bytes.
+                if code.load(Ordering::Acquire) & chunks != 0
+                    && code.fetch_and(!chunks, Ordering::AcqRel) & chunks != 0
+                {
+                    for peer in peers.get_or_insert_with(|| self.peers()) {
+                        peer.post(Mail::CodeWritten { page, chunks });
+                    }
+                }
+            }
+            at = next;
+        }
     }
 
     /// The paravirtual clock in nanoseconds.

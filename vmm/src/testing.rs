@@ -85,6 +85,8 @@ impl Vm for FakeVm {
         no()
     }
 
+    fn memory_written(&self, _: u64, _: u64) {}
+
     fn create_vcpu(&self, _id: u32) -> Result<Box<dyn Vcpu>> {
         no()
     }

@@ -10,6 +10,7 @@ mod vcpu;
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
@@ -40,9 +41,11 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// A slot as the kernel knows it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Slot {
     region: kvm_userspace_memory_region,
+    /// Pages devices wrote since the last log, one bit each; empty where nothing is logged.
+    device_writes: Vec<u64>,
 }
 
 /// What vCPUs need of their VM.
@@ -63,6 +66,8 @@ pub struct KvmVm {
     kvm: Kvm,
     shared: Arc<Shared>,
     slots: Mutex<BTreeMap<u32, Slot>>,
+    /// Some slot logs.
+    logging: AtomicBool,
     routes: Mutex<Routes>,
     max_vcpus: u32,
     readonly_memory: bool,
@@ -160,6 +165,7 @@ impl KvmVm {
             kvm,
             shared: Arc::new(shared),
             slots: Mutex::default(),
+            logging: AtomicBool::new(false),
             routes: Mutex::default(),
             max_vcpus,
             readonly_memory,
@@ -265,7 +271,25 @@ impl Vm for KvmVm {
             }
         }
         self.set_region(region)?;
-        slots.insert(slot.id, Slot { region });
+        let words = if slot.log_dirty {
+            usize::try_from((slot.len >> 12).div_ceil(64))
+                .map_err(|_| Error::Invalid(format!("memory slot {} is too large", slot.id)))?
+        } else {
+            0
+        };
+        let mut device_writes = slots
+            .remove(&slot.id)
+            .map_or(Vec::new(), |old| old.device_writes);
+        device_writes.resize(words, 0);
+        slots.insert(
+            slot.id,
+            Slot {
+                region,
+                device_writes,
+            },
+        );
+        let logging = slots.values().any(|slot| !slot.device_writes.is_empty());
+        self.logging.store(logging, Ordering::Release);
         Ok(())
     }
 
@@ -285,15 +309,41 @@ impl Vm for KvmVm {
     }
 
     fn dirty_log(&self, id: u32) -> Result<Vec<u64>> {
-        let slots = lock(&self.slots);
-        match slots.get(&id) {
+        let mut slots = lock(&self.slots);
+        match slots.get_mut(&id) {
             Some(slot) if slot.region.flags & KVM_MEM_LOG_DIRTY_PAGES != 0 => {
                 let len = usize::try_from(slot.region.memory_size)
                     .map_err(|_| Error::Invalid(format!("memory slot {id} is too large")))?;
-                os("KVM_GET_DIRTY_LOG", self.shared.vm.get_dirty_log(id, len))
+                let mut log = os("KVM_GET_DIRTY_LOG", self.shared.vm.get_dirty_log(id, len))?;
+                for (word, written) in log.iter_mut().zip(&mut slot.device_writes) {
+                    *word |= std::mem::take(written);
+                }
+                Ok(log)
             }
             Some(_) => Err(crate::not_logged(id)),
             None => Err(Error::Invalid(format!("there is no memory slot {id}"))),
+        }
+    }
+
+    fn memory_written(&self, gpa: u64, len: u64) {
+        // The kernel notes only what vCPUs write.
+        if len == 0 || !self.logging.load(Ordering::Acquire) {
+            return;
+        }
+        for slot in lock(&self.slots).values_mut() {
+            let end = slot.region.guest_phys_addr + slot.region.memory_size;
+            let first = gpa.max(slot.region.guest_phys_addr);
+            let last = gpa.saturating_add(len).min(end);
+            if first >= last {
+                continue;
+            }
+            let page = |at: u64| (at - slot.region.guest_phys_addr) >> 12;
+            for page in page(first)..=page(last - 1) {
+                let word = usize::try_from(page / 64).unwrap_or(usize::MAX);
+                if let Some(word) = slot.device_writes.get_mut(word) {
+                    *word |= 1 << (page % 64);
+                }
+            }
         }
     }
 

@@ -115,6 +115,10 @@ impl Vm for SoftVm {
         self.machine.dirty_log(id).map_err(invalid)
     }
 
+    fn memory_written(&self, gpa: u64, len: u64) {
+        self.machine.memory_written(gpa, len);
+    }
+
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
         if id >= MAX_VCPUS {
             return Err(Error::Invalid(format!(

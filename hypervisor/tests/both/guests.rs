@@ -591,3 +591,21 @@ guest! {
     "out 0xf4, al",
     "hlt",
 }
+
+guest! {
+    /// Calls a routine at 0x20000 over and over; its `ret` returns AL to port 0x80. A write to
+    /// port 0x81 lets a device change it.
+    called, "64",
+    "mov ebx, 0x20000",
+    "mov ecx, 3",
+    "1:",
+    "call rbx",
+    "out 0x80, al",
+    "call rbx",
+    "out 0x80, al",
+    "out 0x81, al",
+    "dec ecx",
+    "jnz 1b",
+    "out 0xf4, al",
+    "hlt",
+}

@@ -129,7 +129,36 @@ fn written_pages_are_logged_once() {
         rig.run_to_stop();
         assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), [0x60]);
         assert_eq!(rig.vm.dirty_log(0).unwrap().len(), RAM / 4096 / 64);
+        rig.vm.memory_written(0x3_0ffc, 8);
+        rig.vm.memory_written(RAM as u64 - 1, 4096);
+        rig.vm.memory_written(0x4_0000, 0);
+        assert_eq!(
+            pages(rig.vm.dirty_log(0).unwrap()),
+            [0x30, 0x31, RAM / 4096 - 1],
+            "what devices wrote"
+        );
+        assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), []);
     });
+}
+
+#[test]
+fn code_that_a_device_overwrote_is_not_run_again() {
+    let got = same(|backend| {
+        let mut rig = Rig::new(backend, Mode::Long, guests::called());
+        // mov al, N; ret
+        rig.ram.write(0x2_0000, &[0xb0, 1, 0xc3]);
+        let (vm, ram) = (rig.vm.clone(), rig.ram.clone());
+        rig.bus.on_port(move |port, value| {
+            if port == 0x81 {
+                let next = u8::try_from(value + 1).unwrap();
+                ram.write(0x2_0000, &[0xb0, next, 0xc3]);
+                vm.memory_written(0x2_0000, 3);
+            }
+        });
+        rig.run_to_stop();
+        rig.bus.bytes(0x80)
+    });
+    assert_eq!(got, [1, 1, 2, 2, 3, 3]);
 }
 
 #[test]
