@@ -1,6 +1,7 @@
 //! The port and memory buses: who answers at which address, and every odd access width.
 
-use std::sync::Arc;
+use std::borrow::Borrow;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use hypervisor::Flow;
 
@@ -22,11 +23,35 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     fn write(&self, offset: u32, width: u8, value: u32) -> Flow;
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Range {
     start: u64,
     end: u64,
     device: Arc<dyn Device>,
+}
+
+impl Range {
+    /// The longest first piece of an access at `addr`, which is inside, that the device may see,
+    /// and its offset.
+    fn piece(&self, addr: u64, len: usize) -> (u8, u32) {
+        let mut width = self.device.max_width().clamp(1, 4);
+        while usize::from(width) > len
+            || !addr.is_multiple_of(u64::from(width))
+            || addr + u64::from(width) > self.end
+        {
+            width /= 2;
+        }
+        let offset = u32::try_from(addr - self.start).unwrap_or(u32::MAX);
+        (width, offset)
+    }
+
+    /// Writes one piece, given its bytes.
+    fn write(&self, offset: u32, bytes: &[u8]) -> Flow {
+        let mut value = [0; 4];
+        value[..bytes.len()].copy_from_slice(bytes);
+        let width = u8::try_from(bytes.len()).unwrap_or(4);
+        self.device.write(offset, width, u32::from_le_bytes(value))
+    }
 }
 
 /// One address space. Filled while the machine is built, unchanged while it runs.
@@ -65,56 +90,79 @@ impl Space {
 
     /// Reads `data.len()` bytes at `addr`; all ones where nobody is home.
     pub fn read(&self, addr: u64, data: &mut [u8]) {
-        let (mut addr, mut rest) = (addr, data);
-        while !rest.is_empty() {
-            let (piece, target) = self.piece(addr, rest.len());
-            let (now, later) = rest.split_at_mut(usize::from(piece));
-            match target {
-                Some((device, offset)) => {
-                    let value = device.read(offset, piece).to_le_bytes();
-                    now.copy_from_slice(&value[..usize::from(piece)]);
-                }
-                None => now.fill(0xff),
-            }
-            addr = addr.wrapping_add(u64::from(piece));
-            rest = later;
-        }
+        read_pieces(|at| self.find(at), addr, data);
     }
 
     /// Writes `data` at `addr`; dropped where nobody is home. Stops as soon as a device says so.
     pub fn write(&self, addr: u64, data: &[u8]) -> Flow {
-        let (mut addr, mut rest) = (addr, data);
-        let mut flow = Flow::Continue;
-        while !rest.is_empty() {
-            let (piece, target) = self.piece(addr, rest.len());
-            let (now, later) = rest.split_at(usize::from(piece));
-            if let Some((device, offset)) = target {
-                let mut value = [0; 4];
-                value[..now.len()].copy_from_slice(now);
-                if device.write(offset, piece, u32::from_le_bytes(value)) == Flow::Stop {
-                    flow = Flow::Stop;
-                }
+        write_pieces(|at| self.find(at), addr, data)
+    }
+}
+
+fn read_pieces<R: Borrow<Range>>(find: impl Fn(u64) -> Option<R>, addr: u64, data: &mut [u8]) {
+    let (mut addr, mut rest) = (addr, data);
+    while !rest.is_empty() {
+        let mut piece = 1;
+        match find(addr) {
+            Some(range) => {
+                let range = range.borrow();
+                let (width, offset) = range.piece(addr, rest.len());
+                let value = range.device.read(offset, width).to_le_bytes();
+                piece = usize::from(width);
+                rest[..piece].copy_from_slice(&value[..piece]);
             }
-            addr = addr.wrapping_add(u64::from(piece));
-            rest = later;
+            None => rest[0] = 0xff,
         }
-        flow
+        addr = addr.wrapping_add(piece as u64);
+        rest = &mut rest[piece..];
+    }
+}
+
+fn write_pieces<R: Borrow<Range>>(find: impl Fn(u64) -> Option<R>, addr: u64, data: &[u8]) -> Flow {
+    let (mut addr, mut rest) = (addr, data);
+    let mut flow = Flow::Continue;
+    while !rest.is_empty() {
+        let mut piece = 1;
+        if let Some(range) = find(addr) {
+            let range = range.borrow();
+            let (width, offset) = range.piece(addr, rest.len());
+            piece = usize::from(width);
+            if range.write(offset, &rest[..piece]) == Flow::Stop {
+                flow = Flow::Stop;
+            }
+        }
+        addr = addr.wrapping_add(piece as u64);
+        rest = &rest[piece..];
+    }
+    flow
+}
+
+/// What moves while the machine runs: the memory BARs of PCI functions, which the guest places.
+#[derive(Debug, Default)]
+pub struct Movable {
+    space: RwLock<Space>,
+}
+
+impl Movable {
+    /// Puts a device at `start .. start + len`.
+    ///
+    /// # Errors
+    /// [`Overlap`] if another device answers to any of it.
+    pub fn place(&self, start: u64, len: u32, device: Arc<dyn Device>) -> Result<(), Overlap> {
+        let mut space = self.space.write().unwrap_or_else(PoisonError::into_inner);
+        space.insert(start, len, device)
     }
 
-    /// The longest first piece of an access that one device may see.
-    fn piece(&self, addr: u64, len: usize) -> (u8, Option<(&dyn Device, u32)>) {
-        let Some(range) = self.find(addr) else {
-            return (1, None);
-        };
-        let mut width = range.device.max_width().clamp(1, 4);
-        while usize::from(width) > len
-            || !addr.is_multiple_of(u64::from(width))
-            || addr + u64::from(width) > range.end
-        {
-            width /= 2;
-        }
-        let offset = u32::try_from(addr - range.start).unwrap_or(u32::MAX);
-        (width, Some((&*range.device, offset)))
+    /// Takes away what begins at `start`; nothing happens if nothing does.
+    pub fn take(&self, start: u64) {
+        let mut space = self.space.write().unwrap_or_else(PoisonError::into_inner);
+        space.ranges.retain(|range| range.start != start);
+    }
+
+    /// A copy: a device's access may take long, and may itself move something.
+    fn find(&self, addr: u64) -> Option<Range> {
+        let space = self.space.read().unwrap_or_else(PoisonError::into_inner);
+        space.find(addr).cloned()
     }
 }
 
@@ -125,6 +173,8 @@ pub struct Buses {
     pub ports: Space,
     /// Memory that is not RAM.
     pub mmio: Space,
+    /// Memory BARs of PCI functions: asked where `mmio` has nobody.
+    pub bars: Arc<Movable>,
 }
 
 impl hypervisor::Bus for Buses {
@@ -137,11 +187,19 @@ impl hypervisor::Bus for Buses {
     }
 
     fn mmio_read(&self, addr: u64, data: &mut [u8]) {
-        self.mmio.read(addr, data);
+        if self.mmio.find(addr).is_some() {
+            self.mmio.read(addr, data);
+        } else {
+            read_pieces(|at| self.bars.find(at), addr, data);
+        }
     }
 
     fn mmio_write(&self, addr: u64, data: &[u8]) -> Flow {
-        self.mmio.write(addr, data)
+        if self.mmio.find(addr).is_some() {
+            self.mmio.write(addr, data)
+        } else {
+            write_pieces(|at| self.bars.find(at), addr, data)
+        }
     }
 }
 
@@ -222,6 +280,24 @@ mod tests {
         assert_eq!(data, [0xff, 0xff, 0x11, 0x22, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(probe.seen(), [(0, 2, 0)]);
         space.read(u64::MAX, &mut data);
+    }
+
+    #[test]
+    fn bars_move() {
+        use hypervisor::Bus;
+        let buses = Buses::default();
+        let probe = Probe::new(4);
+        buses.bars.place(0x1000, 8, probe.clone()).unwrap();
+        assert!(buses.bars.place(0x1004, 8, Probe::new(4)).is_err());
+        let mut data = [0; 8];
+        buses.mmio_read(0x1004, &mut data);
+        assert_eq!(data, [0x11, 0x22, 0x33, 0x44, 0xff, 0xff, 0xff, 0xff]);
+        buses.bars.take(0x1000);
+        buses.bars.place(0x1_0000_2000, 8, probe.clone()).unwrap();
+        buses.mmio_read(0x1004, &mut data);
+        assert_eq!(data, [0xff; 8]);
+        assert_eq!(buses.mmio_write(0x1_0000_2000, &[0x99]), Flow::Stop);
+        assert_eq!(probe.seen(), [(4, 4, 0), (0, 1, 0x99)]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod machine;
 pub mod memory;
 pub mod num;
 pub mod program;
+pub mod ram;
 pub mod resource;
 #[cfg(test)]
 mod testing;

@@ -186,6 +186,16 @@ impl GuestMemory {
         }
     }
 
+    /// Host address of guest-physical `start`: all `len` bytes from there are RAM, side by side in
+    /// host memory, and mapped as long as this value lives.
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`] where any byte is not RAM.
+    pub fn host(&self, start: u64, len: u64) -> Result<*mut u8, MemoryError> {
+        let offset = self.locate(start, len)?;
+        Ok(self.map.base.as_ptr().cast::<u8>().wrapping_add(offset))
+    }
+
     /// Copies `data` to guest-physical `start`.
     ///
     /// # Errors

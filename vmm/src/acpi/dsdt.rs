@@ -24,8 +24,8 @@ fn bytes(aml: &dyn Aml) -> Vec<u8> {
     out
 }
 
-/// The table's body.
-pub fn aml(machine: &Description) -> Vec<u8> {
+/// The table's body. The generation id, where there is one, is at `generation`.
+pub fn aml(machine: &Description, generation: Option<u64>) -> Vec<u8> {
     let mut out = bytes(&name(
         "\\_S5_",
         &Package::new(vec![&pm::S5, &pm::S5, &0_u8, &0_u8]),
@@ -38,6 +38,9 @@ pub fn aml(machine: &Description) -> Vec<u8> {
     children.extend(clock());
     if machine.pvpanic {
         children.extend(panic_port());
+    }
+    if let Some(address) = generation {
+        children.extend(generation_id(address));
     }
     out.extend(Scope::raw(Path::new("\\_SB_"), children));
     out
@@ -158,6 +161,20 @@ fn panic_port() -> Vec<u8> {
             &name("_HID", &"QEMU0001"),
             &name("_STA", &0x0f_u8),
             &name("_CRS", &ResourceTemplate::new(vec![&ports])),
+        ],
+    ))
+}
+
+/// Microsoft's "Virtual Machine Generation ID" (2012): where the id is in memory.
+fn generation_id(address: u64) -> Vec<u8> {
+    let (low, high) = (low32(address), low32(address >> 32));
+    bytes(&Device::new(
+        Path::new("VMGI"),
+        vec![
+            &name("_HID", &"VIRE0001"),
+            &name("_CID", &"VM_Gen_Counter"),
+            &name("_DDN", &"VM_Gen_Counter"),
+            &name("ADDR", &Package::new(vec![&low, &high])),
         ],
     ))
 }

@@ -25,6 +25,8 @@ pub struct Description {
     pub pvpanic: bool,
     /// 64-bit PCI window.
     pub pci_high: Option<std::ops::Range<u64>>,
+    /// Virtual machine generation id, in memory order.
+    pub generation_id: Option<[u8; 16]>,
 }
 
 /// Tables that do not fit.
@@ -53,8 +55,12 @@ pub fn write(memory: &GuestMemory, machine: &Description) -> Result<u64, AcpiErr
         vcpus: machine.vcpus,
     };
     let facs = writer.put(&facs())?;
+    let generation = match &machine.generation_id {
+        Some(id) => Some(writer.put(id)?),
+        None => None,
+    };
     let mut dsdt = table(*b"DSDT", 36, 6);
-    dsdt.append_slice(&dsdt::aml(machine));
+    dsdt.append_slice(&dsdt::aml(machine, generation));
     let dsdt = writer.put(dsdt.as_slice())?;
     let fadt = writer.put(fadt(facs, dsdt).as_slice())?;
     let madt = writer.put(madt(machine.vcpus).as_slice())?;
@@ -215,6 +221,7 @@ mod tests {
             serials: 4,
             pvpanic: true,
             pci_high: Some(1 << 32..1 << 40),
+            generation_id: Some([7; 16]),
         }
     }
 

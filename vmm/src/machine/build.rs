@@ -277,6 +277,11 @@ impl Machine {
             serials: config.serials.len(),
             pvpanic: config.pvpanic,
             pci_high: layout::pci_high(&memory, address_bits),
+            generation_id: config
+                .generation_id
+                .as_deref()
+                .map(generation_id)
+                .transpose()?,
         };
         let boot = Boot {
             kernel,
@@ -314,6 +319,22 @@ impl Machine {
         machine.load()?;
         Ok(machine)
     }
+}
+
+/// A UUID's text form as Windows keeps it in memory: the first three fields little-endian.
+fn generation_id(text: &str) -> Result<[u8; 16], MachineError> {
+    let bad = || MachineError::Config(format!("generation_id '{text}' is not a UUID"));
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    if digits.len() != 32 || !digits.is_ascii() {
+        return Err(bad());
+    }
+    let mut id = u128::from_str_radix(&digits, 16)
+        .map_err(|_| bad())?
+        .to_be_bytes();
+    id[..4].reverse();
+    id[4..6].reverse();
+    id[6..8].reverse();
+    Ok(id)
 }
 
 /// Channels whose first peer the start waits for.
