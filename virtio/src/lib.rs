@@ -4,7 +4,14 @@
 //! 01, 2022) is the specification meant wherever only a section is named.
 
 pub mod device;
+pub mod feature;
 pub mod memory;
+pub mod queue;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod worker;
 
 pub use device::{Activation, Device, DeviceError, Interrupt, Payload, QueueSetup};
 pub use memory::{GuestMemory, OutsideRam};
+pub use queue::{Chain, Queue, QueueError};
+pub use worker::{Handler, Interest, Poll, Worker};

@@ -1,0 +1,407 @@
+//! A device's own thread: an event loop over kicks and other descriptors.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// How long a device may take to come to rest (see [`crate::Device`]).
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// The worker's own wake-up.
+const WAKE: u64 = u64::MAX;
+
+/// A new non-blocking eventfd, closed on exec.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn eventfd() -> io::Result<EventFd> {
+    Ok(EventFd::from_flags(
+        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+    )?)
+}
+
+/// Signals an eventfd. One that is full is signalled already.
+pub fn signal(fd: impl AsFd) {
+    match nix::unistd::write(fd, &1_u64.to_ne_bytes()) {
+        Ok(_) | Err(Errno::EAGAIN) => {}
+        Err(error) => log::error!("eventfd: {error}"),
+    }
+}
+
+/// Takes an eventfd's signal; `false` if there was none.
+pub fn take(fd: impl AsFd) -> bool {
+    matches!(nix::unistd::read(fd, &mut [0; 8]), Ok(8))
+}
+
+/// What to wait for on a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// Nothing but errors and hang-ups, which always count.
+    None,
+    /// Something to read.
+    Read,
+    /// Room to write.
+    Write,
+    /// Either.
+    Both,
+}
+
+impl Interest {
+    fn flags(self) -> EpollFlags {
+        match self {
+            Self::None => EpollFlags::empty(),
+            Self::Read => EpollFlags::EPOLLIN,
+            Self::Write => EpollFlags::EPOLLOUT,
+            Self::Both => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
+        }
+    }
+}
+
+/// The descriptors a worker waits for (level-triggered).
+#[derive(Debug)]
+pub struct Poll {
+    epoll: Epoll,
+    abandoned: Arc<AtomicBool>,
+}
+
+impl Poll {
+    /// Waits for `fd` too; [`Handler::ready`] is called with `token` (any but `u64::MAX`).
+    ///
+    /// # Errors
+    /// The kernel's refusal: `fd` is there already, or can't be waited for.
+    pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        Ok(self
+            .epoll
+            .add(fd, EpollEvent::new(interest.flags(), token))?)
+    }
+
+    /// Changes what is waited for on `fd`.
+    ///
+    /// # Errors
+    /// `fd` isn't there.
+    pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        let mut event = EpollEvent::new(interest.flags(), token);
+        Ok(self.epoll.modify(fd, &mut event)?)
+    }
+
+    /// No longer waits for `fd`.
+    ///
+    /// # Errors
+    /// `fd` isn't there.
+    pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(self.epoll.delete(fd)?)
+    }
+
+    /// [`Worker::stop`] has given up waiting: the handler may finish what it has begun on the host,
+    /// but no longer touches guest memory or the interrupt.
+    #[must_use]
+    pub fn abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+}
+
+/// What a worker thread does.
+pub trait Handler: Send + 'static {
+    /// The thread begins, for the first time or after a [`Worker::stop`]: registers its
+    /// descriptors, and looks at its queues (a kick may have come before).
+    ///
+    /// # Errors
+    /// The kernel's refusal; the thread ends then, and [`Worker::start`] says so.
+    fn begin(&mut self, poll: &Poll) -> io::Result<()>;
+
+    /// The descriptor with `token` is ready (or has an error or a hang-up). Must not block.
+    fn ready(&mut self, token: u64, poll: &Poll);
+
+    /// When [`Self::timer`] is to be called, if at all. Asked before every wait.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The deadline has passed.
+    fn timer(&mut self, poll: &Poll) {
+        let _ = poll;
+    }
+
+    /// The thread is to end: begins nothing new. `true` when nothing is in flight; asked again
+    /// after every event until then.
+    fn end(&mut self, poll: &Poll) -> bool {
+        let _ = poll;
+        true
+    }
+}
+
+type Call<H> = Box<dyn FnOnce(&mut H, &Poll) + Send>;
+
+/// A worker didn't answer in time, or its thread has panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a device's thread doesn't answer")]
+pub struct Stuck;
+
+/// A thread that runs a [`Handler`]. Pausing is [`Worker::stop`], which gives the handler back;
+/// going on is [`Worker::start`] with it.
+#[derive(Debug)]
+pub struct Worker<H> {
+    wake: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
+    abandoned: Arc<AtomicBool>,
+    calls: Sender<Call<H>>,
+    done: Receiver<H>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<H: Handler> Worker<H> {
+    /// Starts a thread. `name` is cut to the 15 bytes the kernel shows.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or the handler's own.
+    pub fn start(name: &str, handler: H) -> io::Result<Self> {
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let poll = Poll {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            abandoned: Arc::clone(&abandoned),
+        };
+        let wake = Arc::new(eventfd()?);
+        poll.add(&*wake, WAKE, Interest::Read)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (calls, call_queue) = channel();
+        let (finished, done) = channel();
+        let (begun, beginning) = channel();
+        let mut run = Run {
+            handler,
+            poll,
+            wake: Arc::clone(&wake),
+            stop: Arc::clone(&stop),
+            calls: call_queue,
+        };
+        let short: String = name.chars().filter(char::is_ascii).take(15).collect();
+        let thread = std::thread::Builder::new().name(short).spawn(move || {
+            let result = run.handler.begin(&run.poll);
+            let failed = result.is_err();
+            // The starter waits for this.
+            let _ = begun.send(result);
+            if !failed {
+                run.run();
+                // Nobody listens if `stop` has given up.
+                let _ = finished.send(run.handler);
+            }
+        })?;
+        beginning
+            .recv_timeout(LIMIT)
+            .map_err(|_| io::Error::other(Stuck))??;
+        Ok(Self {
+            wake,
+            stop,
+            abandoned,
+            calls,
+            done,
+            thread: Some(thread),
+        })
+    }
+
+    /// Runs `call` on the worker's thread, between two events, and waits for its result.
+    ///
+    /// # Errors
+    /// [`Stuck`].
+    pub fn call<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut H, &Poll) -> R + Send + 'static,
+    ) -> Result<R, Stuck> {
+        let (answer, result) = channel();
+        self.calls
+            .send(Box::new(move |handler, poll| {
+                // The caller may have given up.
+                let _ = answer.send(call(handler, poll));
+            }))
+            .map_err(|_| Stuck)?;
+        signal(&*self.wake);
+        result.recv_timeout(LIMIT).map_err(|_| Stuck)
+    }
+
+    /// Asks the thread to end without waiting: to stop several at a time.
+    pub fn ask_to_stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        signal(&*self.wake);
+    }
+
+    /// Ends the thread when nothing is in flight any more ([`Handler::end`]) and gives the handler
+    /// back. After [`LIMIT`] the thread is left to itself with everything it holds.
+    ///
+    /// # Errors
+    /// [`Stuck`].
+    pub fn stop(mut self) -> Result<H, Stuck> {
+        self.ask_to_stop();
+        let result = self.done.recv_timeout(LIMIT);
+        if matches!(result, Err(RecvTimeoutError::Timeout)) {
+            self.abandoned.store(true, Ordering::Release);
+            self.thread = None;
+            return Err(Stuck);
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("a device's thread panicked");
+        }
+        result.map_err(|_| Stuck)
+    }
+}
+
+impl<H> Drop for Worker<H> {
+    /// Not stopped: the thread ends by itself, but nobody waits.
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.abandoned.store(true, Ordering::Release);
+            self.stop.store(true, Ordering::Release);
+            signal(&*self.wake);
+        }
+    }
+}
+
+/// What the thread has.
+struct Run<H> {
+    handler: H,
+    poll: Poll,
+    wake: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
+    calls: Receiver<Call<H>>,
+}
+
+impl<H: Handler> Run<H> {
+    fn run(&mut self) {
+        let mut events = [EpollEvent::empty(); 16];
+        loop {
+            if self.stop.load(Ordering::Acquire) && self.handler.end(&self.poll) {
+                return;
+            }
+            let deadline = self.handler.deadline();
+            let count = match self.poll.epoll.wait(&mut events, timeout(deadline)) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => {
+                    // Can't happen with a valid epoll; ending beats spinning.
+                    log::error!("epoll_wait: {error}");
+                    return;
+                }
+            };
+            for event in &events[..count] {
+                if event.data() == WAKE {
+                    take(&*self.wake);
+                    while let Ok(call) = self.calls.try_recv() {
+                        call(&mut self.handler, &self.poll);
+                    }
+                } else {
+                    self.handler.ready(event.data(), &self.poll);
+                }
+            }
+            if deadline.is_some_and(|at| Instant::now() >= at) {
+                self.handler.timer(&self.poll);
+            }
+        }
+    }
+}
+
+/// Rounded up, so that the deadline has passed when the wait ends.
+fn timeout(deadline: Option<Instant>) -> EpollTimeout {
+    let Some(deadline) = deadline else {
+        return EpollTimeout::NONE;
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    let millis = left.as_nanos().div_ceil(1_000_000);
+    EpollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts kicks; ends after a number of them.
+    struct Counter {
+        kick: Arc<EventFd>,
+        seen: u32,
+        timed: u32,
+        until: u32,
+        deadline: Option<Instant>,
+    }
+
+    impl Handler for Counter {
+        fn begin(&mut self, poll: &Poll) -> io::Result<()> {
+            poll.add(&*self.kick, 1, Interest::Read)
+        }
+
+        fn ready(&mut self, token: u64, _poll: &Poll) {
+            assert_eq!(token, 1);
+            assert!(take(&*self.kick));
+            self.seen += 1;
+        }
+
+        fn deadline(&self) -> Option<Instant> {
+            self.deadline
+        }
+
+        fn timer(&mut self, _poll: &Poll) {
+            self.timed += 1;
+            self.deadline = None;
+        }
+
+        fn end(&mut self, _poll: &Poll) -> bool {
+            self.seen >= self.until
+        }
+    }
+
+    fn counter(until: u32) -> (Arc<EventFd>, Counter) {
+        let kick = Arc::new(eventfd().unwrap());
+        let counter = Counter {
+            kick: Arc::clone(&kick),
+            seen: 0,
+            timed: 0,
+            until,
+            deadline: Some(Instant::now()),
+        };
+        (kick, counter)
+    }
+
+    #[test]
+    fn stops_only_when_nothing_is_in_flight_and_starts_again() {
+        let (kick, handler) = counter(1);
+        let worker = Worker::start("counter", handler).unwrap();
+        worker.ask_to_stop();
+        signal(&*kick);
+        let mut handler = worker.stop().unwrap();
+        assert_eq!((handler.seen, handler.timed), (1, 1));
+        handler.until = 2;
+        signal(&*kick);
+        let handler = Worker::start("counter", handler).unwrap().stop().unwrap();
+        assert_eq!(handler.seen, 2, "a kick sent in between is not lost");
+    }
+
+    #[test]
+    fn calls_run_on_the_thread() {
+        let (_kick, handler) = counter(0);
+        let worker = Worker::start("counter", handler).unwrap();
+        let name = worker
+            .call(|_, _| std::thread::current().name().map(str::to_owned))
+            .unwrap();
+        assert_eq!(name.as_deref(), Some("counter"));
+        worker.stop().unwrap();
+    }
+
+    #[test]
+    fn a_handler_that_cannot_begin_is_an_error_of_start() {
+        struct Refuses;
+        impl Handler for Refuses {
+            fn begin(&mut self, _poll: &Poll) -> io::Result<()> {
+                Err(io::Error::other("no"))
+            }
+            fn ready(&mut self, _token: u64, _poll: &Poll) {}
+        }
+        let error = Worker::start("refuses", Refuses).err().unwrap();
+        assert_eq!(error.to_string(), "no");
+    }
+}
