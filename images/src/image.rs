@@ -1,6 +1,6 @@
 //! What every image can do.
 
-use crate::Error;
+use crate::{Error, File};
 
 /// A piece of memory that is read into or written from: host memory of the caller's, or guest
 /// RAM, which others may change at any time. Never turned into a Rust reference.
@@ -24,6 +24,25 @@ impl IoBuf {
         Self(libc::iovec {
             iov_base: base.cast(),
             iov_len: len,
+        })
+    }
+
+    /// All of `memory`. The borrow ends with this call: who uses the buffer keeps the memory
+    /// until the request is complete, as every synchronous request does by itself.
+    #[must_use]
+    pub(crate) fn from_slice(memory: &mut [u8]) -> Self {
+        // SAFETY: inside this crate a buffer made from a slice is used in synchronous requests
+        // only, within the slice's life.
+        unsafe { Self::new(memory.as_mut_ptr(), memory.len()) }
+    }
+
+    /// `len` bytes of it from byte `start` on; fewer when it ends sooner.
+    #[must_use]
+    pub fn part(&self, start: usize, len: usize) -> Self {
+        let start = start.min(self.len());
+        Self(libc::iovec {
+            iov_base: self.base().wrapping_add(start).cast(),
+            iov_len: len.min(self.len() - start),
         })
     }
 
@@ -78,6 +97,63 @@ pub struct ImageInfo {
     pub end: u64,
     /// Cluster size in bytes, where there are clusters.
     pub cluster_size: Option<u64>,
+}
+
+/// Where a request can go as one plain read or write of a file. As long as this is kept, the
+/// place belongs to those guest bytes: the request must be complete before it is dropped.
+#[derive(Debug)]
+pub struct Plain<'a> {
+    file: &'a File,
+    offset: u64,
+    _stay: Option<crate::grace::Stay>,
+}
+
+impl<'a> Plain<'a> {
+    pub(crate) fn new(file: &'a File, offset: u64, stay: Option<crate::grace::Stay>) -> Self {
+        Self {
+            file,
+            offset,
+            _stay: stay,
+        }
+    }
+
+    /// The file. A request that [`File::is_aligned`] refuses must go the ordinary way.
+    #[must_use]
+    pub fn file(&self) -> &'a File {
+        self.file
+    }
+
+    /// Offset in the file, bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// Encrypts what an image stores, sector by sector of 512 bytes.
+pub trait Cipher: Send + Sync + std::fmt::Debug {
+    /// Decrypts `data`, whole sectors, in place. `offset` in bytes, a multiple of 512, says which
+    /// sector is the first: for a LUKS image the offset in its payload, for qcow2 the offset in
+    /// the file that stores the sector (its specification's "physical disk sector").
+    fn decrypt(&self, offset: u64, data: &mut [u8]);
+
+    /// The reverse of [`Cipher::decrypt`].
+    fn encrypt(&self, offset: u64, data: &mut [u8]);
+}
+
+/// `len` bytes at `offset` must lie in the image.
+pub(crate) fn check_range(
+    image: &(impl Image + ?Sized),
+    offset: u64,
+    len: u64,
+) -> Result<(), Error> {
+    let size = image.size();
+    if offset.checked_add(len).is_none_or(|end| end > size) {
+        return Err(Error::Invalid(format!(
+            "{len} bytes at {offset} are not in the image of {size} bytes"
+        )));
+    }
+    Ok(())
 }
 
 /// An image, with everything behind it. Calls may come from several threads at once: two
@@ -139,4 +215,11 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As [`Image::write`]; `Error::Invalid` where the format can't.
     fn resize(&self, size: u64) -> Result<(), Error>;
+
+    /// Where a request for these bytes can go as one plain I/O, without this image's help; none
+    /// when it can't. Nothing but the bytes themselves may have to change for a write.
+    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain<'_>> {
+        let _ = (offset, len, write);
+        None
+    }
 }

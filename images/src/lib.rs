@@ -14,7 +14,14 @@
 //! and hands the descriptors to the VMM), the backing files among them.
 
 mod error;
+mod file;
+#[allow(dead_code, reason = "qcow2 uses it")]
+mod grace;
 mod image;
+pub mod iovec;
+mod raw;
 
 pub use error::Error;
-pub use image::{Extent, Image, ImageInfo, IoBuf};
+pub use file::{Alignment, File};
+pub use image::{Cipher, Extent, Image, ImageInfo, IoBuf, Plain};
+pub use raw::Raw;
