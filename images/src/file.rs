@@ -451,7 +451,7 @@ impl File {
         if len == 0 {
             return Ok(());
         }
-        let _alone = self
+        let shared = self
             .direct
             .map(|_| self.rmw.read().unwrap_or_else(PoisonError::into_inner));
         let grow = !self.block && self.size()? < end;
