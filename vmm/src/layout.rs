@@ -15,8 +15,9 @@
 
 use std::ops::Range;
 
-use crate::devices::{ioapic, pci};
+use crate::devices::ioapic;
 use crate::memory::{GuestMemory, LOW_MAX};
+use crate::pci;
 
 /// Boot data: nothing a kernel file brings may be loaded over it.
 pub const BOOT_DATA: Range<u64> = 0x9_0000..0x10_0000;

@@ -23,6 +23,7 @@ mod logger;
 pub mod machine;
 pub mod memory;
 pub mod num;
+pub mod pci;
 pub mod program;
 pub mod ram;
 pub mod resource;

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::{CharBackend, Resource};
 
 /// Where a PCI function is (PCI 3.0, 3.2.2.3): segment 0 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(deny_unknown_fields)]
 pub struct PciAddress {
     /// Bus number as the daemon counts them: 0 is the root bus, N the bus behind the root port
@@ -48,7 +50,7 @@ pub enum DeviceKind {
     /// A PCI Express root port; devices with `bus` equal to its `index` are behind it.
     RootPort(RootPortConfig),
     /// virtio-blk.
-    Disk(DiskConfig),
+    Disk(Box<DiskConfig>),
     /// virtio-net.
     Net(NetConfig),
     /// virtio-console (serial): several ports.

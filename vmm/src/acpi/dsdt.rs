@@ -7,9 +7,10 @@ use acpi_tables::aml::{
 };
 
 use super::Description;
-use crate::devices::{pci, pm, pvpanic, rtc, uart};
+use crate::devices::{pm, pvpanic, rtc, uart};
 use crate::layout::PCI_LOW;
 use crate::num::low32;
+use crate::pci;
 
 /// First I/O APIC pin of PCI's INTx, and how many there are.
 const PCI_PINS: (u32, u32) = (16, 8);

@@ -5,10 +5,11 @@ pub mod mptable;
 
 use acpi_tables::sdt::Sdt;
 
-use crate::devices::{ioapic, pci, pm, rtc};
+use crate::devices::{ioapic, pm, rtc};
 use crate::layout::{ACPI_END, LOCAL_APIC, RSDP};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::num::low32;
+use crate::pci;
 
 const OEM: [u8; 6] = *b"VIREO ";
 const OEM_TABLE: [u8; 8] = *b"VIREOVMM";

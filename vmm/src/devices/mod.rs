@@ -7,7 +7,7 @@
 pub mod debug;
 pub mod i8042;
 pub mod ioapic;
-pub mod pci;
+
 pub mod pm;
 pub mod pvpanic;
 pub mod rtc;

@@ -17,7 +17,6 @@ use crate::control::Control;
 use crate::devices::debug::{DebugConsole, DebugExit, EXIT_LEN};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::ioapic::{self, IoApic};
-use crate::devices::pci::{self, Ecam, PciRoot};
 use crate::devices::pm::{self, Pm};
 use crate::devices::pvpanic::{self, Pvpanic};
 use crate::devices::rtc::{self, Rtc};
@@ -26,6 +25,7 @@ use crate::devices::{Interrupt, Line, Requests, SharedPin};
 use crate::layout;
 use crate::loader::{Boot, Named};
 use crate::memory::{GuestMemory, MemoryError};
+use crate::pci::{self, Ecam, PciRoot};
 use crate::resource;
 use crate::vcpu::{Gate, Threads};
 

@@ -22,12 +22,12 @@ use crate::chardev::{Channel, CharError};
 use crate::control::Control;
 use crate::devices::i8042::I8042;
 use crate::devices::ioapic::IoApic;
-use crate::devices::pci::PciRoot;
 use crate::devices::pm::Pm;
 use crate::devices::rtc::Rtc;
 use crate::devices::uart::Uart;
 use crate::loader::{Boot, LoadError};
 use crate::memory::{GuestMemory, MemoryError};
+use crate::pci::PciRoot;
 use crate::resource::ResourceError;
 use crate::vcpu::{Gate, NotStopping, Threads};
 

@@ -1,15 +1,14 @@
-//! PCI Express host bridge: configuration space through ports 0xcf8/0xcfc (PCI 3.0, 3.2.2.3.2)
+//! PCI Express root complex: configuration space through ports 0xcf8/0xcfc (PCI 3.0, 3.2.2.3.2)
 //! and ECAM (PCI Express 7.2.2), and the reset control register at 0xcf9.
-//!
-//! Bus 0 holds the host bridge's own function and nothing else yet.
 
 use std::sync::{Arc, Mutex};
 
 use hypervisor::Flow;
 use serde::{Deserialize, Serialize};
 
-use super::{Request, Requests, lock};
+use super::{BusNumber, Function, HostBridge, Place};
 use crate::bus::Device;
+use crate::devices::{Request, Requests, lock};
 use crate::num::{low8, low16, low32};
 
 /// Configuration address port.
@@ -26,25 +25,31 @@ pub const ECAM_LEN: u32 = 0x1000_0000;
 /// Configuration space in bytes.
 const SPACE: usize = 4096;
 
-/// What the guest can observe.
+/// What the guest can observe of the root complex itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciState {
     /// Configuration address register.
     pub address: u32,
     /// Reset control register.
     pub reset_control: u8,
-    /// Command register of the host bridge.
-    pub bridge_command: u16,
 }
 
 /// The root of the PCI hierarchy.
 #[derive(Debug)]
 pub struct PciRoot {
     state: Mutex<PciState>,
+    functions: Vec<Slot>,
     requests: Arc<dyn Requests>,
 }
 
-/// A function's place and a register's offset in it.
+/// A function and where it is.
+#[derive(Debug)]
+struct Slot {
+    place: Place,
+    function: Arc<dyn Function>,
+}
+
+/// A function's place as the guest numbers buses, and a register's offset in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Target {
     bus: u8,
@@ -53,13 +58,78 @@ struct Target {
     register: u16,
 }
 
+/// A place that can't be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlaceError {
+    /// Another function has it.
+    #[error("PCI address {0} is taken")]
+    Taken(Place),
+    /// There is no such bus, or no such slot on it.
+    #[error("PCI address {0}: {1}")]
+    Nowhere(Place, &'static str),
+}
+
 impl PciRoot {
-    /// Resets are asked of `requests`.
+    /// The host bridge alone. Resets are asked of `requests`.
     pub fn new(requests: Arc<dyn Requests>) -> Self {
+        let bridge = Slot {
+            place: Place::default(),
+            function: Arc::new(HostBridge::default()),
+        };
         Self {
             state: Mutex::default(),
+            functions: vec![bridge],
             requests,
         }
+    }
+
+    /// Puts a function at its place: root ports before what is behind them.
+    ///
+    /// # Errors
+    /// The place is taken, or there is no such place.
+    pub fn insert(&mut self, place: Place, function: Arc<dyn Function>) -> Result<(), PlaceError> {
+        if place.device > 31 || place.function > 7 {
+            return Err(PlaceError::Nowhere(place, "there is no such slot"));
+        }
+        if self.functions.iter().any(|slot| slot.place == place) {
+            return Err(PlaceError::Taken(place));
+        }
+        if place.bus != 0 {
+            if !self
+                .functions
+                .iter()
+                .any(|slot| slot.port() == Some(place.bus))
+            {
+                return Err(PlaceError::Nowhere(place, "no root port leads to that bus"));
+            }
+            if place.device != 0 {
+                return Err(PlaceError::Nowhere(place, "a root port has one slot, 0"));
+            }
+            if function.port_index().is_some() {
+                return Err(PlaceError::Nowhere(place, "root ports are on bus 0"));
+            }
+        }
+        self.functions.push(Slot { place, function });
+        // A guest looks at function 0 to learn whether there are others.
+        let same_slot = |slot: &Slot| (slot.place.bus, slot.place.device);
+        let of = (place.bus, place.device);
+        if self
+            .functions
+            .iter()
+            .filter(|slot| same_slot(slot) == of)
+            .count()
+            > 1
+        {
+            for slot in self.functions.iter().filter(|slot| same_slot(slot) == of) {
+                slot.function.set_multifunction();
+            }
+        }
+        Ok(())
+    }
+
+    /// Every function that is there, root ports before what is behind them.
+    pub fn functions(&self) -> impl Iterator<Item = &Arc<dyn Function>> {
+        self.functions.iter().map(|slot| &slot.function)
     }
 
     /// What the guest can observe.
@@ -67,35 +137,49 @@ impl PciRoot {
         lock(&self.state).clone()
     }
 
-    /// Power-on state.
+    /// Power-on state, functions included.
     pub fn reset(&self) {
         *lock(&self.state) = PciState::default();
+        for slot in &self.functions {
+            slot.function.reset();
+        }
+    }
+
+    /// The function the guest means: bus numbers are what it gave the root ports.
+    fn find(&self, at: Target) -> Option<&dyn Function> {
+        let bus = if at.bus == 0 {
+            0
+        } else {
+            self.functions.iter().find_map(|slot| {
+                let BusNumber { secondary, .. } = slot.function.bus_numbers()?;
+                (secondary == at.bus).then(|| slot.port()).flatten()
+            })?
+        };
+        let place = Place {
+            bus,
+            device: at.function >> 3,
+            function: at.function & 7,
+        };
+        let slot = self.functions.iter().find(|slot| slot.place == place)?;
+        Some(&*slot.function)
     }
 
     /// Reads up to 4 bytes of configuration space; all ones where there is no function.
-    fn config_read(state: &PciState, at: Target, width: u8) -> u32 {
-        if at.bus != 0 || at.function != 0 || usize::from(at.register) >= SPACE {
-            return u32::MAX;
-        }
-        let register = match at.register & !3 {
-            // Red Hat's generic PCI Express host bridge: known to every guest, driven by none.
-            0x00 => 0x0008_1b36,
-            0x04 => u32::from(state.bridge_command),
-            // Class: bridge, host.
-            0x08 => 0x0600_0000,
-            0x2c => 0x1100_1af4,
-            _ => 0,
+    fn config_read(&self, at: Target, width: u8) -> u32 {
+        let value = match self.find(at) {
+            Some(function) if usize::from(at.register) < SPACE => {
+                function.config_read(at.register, width)
+            }
+            _ => u32::MAX,
         };
-        (register >> ((at.register & 3) * 8)) & mask(width)
+        value & mask(width)
     }
 
-    fn config_write(state: &mut PciState, at: Target, width: u8, value: u32) {
-        if at.bus == 0 && at.function == 0 && at.register & !3 == 4 {
-            let shift = (at.register & 3) * 8;
-            let mask = low16(mask(width).checked_shl(shift.into()).unwrap_or(0));
-            let value = low16(value.checked_shl(shift.into()).unwrap_or(0));
-            // I/O, memory, bus master, SERR, interrupt disable.
-            state.bridge_command = (state.bridge_command & !mask | value & mask) & 0x0507;
+    fn config_write(&self, at: Target, width: u8, value: u32) {
+        if let Some(function) = self.find(at)
+            && usize::from(at.register) < SPACE
+        {
+            function.config_write(at.register, width, value & mask(width));
         }
     }
 
@@ -109,6 +193,13 @@ impl PciRoot {
     }
 }
 
+impl Slot {
+    /// The bus behind it, as the configuration numbers them.
+    fn port(&self) -> Option<u8> {
+        self.function.port_index()
+    }
+}
+
 fn mask(width: u8) -> u32 {
     low32((1 << (u32::from(width) * 8)) - 1)
 }
@@ -119,12 +210,12 @@ impl Device for PciRoot {
     }
 
     fn read(&self, offset: u32, width: u8) -> u32 {
-        let state = lock(&self.state);
+        let state = self.state();
         match (offset, width) {
             (0, 4) => state.address,
             (1, 1) => u32::from(state.reset_control),
             (4.., _) => match Self::port_target(state.address, offset) {
-                Some(target) => Self::config_read(&state, target, width),
+                Some(target) => self.config_read(target, width),
                 None => u32::MAX,
             },
             _ => u32::MAX,
@@ -143,8 +234,10 @@ impl Device for PciRoot {
                 }
             }
             (4.., _) => {
-                if let Some(target) = Self::port_target(state.address, offset) {
-                    Self::config_write(&mut state, target, width, value);
+                let target = Self::port_target(state.address, offset);
+                drop(state);
+                if let Some(target) = target {
+                    self.config_write(target, width, value);
                 }
             }
             _ => {}
@@ -171,11 +264,11 @@ impl Device for Ecam {
     }
 
     fn read(&self, offset: u32, width: u8) -> u32 {
-        PciRoot::config_read(&lock(&self.0.state), ecam_target(offset), width)
+        self.0.config_read(ecam_target(offset), width)
     }
 
     fn write(&self, offset: u32, width: u8, value: u32) -> Flow {
-        PciRoot::config_write(&mut lock(&self.0.state), ecam_target(offset), width, value);
+        self.0.config_write(ecam_target(offset), width, value);
         Flow::Continue
     }
 }
