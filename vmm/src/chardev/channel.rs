@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::link::Input;
-use super::{CharError, Link, Port, os, pty, push_bounded, telnet};
+use super::{BACKLOG, CharError, Link, Port, os, pty, push_bounded, telnet};
 
 /// While a guest writes, its output is collected this often instead of at every byte.
 const COLLECT: Duration = Duration::from_millis(2);
@@ -26,6 +26,12 @@ pub const TOKENS: u64 = 0x10;
 pub trait Receiver: Send + Sync + std::fmt::Debug {
     /// Offers `bytes`.
     fn receive(&self, bytes: &[u8]) -> usize;
+
+    /// A lossless port that refused output has room again.
+    fn output_room(&self) {}
+
+    /// Somebody is at the other end now, or no longer.
+    fn peer(&self, _connected: bool) {}
 }
 
 impl Receiver for crate::devices::uart::Uart {
@@ -70,6 +76,8 @@ pub struct Channel {
     collect_at: Option<Instant>,
     look_at: Option<Instant>,
     complained: bool,
+    /// A lossless port's output waits until the backlog is shorter.
+    held: bool,
 }
 
 impl Channel {
@@ -128,7 +136,11 @@ impl Channel {
             collect_at: None,
             look_at,
             complained: false,
+            held: false,
         };
+        if let Some(receiver) = &channel.receiver {
+            receiver.peer(connected);
+        }
         channel.watch(epoll);
         Ok(channel)
     }
@@ -221,12 +233,12 @@ impl Channel {
             if !self.connected {
                 // Opened and closed again already, as `echo x > /dev/pts/N` does: what it wrote
                 // counts all the same; the end of it is the hang-up.
-                self.connected = true;
+                self.set_connected(true);
                 self.draining = true;
                 self.pump_input(epoll);
             }
         } else if let Some(greeting) = self.link.accept() {
-            self.connected = true;
+            self.set_connected(true);
             self.input_ended = false;
             self.blocked = false;
             for byte in greeting.into_iter().rev() {
@@ -244,7 +256,7 @@ impl Channel {
             && pty.is_open()
             && (!self.connected || self.draining)
         {
-            self.connected = true;
+            self.set_connected(true);
             self.draining = false;
             self.blocked = false;
             self.flush(epoll);
@@ -269,16 +281,31 @@ impl Channel {
         }
     }
 
+    fn set_connected(&mut self, connected: bool) {
+        if std::mem::replace(&mut self.connected, connected) != connected
+            && let Some(receiver) = &self.receiver
+        {
+            receiver.peer(connected);
+        }
+    }
+
     fn disconnect(&mut self, epoll: &Epoll) {
         if matches!(self.link, Link::Stdio(_)) {
             self.input_ended = true;
             self.watch(epoll);
             return;
         }
-        self.connected = false;
+        self.set_connected(false);
         self.draining = false;
         self.blocked = false;
         self.pending.clear();
+        if self.port.is_lossless() {
+            // Half a message is no use to the next one who comes.
+            self.backlog.clear();
+            if std::mem::take(&mut self.held) {
+                self.collect_at = Some(Instant::now());
+            }
+        }
         self.watch(epoll);
         self.link.hang_up();
         self.watch_listener(epoll, true);
@@ -286,7 +313,18 @@ impl Channel {
 
     /// Moves output from the device to the log and the other end.
     fn collect(&mut self, epoll: &Epoll) {
+        if self.port.is_lossless() && self.backlog.len() >= BACKLOG {
+            // The other end does not read: the device has to wait. `flush` comes back here.
+            self.collect_at = None;
+            self.held = true;
+            return;
+        }
         let output = self.port.take_output();
+        if self.port.was_refused()
+            && let Some(receiver) = &self.receiver
+        {
+            receiver.output_room();
+        }
         if output.is_empty() {
             // Quiet for one interval: the device wakes us again.
             let stopped = self.port.stop_watching();
@@ -299,9 +337,13 @@ impl Channel {
         {
             log::error!("serial log: {error}; output is lost there");
         }
-        if !matches!(self.link, Link::Null) {
+        let nobody = self.port.is_lossless() && !self.connected;
+        if !matches!(self.link, Link::Null) && !nobody {
             if self.link.is_telnet() {
                 push_bounded(&mut self.backlog, &telnet::encode(&output));
+            } else if self.port.is_lossless() {
+                // At most twice the bound: the port's own is added to less than one.
+                self.backlog.extend(output);
             } else {
                 push_bounded(&mut self.backlog, &output);
             }
@@ -326,6 +368,10 @@ impl Channel {
                     return;
                 }
             }
+        }
+        if self.held && self.backlog.len() < BACKLOG {
+            self.held = false;
+            self.collect_at = Some(Instant::now());
         }
         self.watch(epoll);
     }

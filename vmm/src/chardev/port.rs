@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{CharError, os, push_bounded};
+use super::{BACKLOG, CharError, os, push_bounded};
 use crate::devices::lock;
 
 /// Output ring and wake-ups between a device and the event loop.
@@ -21,14 +21,30 @@ pub struct Port {
     waiting: AtomicBool,
     /// There is room now.
     room: AtomicBool,
+    /// Output waits for its reader instead of pushing out the oldest.
+    lossless: bool,
+    /// Output was refused for want of room.
+    refused: AtomicBool,
 }
 
 impl Port {
-    /// An empty port.
+    /// An empty port that keeps the last output only, as a terminal does.
     ///
     /// # Errors
     /// No eventfd.
     pub fn new() -> Result<Self, CharError> {
+        Self::make(false)
+    }
+
+    /// An empty port whose output waits for its reader, as a pipe's does.
+    ///
+    /// # Errors
+    /// No eventfd.
+    pub fn lossless() -> Result<Self, CharError> {
+        Self::make(true)
+    }
+
+    fn make(lossless: bool) -> Result<Self, CharError> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(os("eventfd"))?;
         Ok(Self {
@@ -37,6 +53,8 @@ impl Port {
             watched: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             room: AtomicBool::new(false),
+            lossless,
+            refused: AtomicBool::new(false),
         })
     }
 
@@ -53,6 +71,27 @@ impl Port {
         if !self.watched.swap(true, Ordering::SeqCst) {
             self.wake();
         }
+    }
+
+    /// Device side: output. Never waits: returns how many bytes were taken. Where it is fewer,
+    /// the receiver's `output_room` is called when there is room again.
+    pub fn send_bytes(&self, bytes: &[u8]) -> usize {
+        let mut output = lock(&self.output);
+        let taken = if self.lossless {
+            let room = BACKLOG.saturating_sub(output.len());
+            if bytes.len() > room {
+                self.refused.store(true, Ordering::SeqCst);
+            }
+            &bytes[..room.min(bytes.len())]
+        } else {
+            bytes
+        };
+        push_bounded(&mut output, taken);
+        drop(output);
+        if !self.watched.swap(true, Ordering::SeqCst) {
+            self.wake();
+        }
+        taken.len()
     }
 
     /// Device side: an offer of input was not taken whole.
@@ -87,6 +126,17 @@ impl Port {
         std::mem::take(&mut *lock(&self.output)).into()
     }
 
+    /// Host side: output waits for its reader.
+    pub fn is_lossless(&self) -> bool {
+        self.lossless
+    }
+
+    /// Host side: true once after output was refused. After [`Port::take_output`], so that there
+    /// is room now.
+    pub fn was_refused(&self) -> bool {
+        self.refused.swap(false, Ordering::SeqCst)
+    }
+
     /// Host side: no longer looks by itself. False: there is output after all, and it still does.
     pub fn stop_watching(&self) -> bool {
         let output = lock(&self.output);
@@ -107,7 +157,18 @@ impl Port {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chardev::BACKLOG;
+
+    #[test]
+    fn a_lossless_port_refuses_what_it_cannot_keep() {
+        let port = Port::lossless().unwrap();
+        assert_eq!(port.send_bytes(&vec![1; BACKLOG - 1]), BACKLOG - 1);
+        assert!(!port.was_refused());
+        assert_eq!(port.send_bytes(&[2, 3]), 1);
+        assert_eq!(port.take_output().last(), Some(&2));
+        assert!(port.was_refused());
+        assert!(!port.was_refused());
+        assert_eq!(port.send_bytes(&[3]), 1);
+    }
 
     #[test]
     fn keeps_the_last_bytes_only() {
