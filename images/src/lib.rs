@@ -19,7 +19,11 @@ mod file;
 mod grace;
 mod image;
 pub mod iovec;
+pub mod limits;
+pub mod lock;
 mod raw;
+#[cfg(test)]
+mod testing;
 
 pub use error::Error;
 pub use file::{Alignment, File};
