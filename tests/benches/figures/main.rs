@@ -1,6 +1,9 @@
 //! `make bench`: figures as ratios against a peer measured in the same run, in turn (A B A B ...).
 //!
-//! Medians of VIREO_BENCH_RUNS runs (default 5). Nothing here passes or fails.
+//! Medians of VIREO_BENCH_RUNS runs (default 5). VIREO_BENCH chooses among `start`, `boot` and
+//! `workloads`, VIREO_BENCH_ONLY among the workloads (commas between). Nothing here passes or fails.
+
+mod workloads;
 
 use std::fs;
 use std::io::Read;
@@ -25,10 +28,19 @@ fn main() {
         .and_then(|s| s.parse().ok())
         .unwrap_or(5);
     println!("Medians of {runs} runs, Vireo and its peer in turn.\n");
-    first_io(runs);
-    start_and_destroy(runs);
-    for kernel in [Kernel::V6_1, Kernel::V6_12] {
-        boot(kernel, runs.min(5));
+    let parts = std::env::var("VIREO_BENCH").unwrap_or_default();
+    let wanted = |part| parts.is_empty() || parts.split(',').any(|p| p == part);
+    if wanted("start") {
+        first_io(runs);
+        start_and_destroy(runs);
+    }
+    if wanted("boot") {
+        for kernel in [Kernel::V6_1, Kernel::V6_12] {
+            boot(kernel, runs.min(5));
+        }
+    }
+    if wanted("workloads") {
+        workloads::run(runs);
     }
 }
 
