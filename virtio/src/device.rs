@@ -88,6 +88,50 @@ pub struct Payload {
     pub state: serde_json::Value,
 }
 
+impl Payload {
+    /// Writes `state` down.
+    ///
+    /// # Errors
+    /// A value that can't be written down.
+    pub fn new(
+        kind: &'static str,
+        version: u32,
+        state: &impl Serialize,
+    ) -> Result<Self, DeviceError> {
+        let state = serde_json::to_value(state).map_err(|error| DeviceError::State {
+            kind,
+            reason: error.to_string(),
+        })?;
+        Ok(Self {
+            kind: kind.to_owned(),
+            version,
+            state,
+        })
+    }
+
+    /// Reads a state of `kind` whose layout has had one version so far, `version`.
+    ///
+    /// # Errors
+    /// [`DeviceError::State`]: another kind or version, or not of that layout.
+    pub fn open<T: for<'a> Deserialize<'a>>(
+        &self,
+        kind: &'static str,
+        version: u32,
+    ) -> Result<T, DeviceError> {
+        let bad = |reason| DeviceError::State { kind, reason };
+        if self.kind != kind {
+            return Err(bad(format!("it is one of {}", self.kind)));
+        }
+        if self.version != version {
+            return Err(bad(format!(
+                "version {} is not known, only {version}",
+                self.version
+            )));
+        }
+        T::deserialize(&self.state).map_err(|error| bad(error.to_string()))
+    }
+}
+
 /// A virtio device behind its transport.
 ///
 /// ```text

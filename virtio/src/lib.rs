@@ -6,6 +6,7 @@
 pub mod device;
 pub mod feature;
 pub mod memory;
+pub mod pci;
 pub mod queue;
 #[cfg(test)]
 pub(crate) mod testing;
