@@ -5,7 +5,9 @@
 
 pub mod device;
 pub mod feature;
+mod life;
 pub mod memory;
+pub mod net;
 pub mod pci;
 pub mod queue;
 #[cfg(test)]
