@@ -105,16 +105,12 @@ pub struct ImageInfo {
 pub struct Plain<'a> {
     file: &'a File,
     offset: u64,
-    _stay: Option<crate::grace::Stay>,
+    stay: Option<crate::grace::Stay>,
 }
 
 impl<'a> Plain<'a> {
     pub(crate) fn new(file: &'a File, offset: u64, stay: Option<crate::grace::Stay>) -> Self {
-        Self {
-            file,
-            offset,
-            _stay: stay,
-        }
+        Self { file, offset, stay }
     }
 
     /// The file. A request that [`File::is_aligned`] refuses must go the ordinary way.
@@ -127,6 +123,11 @@ impl<'a> Plain<'a> {
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// What keeps the place, for who keeps the image himself.
+    pub(crate) fn into_stay(self) -> Option<crate::grace::Stay> {
+        self.stay
     }
 }
 

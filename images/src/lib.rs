@@ -13,6 +13,7 @@
 //! Nothing here opens a path by itself: whoever uses an image opens its files (the daemon does,
 //! and hands the descriptors to the VMM), the backing files among them.
 
+pub mod engine;
 mod error;
 mod file;
 #[allow(dead_code, reason = "qcow2 uses it")]
