@@ -47,10 +47,10 @@ pub(crate) struct CodeCache {
     jump: Box<[Jump]>,
     /// What a jump entry of the lower (upper) half must carry to be valid now.
     key: [u64; 2],
-    generation: [u64; 2],
+    ways: Ways,
+    /// The generation used last.
+    newest: u64,
     context: u64,
-    /// Hashed linear pages that jump entries may exist for.
-    seen: [u64; SEEN_WORDS],
     /// Times the whole cache was dropped.
     pub dropped: u64,
     /// Where a block's operations are collected.
@@ -77,14 +77,26 @@ impl Default for CodeCache {
             pages: HashMap::new(),
             jump: vec![NO_JUMP; JUMP_SIZE].into(),
             key: [0; 2],
-            generation: [0; 2],
+            ways: Ways {
+                generation: [0; 2],
+                seen: [0; SEEN_WORDS],
+            },
+            newest: 0,
             context: 0,
-            seen: [0; SEEN_WORDS],
             dropped: 0,
             scratch: Vec::new(),
             flags: Vec::new(),
         }
     }
+}
+
+/// Which jump entries are valid in an address space.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ways {
+    /// Of the lower and the upper half. No two address spaces share one.
+    generation: [u64; 2],
+    /// Hashed linear pages that jump entries may exist for.
+    seen: [u64; SEEN_WORDS],
 }
 
 #[inline(always)]
@@ -105,7 +117,7 @@ fn seen_slot(linear: u64) -> (usize, u32) {
 impl CodeCache {
     fn update_keys(&mut self) {
         for half in 0..2 {
-            self.key[half] = self.generation[half] << 8 | self.context;
+            self.key[half] = self.ways.generation[half] << 8 | self.context;
         }
     }
 
@@ -131,18 +143,35 @@ impl CodeCache {
     /// The way from linear addresses to blocks is void: in the lower half, and in the upper
     /// one too if `upper`.
     pub(crate) fn forget_addresses(&mut self, upper: bool) {
-        self.generation[0] += 1;
+        self.newest += 1;
+        self.ways.generation[0] = self.newest;
         if upper {
-            self.generation[1] += 1;
-            self.seen = [0; SEEN_WORDS];
+            self.ways.generation[1] = self.newest;
+            self.ways.seen = [0; SEEN_WORDS];
         }
         self.update_keys();
+    }
+
+    /// The ways of an address space nothing is known of.
+    pub(crate) fn fresh_ways(&mut self) -> Ways {
+        self.newest += 1;
+        Ways {
+            generation: [self.newest; 2],
+            seen: [0; SEEN_WORDS],
+        }
+    }
+
+    /// Goes over to another address space; the ways of the one before.
+    pub(crate) fn replace_ways(&mut self, ways: Ways) -> Ways {
+        let before = std::mem::replace(&mut self.ways, ways);
+        self.update_keys();
+        before
     }
 
     /// The same for one linear page.
     pub(crate) fn forget_page(&mut self, linear: u64) {
         let (word, bit) = seen_slot(linear);
-        if self.seen[word] >> bit & 1 != 0 {
+        if self.ways.seen[word] >> bit & 1 != 0 {
             self.forget_addresses(true);
         }
     }
@@ -182,7 +211,7 @@ impl CodeCache {
         let len = u64::from(unsafe { &*block }.len);
         for addr in [linear, linear.wrapping_add(len.saturating_sub(1))] {
             let (word, bit) = seen_slot(addr);
-            self.seen[word] |= 1 << bit;
+            self.ways.seen[word] |= 1 << bit;
         }
     }
 

@@ -7,13 +7,14 @@ use crate::attention::Attention;
 use crate::bus::{Bus, Flow};
 use crate::cache::CodeCache;
 use crate::cpuid::{Cpuid, Leaf};
+use crate::decode::MODE_SEGMENTED;
 use crate::exception::{Exception, Fallible};
 use crate::features::Features;
 use crate::machine::{Machine, Peer};
 use crate::memory::Slots;
 use crate::op::Op;
 use crate::state::{CpuState, cr0, cr4, efer, rflags, seg};
-use crate::tlb::{TlbSet, Tlbs};
+use crate::tlb::{MODE_ALIGNED, TlbSet, Tlbs};
 
 /// Why `Cpu::run` returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Cpu {
     pub(crate) fp_runtime: crate::simd::Runtime,
     /// The TLBs of the three access modes.
     pub(crate) tlbs: Box<Tlbs>,
+    /// The TLBs of other address spaces, by identifier, the last used one last.
+    pub(crate) parked: Vec<crate::pcid::Parked>,
     /// Index into `tlbs` for the guest's own data accesses now.
     pub(crate) data_mode: usize,
     /// `tlbs.data[data_mode]`.
@@ -72,7 +75,7 @@ pub struct Cpu {
     /// Bits of `attention` that matter now.
     pub(crate) attention_mask: u32,
     /// Decode mode of the next block: code size (0: 16, 1: 32, 2: 64 bits) in bits 0..2,
-    /// 32-bit stack in bit 2.
+    /// 32-bit stack in bit 2, `MODE_SEGMENTED`.
     pub(crate) mode: u8,
     /// The bus of the `run` in progress.
     bus: Option<*const dyn Bus>,
@@ -101,8 +104,10 @@ pub struct Cpu {
     pub(crate) debug_resumed: bool,
     /// Data breakpoints are enabled.
     pub(crate) watching: bool,
-    /// Data breakpoints the current instruction has hit, as in DR6.
+    /// Traps of the last instruction that wait for delivery, as in DR6.
     pub(crate) watch_hits: u64,
+    /// How the instruction that runs alone ends for a single-step trap.
+    pub(crate) trap_rule: crate::debug::TrapRule,
     /// Leave the block after this instruction.
     pub(crate) stop_after: bool,
     /// PAUSE instructions run.
@@ -144,6 +149,7 @@ impl Cpu {
             s: CpuState::default(),
             fp_runtime: crate::simd::Runtime::default(),
             tlbs: Tlbs::new(),
+            parked: Vec::new(),
             data_mode: 0,
             tlb: std::ptr::null(),
             attention_ptr: &raw const *attention,
@@ -167,6 +173,7 @@ impl Cpu {
             debug_resumed: false,
             watching: false,
             watch_hits: 0,
+            trap_rule: crate::debug::TrapRule::Before,
             stop_after: false,
             pauses: 0,
             dead_halt_reported: false,
@@ -197,9 +204,9 @@ impl Cpu {
         // The branch that ended the last block does not lead to the new RIP.
         self.link = std::ptr::null_mut();
         self.update_mode();
+        self.tlbs.phys_mask = (1 << self.features.phys_bits.clamp(32, 52)) - 1;
         self.flush_tlb_all();
         self.debug_registers_changed();
-        self.tlbs.phys_mask = (1 << self.features.phys_bits.clamp(32, 52)) - 1;
     }
 
     /// To be called after CS, SS, CR0, EFER, RFLAGS (VM, AC, IF, TF) or CPL changed.
@@ -215,6 +222,9 @@ impl Cpu {
             0
         };
         let mode64 = mode == 2;
+        if !mode64 && (cs.base != 0 || cs.limit != u32::MAX) {
+            mode |= MODE_SEGMENTED;
+        }
         if mode64 || s.seg[seg::SS].big() {
             mode |= 4;
         }
@@ -223,7 +233,11 @@ impl Cpu {
             s.ea_base[i] = if mode64 && i < 4 { 0 } else { s.seg[i].base };
         }
         self.data_mode = if s.cpl == 3 {
-            2
+            if s.flags & rflags::AC != 0 && s.cr0 & cr0::AM != 0 {
+                MODE_ALIGNED
+            } else {
+                2
+            }
         } else if s.cr4 & cr4::SMAP != 0 && s.flags & rflags::AC == 0 {
             1
         } else {

@@ -47,6 +47,9 @@ impl Cpuid {
             Some([eax, ..]) => (eax & 0xff).clamp(32, 52) as u8,
             None => 36,
         };
+        let [_, e8_ebx, ..] = self.leaf(0x8000_0008, 0).unwrap_or_default();
+        let vendor = self.leaf(0, 0).unwrap_or_default()[1];
+        let amd = [*b"Auth", *b"Hygo"].contains(&vendor.to_le_bytes());
         Features {
             l1_ecx,
             l1_edx,
@@ -56,6 +59,8 @@ impl Cpuid {
             xsave_eax,
             e1_ecx,
             e1_edx,
+            e8_ebx,
+            amd,
             phys_bits,
         }
     }

@@ -17,6 +17,20 @@ const ACCESS: u64 = 3;
 
 /// DR6: single step.
 const BS: u64 = 1 << 14;
+/// IA32_DEBUGCTL: single step stops at branches only; last branch recording.
+const BTF: u64 = 1 << 1;
+const LBR: u64 = 1 << 0;
+
+/// What RFLAGS.TF means for an instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TrapRule {
+    /// A trap follows if it was set before (almost always).
+    Before,
+    /// If it is set afterwards: SYSCALL and SYSRET.
+    After,
+    /// None follows: software interrupts.
+    Never,
+}
 
 impl Cpu {
     /// Enabled breakpoints of DR7: number, R/W field, length in bytes.
@@ -78,18 +92,40 @@ impl Cpu {
     }
 
     fn note_hit(&mut self, n: usize) {
-        self.watch_hits |= 1 << n;
+        self.note_trap(1 << n);
+    }
+
+    /// Adds a trap (a bit of DR6) to those that follow the running instruction.
+    pub(crate) fn note_trap(&mut self, bits: u64) {
+        self.watch_hits |= bits;
         self.stop_after = true;
         self.attention.raise(Attention::SELF);
     }
 
-    /// Turns hits of data breakpoints into a pending #DB.
+    /// The single-step trap of an instruction that was left with RFLAGS.TF set and is trapped
+    /// by that.
+    pub(crate) fn note_step(&mut self) {
+        self.note_trap(BS);
+    }
+
+    /// MOV SS and POP SS hold off traps until after the next instruction.
+    pub(crate) fn traps_held(&self) -> bool {
+        self.s.shadow && self.s.shadow_ss && self.s.rip == self.s.shadow_rip
+    }
+
+    /// Turns waiting traps into a pending #DB.
     pub(crate) fn take_watch_hits(&mut self) {
         let hits = std::mem::take(&mut self.watch_hits);
         if hits != 0 && self.pending.is_none() {
             self.s.dr6 = self.s.dr6 & !0xf | hits;
             self.pending = Some(Exception::DB);
         }
+    }
+
+    /// What #DB switches off on its way to the guest.
+    pub(crate) fn debug_exception(&mut self) {
+        self.s.dr7 &= !(1 << 13);
+        self.s.msr.debugctl &= !(BTF | LBR);
     }
 
     /// Instructions have to run one by one.
@@ -120,13 +156,17 @@ impl Cpu {
             }
         }
         self.s.flags &= !rflags::RF;
-        let trap = self.s.flags & rflags::TF != 0;
-        self.step();
-        // MOV SS and POP SS hold off the trap until after the next instruction.
-        let held = self.s.shadow && self.s.shadow_ss && self.s.rip == self.s.shadow_rip;
-        if trap && self.pending.is_none() && !held {
-            self.s.dr6 |= BS;
-            self.pending = Some(Exception::DB);
+        let mut trap = self.s.flags & rflags::TF != 0;
+        self.trap_rule = TrapRule::Before;
+        let start = self.s.rip;
+        let len = self.step();
+        trap &= self.trap_rule == TrapRule::Before;
+        // A branch not taken, or none.
+        if self.s.msr.debugctl & BTF != 0 && self.s.rip == start.wrapping_add(len) {
+            trap = false;
+        }
+        if trap && self.pending.is_none() && !self.traps_held() {
+            self.note_trap(BS);
         }
         self.debug.single_step.then_some(Exit::Debug)
     }

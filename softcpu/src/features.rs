@@ -19,6 +19,10 @@ pub struct Features {
     pub e1_ecx: u32,
     /// Leaf 0x8000_0001, EDX.
     pub e1_edx: u32,
+    /// Leaf 0x8000_0008, EBX.
+    pub e8_ebx: u32,
+    /// AMD's or Hygon's, by leaf 0.
+    pub amd: bool,
     /// Physical address width in bits (leaf 0x8000_0008, EAX bits 0..8; 36 without it).
     pub phys_bits: u8,
 }
@@ -55,12 +59,21 @@ bits! {
     f16c: l1_ecx[29], "F16C.";
     rdrand: l1_ecx[30], "RDRAND.";
     fpu: l1_edx[0], "x87.";
+    vme: l1_edx[1], "Virtual-8086 mode extensions.";
+    de: l1_edx[2], "Debugging extensions.";
     pse: l1_edx[3], "4 MiB pages.";
+    tsc: l1_edx[4], "RDTSC.";
+    msr: l1_edx[5], "RDMSR and WRMSR.";
     pae: l1_edx[6], "PAE.";
+    mce: l1_edx[7], "Machine checks.";
     cx8: l1_edx[8], "CMPXCHG8B.";
     sep: l1_edx[11], "SYSENTER.";
+    mtrr: l1_edx[12], "MTRRs.";
     pge: l1_edx[13], "Global pages.";
+    mca: l1_edx[14], "Machine check architecture.";
     cmov: l1_edx[15], "CMOV.";
+    pat: l1_edx[16], "The page attribute table.";
+    pse36: l1_edx[17], "4 MiB pages beyond 4 GiB.";
     clflush: l1_edx[19], "CLFLUSH.";
     mmx: l1_edx[23], "MMX.";
     fxsr: l1_edx[24], "FXSAVE.";
@@ -92,6 +105,7 @@ bits! {
     lahf64: e1_ecx[0], "LAHF in 64-bit mode.";
     lzcnt: e1_ecx[5], "LZCNT.";
     sse4a: e1_ecx[6], "SSE4a.";
+    osvw: e1_ecx[9], "OSVW.";
     prefetchw: e1_ecx[8], "PREFETCHW.";
     syscall: e1_edx[11], "SYSCALL.";
     nx: e1_edx[20], "No-execute pages.";
@@ -99,4 +113,9 @@ bits! {
     gib_pages: e1_edx[26], "1 GiB pages.";
     rdtscp: e1_edx[27], "RDTSCP.";
     long_mode: e1_edx[29], "Long mode.";
+    clzero: e8_ebx[0], "CLZERO.";
+    ibpb: e8_ebx[12], "Prediction barriers by AMD's bit.";
+    ibrs: e8_ebx[14], "IBRS by AMD's bit.";
+    amd_stibp: e8_ebx[15], "STIBP by AMD's bit.";
+    amd_ssbd: e8_ebx[24], "SSBD by AMD's bit.";
 }

@@ -3,7 +3,7 @@
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
 use crate::segment::{Descriptor, code};
-use crate::state::{Segment, gpr, rflags, seg};
+use crate::state::{Segment, cr4, gpr, rflags, seg};
 
 /// Where an event comes from: it decides on privilege checks and error codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,12 @@ impl Cpu {
     ) -> Fallible<()> {
         // A branch that just ended its block does not lead to the handler.
         self.link = std::ptr::null_mut();
+        self.s.halted = false;
         let mut flags = self.s.rflags();
+        let software = matches!(source, Source::Software | Source::Trap);
+        if software {
+            flags &= !rflags::RF;
+        }
         // Faults push RF set, so that the instruction is not trapped again by its own
         // breakpoint.
         if source == Source::Exception && vector != 1 {
@@ -56,14 +61,26 @@ impl Cpu {
         if !self.s.protected() && !self.s.v8086() {
             return self.deliver_real(frame);
         }
-        if self.s.v8086() && source == Source::Software && self.s.iopl() < 3 {
-            return Err(Exception::GP0);
+        if self.s.v8086() && source == Source::Software {
+            if self.redirected(vector)? {
+                return self.deliver_8086(vector);
+            }
+            if self.s.iopl() < 3 {
+                return Err(Exception::GP0);
+            }
         }
-        if self.s.long_mode() {
+        let delivered = if self.s.long_mode() {
             self.deliver_long(frame)
         } else {
             self.deliver_protected(frame)
-        }
+        };
+        delivered.map_err(|mut e| {
+            // EXT: not by an instruction of the program.
+            if matches!(e.vector, 10..=13) && !software {
+                e.code |= 1;
+            }
+            e
+        })
     }
 
     fn deliver_real(&mut self, frame: Frame) -> Fallible<()> {
@@ -71,7 +88,8 @@ impl Cpu {
         if offset + 3 > self.s.idtr.limit.into() {
             return Err(Exception::GP0);
         }
-        let entry = self.system_read::<u32>(self.wrap_system(self.s.idtr.base + offset))?;
+        let entry =
+            self.system_read::<u32>(self.wrap_system(self.s.idtr.base.wrapping_add(offset)))?;
         let sp = self.s.gpr[gpr::RSP];
         let sp = self.push_at(sp, self.s.rflags() & 0xffff, 2)?;
         let sp = self.push_at(sp, self.s.seg[seg::CS].selector.into(), 2)?;
@@ -140,6 +158,7 @@ impl Cpu {
             self.s.seg[seg::CS].selector.into(),
             self.s.rip,
         ];
+        self.mark_accessed(&descriptor)?;
         // The frame is written with the rights of the new privilege level.
         let mode = if new_cpl == 3 { 2 } else { self.system_mode() };
         let mut bytes = [0; 48];
@@ -221,11 +240,11 @@ impl Cpu {
         let addr = self.wrap_system(tr.base.wrapping_add(offset));
         if wide {
             let sp = self.system_read::<u32>(addr)?;
-            let ss = self.system_read::<u16>(addr + 4)?;
+            let ss = self.system_read::<u16>(self.wrap_system(addr.wrapping_add(4)))?;
             Ok((ss, sp.into()))
         } else {
             let sp = self.system_read::<u16>(addr)?;
-            let ss = self.system_read::<u16>(addr + 2)?;
+            let ss = self.system_read::<u16>(self.wrap_system(addr.wrapping_add(2)))?;
             Ok((ss, sp.into()))
         }
     }
@@ -280,6 +299,7 @@ impl Cpu {
             return Err(Exception::gp(Self::event_code(&frame, selector)));
         }
         self.check_entry(&descriptor, rip)?;
+        self.mark_accessed(&descriptor)?;
 
         let old = (
             self.s.seg[seg::SS].selector,
@@ -359,7 +379,8 @@ impl Cpu {
         };
         let step = bytes as u64;
         if !self.s.protected() {
-            if self.s.v8086() && self.s.iopl() < 3 {
+            let virtual_if = self.s.v8086() && self.s.iopl() < 3;
+            if virtual_if && (self.s.cr4 & cr4::VME == 0 || bytes != 2) {
                 return Err(Exception::GP0);
             }
             let sp = self.s.gpr[gpr::RSP];
@@ -369,6 +390,9 @@ impl Cpu {
             if rip > u64::from(self.s.seg[seg::CS].limit) {
                 return Err(Exception::GP0);
             }
+            if virtual_if {
+                self.check_virtual_flags(flags)?;
+            }
             self.set_sp(sp.wrapping_add(3 * step));
             self.s.seg[seg::CS] = self.real_segment(seg::CS, selector);
             self.s.rip = rip;
@@ -376,7 +400,11 @@ impl Cpu {
             if self.s.v8086() {
                 keep |= rflags::IOPL;
             }
-            self.load_flags(flags, bytes, keep);
+            if virtual_if {
+                self.load_virtual_flags(flags);
+            } else {
+                self.load_flags(flags, bytes, keep);
+            }
             unmask(self);
             self.update_mode();
             return Ok(());

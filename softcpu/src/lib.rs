@@ -24,6 +24,7 @@ mod msr_core;
 mod op;
 mod paging;
 pub mod paravirt;
+mod pcid;
 mod run;
 mod segment;
 pub mod simd;
@@ -32,6 +33,7 @@ pub mod state;
 mod task;
 mod tlb;
 pub mod tsc;
+mod vme;
 
 pub use bus::{Bus, Flow};
 pub use cpu::{Cpu, DebugRequest, Exit, host_tsc};

@@ -7,7 +7,7 @@ use crate::exception::{Exception, Fallible};
 use crate::machine::Mail;
 use crate::paging::{Access, Translation};
 use crate::state::{cr4, seg};
-use crate::tlb::{SLOW, slot};
+use crate::tlb::{MODE_ALIGNED, SLOW, slot};
 
 /// Unsigned integers of the sizes the CPU handles.
 pub trait Word: Copy + Default + Eq + std::fmt::Debug + 'static {
@@ -60,6 +60,23 @@ pub(crate) enum Target {
     Mmio,
     /// Runs over a page's end.
     Split,
+}
+
+/// #AC(0) unless `addr` is aligned as an operand of `len` bytes must be (Intel SDM vol. 3,
+/// table 6-7).
+fn check_alignment(addr: u64, len: usize) -> Fallible<()> {
+    let mask = match len {
+        2 | 14 | 94 => 1,
+        4 | 6 | 28 | 108 => 3,
+        8 | 10 => 7,
+        16 | 32 => 15,
+        _ => 0,
+    };
+    if addr & mask == 0 {
+        Ok(())
+    } else {
+        Err(Exception::AC0)
+    }
 }
 
 impl Cpu {
@@ -193,6 +210,9 @@ impl Cpu {
                 mode,
             )?
         };
+        if mode == MODE_ALIGNED {
+            check_alignment(addr, len)?;
+        }
         self.phys_read(head_gpa, head);
         self.phys_read(tail_gpa, tail);
         if self.watching {
@@ -219,6 +239,9 @@ impl Cpu {
                 mode,
             )?
         };
+        if mode == MODE_ALIGNED {
+            check_alignment(addr, data.len())?;
+        }
         self.phys_write(head_gpa, head);
         self.phys_write(tail_gpa, tail);
         if self.watching {
@@ -233,6 +256,9 @@ impl Cpu {
         let last = self.wrap_linear(addr.wrapping_add(len as u64 - 1));
         if (addr ^ last) >> 12 != 0 {
             self.translate(last & !0xfff, true, self.data_mode)?;
+        }
+        if self.data_mode == MODE_ALIGNED {
+            check_alignment(addr, len)?;
         }
         Ok(())
     }
@@ -293,7 +319,7 @@ impl Cpu {
             Access {
                 write,
                 fetch: false,
-                user: mode == 2,
+                user: mode >= 2,
                 smap: mode == 1,
             },
         )?;
@@ -391,6 +417,9 @@ impl Cpu {
             return Ok(Target::Split);
         }
         let gpa = self.translate(addr, true, self.data_mode)?;
+        if self.data_mode == MODE_ALIGNED {
+            check_alignment(addr, len)?;
+        }
         if self.watching {
             self.note_access(addr, len, true);
         }
@@ -552,6 +581,7 @@ impl Cpu {
     /// Forgets all translations.
     pub(crate) fn flush_tlb_all(&mut self) {
         self.tlbs.clear();
+        self.parked.clear();
         self.cache.forget_addresses(true);
     }
 
@@ -565,6 +595,7 @@ impl Cpu {
     pub(crate) fn flush_tlb_page(&mut self, addr: u64) {
         self.tlbs.clear_page(addr);
         self.cache.forget_page(addr);
+        self.flush_parked_page(addr);
     }
 
     /// Linear address of the code segment's offset `rip`.

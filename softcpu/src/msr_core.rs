@@ -33,6 +33,17 @@ const TSC_AUX: u32 = 0xc000_0103;
 /// Platform and microcode identification, which guests read without asking.
 const PLATFORM_ID: u32 = 0x17;
 const UCODE_REV: u32 = 0x8b;
+const UCODE_WRITE: u32 = 0x79;
+const FLUSH_CMD: u32 = 0x10b;
+const P5_MC_ADDR: u32 = 0;
+const P5_MC_TYPE: u32 = 1;
+const OSVW_LENGTH: u32 = 0xc001_0140;
+const OSVW_STATUS: u32 = 0xc001_0141;
+/// CPUID.7.0:EDX bits that come with IA32_SPEC_CTRL: IBRS, STIBP, SSBD.
+const SPEC_CTRL_BITS: u32 = 1 << 26 | 1 << 27 | 1 << 31;
+/// IA32_DEBUGCTL: LBR (nothing is recorded), BTF; the rest of the first 16 has to do with what
+/// is not there and may be set.
+const DEBUGCTL_BITS: u64 = 0xffff;
 const FEATURE_CONTROL: u32 = 0x3a;
 const PERF_STATUS: u32 = 0x198;
 const LAST_BRANCH: [u32; 4] = [0x1db, 0x1dc, 0x1dd, 0x1de];
@@ -101,8 +112,52 @@ fn address(msr: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
     })
 }
 
+/// Whether the vCPU's CPUID offers what the register belongs to.
+fn offered(cpu: &Cpu, index: u32) -> bool {
+    let f = &cpu.features;
+    match index {
+        STAR | SFMASK | LSTAR | CSTAR => f.syscall(),
+        SYSENTER_CS | SYSENTER_ESP | SYSENTER_EIP => f.sep(),
+        FS_BASE | GS_BASE | KERNEL_GS_BASE => f.long_mode(),
+        TSC_AUX => f.rdtscp() || f.rdpid(),
+        PAT => f.pat(),
+        MCG_CAP | MCG_STATUS => f.mca(),
+        MTRR_CAP | MTRR_DEF_TYPE => f.mtrr(),
+        SPEC_CTRL => {
+            let intel = SPEC_CTRL_BITS & f.l7_edx != 0;
+            intel || f.ibrs() || f.amd_stibp() || f.amd_ssbd()
+        }
+        PRED_CMD => f.l7_edx >> 26 & 1 != 0 || f.ibpb(),
+        FLUSH_CMD => f.l7_edx >> 28 & 1 != 0,
+        ARCH_CAPABILITIES => f.l7_edx >> 29 & 1 != 0,
+        XSS => f.xsaves(),
+        TSC_ADJUST => f.tsc_adjust(),
+        OSVW_LENGTH | OSVW_STATUS => f.osvw(),
+        _ if fixed_mtrr(index).is_some() || variable_mtrr(index).is_some() => f.mtrr(),
+        _ => true,
+    }
+}
+
+/// Registers of AMD's processors that systems look at without asking, and what they say:
+/// nothing of what they are about is there. (LFENCE waits for what is before it.)
+fn amd(index: u32) -> Option<u64> {
+    match index {
+        // HWCR, SYSCFG, NB_CFG, interrupt pending, MMIO configuration base, SMM, VM_CR.
+        0xc001_0015 | 0xc001_0010 | 0xc001_001f | 0xc001_0055 | 0xc001_0058 | 0xc001_0112
+        | 0xc001_0113 | 0xc001_0114 => Some(0),
+        // LS_CFG, DC_CFG, BU_CFG2.
+        0xc001_1020 | 0xc001_1022 | 0xc001_102a => Some(0),
+        // DE_CFG.
+        0xc001_1029 => Some(2),
+        _ => None,
+    }
+}
+
 /// RDMSR.
 pub fn read(cpu: &mut Cpu, index: u32) -> Fallible<u64> {
+    if !offered(cpu, index) {
+        return Err(Exception::GP0);
+    }
     if let Some(value) = storage(&mut cpu.s.msr, index) {
         return Ok(*value);
     }
@@ -111,31 +166,48 @@ pub fn read(cpu: &mut Cpu, index: u32) -> Fallible<u64> {
     }
     Ok(match index {
         TSC => cpu.tsc(),
-        TSC_ADJUST if cpu.features.tsc_adjust() => cpu.s.msr.tsc_adjust,
+        TSC_ADJUST => cpu.s.msr.tsc_adjust,
         EFER => cpu.s.efer,
         FS_BASE => cpu.s.seg[seg::FS].base,
         GS_BASE => cpu.s.seg[seg::GS].base,
         PAT => cpu.s.msr.pat,
         MTRR_CAP => 0x500 | MTRR_VARIABLE as u64,
         MTRR_DEF_TYPE => cpu.s.msr.mtrr_def_type,
-        XSS if cpu.features.xsaves() => cpu.s.msr.xss,
-        SPEC_CTRL if cpu.features.l7_edx >> 26 & 1 != 0 => cpu.s.msr.spec_ctrl,
-        ARCH_CAPABILITIES if cpu.features.l7_edx >> 29 & 1 != 0 => ARCH_CAPABILITIES_VALUE,
-        MCG_CAP | PLATFORM_ID | PERF_STATUS => 0,
+        XSS => cpu.s.msr.xss,
+        SPEC_CTRL => cpu.s.msr.spec_ctrl,
+        ARCH_CAPABILITIES => ARCH_CAPABILITIES_VALUE,
+        // No machine check ever comes: no bank that could hold one.
+        MCG_CAP | PLATFORM_ID | PERF_STATUS | P5_MC_ADDR | P5_MC_TYPE => 0,
+        // No known flaw.
+        OSVW_LENGTH | OSVW_STATUS => 0,
         UCODE_REV => 1 << 32,
         FEATURE_CONTROL => 1,
         index if LAST_BRANCH.contains(&index) => 0,
+        _ if cpu.features.amd && amd(index).is_some() => amd(index).unwrap_or_default(),
         _ => return msr::read(cpu, index),
     })
 }
 
 /// WRMSR.
 pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
+    if !offered(cpu, index) {
+        return Err(Exception::GP0);
+    }
+    let memory_type = |t: &u8| matches!(t, 0 | 1 | 4 | 5 | 6);
+    if fixed_mtrr(index).is_some() && !value.to_le_bytes().iter().all(memory_type) {
+        return Err(Exception::GP0);
+    }
     if let Some(i) = variable_mtrr(index) {
+        if i & 1 == 0 && !memory_type(&(value as u8)) {
+            return Err(Exception::GP0);
+        }
         let reserved = if i & 1 == 0 { 0xf00 } else { 0x7ff };
         if value & reserved != 0 || value & !cpu.tlbs.phys_mask != 0 {
             return Err(Exception::GP0);
         }
+    }
+    if index == DEBUGCTL && value & !DEBUGCTL_BITS != 0 {
+        return Err(Exception::GP0);
     }
     if let Some(place) = storage(&mut cpu.s.msr, index) {
         *place = match index {
@@ -160,7 +232,7 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
             cpu.s.msr.tsc_adjust = cpu.s.msr.tsc_adjust.wrapping_add(moved);
             cpu.set_tsc_offset(offset);
         }
-        TSC_ADJUST if cpu.features.tsc_adjust() => {
+        TSC_ADJUST => {
             let moved = value.wrapping_sub(cpu.s.msr.tsc_adjust);
             cpu.s.msr.tsc_adjust = value;
             cpu.set_tsc_offset(cpu.s.tsc_offset.wrapping_add(moved));
@@ -183,21 +255,25 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
             cpu.s.msr.pat = value;
         }
         MTRR_DEF_TYPE => {
-            if value & !0xcff != 0 {
+            if value & !0xcff != 0 || !memory_type(&(value as u8)) {
                 return Err(Exception::GP0);
             }
             cpu.s.msr.mtrr_def_type = value;
         }
-        XSS if cpu.features.xsaves() => {
+        XSS => {
             if value != 0 {
                 return Err(Exception::GP0);
             }
         }
-        SPEC_CTRL if cpu.features.l7_edx >> 26 & 1 != 0 => cpu.s.msr.spec_ctrl = value,
+        // IBRS, STIBP, SSBD.
+        SPEC_CTRL if value & !7 == 0 => cpu.s.msr.spec_ctrl = value,
         // Flushes and microcode loads have nothing to do.
-        PRED_CMD if cpu.features.l7_edx >> 26 & 1 != 0 => {}
-        UCODE_REV => {}
-        MTRR_CAP | ARCH_CAPABILITIES | MCG_CAP | PLATFORM_ID => return Err(Exception::GP0),
+        PRED_CMD | FLUSH_CMD if value & !1 == 0 => {}
+        UCODE_REV | UCODE_WRITE | P5_MC_ADDR | P5_MC_TYPE => {}
+        MTRR_CAP | ARCH_CAPABILITIES | MCG_CAP | PLATFORM_ID | SPEC_CTRL | PRED_CMD | FLUSH_CMD => {
+            return Err(Exception::GP0);
+        }
+        _ if cpu.features.amd && amd(index).is_some() => {}
         _ => return msr::write(cpu, index, value),
     }
     Ok(())

@@ -43,6 +43,11 @@ const ERR_U: u32 = 4;
 const ERR_RSVD: u32 = 8;
 const ERR_I: u32 = 16;
 
+/// Bits of a 4 MiB page's entry that would be address bits beyond what the processor has.
+fn pde_reserved_36(phys_mask: u64) -> u64 {
+    (!phys_mask >> 32 & 0xff) << 13
+}
+
 impl Cpu {
     /// Translates a canonical linear address, checks permissions, sets accessed and dirty
     /// bits.
@@ -85,6 +90,7 @@ impl Cpu {
         if !pae && !long {
             return self.try_walk_32(addr, access);
         }
+        // Without the no-execute feature bit 63 is reserved.
         let nxe = self.nx_enabled();
         let phys = self.tlbs.phys_mask;
         // Bits 52..63 of an entry are ignored in 4-level paging, reserved in PAE's.
@@ -165,7 +171,12 @@ impl Cpu {
         let pge = self.s.cr4 & cr4::PGE != 0;
         let mark = A | if access.write { D } else { 0 };
         if pde & PS != 0 && self.s.cr4 & cr4::PSE != 0 {
-            if pde & 1 << 21 != 0 {
+            let reserved = if self.features.pse36() {
+                1 << 21 | pde_reserved_36(self.tlbs.phys_mask)
+            } else {
+                0x003f_e000
+            };
+            if pde & reserved != 0 {
                 return fault(self, ERR_P | ERR_RSVD);
             }
             if !self.allowed(pde, false, access) {

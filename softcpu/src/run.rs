@@ -6,7 +6,7 @@ use crate::apic::ApicEffect;
 use crate::attention::Attention;
 use crate::bus::Bus;
 use crate::cpu::{Cpu, Exit, host_tsc};
-use crate::decode::MODE_SINGLE;
+use crate::decode::{MODE_SEGMENTED, MODE_SINGLE};
 use crate::exception::{Exception, Fallible};
 use crate::interrupt::Source;
 use crate::machine::Mail;
@@ -85,6 +85,7 @@ impl Cpu {
         let linear = self.code_linear(self.s.rip);
         if mode & MODE_SINGLE == 0
             && let Some(block) = self.cache.jump(linear)
+            && self.fits_segment(block)
         {
             if !self.link.is_null() {
                 self.note_link(block);
@@ -118,6 +119,13 @@ impl Cpu {
             Some(block) => block,
             None => self.decode_block(linear, gpa, mode)?,
         };
+        if !self.fits_segment(block) {
+            // As much of it as does, and then the fault.
+            if mode & MODE_SINGLE != 0 {
+                return Err(Exception::GP0);
+            }
+            return self.find_slow(linear, mode | MODE_SINGLE);
+        }
         if mode & MODE_SINGLE == 0 {
             self.cache.remember(linear, block);
             self.note_link(block);
@@ -126,38 +134,49 @@ impl Cpu {
         Ok(block)
     }
 
+    /// A block, decoded when CS may have been another, lies inside it now.
+    #[inline]
+    fn fits_segment(&self, block: *const Block) -> bool {
+        if self.mode & MODE_SEGMENTED == 0 {
+            return true;
+        }
+        // SAFETY: blocks come from this vCPU's cache.
+        let len = u64::from(unsafe { (*block).len });
+        self.s.rip.wrapping_add(len).wrapping_sub(1) <= u64::from(self.s.seg[seg::CS].limit)
+    }
+
     /// Notes `block` as where the branch that just ended its block leads, if that holds for
     /// ever: both lie in the same page.
     fn note_link(&mut self, block: *const Block) {
-        let cs = &self.s.seg[seg::CS];
-        let whole_pages = self.mode & 3 == 2 || cs.limit & 0xfff == 0xfff && cs.base & 0xfff == 0;
+        let unlimited = self.mode & MODE_SEGMENTED == 0;
         // SAFETY: `link` is a slot of this vCPU's cache, and is cleared when that is dropped.
         unsafe {
             if let Some(link) = self.link.as_mut()
                 && link.b != 0
                 && !(*block).crosses
-                && whole_pages
+                && unlimited
             {
                 link.disp = (*block).ops as i64;
             }
         }
     }
 
-    /// Runs exactly one instruction.
-    pub(crate) fn step(&mut self) {
+    /// Runs exactly one instruction; its length.
+    pub(crate) fn step(&mut self) -> u64 {
         self.link = std::ptr::null_mut();
         let Some(block) = self.find_block(self.mode | MODE_SINGLE) else {
-            return;
+            return 0;
         };
         // No successor: one that is known must not be run as well.
         self.left = 0;
         // SAFETY: as in `run_blocks`.
         unsafe {
-            let ops = (*block).ops;
+            let (ops, len) = ((*block).ops, (*block).len);
             self.s.block_rip = self.s.rip;
             ((*ops).f)(self, ops);
+            self.link = std::ptr::null_mut();
+            len.into()
         }
-        self.link = std::ptr::null_mut();
     }
 
     /// Everything that is looked at between blocks. `Some`: leave `run`.
@@ -171,7 +190,12 @@ impl Cpu {
             self.attention.clear(Attention::SELF);
             self.stop_after = false;
             if self.watch_hits != 0 {
-                self.take_watch_hits();
+                if self.traps_held() {
+                    self.s.shadow = false;
+                    self.step();
+                } else {
+                    self.take_watch_hits();
+                }
                 continue;
             }
             if let Some(exit) = self.exit.take() {
@@ -270,7 +294,7 @@ impl Cpu {
                 self.s.cr2 = current.cr2;
             }
             if current.vector == 1 {
-                self.s.dr7 &= !(1 << 13);
+                self.debug_exception();
             }
             let code = (current.has_code && self.s.protected_or_v86()).then_some(current.code);
             log::trace!("{current:x?} at {:#x}", self.s.rip);
@@ -302,7 +326,7 @@ impl Cpu {
                     self.cache.invalidate(page, chunks, stale);
                 }
                 Mail::CodePage { page } => {
-                    if self.tlbs.slow_writes(page) {
+                    if self.slow_writes(page) {
                         // What this vCPU wrote there meanwhile went unnoticed.
                         for peer in self.machine.peers() {
                             peer.post(Mail::CodeWritten {
@@ -318,7 +342,7 @@ impl Cpu {
                     self.cache.clear();
                     self.link = std::ptr::null_mut();
                 }
-                Mail::DirtyLog => self.tlbs.clear_writes(),
+                Mail::DirtyLog => self.clear_writes(),
             }
         }
         self.peer.acknowledge();

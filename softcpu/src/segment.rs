@@ -99,7 +99,7 @@ impl Cpu {
     pub(crate) fn mark_accessed(&mut self, descriptor: &Descriptor) -> Fallible<()> {
         if descriptor.raw >> 40 & 1 == 0 {
             let byte = (descriptor.raw >> 40) as u8 | 1;
-            self.system_write::<u8>(descriptor.addr + 5, byte)?;
+            self.system_write::<u8>(descriptor.addr.wrapping_add(5), byte)?;
         }
         Ok(())
     }
@@ -505,7 +505,7 @@ impl Cpu {
             return Err(Exception::np(code(selector)));
         }
         let byte = (descriptor.raw >> 40) as u8 | 2;
-        self.system_write::<u8>(descriptor.addr + 5, byte)?;
+        self.system_write::<u8>(descriptor.addr.wrapping_add(5), byte)?;
         segment.access |= 2;
         self.s.tr = segment;
         Ok(())
@@ -519,7 +519,7 @@ impl Cpu {
             if u32::from(selector & !7) + 15 > u32::from(self.s.gdtr.limit) {
                 return Err(Exception::gp(code(selector)));
             }
-            let high = self.system_read::<u64>(descriptor.addr + 8)?;
+            let high = self.system_read::<u64>(descriptor.addr.wrapping_add(8))?;
             if high >> 40 & 0x1f != 0 {
                 return Err(Exception::gp(code(selector)));
             }

@@ -13,6 +13,9 @@ pub(crate) enum Switch {
     Return,
 }
 
+/// DR6: a switch to a task with the T bit.
+const BT: u64 = 1 << 15;
+
 impl Cpu {
     /// JMP or CALL far to something that is not a code segment.
     pub(crate) fn far_system(
@@ -70,7 +73,7 @@ impl Cpu {
             rip &= 0xffff;
         }
         if bytes == 8 {
-            let high = self.system_read::<u64>(gate.addr + 8)?;
+            let high = self.system_read::<u64>(gate.addr.wrapping_add(8))?;
             if high >> 40 & 0x1f != 0 {
                 return Err(gate_gp);
             }
@@ -209,7 +212,7 @@ impl Cpu {
             if let Some(d) = cpu.descriptor(sel)? {
                 let byte = (d.raw >> 40) as u8;
                 let byte = if set { byte | 2 } else { byte & !2 };
-                cpu.system_write::<u8>(d.addr + 5, byte)?;
+                cpu.system_write::<u8>(d.addr.wrapping_add(5), byte)?;
             }
             Ok(())
         };
@@ -257,6 +260,7 @@ impl Cpu {
         image.ldt = at(self, start + step * (10 + segments as u64))? as u16;
         if wide {
             image.cr3 = at(self, 28)?;
+            image.trap = at(self, 100)? & 1 != 0;
         }
         Ok(image)
     }
@@ -292,7 +296,7 @@ impl Cpu {
     /// Makes a task image the running state. Faults from here on belong to the new task.
     fn enter_task(&mut self, image: &TaskImage, way: Switch) -> Fallible<()> {
         if image.wide && self.paging() {
-            self.write_cr3(image.cr3.into())?;
+            self.write_cr3(image.cr3.into(), false)?;
         }
         self.s.rip = image.eip.into();
         for (register, &value) in self.s.gpr.iter_mut().zip(&image.gpr) {
@@ -309,6 +313,7 @@ impl Cpu {
         }
         self.s.cr0 |= crate::state::cr0::TS;
         self.s.dr7 &= !0x155;
+        self.debug_registers_changed();
         for segment in &mut self.s.seg {
             *segment = Segment {
                 access: Segment::UNUSABLE,
@@ -320,7 +325,7 @@ impl Cpu {
             ..Segment::default()
         };
         let ts = |e: Exception| {
-            if e.vector == 13 {
+            if e.vector == 13 || e.vector == 11 && e.code == code(image.ldt) {
                 Exception::ts(e.code)
             } else {
                 e
@@ -330,6 +335,9 @@ impl Cpu {
             let [es, cs, ss, ds, fs, gs] = image.seg;
             self.load_ldt(image.ldt).map_err(ts)?;
             self.enter_v8086([es, cs, ss, ds, fs, gs]);
+            if image.trap {
+                self.note_trap(BT);
+            }
             return Ok(());
         }
         self.s.cpl = image.seg[seg::CS] as u8 & 3;
@@ -360,6 +368,9 @@ impl Cpu {
         if image.eip > self.s.seg[seg::CS].limit {
             return Err(Exception::GP0);
         }
+        if image.trap {
+            self.note_trap(BT);
+        }
         Ok(())
     }
 }
@@ -374,4 +385,6 @@ struct TaskImage {
     gpr: [u32; 8],
     seg: [u16; 6],
     ldt: u16,
+    /// The T bit: a debug trap follows the switch.
+    trap: bool,
 }

@@ -15,6 +15,8 @@ pub(crate) const SLOW: u64 = 1;
 pub(crate) const LARGE: u64 = 1 << 1;
 /// Bit of a tag: part of a 1 GiB page.
 pub(crate) const HUGE: u64 = 1 << 2;
+/// Index of the user's TLBs while alignment is checked: every access is looked at closely.
+pub(crate) const MODE_ALIGNED: usize = 3;
 /// No page has this tag.
 const EMPTY: u64 = u64::MAX;
 
@@ -73,8 +75,9 @@ const NO_FETCH: FetchEntry = FetchEntry {
 /// All TLBs of a vCPU.
 #[derive(Debug)]
 pub(crate) struct Tlbs {
-    /// Data: supervisor with access to user pages, supervisor without (SMAP), user.
-    pub data: [TlbSet; 3],
+    /// Data: supervisor with access to user pages, supervisor without (SMAP), user, user with
+    /// alignment checks.
+    pub data: [TlbSet; 4],
     /// Fetches by supervisor and by user.
     pub fetch: [[FetchEntry; SIZE]; 2],
     pub fetch_upper_local: bool,
@@ -117,7 +120,7 @@ impl Tlbs {
             upper_local: false,
         };
         Box::new(Self {
-            data: [EMPTY_SET; 3],
+            data: [EMPTY_SET; 4],
             fetch: [[NO_FETCH; SIZE]; 2],
             fetch_upper_local: false,
             phys_mask: (1 << 36) - 1,
@@ -239,7 +242,12 @@ impl Tlbs {
         set.used[usize::from(upper)] = true;
         set.upper_local |= upper && !global;
         let entry = Entry {
-            tag: page | if slow || host.is_null() { SLOW } else { 0 },
+            tag: page
+                | if slow || host.is_null() || mode == MODE_ALIGNED {
+                    SLOW
+                } else {
+                    0
+                },
             add: (host as u64).wrapping_sub(page),
         };
         let aux = Aux {

@@ -111,7 +111,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         }
         M::Xadd => memory_or_reg(c, atomic::xadd, atomic::xadd_rr),
         M::Cmpxchg => memory_or_reg(c, atomic::cmpxchg, atomic::cmpxchg_rr),
-        M::Cmpxchg8b => Emit::Plain(atomic::cmpxchg8b, c.op),
+        M::Cmpxchg8b if c.cpu.features.cx8() => Emit::Plain(atomic::cmpxchg8b, c.op),
         M::Cmpxchg16b if c.cpu.features.cx16() => Emit::Plain(atomic::cmpxchg16b, c.op),
         M::Movbe if c.cpu.features.movbe() => {
             let to_memory = c.is_mem(0);

@@ -1,12 +1,12 @@
 //! Branches, stack, interrupts.
 
-use iced_x86::{Code, Mnemonic as M, OpKind};
+use iced_x86::{Code, Mnemonic as M, OpKind, Register};
 
 use super::bits::condition_number;
 use super::pick::by_condition;
-use super::{Context, Emit, seg_number, sized};
+use super::{Context, Emit, reg, seg_number, sized};
 use crate::alu::kind;
-use crate::exec::{branch, entry, rare, stack, system};
+use crate::exec::{branch, entry, mov, rare, stack, system};
 use crate::op::{Handler, Op};
 
 pub(crate) fn decode(c: &Context) -> Option<Emit> {
@@ -188,6 +188,30 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         ),
         _ => return None,
     })
+}
+
+/// F3 41 90, which looks like PAUSE to the instruction tables, is XCHG of R8 with RAX.
+pub(super) fn exchange_like_pause(c: &Context, bytes: &[u8]) -> Option<Emit> {
+    let [.., rex, 0x90] = bytes else {
+        return None;
+    };
+    if !c.mode64 || c.insn.mnemonic() != M::Pause || rex & 0xf1 != 0x41 {
+        return None;
+    }
+    let size = match (rex & 8 != 0, bytes.contains(&0x66)) {
+        (true, _) => 8,
+        (_, true) => 2,
+        _ => 4,
+    };
+    let op = Op {
+        a: reg(Register::R8),
+        b: reg(Register::RAX),
+        ..c.op
+    };
+    Some(Emit::Next(
+        sized!(size, T => mov::xchg_rr::<T> as Handler),
+        op,
+    ))
 }
 
 fn flags_size(m: M) -> u8 {

@@ -21,10 +21,14 @@ use crate::state::seg;
 
 /// Bit of a mode: the block holds one instruction.
 pub(crate) const MODE_SINGLE: u8 = 8;
+/// Bit of a mode: offsets in the code segment are checked against its limit.
+pub(crate) const MODE_SEGMENTED: u8 = 16;
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 48;
 /// Most bytes looked at for one.
 const WINDOW: usize = 512;
+/// Bytes of the longest instruction.
+const MAX_LENGTH: usize = 15;
 
 /// How an instruction is run.
 pub(crate) enum Emit {
@@ -335,7 +339,7 @@ impl Cpu {
                 mode | MODE_SINGLE,
                 &mut ops,
             );
-            block.len = len as u16;
+            block.len = len.max(1) as u16;
             block.crosses = true;
             block.gpa2 = gpa2;
         }
@@ -377,7 +381,7 @@ impl Cpu {
                 .code_map(page)
                 .fetch_or(block.chunks(page), Ordering::SeqCst);
             if old == 0 {
-                self.tlbs.slow_writes(page);
+                self.slow_writes(page);
                 for peer in self.machine.peers() {
                     if !std::sync::Arc::ptr_eq(&peer, &self.peer) {
                         peer.post(Mail::CodePage { page });
@@ -398,7 +402,7 @@ impl Cpu {
         ops: &mut Vec<Op>,
     ) -> (usize, bool) {
         let bitness = [16, 32, 64, 64][usize::from(mode & 3)];
-        let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NO_WBNOINVD);
         let mut insn = Instruction::default();
         let max = if mode & MODE_SINGLE != 0 {
             1
@@ -422,8 +426,11 @@ impl Cpu {
                 }
                 let (mut op, _) = base_op(&Instruction::default(), used as u16, mode);
                 op.len = 1;
+                if too_long(&bytes[used..], bitness) {
+                    op.f = exec::overlong;
+                }
                 ops.push(op);
-                return ((used + 15).min(bytes.len()), true);
+                return ((used + MAX_LENGTH).min(bytes.len()), true);
             }
             let end = used + insn.len();
             let (op, class) = base_op(&insn, used as u16, mode);
@@ -460,6 +467,17 @@ impl Cpu {
         ops.push(op);
         (used, true)
     }
+}
+
+/// Whether what starts at `bytes` is no instruction because it would be longer than any may be.
+fn too_long(bytes: &[u8], bitness: u32) -> bool {
+    let Some(most) = bytes.get(..MAX_LENGTH) else {
+        return false;
+    };
+    // It starts with a prefix, then. What remains would still go on.
+    let mut decoder = Decoder::with_ip(bitness, &most[1..], 0, DecoderOptions::NONE);
+    let _ = decoder.decode();
+    decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 /// What an instruction does with the status flags, for finding those nobody looks at.
@@ -543,7 +561,8 @@ impl Context<'_> {
     /// Adds one instruction's operations; whether the block ends with it.
     fn emit(&self, bytes: &[u8], ops: &mut Vec<Op>) -> bool {
         let op = self.op;
-        let emit = arith::decode(self)
+        let emit = control::exchange_like_pause(self, bytes)
+            .or_else(|| arith::decode(self))
             .or_else(|| control::decode(self))
             .or_else(|| other::decode(self))
             .or_else(|| {

@@ -15,7 +15,9 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
     Some(match m {
         // Hints that do nothing where they aren't known.
         M::Cldemote | M::Prefetchit0 | M::Prefetchit1 => Emit::Next(exec::nop, c.op),
-        M::Nop | M::Endbr32 | M::Endbr64 | M::Reservednop => Emit::Next(exec::nop, c.op),
+        M::Nop | M::Endbr32 | M::Endbr64 | M::Reservednop | M::Rdsspd | M::Rdsspq => {
+            Emit::Next(exec::nop, c.op)
+        }
         M::Prefetch
         | M::Prefetchw
         | M::Prefetchwt1
@@ -23,7 +25,8 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2 => Emit::Next(exec::nop, c.op),
-        M::Lfence | M::Sfence | M::Mfence => Emit::Next(exec::nop, c.op),
+        M::Lfence | M::Mfence if f.sse2() => Emit::Next(exec::nop, c.op),
+        M::Sfence if f.sse() => Emit::Next(exec::nop, c.op),
         M::Serialize if f.serialize() => Emit::PlainEnd(rare::nothing, c.op),
         M::Pause => Emit::PlainEnd(system::pause, c.op),
         M::Clc => Emit::Plain(rare::flag_op, imm(0)),
@@ -109,7 +112,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         M::Sti => Emit::PlainEnd(system::sti, c.op),
         M::Hlt => Emit::PlainEnd(system::hlt, c.op),
         M::Cpuid => Emit::PlainEnd(system::cpuid, c.op),
-        M::Rdtsc => Emit::Plain(system::rdtsc, imm(0)),
+        M::Rdtsc if f.tsc() => Emit::Plain(system::rdtsc, imm(0)),
         M::Rdtscp if f.rdtscp() => Emit::Plain(system::rdtsc, imm(1)),
         M::Rdpmc => Emit::Plain(system::rdpmc, c.op),
         M::Rdpid if f.rdpid() => Emit::Plain(
@@ -119,8 +122,8 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
                 ..c.op
             },
         ),
-        M::Rdmsr => Emit::PlainEnd(system::rdmsr, c.op),
-        M::Wrmsr => Emit::PlainEnd(system::wrmsr, c.op),
+        M::Rdmsr if f.msr() => Emit::PlainEnd(system::rdmsr, c.op),
+        M::Wrmsr if f.msr() => Emit::PlainEnd(system::wrmsr, c.op),
         M::Swapgs => Emit::Plain(system::swapgs, c.op),
         M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase if f.fsgsbase() => {
             let index = if matches!(m, M::Rdfsbase | M::Wrfsbase) {
@@ -179,6 +182,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
                 ..c.op
             },
         ),
+        M::Clzero if f.clzero() => Emit::Plain(rare::clzero, clzero(c)),
         M::Wbinvd | M::Invd => Emit::Plain(system::wbinvd, c.op),
         M::Stac if f.smap() => Emit::Plain(system::set_ac, imm(1)),
         M::Clac if f.smap() => Emit::Plain(system::set_ac, imm(0)),
@@ -204,6 +208,30 @@ fn xlat(c: &Context) -> Op {
     Op {
         ea: segment << 2 | kind << 5,
         disp: 0,
+        ..c.op
+    }
+}
+
+/// CLZERO's implied operand: RAX by the address size.
+fn clzero(c: &Context) -> Op {
+    let kind = match (c.insn.code(), c.mode64) {
+        (Code::Clzerow, _) => Op::EA_16,
+        (Code::Clzerod, true) => Op::EA_64_32,
+        (Code::Clzerod, false) => Op::EA_32,
+        _ => Op::EA_64,
+    };
+    let segment = match c.insn.segment_prefix() {
+        Register::None => seg::DS,
+        prefix => seg_number(prefix),
+    };
+    let segment = if c.mode64 && segment < seg::FS {
+        seg::DS
+    } else {
+        segment
+    };
+    Op {
+        base: reg(Register::RAX),
+        ea: (segment as u8) << 2 | kind << 5,
         ..c.op
     }
 }

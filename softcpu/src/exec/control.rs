@@ -7,14 +7,22 @@ use crate::op::Op;
 use crate::state::gpr::{RAX, RCX, RDX};
 use crate::state::{cr0, cr4, efer, seg};
 
+/// Bit of a value for CR3: translations stay valid.
+const KEEP: u64 = 1 << 63;
+
 impl Cpu {
-    /// MOV to CR3 and the like: also loads PAE's pointers.
-    pub(crate) fn write_cr3(&mut self, value: u64) -> Fallible<()> {
+    /// MOV to CR3 and the like: also loads PAE's pointers. `keep`: with process-context
+    /// identifiers, what is known of the new address space stays valid.
+    pub(crate) fn write_cr3(&mut self, value: u64, keep: bool) -> Fallible<()> {
         if self.paging() && self.s.cr4 & cr4::PAE != 0 && !self.s.long_mode() {
             self.load_pdptes(value)?;
         }
+        if self.s.cr4 & cr4::PCIDE != 0 {
+            self.switch_pcid(value, keep);
+        } else {
+            self.flush_tlb_local();
+        }
         self.s.cr3 = value;
-        self.flush_tlb_local();
         Ok(())
     }
 
@@ -43,13 +51,21 @@ impl Cpu {
         if new & cr0::PG != 0 && new & cr0::PE == 0 || new & cr0::NW != 0 && new & cr0::CD == 0 {
             return Err(Exception::GP0);
         }
+        let pae = self.s.cr4 & cr4::PAE != 0;
+        let caching = (old ^ new) & (cr0::CD | cr0::NW) != 0;
+        if new & old & cr0::PG != 0 && caching && pae && !self.s.long_mode() {
+            self.load_pdptes(self.s.cr3)?;
+        }
+        if new & cr0::PG == 0 && self.s.cr4 & cr4::PCIDE != 0 {
+            return Err(Exception::GP0);
+        }
         if (old ^ new) & cr0::PG != 0 {
             if new & cr0::PG != 0 && self.s.efer & efer::LME != 0 {
-                if self.s.cr4 & cr4::PAE == 0 || self.s.seg[seg::CS].long() {
+                if !pae || self.s.seg[seg::CS].long() {
                     return Err(Exception::GP0);
                 }
                 self.s.efer |= efer::LMA;
-            } else if new & cr0::PG != 0 && self.s.cr4 & cr4::PAE != 0 {
+            } else if new & cr0::PG != 0 && pae {
                 self.load_pdptes(self.s.cr3)?;
             } else if new & cr0::PG == 0 && self.s.long_mode() {
                 if self.mode & 3 == 2 {
@@ -68,9 +84,17 @@ impl Cpu {
 
     fn write_cr4(&mut self, value: u64) -> Fallible<()> {
         let f = &self.features;
-        let mut known = cr4::VME | cr4::PVI | cr4::TSD | cr4::DE | cr4::PSE | cr4::PAE;
-        known |= cr4::MCE | cr4::PGE | cr4::PCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+        let mut known = cr4::PCE;
         for (has, bit) in [
+            (f.vme(), cr4::VME | cr4::PVI),
+            (f.tsc(), cr4::TSD),
+            (f.de(), cr4::DE),
+            (f.pse(), cr4::PSE),
+            (f.pae(), cr4::PAE),
+            (f.mce(), cr4::MCE),
+            (f.pge(), cr4::PGE),
+            (f.fxsr(), cr4::OSFXSR),
+            (f.sse(), cr4::OSXMMEXCPT),
             (f.fsgsbase(), cr4::FSGSBASE),
             (f.smep(), cr4::SMEP),
             (f.smap(), cr4::SMAP),
@@ -133,16 +157,17 @@ pub(crate) fn mov_to_cr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
             Ok(())
         }
         3 => {
-            let mut value = value;
+            let (mut value, mut keep) = (value, false);
             if cpu.s.long_mode() {
                 if cpu.s.cr4 & cr4::PCIDE != 0 {
-                    value &= !(1 << 63);
+                    keep = value & KEEP != 0;
+                    value &= !KEEP;
                 }
                 if value & !cpu.tlbs.phys_mask != 0 {
                     return Err(Exception::GP0);
                 }
             }
-            cpu.write_cr3(value)
+            cpu.write_cr3(value, keep)
         }
         4 => cpu.write_cr4(value),
         8 => {
@@ -250,16 +275,18 @@ pub(crate) fn invpcid(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let (pcid, linear) = bytes.split_at(8);
     let pcid = u64::from_le_bytes(pcid.try_into().unwrap_or_default());
     let linear = u64::from_le_bytes(linear.try_into().unwrap_or_default());
-    if kind > 3 || kind < 2 && pcid >> 12 != 0 {
+    let identifiers = cpu.s.cr4 & cr4::PCIDE != 0;
+    if kind > 3 || pcid >> 12 != 0 || kind < 2 && pcid != 0 && !identifiers {
         return Err(Exception::GP0);
     }
-    if kind == 0 {
-        cpu.check_canonical(linear).map_err(|_| Exception::GP0)?;
-        cpu.flush_tlb_page(linear);
-    } else if kind == 2 {
-        cpu.flush_tlb_all();
-    } else {
-        cpu.flush_tlb_local();
+    match kind {
+        0 => {
+            cpu.check_canonical(linear).map_err(|_| Exception::GP0)?;
+            cpu.flush_pcid_page(pcid, linear);
+        }
+        1 => cpu.flush_pcid(pcid),
+        2 => cpu.flush_tlb_all(),
+        _ => cpu.flush_all_pcids(),
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Ways into the kernel and back: INT, IRET, SYSCALL, SYSENTER.
 
-use crate::attention::Attention;
 use crate::cpu::Cpu;
+use crate::debug::TrapRule;
 use crate::exception::{Exception, Fallible};
 use crate::interrupt::Source;
 use crate::op::Op;
@@ -16,11 +16,13 @@ pub(crate) fn iret(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 
 /// INT n (vector in `imm`).
 pub(crate) fn int(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
+    cpu.trap_rule = TrapRule::Never;
     cpu.deliver(op.imm as u8, None, Source::Software)
 }
 
 /// INT3, INT1 (vector in `imm`).
 pub(crate) fn int_trap(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
+    cpu.trap_rule = TrapRule::Never;
     let source = if op.imm == 1 {
         Source::Exception
     } else {
@@ -32,6 +34,7 @@ pub(crate) fn int_trap(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 /// INTO.
 pub(crate) fn into(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
     if cpu.s.cc & 1 != 0 {
+        cpu.trap_rule = TrapRule::Never;
         return cpu.deliver(4, None, Source::Trap);
     }
     Ok(())
@@ -61,10 +64,21 @@ pub(crate) fn syscall(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
     s.flags = flags & !rflags::STATUS;
     let selector = (s.msr.star >> 32) as u16 & !3;
     s.seg[seg::CS] = flat(selector, 0xa09b);
-    s.seg[seg::SS] = flat(selector + 8, 0xc093);
+    s.seg[seg::SS] = flat(selector.wrapping_add(8), 0xc093);
     s.cpl = 0;
     cpu.update_mode();
+    cpu.end_system_call();
     Ok(())
+}
+
+impl Cpu {
+    /// SYSCALL and SYSRET are followed by a single-step trap if they leave RFLAGS.TF set.
+    fn end_system_call(&mut self) {
+        self.trap_rule = TrapRule::After;
+        if self.s.flags & rflags::TF != 0 {
+            self.note_step();
+        }
+    }
 }
 
 /// SYSRET; operand size in `a`.
@@ -89,10 +103,8 @@ pub(crate) fn sysret(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     s.seg[seg::CS] = cs;
     s.seg[seg::SS] = flat(selector.wrapping_add(8) | 3, 0xc0f3);
     s.cpl = 3;
-    if s.flags & rflags::TF != 0 {
-        cpu.attention.raise(Attention::SELF);
-    }
     cpu.update_mode();
+    cpu.end_system_call();
     Ok(())
 }
 
@@ -109,7 +121,7 @@ pub(crate) fn sysenter(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
     s.gpr[RSP] = s.msr.sysenter_esp & mask;
     s.rip = s.msr.sysenter_eip & mask;
     s.seg[seg::CS] = flat(selector & !3, if long { 0xa09b } else { 0xc09b });
-    s.seg[seg::SS] = flat((selector & !3) + 8, 0xc093);
+    s.seg[seg::SS] = flat((selector & !3).wrapping_add(8), 0xc093);
     s.cpl = 0;
     cpu.update_mode();
     Ok(())
@@ -127,12 +139,12 @@ pub(crate) fn sysexit(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     if op.a == 8 {
         cpu.check_canonical(rip).map_err(|_| Exception::GP0)?;
         cpu.check_canonical(sp).map_err(|_| Exception::GP0)?;
-        cs = flat((selector + 32) | 3, 0xa0fb);
-        ss = (selector + 40) | 3;
+        cs = flat(selector.wrapping_add(32) | 3, 0xa0fb);
+        ss = selector.wrapping_add(40) | 3;
         (cpu.s.rip, cpu.s.gpr[RSP]) = (rip, sp);
     } else {
-        cs = flat((selector + 16) | 3, 0xc0fb);
-        ss = (selector + 24) | 3;
+        cs = flat(selector.wrapping_add(16) | 3, 0xc0fb);
+        ss = selector.wrapping_add(24) | 3;
         (cpu.s.rip, cpu.s.gpr[RSP]) = (rip & 0xffff_ffff, sp & 0xffff_ffff);
     }
     cpu.s.seg[seg::CS] = cs;

@@ -87,6 +87,8 @@ impl Cpu {
             };
         }
         self.link = std::ptr::null_mut();
+        // An instruction that faults was not executed: no trap of its own remains.
+        self.watch_hits = 0;
         self.pending = Some(exception);
     }
 
@@ -238,6 +240,11 @@ pub(crate) unsafe fn plain_end(cpu: &mut Cpu, op: *const Op) {
 pub(crate) unsafe fn nop(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: not the last operation of its block.
     unsafe { next(cpu, op) }
+}
+
+/// Longer than 15 bytes.
+pub(crate) unsafe fn overlong(cpu: &mut Cpu, op: *const Op) {
+    fault(cpu, op, Exception::GP0)
 }
 
 /// #UD.

@@ -203,19 +203,17 @@ pub(crate) fn leave(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 pub(crate) fn bound(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let size = usize::from(op.b);
     let addr = cpu.operand(op, 2 * size, false)?;
-    let mut bytes = [0; 8];
-    cpu.read_bytes(addr, &mut bytes[..2 * size])?;
-    let [a, b, c, d, e, f, g, h] = bytes;
+    let second = cpu.wrap_linear(addr.wrapping_add(size as u64));
     let (low, high, index) = if size == 2 {
         (
-            i16::from_le_bytes([a, b]).into(),
-            i16::from_le_bytes([c, d]).into(),
+            i32::from(cpu.read::<u16>(addr)? as i16),
+            i32::from(cpu.read::<u16>(second)? as i16),
             i32::from(cpu.reg::<u16>(op.a) as i16),
         )
     } else {
         (
-            i32::from_le_bytes([a, b, c, d]),
-            i32::from_le_bytes([e, f, g, h]),
+            cpu.read::<u32>(addr)? as i32,
+            cpu.read::<u32>(second)? as i32,
             cpu.reg::<u32>(op.a) as i32,
         )
     };
@@ -362,6 +360,18 @@ pub(crate) fn touch(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let addr = cpu.operand(op, 1, false)?;
     cpu.read::<u8>(addr)?;
     Ok(())
+}
+
+/// CLZERO: clears the cache line of its operand.
+pub(crate) fn clzero(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
+    const LINE: u64 = 64;
+    let at = Op {
+        disp: 0,
+        index: Op::NO_REG,
+        ..*op
+    };
+    let addr = cpu.operand(&at, 1, true)? & !(LINE - 1);
+    cpu.write_bytes(addr, &[0; LINE as usize])
 }
 
 /// Has no effect here.

@@ -7,7 +7,7 @@ use crate::cpuid;
 use crate::exception::{Exception, Fallible};
 use crate::msr_core;
 use crate::op::Op;
-use crate::state::gpr::{RAX, RBX, RCX, RDX};
+use crate::state::gpr::{RAX, RBX, RCX, RDX, RSP};
 use crate::state::{cr4, rflags, seg};
 
 /// PAUSE instructions a vCPU runs before it lets other threads run.
@@ -77,7 +77,13 @@ impl Cpu {
 
 /// CLI.
 pub(crate) fn cli(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
-    cpu.check_iopl()?;
+    if let Err(e) = cpu.check_iopl() {
+        if !cpu.virtual_interrupts() {
+            return Err(e);
+        }
+        cpu.s.flags &= !rflags::VIF;
+        return Ok(());
+    }
     cpu.s.flags &= !rflags::IF;
     cpu.update_attention_mask();
     Ok(())
@@ -85,7 +91,13 @@ pub(crate) fn cli(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
 
 /// STI.
 pub(crate) fn sti(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
-    cpu.check_iopl()?;
+    if let Err(e) = cpu.check_iopl() {
+        if !cpu.virtual_interrupts() || cpu.s.flags & rflags::VIP != 0 {
+            return Err(e);
+        }
+        cpu.s.flags |= rflags::VIF;
+        return Ok(());
+    }
     if cpu.s.flags & rflags::IF == 0 {
         cpu.s.flags |= rflags::IF;
         cpu.update_attention_mask();
@@ -115,17 +127,28 @@ pub(crate) fn hlt(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
 
 /// PUSHF; size in `a`.
 pub(crate) fn pushf(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
+    let mut value = cpu.s.rflags();
     if cpu.s.v8086() && cpu.s.iopl() < 3 {
-        return Err(Exception::GP0);
+        if cpu.s.cr4 & cr4::VME == 0 || op.a != 2 {
+            return Err(Exception::GP0);
+        }
+        value = cpu.virtual_flags();
     }
-    let value = cpu.s.rflags() & !(rflags::RF | rflags::VM);
-    cpu.push(value, op.a.into())
+    cpu.push(value & !(rflags::RF | rflags::VM), op.a.into())
 }
 
 /// POPF; size in `a`.
 pub(crate) fn popf(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     if cpu.s.v8086() && cpu.s.iopl() < 3 {
-        return Err(Exception::GP0);
+        if cpu.s.cr4 & cr4::VME == 0 || op.a != 2 {
+            return Err(Exception::GP0);
+        }
+        let sp = cpu.s.gpr[RSP];
+        let value = cpu.peek_at(sp, 2)?;
+        cpu.check_virtual_flags(value)?;
+        cpu.set_sp(sp.wrapping_add(2));
+        cpu.load_virtual_flags(value);
+        return Ok(());
     }
     let value = cpu.pop(op.a.into())?;
     let mut keep = rflags::RF | rflags::VM | rflags::VIF | rflags::VIP;

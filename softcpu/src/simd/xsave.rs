@@ -183,14 +183,14 @@ pub(super) fn xsave(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let stored = if kind == XSAVE { wanted } else { wanted & used };
     let mut state_bv = wanted & used;
     if !compact {
-        state_bv |= cpu.read_u64(addr + HEADER as u64)? & !wanted;
+        state_bv |= cpu.read_u64(addr.wrapping_add(HEADER as u64))? & !wanted;
     }
     if stored & X87 != 0 {
         let head = x87_head(cpu, op.imm & WIDE != 0);
         cpu.write_bytes(addr, &head)?;
         let mut registers = [0; 128];
         registers.copy_from_slice(&cpu.s.fp.legacy[32..160]);
-        cpu.write_bytes(addr + 32, &registers)?;
+        cpu.write_bytes(addr.wrapping_add(32), &registers)?;
     }
     let mxcsr = if compact {
         stored & SSE
@@ -199,21 +199,21 @@ pub(super) fn xsave(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     };
     if mxcsr != 0 {
         let pair = mxcsr_pair(&cpu.s.fp);
-        cpu.write_bytes(addr + 24, &pair)?;
+        cpu.write_bytes(addr.wrapping_add(24), &pair)?;
     }
     if stored & SSE != 0 {
         let end = xmm_end(cpu);
         let legacy = cpu.s.fp.legacy;
-        cpu.write_bytes(addr + 160, &legacy[160..end])?;
+        cpu.write_bytes(addr.wrapping_add(160), &legacy[160..end])?;
     }
     if stored & AVX != 0 {
         let high = cpu.s.fp.ymm_high;
         let end = if cpu.s.mode64() { 16 } else { 8 };
-        cpu.write_bytes(addr + FIXED as u64, high[..end].as_flattened())?;
+        cpu.write_bytes(addr.wrapping_add(FIXED as u64), high[..end].as_flattened())?;
     }
-    cpu.write_u64(addr + HEADER as u64, state_bv)?;
+    cpu.write_u64(addr.wrapping_add(HEADER as u64), state_bv)?;
     if compact {
-        cpu.write_u64(addr + HEADER as u64 + 8, COMPACTED | wanted)?;
+        cpu.write_u64(addr.wrapping_add(HEADER as u64 + 8), COMPACTED | wanted)?;
     }
     Ok(())
 }
@@ -261,7 +261,7 @@ pub(super) fn xrstor(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     };
     if loaded & AVX != 0 {
         let addr = cpu.operand(op, FIXED + AVX_LEN, false)?;
-        cpu.read_bytes(addr + FIXED as u64, &mut area[FIXED..])?;
+        cpu.read_bytes(addr.wrapping_add(FIXED as u64), &mut area[FIXED..])?;
     }
     cpu.sync_fp();
     let end = xmm_end(cpu);

@@ -14,6 +14,52 @@ pub const DATA_LEN: usize = DATA_PAGES * 4096;
 /// Bytes of an XSAVE area with x87, SSE and AVX.
 pub const XSAVE_LEN: usize = 832;
 
+/// The kind of code and of segments.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// 64, 32 or 16.
+    pub bits: u32,
+    /// Bits of the stack pointer, where `segmented`.
+    pub stack: u32,
+    /// CS begins at `CODE` and has its limit at the page's end; DS, ES and SS begin at `DATA`
+    /// and end with it. Else all are flat.
+    pub segmented: bool,
+}
+
+impl Shape {
+    /// 64-bit mode.
+    pub const LONG: Self = Self::flat(64);
+
+    /// Flat segments.
+    pub const fn flat(bits: u32) -> Self {
+        Self {
+            bits,
+            stack: bits,
+            segmented: false,
+        }
+    }
+
+    /// Segments with bases and limits.
+    pub const fn segmented(bits: u32, stack: u32) -> Self {
+        Self {
+            bits,
+            stack,
+            segmented: true,
+        }
+    }
+
+    /// Offset of `CODE` in its segment.
+    pub fn code(self) -> u64 {
+        if self.segmented { 0 } else { CODE }
+    }
+
+    /// Offset of `DATA` in its segment.
+    pub fn data(self) -> u64 {
+        if self.segmented { 0 } else { DATA }
+    }
+}
+
 /// General registers in encoding order.
 pub type Gprs = [u64; 16];
 
@@ -25,8 +71,7 @@ pub struct Input {
     pub rflags: u64,
     pub code: [u8; CODE_LEN],
     pub xsave: [u8; XSAVE_LEN],
-    /// 64, or 32 for compatibility mode.
-    pub bits: u64,
+    pub shape: Shape,
 }
 
 /// Final state, and what ended the case.

@@ -4,14 +4,22 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// A jump or call to a fixed place.
 pub fn is_branch(insn: &Instruction) -> bool {
-    matches!(insn.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32)
+    matches!(
+        insn.op0_kind(),
+        OpKind::NearBranch64 | OpKind::NearBranch32 | OpKind::NearBranch16
+    )
+}
+
+/// Where it leads.
+pub fn target(insn: &Instruction) -> u64 {
+    insn.near_branch_target()
 }
 
 pub fn set_branch(insn: &mut Instruction, target: u64) {
-    if insn.op0_kind() == OpKind::NearBranch64 {
-        insn.set_near_branch64(target);
-    } else {
-        insn.set_near_branch32(target as u32);
+    match insn.op0_kind() {
+        OpKind::NearBranch64 => insn.set_near_branch64(target),
+        OpKind::NearBranch32 => insn.set_near_branch32(target as u32),
+        _ => insn.set_near_branch16(target as u16),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which encoding forms can be compared.
 
+use crate::case::Shape;
 use iced_x86::{
     Code, CpuidFeature, DecoderOptions, EncodingKind, Instruction, MemorySize, Mnemonic,
     OpCodeOperandKind as K, OpKind, Register,
@@ -143,15 +144,16 @@ fn has(feature: CpuidFeature) -> bool {
 }
 
 /// All instructions that `filter` (a part of the name) lets through.
-pub fn codes(bits: u32, filter: Option<&str>) -> Vec<Code> {
+pub fn codes(shape: Shape, filter: Option<&str>) -> Vec<Code> {
+    let bits = shape.bits;
     Code::values()
         .filter(|&code| {
             let info = code.op_code();
             info.is_instruction()
-                && if bits == 64 {
-                    info.mode64()
-                } else {
-                    info.mode32() && !excluded_in_32(code.mnemonic())
+                && match bits {
+                    64 => info.mode64(),
+                    32 => info.mode32() && !excluded_in_32(code.mnemonic()),
+                    _ => info.mode16() && !excluded_in_32(code.mnemonic()),
                 }
                 && !info.is_privileged()
                 && info.decoder_option() == DecoderOptions::NONE
@@ -174,10 +176,13 @@ pub fn codes(bits: u32, filter: Option<&str>) -> Vec<Code> {
                             | K::dr_reg
                             | K::tr_reg
                             | K::mem_offs
-                            | K::br16_1
-                            | K::br16_2
                     )
                 })
+                && (shape.segmented
+                    || !info
+                        .op_kinds()
+                        .iter()
+                        .any(|k| matches!(k, K::br16_1 | K::br16_2)))
                 && !code.is_jmp_near_indirect()
                 && !code.is_jmp_far_indirect()
                 && !code.is_call_near_indirect()
@@ -210,7 +215,5 @@ pub fn comparable(insn: &Instruction) -> bool {
         && !matches!(insn.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
     // The host's FS and GS bases are its own.
     let based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
-    // The decoder takes XCHG R8D, EAX with a REP prefix for PAUSE.
-    let exchange = insn.mnemonic() == Mnemonic::Pause && insn.len() > 2;
-    !(exchange || missing || partial || undefined || sizeless || based)
+    !(missing || partial || undefined || sizeless || based)
 }

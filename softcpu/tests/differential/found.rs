@@ -2,7 +2,7 @@
 
 use iced_x86::{Decoder, DecoderOptions};
 
-use crate::case::{CODE, CODE_LEN};
+use crate::case::CODE_LEN;
 use crate::flow::undefined_flags;
 use crate::generate::{Case, Generator};
 
@@ -82,7 +82,8 @@ impl Generator {
         code[..bytes.len()].copy_from_slice(bytes);
         case.input.code = code;
         case.instructions.clear();
-        let mut decoder = Decoder::with_ip(self.bits, bytes, CODE, DecoderOptions::NONE);
+        let mut decoder =
+            Decoder::with_ip(self.bits, bytes, self.shape.code(), DecoderOptions::NONE);
         while decoder.can_decode() {
             case.instructions.push(decoder.decode());
         }

@@ -5,20 +5,23 @@ use iced_x86::{
     OpKind, Register,
 };
 
-use crate::case::{CODE, CODE_LEN, DATA, DATA_LEN, Gprs, Input};
-use crate::flow::{is_branch, is_repeatable, set_branch, undefined_flags};
+use crate::case::{CODE_LEN, DATA_LEN, Gprs, Input, Shape};
+use crate::flow::{is_branch, is_repeatable, set_branch, target, undefined_flags};
 use crate::forms::{codes, comparable};
 use crate::random::Random;
 
 /// Registers that usually hold addresses: RBX, RSP, RBP, RSI, RDI, R13.
 const POINTERS: [usize; 6] = [3, 4, 5, 6, 7, 13];
 const STATUS: u64 = 0x8d5;
+/// RFLAGS.AC.
+const ALIGNMENT: u64 = 1 << 18;
 
 /// Makes cases.
 pub struct Generator {
     pub random: Random,
     pub codes: Vec<Code>,
-    /// 64 or 32.
+    pub shape: Shape,
+    /// Code size.
     pub bits: u32,
 }
 
@@ -45,12 +48,14 @@ impl Case {
 }
 
 impl Generator {
-    pub fn new(seed: u64, bits: u32, filter: Option<&str>) -> Self {
-        let codes = codes(bits, filter);
+    pub fn new(seed: u64, shape: Shape, filter: Option<&str>) -> Self {
+        let bits = shape.bits;
+        let codes = codes(shape, filter);
         assert!(!codes.is_empty(), "no instruction is called that");
         Self {
             random: Random::new(seed),
             codes,
+            shape,
             bits,
         }
     }
@@ -74,7 +79,7 @@ impl Generator {
             1 => offset & !15,
             _ => offset & !63,
         };
-        DATA + aligned
+        self.shape.data() + aligned
     }
 
     /// A number of a register that exists.
@@ -101,7 +106,7 @@ impl Generator {
         Some(match kind {
             K::r8_reg | K::r8_opcode | K::r8_or_mem => {
                 let mut n = self.gpr(written) as u32;
-                if self.bits == 32 {
+                if self.bits != 64 {
                     n &= 3;
                 }
                 if n < 4 && self.random.one_in(4) {
@@ -173,6 +178,10 @@ impl Generator {
             insn.set_memory_index_scale(self.random.pick(&[1, 2, 4, 8]));
             return;
         }
+        let most = if self.bits == 16 { 4 } else { 1 };
+        if self.shape.segmented && self.random.below(5) < most {
+            return self.memory_16(insn, gpr);
+        }
         match self.random.below(8) {
             // Relative to RIP: the encoder wants the target.
             0 if wide => {
@@ -208,7 +217,7 @@ impl Generator {
                         if !POINTERS.contains(&index) {
                             gpr[index] &= 0xff;
                         } else {
-                            disp -= (DATA as i64) & 0x7fff_ffff;
+                            disp -= (self.shape.data() as i64) & 0x7fff_ffff;
                         }
                     }
                 }
@@ -224,6 +233,37 @@ impl Generator {
         }
     }
 
+    /// A memory operand with 16-bit registers.
+    fn memory_16(&mut self, insn: &mut Instruction, gpr: &Gprs) {
+        use Register as R;
+        let (base, index) = self.random.pick(&[
+            (R::BX, R::SI),
+            (R::BX, R::DI),
+            (R::BP, R::SI),
+            (R::BP, R::DI),
+            (R::SI, R::None),
+            (R::DI, R::None),
+            (R::BP, R::None),
+            (R::BX, R::None),
+            (R::None, R::None),
+        ]);
+        insn.set_memory_base(base);
+        insn.set_memory_index(index);
+        let near = self.random.next() as i8 as i64;
+        let disp = match (base, index) {
+            (R::None, _) => self.address() as i64,
+            (_, R::None) => self.random.pick(&[0, near, near * 16]),
+            // The sum wraps around, or not, at the same place.
+            _ => near - (gpr[index.number()] & 0xffff) as i64,
+        };
+        insn.set_memory_displacement64(disp as u64 & 0xffff);
+        insn.set_memory_displ_size(match disp {
+            0 if base != R::None && base != R::BP => 0,
+            _ if base != R::None && i8::try_from(disp).is_ok() => 1,
+            _ => 2,
+        });
+    }
+
     fn instruction(
         &mut self,
         factory: &mut InstructionInfoFactory,
@@ -233,6 +273,13 @@ impl Generator {
         let info = code.op_code();
         let mut insn = Instruction::default();
         insn.set_code(code);
+        // Both operands of a string instruction have the same address size.
+        let other = self.shape.segmented && self.random.one_in(4);
+        let string_size = match (self.bits, other) {
+            (64, _) => 2,
+            (32, false) | (16, true) => 1,
+            _ => 0,
+        };
         for (i, &kind) in info.op_kinds().iter().enumerate() {
             let i = i as u32;
             let immediate = |insn: &mut Instruction, op: OpKind, value: u64| {
@@ -288,18 +335,28 @@ impl Generator {
                 K::imm64 => {
                     immediate(&mut insn, OpKind::Immediate64, value);
                 }
-                K::seg_rSI if self.bits == 64 => insn.set_op_kind(i, OpKind::MemorySegRSI),
-                K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegESI),
-                K::es_rDI if self.bits == 64 => insn.set_op_kind(i, OpKind::MemoryESRDI),
-                K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESEDI),
-                K::seg_rDI if self.bits == 64 => insn.set_op_kind(i, OpKind::MemorySegRDI),
-                K::seg_rDI => insn.set_op_kind(i, OpKind::MemorySegEDI),
+                K::seg_rSI | K::es_rDI | K::seg_rDI => {
+                    let sizes = match kind {
+                        K::seg_rSI => [
+                            OpKind::MemorySegSI,
+                            OpKind::MemorySegESI,
+                            OpKind::MemorySegRSI,
+                        ],
+                        K::es_rDI => [OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI],
+                        _ => [
+                            OpKind::MemorySegDI,
+                            OpKind::MemorySegEDI,
+                            OpKind::MemorySegRDI,
+                        ],
+                    };
+                    insn.set_op_kind(i, sizes[string_size]);
+                }
                 K::seg_rBX_al => {
                     insn.set_op_kind(i, OpKind::Memory);
-                    insn.set_memory_base(if self.bits == 64 {
-                        Register::RBX
-                    } else {
-                        Register::EBX
+                    insn.set_memory_base(match self.bits {
+                        64 => Register::RBX,
+                        32 => Register::EBX,
+                        _ => Register::BX,
                     });
                     insn.set_memory_index(Register::AL);
                 }
@@ -308,6 +365,9 @@ impl Generator {
                 }
                 K::br32_1 | K::br32_4 => {
                     insn.set_op_kind(i, OpKind::NearBranch32);
+                }
+                K::br16_1 | K::br16_2 => {
+                    insn.set_op_kind(i, OpKind::NearBranch16);
                 }
                 K::mem | K::mem_vsib32x | K::mem_vsib32y | K::mem_vsib64x | K::mem_vsib64y => {
                     insn.set_op_kind(i, OpKind::Memory);
@@ -374,7 +434,7 @@ impl Generator {
         if self.random.one_in(2) {
             gpr[1] &= 0x3f;
         }
-        if self.bits == 32 {
+        if self.bits != 64 {
             for value in &mut gpr {
                 *value &= 0xffff_ffff;
             }
@@ -388,7 +448,11 @@ impl Generator {
             let Some(insn) = self.instruction(&mut factory, &mut gpr) else {
                 continue;
             };
-            if Encoder::new(self.bits).encode(&insn, CODE).is_err() && !is_branch(&insn) {
+            if Encoder::new(self.bits)
+                .encode(&insn, self.shape.code())
+                .is_err()
+                && !is_branch(&insn)
+            {
                 continue;
             }
             instructions.push(insn);
@@ -396,12 +460,13 @@ impl Generator {
         let code = self.assemble(&mut instructions);
         let undefined = undefined_flags(&instructions)?;
         let direction = if self.random.one_in(6) { 0x400 } else { 0 };
+        let alignment = if self.random.one_in(8) { ALIGNMENT } else { 0 };
         let input = Input {
             gpr,
-            rflags: 0x202 | self.random.next() & STATUS | direction,
+            rflags: 0x202 | self.random.next() & STATUS | direction | alignment,
             code,
             xsave: self.xsave(),
-            bits: self.bits.into(),
+            shape: self.shape,
         };
         Some(Case {
             input,
@@ -414,10 +479,11 @@ impl Generator {
     /// end of the room are dropped.
     fn assemble(&mut self, instructions: &mut Vec<Instruction>) -> [u8; CODE_LEN] {
         let bits = self.bits;
+        let origin = self.shape.code();
         let encode = |insn: &Instruction, ip: u64| {
             let mut encoder = Encoder::new(bits);
             let mut insn = *insn;
-            if is_branch(&insn) && insn.near_branch_target() == 0 {
+            if is_branch(&insn) && target(&insn) == 0 {
                 set_branch(&mut insn, ip + 16);
             }
             match encoder.encode(&insn, ip) {
@@ -426,10 +492,10 @@ impl Generator {
             }
         };
         let mut starts = Vec::new();
-        let mut ip = CODE;
+        let mut ip = origin;
         instructions.retain(|insn| {
             let len = encode(insn, ip).len() as u64;
-            if len == 0 || ip + len > CODE + CODE_LEN as u64 - 16 {
+            if len == 0 || ip + len > origin + CODE_LEN as u64 - 16 {
                 return false;
             }
             starts.push(ip);
@@ -446,7 +512,7 @@ impl Generator {
             let bytes = encode(insn, starts[i]);
             insn.set_len(bytes.len());
             insn.set_ip(starts[i]);
-            let at = (starts[i] - CODE) as usize;
+            let at = (starts[i] - origin) as usize;
             code[at..at + bytes.len()].copy_from_slice(&bytes);
         }
         code

@@ -25,7 +25,7 @@ mod soft;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 
-use case::DATA_LEN;
+use case::{DATA_LEN, Shape};
 use generate::{Case, Generator};
 use native::{BATCH, Native};
 use soft::Soft;
@@ -100,8 +100,7 @@ impl Machines {
 #[derive(Clone, Copy)]
 struct Plan {
     seed: u64,
-    /// 64 or 32.
-    bits: u32,
+    shape: Shape,
     cases: u64,
     /// Most instructions in a case.
     most: usize,
@@ -112,11 +111,11 @@ struct Plan {
 /// Runs random cases; the differences found, at most one per set of encoding forms.
 fn differences(plan: Plan, filter: Option<&str>) -> Vec<String> {
     let Plan {
-        seed, bits, most, ..
+        seed, shape, most, ..
     } = plan;
-    let mut generator = Generator::new(seed, bits, filter);
+    let mut generator = Generator::new(seed, shape, filter);
     println!(
-        "seed {seed:#x}: {} cases of up to {most} instructions of {} forms, {bits} bits",
+        "seed {seed:#x}: {} cases of up to {most} instructions of {} forms, {shape:?}",
         plan.cases,
         generator.forms()
     );
@@ -177,7 +176,7 @@ fn what_once_differed_does_not_any_more() {
     let mut machines = Machines::new();
     for (what, bits, bytes) in found::FOUND {
         println!("{what}, seed {seed:#x}");
-        let mut generator = Generator::new(seed, bits, None);
+        let mut generator = Generator::new(seed, Shape::flat(bits), None);
         let data = generator.data();
         let batch: Vec<_> = (0..BATCH)
             .filter_map(|_| generator.with_code(bytes))
@@ -191,7 +190,7 @@ fn what_once_differed_does_not_any_more() {
 fn single_instructions_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0001,
-        bits: 64,
+        shape: Shape::LONG,
         cases: 10_000,
         most: 1,
         mutate: false,
@@ -202,7 +201,7 @@ fn single_instructions_do_what_the_host_does() {
 fn sequences_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0002,
-        bits: 64,
+        shape: Shape::LONG,
         cases: 6_000,
         most: 12,
         mutate: false,
@@ -213,7 +212,7 @@ fn sequences_do_what_the_host_does() {
 fn instructions_of_32_bits_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0003,
-        bits: 32,
+        shape: Shape::flat(32),
         cases: 8_000,
         most: 4,
         mutate: false,
@@ -224,7 +223,7 @@ fn instructions_of_32_bits_do_what_the_host_does() {
 fn damaged_instructions_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0004,
-        bits: 64,
+        shape: Shape::LONG,
         cases: 8_000,
         most: 2,
         mutate: true,
@@ -235,8 +234,63 @@ fn damaged_instructions_do_what_the_host_does() {
 fn damaged_instructions_of_32_bits_do_what_the_host_does() {
     run(Plan {
         seed: 0x5eed_0005,
-        bits: 32,
+        shape: Shape::flat(32),
         cases: 6_000,
+        most: 2,
+        mutate: true,
+    });
+}
+
+/// 16-bit code has to be run by the host's own CPU, which its kernel may not allow.
+fn needs_segments() -> bool {
+    let there = native::has_segments();
+    if !there {
+        println!("left out: needs modify_ldt");
+    }
+    there
+}
+
+#[test]
+fn instructions_of_16_bits_do_what_the_host_does() {
+    if !needs_segments() {
+        return;
+    }
+    for stack in [16, 32] {
+        run(Plan {
+            seed: 0x5eed_0007 + u64::from(stack),
+            shape: Shape::segmented(16, stack),
+            cases: 5_000,
+            most: 4,
+            mutate: false,
+        });
+    }
+}
+
+#[test]
+fn segmented_instructions_of_32_bits_do_what_the_host_does() {
+    if !needs_segments() {
+        return;
+    }
+    for stack in [16, 32] {
+        run(Plan {
+            seed: 0x5eed_0008 + u64::from(stack),
+            shape: Shape::segmented(32, stack),
+            cases: 4_000,
+            most: 4,
+            mutate: false,
+        });
+    }
+}
+
+#[test]
+fn damaged_instructions_of_16_bits_do_what_the_host_does() {
+    if !needs_segments() {
+        return;
+    }
+    run(Plan {
+        seed: 0x5eed_0009,
+        shape: Shape::segmented(16, 16),
+        cases: 5_000,
         most: 2,
         mutate: true,
     });

@@ -3,7 +3,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
 
-use crate::case::{CODE, CODE_LEN};
+use crate::case::CODE_LEN;
 use crate::flow::{is_branch, undefined_flags};
 use crate::forms::comparable;
 use crate::generate::{Case, Generator};
@@ -17,7 +17,8 @@ impl Generator {
     pub fn mutated(&mut self, mut case: Case) -> Option<Case> {
         let which = self.random.below(case.instructions.len());
         let insn = case.instructions.get(which)?;
-        let at = (insn.ip() - CODE) as usize;
+        let origin = self.shape.code();
+        let at = (insn.ip() - origin) as usize;
         let code = &mut case.input.code;
         if self.random.one_in(2) {
             code.copy_within(at..CODE_LEN - 1, at + 1);
@@ -27,7 +28,7 @@ impl Generator {
             code[byte] ^= 1 << self.random.below(8);
         }
         case.instructions.clear();
-        let mut decoder = Decoder::with_ip(self.bits, code, CODE, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(self.bits, code, origin, DecoderOptions::NONE);
         while decoder.can_decode() {
             let insn = decoder.decode();
             if insn.mnemonic() == Mnemonic::Int3 {
@@ -35,7 +36,7 @@ impl Generator {
             }
             if insn.is_invalid() {
                 // This host runs PCMPxSTRx with LOCK and VPCMPxSTRx with any vvvv.
-                let bytes = &code[(insn.ip() - CODE) as usize..];
+                let bytes = &code[(insn.ip() - origin) as usize..];
                 let strings = bytes.windows(3).take(8).any(|b| {
                     b[0] == 0xc4 && b[1] & 31 == 3 || b[..2] == [0x0f, 0x3a] && b[2] >> 2 == 0x18
                 });
@@ -47,7 +48,7 @@ impl Generator {
             }
             // With VEX.W they are no instructions to this host, and the same ones to others.
             let wide =
-                self.bits == 32 && matches!(insn.mnemonic(), Mnemonic::Vpinsrd | Mnemonic::Vpextrd);
+                self.bits != 64 && matches!(insn.mnemonic(), Mnemonic::Vpinsrd | Mnemonic::Vpextrd);
             if wide
                 || is_branch(&insn)
                 || insn.op0_kind() == OpKind::NearBranch16

@@ -80,6 +80,20 @@ unsafe fn map(
     Ok(p.cast())
 }
 
+/// Whether the kernel makes segments for 16-bit code. (It does so in a child: a thread keeps its
+/// table.)
+pub fn has_segments() -> bool {
+    // SAFETY: the child only makes system calls.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            libc::_exit(i32::from(segments().is_err()));
+        }
+        let mut status = 0;
+        pid > 0 && libc::waitpid(pid, &raw mut status, 0) == pid && status == 0
+    }
+}
+
 impl Native {
     pub fn new() -> io::Result<Self> {
         const RW: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
@@ -152,6 +166,8 @@ unsafe fn child(mapping: &Mapping) -> io::Result<()> {
     // handlers' stack is never freed.
     unsafe {
         libc::alarm(20);
+        // Cases that need them are only run where they can be made.
+        let _ = segments();
         // 64-bit processes have null selectors there, which 32-bit code could not use.
         std::arch::asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) 0x2b);
         map(
@@ -175,7 +191,7 @@ unsafe fn child(mapping: &Mapping) -> io::Result<()> {
         };
         check(libc::sigaltstack(&raw const stack, std::ptr::null_mut()))?;
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_sigaction = entered as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         for signal in [
             libc::SIGTRAP,
@@ -216,6 +232,52 @@ const ORDER: [libc::c_int; 16] = [
     libc::REG_R14,
     libc::REG_R15,
 ];
+
+/// Selectors of the local descriptor table.
+const CODE_16: u64 = 7;
+const DATA_16: u64 = 0xf;
+const DATA_32: u64 = 0x17;
+const CODE_32: u64 = 0x1f;
+
+/// Makes the segments that `Shape::segmented` promises.
+fn segments() -> io::Result<()> {
+    // struct user_desc of modify_ldt(2): entry, base, limit, flags.
+    const BIG: u32 = 1;
+    const IS_CODE: u32 = 2 << 1;
+    const USEABLE: u32 = 1 << 6;
+    let data = DATA_LEN as u32 - 1;
+    let (code_at, data_at) = (CODE as u32, DATA as u32);
+    for entry in [
+        [0, code_at, 0xfff, IS_CODE | USEABLE],
+        [1, data_at, data, USEABLE],
+        [2, data_at, data, BIG | USEABLE],
+        [3, code_at, 0xfff, BIG | IS_CODE | USEABLE],
+    ] {
+        // SAFETY: the kernel copies 16 bytes.
+        let result = unsafe { libc::syscall(libc::SYS_modify_ldt, 1, entry.as_ptr(), 16) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+// Alignment checks of a case must not go on in its signal handler.
+std::arch::global_asm!(
+    ".pushsection .text.differential, \"ax\"",
+    "differential_entered:",
+    "pushfq",
+    "and dword ptr [rsp], 0xfffbffff",
+    "popfq",
+    "jmp {handler}",
+    ".popsection",
+    handler = sym on_signal,
+);
+
+unsafe extern "C" {
+    #[link_name = "differential_entered"]
+    fn entered(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::ucontext_t);
+}
 
 extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel hands over a valid frame whose FP part is an XSAVE area of at least
@@ -258,11 +320,21 @@ extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut l
         for (value, index) in input.gpr.iter().zip(ORDER) {
             machine.gregs[index as usize] = *value as i64;
         }
-        machine.gregs[libc::REG_RIP as usize] = CODE as i64;
-        // CS is the lowest of four words; Linux's flat user segments.
-        let cs = if input.bits == 64 { 0x33 } else { 0x23 };
+        let shape = input.shape;
+        machine.gregs[libc::REG_RIP as usize] = shape.code() as i64;
+        // CS is the lowest of four words, SS the highest; Linux's flat user segments, or ours.
+        let (cs, ss, ds) = match (shape.segmented, shape.bits, shape.stack) {
+            (true, 16, 16) => (CODE_16, DATA_16, DATA_16),
+            (true, 16, _) => (CODE_16, DATA_32, DATA_16),
+            (true, _, 16) => (CODE_32, DATA_16, DATA_16),
+            (true, ..) => (CODE_32, DATA_32, DATA_16),
+            (_, 64, _) => (0x33, 0x2b, 0x2b),
+            _ => (0x23, 0x2b, 0x2b),
+        };
         let segments = &mut machine.gregs[libc::REG_CSGSFS as usize];
-        *segments = *segments & !0xffff | cs;
+        let others = *segments as u64 & 0x0000_ffff_ffff_0000;
+        *segments = (others | cs | ss << 48) as i64;
+        std::arch::asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) ds);
         machine.gregs[libc::REG_EFL as usize] = input.rflags as i64;
         // Bytes 464..512 tell the kernel how to read the area; the header stays but for the
         // components present.

@@ -198,21 +198,31 @@ impl Soft {
             selector: 0x18,
         };
         for (i, segment) in s.seg.iter_mut().enumerate() {
-            let (access, selector) = match i {
-                seg::CS if input.bits == 64 => (0xa0fb, 0x33),
-                seg::CS => (0xc0fb, 0x23),
-                _ => (0xc0f3, 0x2b),
+            let shape = input.shape;
+            let (base, limit, access, selector) = match i {
+                seg::CS if shape.segmented => {
+                    let big = if shape.bits == 32 { 0x40fb } else { 0xfb };
+                    (CODE, 0xfff, big, 7)
+                }
+                seg::SS if shape.segmented => {
+                    let big = if shape.stack == 32 { 0x40f3 } else { 0xf3 };
+                    (DATA, DATA_LEN as u32 - 1, big, 0x17)
+                }
+                seg::DS | seg::ES if shape.segmented => (DATA, DATA_LEN as u32 - 1, 0xf3, 0xf),
+                seg::CS if shape.bits == 64 => (0, u32::MAX, 0xa0fb, 0x33),
+                seg::CS => (0, u32::MAX, 0xc0fb, 0x23),
+                _ => (0, u32::MAX, 0xc0f3, 0x2b),
             };
             *segment = Segment {
-                base: 0,
-                limit: u32::MAX,
+                base,
+                limit,
                 access,
                 selector,
             };
         }
         s.cpl = 3;
         s.gpr = input.gpr;
-        s.rip = CODE;
+        s.rip = input.shape.code();
         s.flags = input.rflags & !softcpu::state::rflags::STATUS | 2;
         s.set_status(input.rflags);
         s.fp.legacy[..464].copy_from_slice(&input.xsave[..464]);
