@@ -304,7 +304,7 @@ mod tests {
         root.write(0, 4, 0x8000_0800);
         assert_eq!(root.read(4, 4), u32::MAX);
         assert_eq!(ecam.read(0x10_0000, 4), u32::MAX);
-        assert_eq!(ecam.read(0x1000, 2), u32::MAX);
+        assert_eq!(ecam.read(0x1000, 2), 0xffff);
         ecam.write(ECAM_LEN - 4, 4, 1);
         assert_eq!(ecam.read(0x100, 4), 0, "no extended capability");
     }
@@ -321,6 +321,79 @@ mod tests {
         assert_eq!(ecam.read(4, 2), 0x0007);
         root.reset();
         assert_eq!(ecam.read(4, 2), 0);
+    }
+
+    /// Answers with its number; a root port if `port` is not 0.
+    #[derive(Debug, Default)]
+    struct Numbered {
+        number: u32,
+        port: u8,
+        secondary: Mutex<u8>,
+        multifunction: Mutex<bool>,
+    }
+
+    impl Function for Numbered {
+        fn config_read(&self, _register: u16, _width: u8) -> u32 {
+            self.number
+        }
+        fn config_write(&self, _register: u16, _width: u8, value: u32) {
+            *lock(&self.secondary) = low8(value);
+        }
+        fn set_multifunction(&self) {
+            *lock(&self.multifunction) = true;
+        }
+        fn port_index(&self) -> Option<u8> {
+            (self.port != 0).then_some(self.port)
+        }
+        fn bus_numbers(&self) -> Option<BusNumber> {
+            let secondary = *lock(&self.secondary);
+            (self.port != 0).then_some(BusNumber {
+                secondary,
+                subordinate: secondary,
+            })
+        }
+        fn reset(&self) {}
+    }
+
+    fn place(bus: u8, device: u8, function: u8) -> Place {
+        Place {
+            bus,
+            device,
+            function,
+        }
+    }
+
+    #[test]
+    fn root_ports_lead_to_the_buses_the_guest_numbered() {
+        let mut root = PciRoot::new(Arc::new(Recorder::default()));
+        let port = |number, port| {
+            Arc::new(Numbered {
+                number,
+                port,
+                ..Numbered::default()
+            })
+        };
+        let first = port(10, 1);
+        root.insert(place(0, 1, 0), first.clone()).unwrap();
+        root.insert(place(0, 1, 1), port(11, 2)).unwrap();
+        root.insert(place(2, 0, 0), port(20, 0)).unwrap();
+        assert!(*lock(&first.multifunction));
+        for (bad, what) in [
+            (place(0, 1, 1), "taken"),
+            (place(0, 32, 0), "no such slot"),
+            (place(3, 0, 0), "no root port"),
+            (place(1, 1, 0), "one slot"),
+        ] {
+            let error = root.insert(bad, port(0, 0)).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+        let ecam = Ecam(Arc::new(root));
+        let at = |bus: u32, slot: u32, function: u32| bus << 20 | slot << 15 | function << 12;
+        assert_eq!(ecam.read(at(0, 1, 1), 4), 11);
+        assert_eq!(ecam.read(at(7, 0, 0), 4), u32::MAX, "not numbered yet");
+        ecam.write(at(0, 1, 1) + 0x19, 1, 7);
+        assert_eq!(ecam.read(at(7, 0, 0), 4), 20);
+        assert_eq!(ecam.read(at(7, 1, 0), 4), u32::MAX);
     }
 
     #[test]
