@@ -22,6 +22,7 @@ pub mod loader;
 mod logger;
 pub mod machine;
 pub mod memory;
+pub mod notices;
 pub mod num;
 pub mod pci;
 pub mod program;

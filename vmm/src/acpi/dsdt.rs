@@ -12,8 +12,20 @@ use crate::layout::PCI_LOW;
 use crate::num::low32;
 use crate::pci;
 
-/// First I/O APIC pin of PCI's INTx, and how many there are.
-const PCI_PINS: (u32, u32) = (16, 8);
+/// I/O APIC pins of PCI's INTx: slot S's pin P (0 is INTA#) is line `(S + P) % count`.
+#[derive(Debug, Clone, Copy)]
+pub struct PciPins {
+    /// First pin.
+    pub first: u8,
+    /// How many.
+    pub count: u8,
+}
+
+/// See [`PciPins`].
+pub const PCI_PINS: PciPins = PciPins {
+    first: 16,
+    count: 8,
+};
 
 fn name(path: &str, value: &dyn Aml) -> Name {
     Name::new(Path::new(path), value)
@@ -88,7 +100,7 @@ fn pci_bridge(machine: &Description) -> Vec<u8> {
     let mut routing = PackageBuilder::new();
     for slot in 0..32_u32 {
         for pin in 0..4_u32 {
-            let line = PCI_PINS.0 + (slot + pin) % PCI_PINS.1;
+            let line = u32::from(PCI_PINS.first) + (slot + pin) % u32::from(PCI_PINS.count);
             routing.add_element(&Package::new(vec![
                 &(slot << 16 | 0xffff),
                 &pin,

@@ -3,6 +3,8 @@
 mod dsdt;
 pub mod mptable;
 
+pub use dsdt::{PCI_PINS, PciPins};
+
 use acpi_tables::sdt::Sdt;
 
 use crate::devices::{ioapic, pm, rtc};

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use hypervisor::Flow;
 use serde::{Deserialize, Serialize};
+use virtio::pci::{Function, RootPort};
 
-use super::{BusNumber, Function, HostBridge, Place};
+use super::Place;
 use crate::bus::Device;
 use crate::devices::{Request, Requests, lock};
 use crate::num::{low8, low16, low32};
@@ -22,8 +23,9 @@ pub const ECAM: u64 = 0xe000_0000;
 /// Bytes of ECAM.
 pub const ECAM_LEN: u32 = 0x1000_0000;
 
-/// Configuration space in bytes.
-const SPACE: usize = 4096;
+/// Header type register (PCI 3.0, 6.2.1), and its bit for a slot with several functions.
+const HEADER_TYPE: u16 = 0x0e;
+const MULTIFUNCTION: u32 = 0x80;
 
 /// What the guest can observe of the root complex itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +40,7 @@ pub struct PciState {
 #[derive(Debug)]
 pub struct PciRoot {
     state: Mutex<PciState>,
-    functions: Vec<Slot>,
+    slots: Vec<Slot>,
     requests: Arc<dyn Requests>,
 }
 
@@ -47,6 +49,10 @@ pub struct PciRoot {
 struct Slot {
     place: Place,
     function: Arc<dyn Function>,
+    /// For a root port: the bus behind it, as the configuration numbers them.
+    port: Option<(u8, Arc<RootPort>)>,
+    /// The slot has other functions too.
+    shared: bool,
 }
 
 /// A function's place as the guest numbers buses, and a register's offset in it.
@@ -67,69 +73,96 @@ pub enum PlaceError {
     /// There is no such bus, or no such slot on it.
     #[error("PCI address {0}: {1}")]
     Nowhere(Place, &'static str),
+    /// Bus numbers of root ports are 1 to 255, each once.
+    #[error("root port index {0} is 0, or used twice")]
+    Index(u8),
 }
 
 impl PciRoot {
-    /// The host bridge alone. Resets are asked of `requests`.
+    /// Empty. Resets are asked of `requests`.
     pub fn new(requests: Arc<dyn Requests>) -> Self {
-        let bridge = Slot {
-            place: Place::default(),
-            function: Arc::new(HostBridge::default()),
-        };
         Self {
             state: Mutex::default(),
-            functions: vec![bridge],
+            slots: Vec::new(),
             requests,
         }
     }
 
-    /// Puts a function at its place: root ports before what is behind them.
+    /// Puts a function at its place.
     ///
     /// # Errors
     /// The place is taken, or there is no such place.
     pub fn insert(&mut self, place: Place, function: Arc<dyn Function>) -> Result<(), PlaceError> {
+        self.put(place, function, None)
+    }
+
+    /// Puts a root port at its place on bus 0; it leads to bus `index` (1 to 255).
+    ///
+    /// # Errors
+    /// The place is taken, or there is no such place.
+    pub fn insert_port(
+        &mut self,
+        place: Place,
+        index: u8,
+        port: Arc<RootPort>,
+    ) -> Result<(), PlaceError> {
+        if place.bus != 0 {
+            return Err(PlaceError::Nowhere(place, "root ports are on bus 0"));
+        }
+        if index == 0 || self.port_to(index).is_some() {
+            return Err(PlaceError::Index(index));
+        }
+        self.put(place, port.clone(), Some((index, port)))
+    }
+
+    fn put(
+        &mut self,
+        place: Place,
+        function: Arc<dyn Function>,
+        port: Option<(u8, Arc<RootPort>)>,
+    ) -> Result<(), PlaceError> {
         if place.device > 31 || place.function > 7 {
             return Err(PlaceError::Nowhere(place, "there is no such slot"));
         }
-        if self.functions.iter().any(|slot| slot.place == place) {
+        if self.slots.iter().any(|slot| slot.place == place) {
             return Err(PlaceError::Taken(place));
         }
         if place.bus != 0 {
-            if !self
-                .functions
-                .iter()
-                .any(|slot| slot.port() == Some(place.bus))
-            {
+            if self.port_to(place.bus).is_none() {
                 return Err(PlaceError::Nowhere(place, "no root port leads to that bus"));
             }
             if place.device != 0 {
                 return Err(PlaceError::Nowhere(place, "a root port has one slot, 0"));
             }
-            if function.port_index().is_some() {
-                return Err(PlaceError::Nowhere(place, "root ports are on bus 0"));
+        }
+        let mut shared = false;
+        for slot in &mut self.slots {
+            if (slot.place.bus, slot.place.device) == (place.bus, place.device) {
+                slot.shared = true;
+                shared = true;
             }
         }
-        self.functions.push(Slot { place, function });
-        // A guest looks at function 0 to learn whether there are others.
-        let same_slot = |slot: &Slot| (slot.place.bus, slot.place.device);
-        let of = (place.bus, place.device);
-        if self
-            .functions
-            .iter()
-            .filter(|slot| same_slot(slot) == of)
-            .count()
-            > 1
-        {
-            for slot in self.functions.iter().filter(|slot| same_slot(slot) == of) {
-                slot.function.set_multifunction();
-            }
-        }
+        self.slots.push(Slot {
+            place,
+            function,
+            port,
+            shared,
+        });
         Ok(())
+    }
+
+    /// Where the root port is that leads to bus `index`.
+    #[must_use]
+    pub fn port_to(&self, index: u8) -> Option<Place> {
+        self.slots
+            .iter()
+            .find(|slot| slot.port.as_ref().is_some_and(|port| port.0 == index))
+            .map(|slot| slot.place)
     }
 
     /// Every function that is there, root ports before what is behind them.
     pub fn functions(&self) -> impl Iterator<Item = &Arc<dyn Function>> {
-        self.functions.iter().map(|slot| &slot.function)
+        self.slots.iter().map(|slot| &slot.function)
     }
 
     /// What the guest can observe.
@@ -140,46 +173,47 @@ impl PciRoot {
     /// Power-on state, functions included.
     pub fn reset(&self) {
         *lock(&self.state) = PciState::default();
-        for slot in &self.functions {
+        for slot in &self.slots {
             slot.function.reset();
         }
     }
 
     /// The function the guest means: bus numbers are what it gave the root ports.
-    fn find(&self, at: Target) -> Option<&dyn Function> {
+    fn find(&self, at: Target) -> Option<&Slot> {
         let bus = if at.bus == 0 {
             0
         } else {
-            self.functions.iter().find_map(|slot| {
-                let BusNumber { secondary, .. } = slot.function.bus_numbers()?;
-                (secondary == at.bus).then(|| slot.port()).flatten()
-            })?
+            let behind = |slot: &Slot| {
+                let (index, port) = slot.port.as_ref()?;
+                (port.secondary() == at.bus).then_some(*index)
+            };
+            self.slots.iter().find_map(behind)?
         };
         let place = Place {
             bus,
             device: at.function >> 3,
             function: at.function & 7,
         };
-        let slot = self.functions.iter().find(|slot| slot.place == place)?;
-        Some(&*slot.function)
+        self.slots.iter().find(|slot| slot.place == place)
     }
 
     /// Reads up to 4 bytes of configuration space; all ones where there is no function.
     fn config_read(&self, at: Target, width: u8) -> u32 {
-        let value = match self.find(at) {
-            Some(function) if usize::from(at.register) < SPACE => {
-                function.config_read(at.register, width)
-            }
-            _ => u32::MAX,
+        let Some(slot) = self.find(at) else {
+            return u32::MAX & mask(width);
         };
+        let mut value = slot.function.read_config(at.register, width);
+        if slot.shared && at.register & !3 == HEADER_TYPE & !3 {
+            let bit = MULTIFUNCTION << (8 * u32::from(HEADER_TYPE & 3));
+            value |= bit >> (8 * u32::from(at.register & 3));
+        }
         value & mask(width)
     }
 
     fn config_write(&self, at: Target, width: u8, value: u32) {
-        if let Some(function) = self.find(at)
-            && usize::from(at.register) < SPACE
-        {
-            function.config_write(at.register, width, value & mask(width));
+        if let Some(slot) = self.find(at) {
+            let value = value & mask(width);
+            slot.function.write_config(at.register, width, value);
         }
     }
 
@@ -190,13 +224,6 @@ impl PciRoot {
             function: low8(address >> 8),
             register: u16::from(low8(address) & 0xfc) + low16(offset & 3),
         })
-    }
-}
-
-impl Slot {
-    /// The bus behind it, as the configuration numbers them.
-    fn port(&self) -> Option<u8> {
-        self.function.port_index()
     }
 }
 

@@ -334,6 +334,16 @@ impl Timer {
         }
     }
 
+    /// Takes over a saved state; the stage stands still until [`Timer::resume`].
+    pub fn load(&mut self, state: TimerState) {
+        self.state = TimerState {
+            first: state.first & STAGE_MASK,
+            second: state.second & STAGE_MASK,
+            ..state
+        };
+        self.deadline = None;
+    }
+
     /// Power-on, but for the note of who did it.
     pub fn reset(&mut self) {
         let timed_out = self.state.timed_out;

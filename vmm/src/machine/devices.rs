@@ -1,0 +1,222 @@
+//! The PCI devices of a machine: made from their configuration, reached by their ids.
+
+use std::sync::Arc;
+
+use hypervisor::Vm;
+use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
+use vmm_api::devices::{
+    DeviceConfig, DeviceKind, PciAddress, RootPortConfig, WatchdogAction, WatchdogConfig,
+};
+
+use super::MachineError;
+use crate::bus::Movable;
+use crate::devices::i6300esb::I6300esb;
+use crate::devices::{Interrupt, Requests};
+use crate::memory::GuestMemory;
+use crate::notices::Notices;
+use crate::pci::{Hosts, PciRoot, pin_slot};
+use crate::ram::Ram;
+
+/// A watchdog, and what happens when it is not fed.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// The device.
+    pub device: Arc<I6300esb>,
+    /// libvirt's action.
+    pub action: WatchdogAction,
+}
+
+/// Every PCI device that is more than a function to the machine.
+#[derive(Debug)]
+pub struct PciDevices {
+    /// The functions.
+    pub root: Arc<PciRoot>,
+    /// Watchdogs.
+    pub watchdogs: Vec<Watchdog>,
+}
+
+/// What devices are made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Their VM.
+    pub vm: Arc<dyn Vm>,
+    /// Its memory.
+    pub memory: Arc<GuestMemory>,
+    /// Where BARs go.
+    pub bars: Arc<Movable>,
+    /// Where pins go.
+    pub controller: Arc<dyn Interrupt>,
+    /// Where resets go.
+    pub requests: Arc<dyn Requests>,
+    /// What devices tell the event loop.
+    pub notices: Arc<Notices>,
+}
+
+/// A root port's slot is never switched off or reset on its own: nothing is plugged yet.
+#[derive(Debug)]
+struct FixedSlot;
+
+impl SlotHost for FixedSlot {
+    fn powered_off(&self) {
+        log::warn!("the guest switched off a slot that can't be unplugged");
+    }
+
+    fn reset_behind(&self) {
+        log::warn!("the guest reset a slot's bus: not offered");
+    }
+}
+
+struct Builder {
+    hosts: Hosts,
+    root: PciRoot,
+    ram: Arc<dyn virtio::GuestMemory>,
+    watchdogs: Vec<Watchdog>,
+    notices: Arc<Notices>,
+}
+
+impl PciDevices {
+    /// Makes the root complex and all devices of `config`.
+    ///
+    /// # Errors
+    /// What can't be made, by its id.
+    pub fn new(config: &[DeviceConfig], parts: &Parts) -> Result<Self, MachineError> {
+        let mut builder = Builder {
+            hosts: Hosts::new(parts.vm.clone(), parts.bars.clone(), parts.controller.clone()),
+            root: PciRoot::new(parts.requests.clone()),
+            ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
+            watchdogs: Vec::new(),
+            notices: parts.notices.clone(),
+        };
+        builder.host_bridge()?;
+        // Root ports first: the rest may be behind them.
+        let (ports, others): (Vec<_>, Vec<_>) = config
+            .iter()
+            .partition(|device| matches!(device.kind, DeviceKind::RootPort(_)));
+        for device in ports {
+            if let DeviceKind::RootPort(port) = device.kind {
+                let occupied = others.iter().any(|other| other.address.bus == port.index);
+                builder.root_port(device, port, occupied)?;
+            }
+        }
+        for device in others {
+            builder.device(device)?;
+        }
+        Ok(Self {
+            root: Arc::new(builder.root),
+            watchdogs: builder.watchdogs,
+        })
+    }
+}
+
+fn failed(device: &DeviceConfig, error: impl std::fmt::Display) -> MachineError {
+    MachineError::Config(format!("device {}: {error}", device.id))
+}
+
+impl Builder {
+    /// What a function at `place` gets of the machine.
+    fn host(&self, place: PciAddress) -> (Host, crate::pci::Owner) {
+        let port = self.root.port_to(place.bus).filter(|_| place.bus != 0);
+        self.hosts.host(pin_slot(place, port))
+    }
+
+    fn host_bridge(&mut self) -> Result<(), MachineError> {
+        let place = PciAddress::default();
+        let (host, _) = self.host(place);
+        let ids = Ids {
+            // Red Hat's generic PCI Express host bridge: known to every guest, driven by none.
+            vendor: 0x1b36,
+            device: 0x0008,
+            revision: 0,
+            class: 0x06_0000,
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1100,
+        };
+        let bridge = Arc::new(Passive::new("host-bridge", &ids, host));
+        self.root
+            .insert(place, bridge)
+            .map_err(|error| MachineError::Config(error.to_string()))
+    }
+
+    fn root_port(
+        &mut self,
+        device: &DeviceConfig,
+        config: RootPortConfig,
+        occupied: bool,
+    ) -> Result<(), MachineError> {
+        if config.hotplug {
+            return Err(failed(device, "hot-plug is not there yet"));
+        }
+        let (host, owner) = self.host(device.address);
+        let port = RootPort::new(
+            u16::from(config.chassis),
+            config.hotplug,
+            occupied,
+            Arc::new(FixedSlot),
+            host,
+        )
+        .map_err(|error| failed(device, error))?;
+        let port = Arc::new(port);
+        let function: Arc<dyn Function> = port.clone();
+        owner.set(&function);
+        self.root
+            .insert_port(device.address, config.index, port)
+            .map_err(|error| failed(device, error))
+    }
+
+    fn function(
+        &mut self,
+        device: &DeviceConfig,
+        owner: &crate::pci::Owner,
+        function: Arc<dyn Function>,
+    ) -> Result<(), MachineError> {
+        owner.set(&function);
+        self.root
+            .insert(device.address, function)
+            .map_err(|error| failed(device, error))
+    }
+
+    /// Puts a virtio device behind a function of its own.
+    fn virtio(
+        &mut self,
+        device: &DeviceConfig,
+        virtio: Box<dyn virtio::Device>,
+    ) -> Result<(), MachineError> {
+        let (host, owner) = self.host(device.address);
+        let express = if device.address.bus == 0 {
+            Express::Integrated
+        } else {
+            Express::Endpoint
+        };
+        let function = VirtioPci::new(virtio, express, self.ram.clone(), host)
+            .map_err(|error| failed(device, error))?;
+        self.function(device, &owner, Arc::new(function))
+    }
+
+    fn device(&mut self, device: &DeviceConfig) -> Result<(), MachineError> {
+        match &device.kind {
+            DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
+            DeviceKind::Watchdog(config) => self.watchdog(device, *config),
+            DeviceKind::Disk(_)
+            | DeviceKind::Net(_)
+            | DeviceKind::Console(_)
+            | DeviceKind::Rng(_)
+            | DeviceKind::Balloon(_)
+            | DeviceKind::Vsock(_) => Err(failed(device, "not there yet")),
+        }
+    }
+
+    fn watchdog(
+        &mut self,
+        device: &DeviceConfig,
+        config: WatchdogConfig,
+    ) -> Result<(), MachineError> {
+        let (host, owner) = self.host(device.address);
+        let watchdog = Arc::new(I6300esb::new(host).map_err(|error| failed(device, error))?);
+        self.function(device, &owner, watchdog.clone())?;
+        self.watchdogs.push(Watchdog {
+            device: watchdog,
+            action: config.action,
+        });
+        Ok(())
+    }
+}

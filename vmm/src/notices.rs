@@ -1,0 +1,100 @@
+//! What devices tell the event loop from their own threads.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vmm_api::control::Event;
+
+use crate::devices::lock;
+
+/// Notices kept for a busy event loop; a guest can cause any number. The oldest go first.
+const KEPT: usize = 1024;
+
+/// Something a device tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// For whoever listens at the control socket.
+    Tell(Event),
+    /// The same, and the machine is paused for it.
+    Pause(Event),
+}
+
+/// A bounded queue with a wake-up.
+#[derive(Debug)]
+pub struct Notices {
+    queue: Mutex<VecDeque<Notice>>,
+    wake: EventFd,
+}
+
+impl Notices {
+    /// An empty queue.
+    ///
+    /// # Errors
+    /// No eventfd.
+    pub fn new() -> Result<Self, Errno> {
+        Ok(Self {
+            queue: Mutex::default(),
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        })
+    }
+
+    /// Device side. A balloon's change replaces the one before: only the last size counts.
+    pub fn send(&self, notice: Notice) {
+        let mut queue = lock(&self.queue);
+        let is_balloon = |n: &Notice| matches!(n, Notice::Tell(Event::BalloonChange { .. }));
+        if is_balloon(&notice) {
+            queue.retain(|n| !is_balloon(n));
+        }
+        if queue.len() == KEPT {
+            queue.pop_front();
+        }
+        queue.push_back(notice);
+        drop(queue);
+        // Only a counter at its limit could refuse, and then the event loop is awake already.
+        if let Err(error) = self.wake.write(1) {
+            log::debug!("eventfd: {error}");
+        }
+    }
+
+    /// Readable when there is something to take.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Everything told so far.
+    pub fn take(&self) -> VecDeque<Notice> {
+        if let Err(error) = self.wake.read()
+            && error != Errno::EAGAIN
+        {
+            log::error!("eventfd: {error}");
+        }
+        std::mem::take(&mut *lock(&self.queue))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_newest_and_one_balloon() {
+        let notices = Notices::new().unwrap();
+        let balloon = |actual_bytes| Notice::Tell(Event::BalloonChange { actual_bytes });
+        notices.send(balloon(1));
+        notices.send(balloon(2));
+        assert_eq!(notices.take(), [balloon(2)]);
+        assert!(notices.take().is_empty());
+        for n in 0..=KEPT {
+            notices.send(Notice::Tell(Event::PortState {
+                id: n.to_string(),
+                open: true,
+            }));
+        }
+        let kept = notices.take();
+        assert_eq!(kept.len(), KEPT);
+        assert!(matches!(&kept[0], Notice::Tell(Event::PortState { id, .. }) if id == "1"));
+    }
+}
