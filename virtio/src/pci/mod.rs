@@ -51,7 +51,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-pub use self::core::{Core, Event};
+pub use self::core::{Core, Event, Saved as SavedCore};
 pub use capability::Express;
 pub use config::{BarKind, Config, Ids, Saved as SavedConfig};
 pub use msix::{Msix, NO_VECTOR};

@@ -5,6 +5,7 @@
 //! then.
 
 pub mod debug;
+pub mod i6300esb;
 pub mod i8042;
 pub mod ioapic;
 

@@ -1,5 +1,6 @@
 //! From a config to a machine that is ready to run.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use hypervisor::cpu::{CpuRequest, Topology};
@@ -9,6 +10,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use vmm_api::config::{Backend, CONFIG_VERSION, CharBackend, MachineConfig, Resource};
 use vmm_api::control::MachineState;
 
+use super::devices::{Parts, PciDevices};
 use super::{Devices, Machine, MachineError};
 use crate::acpi::{Description, mptable};
 use crate::bus::{Buses, Device, Space};
@@ -25,7 +27,8 @@ use crate::devices::{Interrupt, Line, Requests, SharedPin};
 use crate::layout;
 use crate::loader::{Boot, Named};
 use crate::memory::{GuestMemory, MemoryError};
-use crate::pci::{self, Ecam, PciRoot};
+use crate::notices::Notices;
+use crate::pci::{self, Ecam};
 use crate::resource;
 use crate::vcpu::{Gate, Threads};
 
@@ -33,6 +36,10 @@ use crate::vcpu::{Gate, Threads};
 pub(super) const TOKEN_GATE: u64 = 1;
 /// Token of the signals.
 pub(super) const TOKEN_SIGNALS: u64 = 2;
+/// Token of the devices' notices.
+pub(super) const TOKEN_NOTICES: u64 = 3;
+/// First token of the watchdogs' alarms.
+pub(super) const TOKEN_WATCHDOGS: u64 = 0x80;
 /// First token of the channels; each has `chardev::TOKENS`.
 pub(super) const TOKEN_CHANNELS: u64 = 0x100;
 
@@ -65,11 +72,10 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     if !config.acpi && config.vcpus > mptable::MAX_VCPUS {
         return bad(format!("more than {} vCPUs need ACPI", mptable::MAX_VCPUS));
     }
-    if let Some(device) = config.devices.first() {
-        return bad(format!(
-            "device {}: there are no PCI devices yet",
-            device.id
-        ));
+    let mut ids: Vec<&str> = config.devices.iter().map(|d| d.id.as_str()).collect();
+    ids.sort_unstable();
+    if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        return bad(format!("there are two devices '{}'", pair[0]));
     }
     let stdio = config
         .serials
@@ -129,6 +135,11 @@ impl Builder {
         device: Arc<dyn Device>,
     ) -> Result<(), MachineError> {
         Self::insert(&mut self.buses.mmio, at, len, name, device)
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> Result<(), MachineError> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
+        self.epoll.add(fd, event).map_err(os("epoll"))
     }
 
     fn channel(
@@ -248,7 +259,22 @@ impl Machine {
             epoll,
             channels: Vec::new(),
         };
-        let devices = build_devices(&mut builder, &config, &ioapic, &requests)?;
+        let notices = Arc::new(Notices::new().map_err(os("eventfd"))?);
+        let parts = Parts {
+            vm: vm.clone(),
+            memory: memory.clone(),
+            bars: builder.buses.bars.clone(),
+            controller: ioapic.clone(),
+            requests: requests.clone(),
+            notices: notices.clone(),
+        };
+        builder.watch(notices.fd(), TOKEN_NOTICES)?;
+        let pci = PciDevices::new(&config.devices, &parts)?;
+        for (index, watchdog) in pci.watchdogs.iter().enumerate() {
+            let token = TOKEN_WATCHDOGS + index as u64;
+            builder.watch(watchdog.device.alarm(), token)?;
+        }
+        let devices = build_devices(&mut builder, &config, &ioapic, &requests, pci)?;
 
         let template = hypervisor::cpu::template(
             &*vm,
@@ -300,6 +326,7 @@ impl Machine {
         let mut machine = Self {
             threads,
             gate,
+            notices,
             devices,
             channels: builder.channels,
             control,
@@ -309,6 +336,7 @@ impl Machine {
             description,
             power_on,
             state: MachineState::Paused,
+            devices_paused: false,
             starts_by_itself: !config.start_paused,
             awaited,
             ending: None,
@@ -362,6 +390,7 @@ fn build_devices(
     config: &MachineConfig,
     ioapic: &Arc<IoApic>,
     requests: &Arc<dyn Requests>,
+    pci: PciDevices,
 ) -> Result<Devices, MachineError> {
     let lines: Arc<dyn Interrupt> = ioapic.clone();
     let uarts = builder.serials(config, &lines)?;
@@ -369,17 +398,12 @@ fn build_devices(
     let i8042 = Arc::new(I8042::new(Line::new(lines.clone(), 1), requests.clone()));
     let pm = Arc::new(Pm::new(Line::new(lines.clone(), pm::SCI), requests.clone()));
     let rtc = Arc::new(Rtc::new(config.rtc_offset_seconds));
-    let pci = Arc::new(PciRoot::new(requests.clone()));
     builder.port(i8042::DATA, 5, "i8042", i8042.clone())?;
     builder.port(rtc::BASE, rtc::LEN, "RTC", rtc.clone())?;
     builder.port(pm::BASE, pm::LEN, "ACPI registers", pm.clone())?;
-    builder.port(pci::PORTS, pci::PORTS_LEN, "PCI host bridge", pci.clone())?;
-    builder.mmio(
-        pci::ECAM,
-        pci::ECAM_LEN,
-        "ECAM",
-        Arc::new(Ecam(pci.clone())),
-    )?;
+    let root = pci.root.clone();
+    builder.port(pci::PORTS, pci::PORTS_LEN, "PCI host bridge", root.clone())?;
+    builder.mmio(pci::ECAM, pci::ECAM_LEN, "ECAM", Arc::new(Ecam(root)))?;
     builder.mmio(ioapic::BASE, ioapic::LEN, "I/O APIC", ioapic.clone())?;
     if config.pvpanic {
         builder.port(

@@ -1,6 +1,6 @@
 //! The PCI devices of a machine: made from their configuration, reached by their ids.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use hypervisor::Vm;
 use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
@@ -11,7 +11,7 @@ use vmm_api::devices::{
 use super::MachineError;
 use crate::bus::Movable;
 use crate::devices::i6300esb::I6300esb;
-use crate::devices::{Interrupt, Requests};
+use crate::devices::{Interrupt, Requests, lock};
 use crate::memory::GuestMemory;
 use crate::notices::Notices;
 use crate::pci::{Hosts, PciRoot, pin_slot};
@@ -52,23 +52,30 @@ pub struct Parts {
     pub notices: Arc<Notices>,
 }
 
-/// A root port's slot is never switched off or reset on its own: nothing is plugged yet.
-#[derive(Debug)]
-struct FixedSlot;
+/// A root port's slot, whose occupant stays: nothing can be unplugged yet.
+#[derive(Debug, Default)]
+struct FixedSlot {
+    functions: Mutex<Vec<Weak<dyn Function>>>,
+}
 
 impl SlotHost for FixedSlot {
     fn powered_off(&self) {
         log::warn!("the guest switched off a slot that can't be unplugged");
     }
 
-    fn reset_behind(&self) {
-        log::warn!("the guest reset a slot's bus: not offered");
+    fn reset_secondary(&self) {
+        let functions = lock(&self.functions).clone();
+        for function in functions.iter().filter_map(Weak::upgrade) {
+            function.reset();
+        }
     }
 }
 
 struct Builder {
     hosts: Hosts,
     root: PciRoot,
+    /// Slots of root ports, by the bus behind them.
+    slots: Vec<(u8, Arc<FixedSlot>)>,
     ram: Arc<dyn virtio::GuestMemory>,
     watchdogs: Vec<Watchdog>,
     notices: Arc<Notices>,
@@ -81,8 +88,13 @@ impl PciDevices {
     /// What can't be made, by its id.
     pub fn new(config: &[DeviceConfig], parts: &Parts) -> Result<Self, MachineError> {
         let mut builder = Builder {
-            hosts: Hosts::new(parts.vm.clone(), parts.bars.clone(), parts.controller.clone()),
+            hosts: Hosts::new(
+                parts.vm.clone(),
+                parts.bars.clone(),
+                parts.controller.clone(),
+            ),
             root: PciRoot::new(parts.requests.clone()),
+            slots: Vec::new(),
             ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
             watchdogs: Vec::new(),
             notices: parts.notices.clone(),
@@ -147,11 +159,13 @@ impl Builder {
             return Err(failed(device, "hot-plug is not there yet"));
         }
         let (host, owner) = self.host(device.address);
+        let slot = Arc::new(FixedSlot::default());
+        self.slots.push((config.index, slot.clone()));
         let port = RootPort::new(
             u16::from(config.chassis),
             config.hotplug,
             occupied,
-            Arc::new(FixedSlot),
+            slot,
             host,
         )
         .map_err(|error| failed(device, error))?;
@@ -170,6 +184,9 @@ impl Builder {
         function: Arc<dyn Function>,
     ) -> Result<(), MachineError> {
         owner.set(&function);
+        if let Some((_, slot)) = self.slots.iter().find(|slot| slot.0 == device.address.bus) {
+            lock(&slot.functions).push(Arc::downgrade(&function));
+        }
         self.root
             .insert(device.address, function)
             .map_err(|error| failed(device, error))

@@ -3,12 +3,15 @@
 use vmm_api::config::LifecycleAction;
 use vmm_api::control::{Event, ExitCause, ExitRecord, FromVmm, MachineState};
 
+use vmm_api::devices::WatchdogAction;
+
 use super::{Ending, Machine, MachineError, build, cpu};
 use crate::acpi::{self, mptable};
 use crate::devices::Request;
 use crate::loader;
-use crate::num::low8;
-use crate::vcpu::{Job, Message};
+use crate::notices::Notice;
+use crate::num::{low8, to_usize};
+use crate::vcpu::{Job, Message, NotStopping};
 
 impl Machine {
     /// Puts tables and kernel into (zeroed) guest memory, and the vCPUs to their first
@@ -49,16 +52,74 @@ impl Machine {
     /// Lets the vCPUs run.
     pub(super) fn resume(&mut self) {
         self.state = MachineState::Running;
+        if std::mem::take(&mut self.devices_paused) {
+            self.devices.pci.root.functions().for_each(|f| f.resume());
+        }
         self.threads.run();
+    }
+
+    /// Stops the vCPUs, then the devices. From now on nothing touches guest memory.
+    pub(super) fn hold(&mut self) -> Result<(), NotStopping> {
+        self.threads.hold()?;
+        if !std::mem::replace(&mut self.devices_paused, true) {
+            self.devices.pci.root.functions().for_each(|f| f.pause());
+        }
+        Ok(())
+    }
+
+    /// What devices told.
+    pub(super) fn handle_notices(&mut self) {
+        for notice in self.notices.take() {
+            match notice {
+                Notice::Tell(event) => self.event(event),
+                Notice::Pause(event) => {
+                    self.event(event);
+                    if let Err(message) = self.pause() {
+                        log::error!("{}: {message}", self.config.name);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The alarm of watchdog `index`.
+    pub(super) fn watchdog_rang(&mut self, index: u64) {
+        let Some(watchdog) = self.devices.pci.watchdogs.get(to_usize(index)) else {
+            return;
+        };
+        if !watchdog.device.expired() {
+            return;
+        }
+        let action = watchdog.action;
+        log::warn!("{}: the watchdog was not fed", self.config.name);
+        self.event(Event::Watchdog(action));
+        match action {
+            WatchdogAction::Reset => self.guest_reset(),
+            WatchdogAction::Shutdown => {
+                self.devices.pm.press_power_button();
+            }
+            WatchdogAction::Poweroff => self.powered_off(),
+            WatchdogAction::Pause | WatchdogAction::Dump => {
+                if let Err(message) = self.pause() {
+                    log::error!("{}: {message}", self.config.name);
+                }
+            }
+            WatchdogAction::None => {}
+            WatchdogAction::InjectNmi => self.threads.each(|_| Job::Nmi),
+        }
     }
 
     /// Back to power-on: everything as if just started.
     pub(super) fn reset(&mut self) -> Result<(), MachineError> {
         self.threads.hold()?;
+        // Devices are reset while they run: what they had in hand is history too.
+        if std::mem::take(&mut self.devices_paused) {
+            self.devices.pci.root.functions().for_each(|f| f.resume());
+        }
         // What the vCPUs asked for before is history.
         self.gate.take_messages();
         let devices = &self.devices;
-        devices.pci.reset();
+        devices.pci.root.reset();
         devices.i8042.reset();
         devices.pm.reset();
         devices.rtc.reset();
@@ -92,7 +153,7 @@ impl Machine {
     }
 
     fn preserve(&mut self, state: MachineState) {
-        match self.threads.hold() {
+        match self.hold() {
             Ok(()) => {
                 self.gate.take_messages();
                 self.state = state;

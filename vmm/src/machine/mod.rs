@@ -2,6 +2,7 @@
 
 mod build;
 mod cpu;
+mod devices;
 mod lifecycle;
 mod run;
 
@@ -16,6 +17,7 @@ use nix::sys::signalfd::SignalFd;
 use vmm_api::config::MachineConfig;
 use vmm_api::control::{ExitRecord, MachineState};
 
+use self::devices::PciDevices;
 use crate::acpi::{AcpiError, Description};
 use crate::bus::Overlap;
 use crate::chardev::{Channel, CharError};
@@ -27,7 +29,7 @@ use crate::devices::rtc::Rtc;
 use crate::devices::uart::Uart;
 use crate::loader::{Boot, LoadError};
 use crate::memory::{GuestMemory, MemoryError};
-use crate::pci::PciRoot;
+use crate::notices::Notices;
 use crate::resource::ResourceError;
 use crate::vcpu::{Gate, NotStopping, Threads};
 
@@ -95,7 +97,7 @@ struct Devices {
     i8042: Arc<I8042>,
     pm: Arc<Pm>,
     rtc: Arc<Rtc>,
-    pci: Arc<PciRoot>,
+    pci: PciDevices,
 }
 
 /// How a machine ended.
@@ -114,6 +116,7 @@ pub struct Machine {
     /// Dropped first: no vCPU may run when the rest goes.
     threads: Threads,
     gate: Arc<Gate>,
+    notices: Arc<Notices>,
     devices: Devices,
     channels: Vec<Channel>,
     control: Option<Control>,
@@ -124,6 +127,8 @@ pub struct Machine {
     /// The vCPUs as the backend made them.
     power_on: Vec<VcpuState>,
     state: MachineState,
+    /// PCI functions are paused, or were never resumed.
+    devices_paused: bool,
     /// Consoles whose first peer the start waits for.
     awaited: Vec<usize>,
     /// The guest starts when they have come.

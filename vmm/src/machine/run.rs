@@ -10,7 +10,7 @@ use vmm_api::control::{
     Answer, Call, Event, ExitCause, Failure, FromVmm, MachineState, Reply, Status,
 };
 
-use super::build::{TOKEN_CHANNELS, TOKEN_GATE, TOKEN_SIGNALS, os};
+use super::build::{TOKEN_CHANNELS, TOKEN_GATE, TOKEN_NOTICES, TOKEN_SIGNALS, TOKEN_WATCHDOGS, os};
 use super::{Ending, FAREWELL, Machine, MachineError};
 use crate::chardev::{Outcome, TOKENS};
 use crate::control::{self, Asked};
@@ -90,6 +90,8 @@ impl Machine {
         match token {
             TOKEN_GATE => self.handle_messages(),
             TOKEN_SIGNALS => self.signalled(),
+            TOKEN_NOTICES => self.handle_notices(),
+            TOKEN_WATCHDOGS..TOKEN_CHANNELS => self.watchdog_rang(token - TOKEN_WATCHDOGS),
             TOKEN_CHANNELS..control::TOKEN => {
                 let index = to_usize((token - TOKEN_CHANNELS) / TOKENS);
                 if let Some(channel) = self.channels.get_mut(index)
@@ -188,13 +190,13 @@ impl Machine {
         Ok(Answer::Done)
     }
 
-    fn pause(&mut self) -> Result<(), String> {
+    pub(super) fn pause(&mut self) -> Result<(), String> {
         // A start that still waits for a console's peer is off.
         self.starts_by_itself = false;
         if self.state != MachineState::Running {
             return Ok(());
         }
-        if let Err(error) = self.threads.hold() {
+        if let Err(error) = self.hold() {
             let message = error.to_string();
             self.fail(&error.into());
             return Err(message);
@@ -219,7 +221,7 @@ impl Machine {
         if ending.record.cause == ExitCause::Stopped {
             // As pulling the plug: nobody waits for a vCPU that is, say, loading a kernel.
             self.threads.dismiss();
-        } else if let Err(error) = self.threads.hold() {
+        } else if let Err(error) = self.hold() {
             log::error!("{error}");
         }
         let deadline = Instant::now() + FAREWELL;

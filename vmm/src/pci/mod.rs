@@ -2,6 +2,8 @@
 
 mod host;
 mod root;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use host::{Hosts, Owner, pin_slot};
 pub use root::{ECAM, ECAM_LEN, Ecam, PORTS, PORTS_LEN, PciRoot, PciState, PlaceError, RESET};

@@ -200,7 +200,7 @@ impl PciRoot {
     /// Reads up to 4 bytes of configuration space; all ones where there is no function.
     fn config_read(&self, at: Target, width: u8) -> u32 {
         let Some(slot) = self.find(at) else {
-            return u32::MAX & mask(width);
+            return mask(width);
         };
         let mut value = slot.function.read_config(at.register, width);
         if slot.shared && at.register & !3 == HEADER_TYPE & !3 {
@@ -302,23 +302,28 @@ impl Device for Ecam {
 
 #[cfg(test)]
 mod tests {
+    use virtio::pci::{Ids, Passive};
+
     use super::*;
     use crate::devices::testing::Recorder;
+    use crate::pci::testing;
 
+    /// A root complex with nothing but an endpoint 1af4:0008 at 0.
     fn root() -> (Arc<Recorder>, Arc<PciRoot>) {
         let recorder = Arc::new(Recorder::default());
-        (recorder.clone(), Arc::new(PciRoot::new(recorder)))
+        let mut root = PciRoot::new(recorder.clone());
+        root.insert(place(0, 0, 0), endpoint(8)).unwrap();
+        (recorder, Arc::new(root))
     }
 
     #[test]
-    fn shows_the_host_bridge_both_ways() {
+    fn shows_a_function_both_ways() {
         let (_, root) = root();
         let ecam = Ecam(root.clone());
         root.write(0, 4, 0x8000_0000);
-        assert_eq!(root.read(4, 4), 0x0008_1b36);
+        assert_eq!(root.read(4, 4), 0x0008_1af4);
         assert_eq!(root.read(6, 2), 8, "device id alone");
-        assert_eq!(ecam.read(0, 2), 0x1b36);
-        assert_eq!(ecam.read(0xb, 1), 6, "bridge");
+        assert_eq!(ecam.read(0, 2), 0x1af4);
         assert_eq!(root.read(0, 4), 0x8000_0000);
         root.write(0, 4, 0);
         assert_eq!(root.read(4, 4), u32::MAX, "not enabled");
@@ -336,52 +341,6 @@ mod tests {
         assert_eq!(ecam.read(0x100, 4), 0, "no extended capability");
     }
 
-    #[test]
-    fn command_register_holds() {
-        let (_, root) = root();
-        let ecam = Ecam(root.clone());
-        ecam.write(4, 2, 0xffff);
-        assert_eq!(ecam.read(4, 4), 0x0507);
-        ecam.write(5, 1, 0);
-        assert_eq!(ecam.read(4, 2), 0x0007);
-        ecam.write(7, 1, 0xff);
-        assert_eq!(ecam.read(4, 2), 0x0007);
-        root.reset();
-        assert_eq!(ecam.read(4, 2), 0);
-    }
-
-    /// Answers with its number; a root port if `port` is not 0.
-    #[derive(Debug, Default)]
-    struct Numbered {
-        number: u32,
-        port: u8,
-        secondary: Mutex<u8>,
-        multifunction: Mutex<bool>,
-    }
-
-    impl Function for Numbered {
-        fn config_read(&self, _register: u16, _width: u8) -> u32 {
-            self.number
-        }
-        fn config_write(&self, _register: u16, _width: u8, value: u32) {
-            *lock(&self.secondary) = low8(value);
-        }
-        fn set_multifunction(&self) {
-            *lock(&self.multifunction) = true;
-        }
-        fn port_index(&self) -> Option<u8> {
-            (self.port != 0).then_some(self.port)
-        }
-        fn bus_numbers(&self) -> Option<BusNumber> {
-            let secondary = *lock(&self.secondary);
-            (self.port != 0).then_some(BusNumber {
-                secondary,
-                subordinate: secondary,
-            })
-        }
-        fn reset(&self) {}
-    }
-
     fn place(bus: u8, device: u8, function: u8) -> Place {
         Place {
             bus,
@@ -390,37 +349,56 @@ mod tests {
         }
     }
 
+    /// An endpoint with this device id.
+    fn endpoint(device: u16) -> Arc<dyn Function> {
+        let ids = Ids {
+            vendor: 0x1af4,
+            device,
+            revision: 0,
+            class: 0,
+            subsystem_vendor: 0,
+            subsystem: 0,
+        };
+        Arc::new(Passive::new("test", &ids, testing::host()))
+    }
+
+    fn port() -> Arc<RootPort> {
+        let port = RootPort::new(1, false, true, Arc::new(testing::Nothing), testing::host());
+        Arc::new(port.unwrap())
+    }
+
     #[test]
     fn root_ports_lead_to_the_buses_the_guest_numbered() {
         let mut root = PciRoot::new(Arc::new(Recorder::default()));
-        let port = |number, port| {
-            Arc::new(Numbered {
-                number,
-                port,
-                ..Numbered::default()
-            })
-        };
-        let first = port(10, 1);
-        root.insert(place(0, 1, 0), first.clone()).unwrap();
-        root.insert(place(0, 1, 1), port(11, 2)).unwrap();
-        root.insert(place(2, 0, 0), port(20, 0)).unwrap();
-        assert!(*lock(&first.multifunction));
+        root.insert(place(0, 0, 0), endpoint(1)).unwrap();
+        root.insert_port(place(0, 1, 0), 1, port()).unwrap();
+        root.insert_port(place(0, 1, 1), 2, port()).unwrap();
+        root.insert(place(2, 0, 0), endpoint(20)).unwrap();
         for (bad, what) in [
             (place(0, 1, 1), "taken"),
             (place(0, 32, 0), "no such slot"),
             (place(3, 0, 0), "no root port"),
             (place(1, 1, 0), "one slot"),
         ] {
-            let error = root.insert(bad, port(0, 0)).unwrap_err().to_string();
+            let error = root.insert(bad, endpoint(0)).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");
         }
+        assert!(root.insert_port(place(0, 2, 0), 2, port()).is_err());
         let ecam = Ecam(Arc::new(root));
         let at = |bus: u32, slot: u32, function: u32| bus << 20 | slot << 15 | function << 12;
-        assert_eq!(ecam.read(at(0, 1, 1), 4), 11);
+        assert_eq!(ecam.read(at(0, 0, 0) + 0xe, 1), 0, "one function");
+        assert_eq!(
+            ecam.read(at(0, 1, 0) + 0xc, 4) >> 16,
+            0x81,
+            "a bridge among others"
+        );
+        assert_eq!(ecam.read(at(0, 1, 1) + 0xe, 1), 0x81);
         assert_eq!(ecam.read(at(7, 0, 0), 4), u32::MAX, "not numbered yet");
-        ecam.write(at(0, 1, 1) + 0x19, 1, 7);
-        assert_eq!(ecam.read(at(7, 0, 0), 4), 20);
+        ecam.write(at(0, 1, 1) + 0x18, 4, 0x0007_0700);
+        assert_eq!(ecam.read(at(7, 0, 0) + 2, 2), 20);
         assert_eq!(ecam.read(at(7, 1, 0), 4), u32::MAX);
+        ecam.0.reset();
+        assert_eq!(ecam.read(at(7, 0, 0), 4), u32::MAX);
     }
 
     #[test]

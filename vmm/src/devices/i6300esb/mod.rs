@@ -93,7 +93,11 @@ impl I6300esb {
     }
 
     /// Does something to the timer, and sets the alarm as it says then.
-    fn change<T>(&self, inner: &mut MutexGuard<'_, Inner>, f: impl FnOnce(&mut Timer, u64) -> T) -> T {
+    fn change<T>(
+        &self,
+        inner: &mut MutexGuard<'_, Inner>,
+        f: impl FnOnce(&mut Timer, u64) -> T,
+    ) -> T {
         let now = self.now();
         let before = inner.timer.deadline();
         let result = f(&mut inner.timer, now);

@@ -157,125 +157,6 @@ impl Timer {
     }
 
     /// Configuration register (PCI 0x60).
-    pub config: u16,
-    /// Lock register (PCI 0x68).
-    pub lock: u8,
-    /// The unlocking sequence.
-    pub unlock: Unlock,
-    /// The last reset was this watchdog's.
-    pub timed_out: bool,
-    /// The second stage runs.
-    pub second_stage: bool,
-    /// Nanoseconds left in this stage while the machine is paused.
-    pub left_ns: Option<u64>,
-}
-
-impl Default for TimerState {
-    fn default() -> Self {
-        Self {
-            first: STAGE_MASK,
-            second: STAGE_MASK,
-            config: 0,
-            lock: 0,
-            unlock: Unlock::Closed,
-            timed_out: false,
-            second_stage: false,
-            left_ns: None,
-        }
-    }
-}
-
-/// What the end of a stage means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expiry {
-    /// The second stage has begun.
-    Next,
-    /// The guest did not feed it in time.
-    Fire,
-    /// It did not, and has asked for nothing to happen.
-    Silent,
-}
-
-/// The timer.
-#[derive(Debug, Default)]
-pub struct Timer {
-    /// What the guest can observe.
-    pub state: TimerState,
-    /// When this stage ends, nanoseconds of the caller's clock.
-    deadline: Option<u64>,
-}
-
-impl Timer {
-    /// When [`Timer::expired`] is due, nanoseconds of the caller's clock.
-    pub fn deadline(&self) -> Option<u64> {
-        self.deadline
-    }
-
-    fn stage_ns(&self) -> u64 {
-        let state = &self.state;
-        let value = if state.second_stage {
-            state.second
-        } else {
-            state.first
-        };
-        let shift = if state.config & FAST == 0 { 15 } else { 5 };
-        // 2^20 * 2^15 * 10^9 needs more than 64 bits.
-        let ns = (u128::from(value) << shift) * 1_000_000_000 / u128::from(PCI_CLOCK_HZ);
-        u64::try_from(ns).unwrap_or(u64::MAX).max(1)
-    }
-
-    fn enabled(&self) -> bool {
-        self.state.lock & ENABLE != 0
-    }
-
-    fn begin(&mut self, second_stage: bool, now: u64) {
-        self.state.second_stage = second_stage;
-        self.deadline = Some(now.saturating_add(self.stage_ns()));
-    }
-
-    /// Reads the memory BAR.
-    pub fn read(&self, offset: u32) -> u32 {
-        // Preloads can only be written.
-        if offset == 0xc && self.state.timed_out {
-            TIMED_OUT
-        } else {
-            0
-        }
-    }
-
-    /// Writes `width` bytes of the memory BAR.
-    pub fn write(&mut self, offset: u32, width: u8, value: u32, now: u64) {
-        let open = self.state.unlock == Unlock::Open;
-        if offset == 0xc && width <= 2 {
-            self.state.unlock = match (value & 0xff, self.state.unlock) {
-                (0x80, _) => Unlock::Half,
-                (0x86, Unlock::Half) => Unlock::Open,
-                (_, Unlock::Open) => Unlock::Open,
-                _ => Unlock::Closed,
-            };
-        }
-        if !open {
-            return;
-        }
-        match offset {
-            0x0 => self.state.first = value & STAGE_MASK,
-            0x4 => self.state.second = value & STAGE_MASK,
-            0xc if value & 0xff != 0x80 && value & 0xff != 0x86 => {
-                if value & TIMED_OUT != 0 {
-                    self.state.timed_out = false;
-                }
-                if value & RELOAD != 0 && self.enabled() {
-                    self.begin(false, now);
-                }
-            }
-            _ => return,
-        }
-        if width > 1 && !(offset == 0xc && matches!(value & 0xff, 0x80 | 0x86)) {
-            self.state.unlock = Unlock::Closed;
-        }
-    }
-
-    /// Configuration register (PCI 0x60).
     pub fn config(&self) -> u16 {
         self.state.config
     }
@@ -385,7 +266,11 @@ mod tests {
         assert_eq!(timer.expired(second), Expiry::Fire);
         assert_eq!(timer.deadline(), None);
         timer.reset();
-        assert_eq!(timer.read(0xc), TIMED_OUT, "the guest sees whose reset it was");
+        assert_eq!(
+            timer.read(0xc),
+            TIMED_OUT,
+            "the guest sees whose reset it was"
+        );
         unlocked(&mut timer, 0xc, TIMED_OUT, 0);
         assert_eq!(timer.read(0xc), 0);
     }
