@@ -11,6 +11,7 @@ use vmm_api::control::{
 };
 
 use super::build::{TOKEN_CHANNELS, TOKEN_GATE, TOKEN_NOTICES, TOKEN_SIGNALS, TOKEN_WATCHDOGS, os};
+use super::devices::net;
 use super::{Ending, FAREWELL, Machine, MachineError};
 use crate::chardev::{Outcome, TOKENS};
 use crate::control::{self, Asked};
@@ -178,14 +179,19 @@ impl Machine {
             }
             Call::Nmi => self.threads.each(|_| Job::Nmi),
             Call::OnPoweroff(action) => self.config.on_poweroff = *action,
-            Call::Stats => return Ok(Answer::Stats(vmm_api::control::Stats::default())),
+            Call::Stats => return Ok(Answer::Stats(self.devices.pci.stats())),
             Call::SetBalloon { .. } | Call::SetBalloonPeriod { .. } => {
                 return Err("this machine has no balloon".into());
             }
-            Call::SetLink { id, .. }
-            | Call::SetBandwidth { id, .. }
-            | Call::SetDiskLimits { id, .. }
-            | Call::ResizeDisk { id, .. } => return Err(format!("there is no device '{id}'")),
+            Call::SetLink { id, up } => self.devices.pci.net(id)?.set_link(*up),
+            Call::SetBandwidth {
+                id,
+                inbound,
+                outbound,
+            } => net::set_bandwidth(self.devices.pci.net(id)?, *inbound, *outbound),
+            Call::SetDiskLimits { id, .. } | Call::ResizeDisk { id, .. } => {
+                return Err(format!("there is no device '{id}'"));
+            }
         }
         Ok(Answer::Done)
     }

@@ -1,9 +1,13 @@
 //! The PCI devices of a machine: made from their configuration, reached by their ids.
 
+pub mod net;
+
 use std::sync::{Arc, Mutex, Weak};
 
 use hypervisor::Vm;
+use virtio::net::NetHandle;
 use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
+use vmm_api::control::Stats;
 use vmm_api::devices::{
     DeviceConfig, DeviceKind, PciAddress, RootPortConfig, WatchdogAction, WatchdogConfig,
 };
@@ -31,6 +35,8 @@ pub struct Watchdog {
 pub struct PciDevices {
     /// The functions.
     pub root: Arc<PciRoot>,
+    /// Network cards, by id.
+    pub nets: Vec<(String, NetHandle)>,
     /// Watchdogs.
     pub watchdogs: Vec<Watchdog>,
 }
@@ -77,6 +83,7 @@ struct Builder {
     /// Slots of root ports, by the bus behind them.
     slots: Vec<(u8, Arc<FixedSlot>)>,
     ram: Arc<dyn virtio::GuestMemory>,
+    nets: Vec<(String, NetHandle)>,
     watchdogs: Vec<Watchdog>,
     notices: Arc<Notices>,
 }
@@ -96,6 +103,7 @@ impl PciDevices {
             root: PciRoot::new(parts.requests.clone()),
             slots: Vec::new(),
             ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
+            nets: Vec::new(),
             watchdogs: Vec::new(),
             notices: parts.notices.clone(),
         };
@@ -115,9 +123,36 @@ impl PciDevices {
         }
         Ok(Self {
             root: Arc::new(builder.root),
+            nets: builder.nets,
             watchdogs: builder.watchdogs,
         })
     }
+}
+
+impl PciDevices {
+    /// The network card `id`.
+    ///
+    /// # Errors
+    /// There is none of that name, in words for the caller.
+    pub fn net(&self, id: &str) -> Result<&NetHandle, String> {
+        find(&self.nets, id).ok_or_else(|| format!("there is no network card '{id}'"))
+    }
+
+    /// What all devices have counted.
+    pub fn stats(&self) -> Stats {
+        let net = |(id, handle): &(String, NetHandle)| (id.clone(), net::stats(handle));
+        Stats {
+            disks: Vec::new(),
+            nets: self.nets.iter().map(net).collect(),
+            balloon: None,
+        }
+    }
+}
+
+fn find<'a, T>(list: &'a [(String, T)], id: &str) -> Option<&'a T> {
+    list.iter()
+        .find(|entry| entry.0 == id)
+        .map(|entry| &entry.1)
 }
 
 fn failed(device: &DeviceConfig, error: impl std::fmt::Display) -> MachineError {
@@ -212,9 +247,9 @@ impl Builder {
     fn device(&mut self, device: &DeviceConfig) -> Result<(), MachineError> {
         match &device.kind {
             DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
+            DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Watchdog(config) => self.watchdog(device, *config),
             DeviceKind::Disk(_)
-            | DeviceKind::Net(_)
             | DeviceKind::Console(_)
             | DeviceKind::Rng(_)
             | DeviceKind::Balloon(_)
