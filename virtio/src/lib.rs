@@ -3,6 +3,7 @@
 //! Knows queues and guest memory, and no hypervisor. virtio 1.2 (OASIS committee specification
 //! 01, 2022) is the specification meant wherever only a section is named.
 
+pub mod block;
 pub mod device;
 pub mod feature;
 mod life;
@@ -10,6 +11,7 @@ pub mod memory;
 pub mod net;
 pub mod pci;
 pub mod queue;
+pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod worker;

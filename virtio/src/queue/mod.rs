@@ -63,12 +63,12 @@ pub enum QueueError {
         /// Guest-physical.
         address: u64,
     },
-    /// More buffers available than the queue has entries.
-    #[error("available index {available} runs away from {next}")]
+    /// More buffers given to the device than the queue has entries.
+    #[error("available index {available} runs away from {next}, given back so far")]
     RanAway {
         /// What the driver wrote.
         available: u16,
-        /// How far the device has come.
+        /// Buffers the device has given back.
         next: u16,
     },
     /// A descriptor's number is beyond its table.
@@ -219,11 +219,13 @@ impl Queue {
             // Acquire: the ring's entries and descriptors are read after the index that covers
             // them (2.7.13.1).
             self.available = self.driver.load(INDEX, Ordering::Acquire);
-            let ahead = self.available.wrapping_sub(self.next_available);
-            if ahead > self.setup.size {
+            // What the device has popped and not given back counts too: a driver has no more than
+            // its queue's entries out, and can't make the device keep more.
+            let out = self.available.wrapping_sub(self.next_used);
+            if out > self.setup.size || out < self.in_flight() {
                 return self.broke(QueueError::RanAway {
                     available: self.available,
-                    next: self.next_available,
+                    next: self.next_used,
                 });
             }
         }

@@ -11,14 +11,18 @@
 // Devices' tests take what they need of it.
 #![allow(dead_code, unused_imports)]
 
+pub(crate) mod conformance;
 mod driver;
+pub(crate) mod machine;
 mod ram;
 mod random;
 
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+pub(crate) use conformance::{Subject, conformance};
 pub(crate) use driver::{Driver, Used};
+pub(crate) use machine::Machine;
 pub(crate) use ram::TestRam;
 pub(crate) use random::Random;
 

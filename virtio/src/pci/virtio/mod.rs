@@ -2,8 +2,6 @@
 
 mod common;
 mod interrupt;
-#[cfg(test)]
-pub(crate) mod tests;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
