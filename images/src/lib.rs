@@ -13,15 +13,17 @@
 //! Nothing here opens a path by itself: whoever uses an image opens its files (the daemon does,
 //! and hands the descriptors to the VMM), the backing files among them.
 
+pub mod chain;
 pub mod engine;
 mod error;
 mod file;
-#[allow(dead_code, reason = "qcow2 uses it")]
 mod grace;
 mod image;
 pub mod iovec;
 pub mod limits;
 pub mod lock;
+pub mod luks;
+pub mod qcow2;
 mod raw;
 #[cfg(test)]
 mod testing;
@@ -29,4 +31,5 @@ mod testing;
 pub use error::Error;
 pub use file::{Alignment, File};
 pub use image::{Cipher, Extent, Image, ImageInfo, IoBuf, Plain};
+pub use qcow2::Qcow2;
 pub use raw::Raw;
