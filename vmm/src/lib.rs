@@ -28,6 +28,7 @@ pub mod pci;
 pub mod program;
 pub mod ram;
 pub mod resource;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 pub mod vcpu;

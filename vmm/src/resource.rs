@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -107,6 +108,28 @@ pub fn open_device(resource: &Resource) -> Result<OwnedFd, ResourceError> {
         Resource::Path(path) => Ok(File::options()
             .read(true)
             .write(true)
+            .open(path)
+            .map_err(failed(resource))?
+            .into()),
+    }
+}
+
+/// A disk's file or block device, for reading or for both; with `direct` past the page cache.
+/// What is handed over must have been opened so.
+///
+/// # Errors
+/// Not openable so, or not handed over.
+pub fn open_disk(
+    resource: &Resource,
+    writable: bool,
+    direct: bool,
+) -> Result<OwnedFd, ResourceError> {
+    match resource {
+        Resource::Fd(fd) => inherit(*fd),
+        Resource::Path(path) => Ok(File::options()
+            .read(true)
+            .write(writable)
+            .custom_flags(if direct { libc::O_DIRECT } else { 0 })
             .open(path)
             .map_err(failed(resource))?
             .into()),

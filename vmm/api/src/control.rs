@@ -148,8 +148,6 @@ pub struct DiskStats {
     pub allocation: u64,
     /// Highest byte offset in use in the image's file.
     pub physical: u64,
-    /// Highest offset written since the start, bytes.
-    pub write_highest: u64,
 }
 
 /// A network card's counters, as the guest sees the directions.

@@ -189,9 +189,8 @@ impl Machine {
                 inbound,
                 outbound,
             } => net::set_bandwidth(self.devices.pci.net(id)?, *inbound, *outbound),
-            Call::SetDiskLimits { id, .. } | Call::ResizeDisk { id, .. } => {
-                return Err(format!("there is no device '{id}'"));
-            }
+            Call::SetDiskLimits { id, limits } => self.devices.pci.disk(id)?.set_limits(limits)?,
+            Call::ResizeDisk { id, bytes } => self.devices.pci.disk(id)?.resize(*bytes)?,
         }
         Ok(Answer::Done)
     }

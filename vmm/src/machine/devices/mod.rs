@@ -1,5 +1,6 @@
 //! The PCI devices of a machine: made from their configuration, reached by their ids.
 
+mod disk;
 pub mod net;
 
 use std::sync::{Arc, Mutex, Weak};
@@ -12,6 +13,7 @@ use vmm_api::devices::{
     DeviceConfig, DeviceKind, PciAddress, RootPortConfig, WatchdogAction, WatchdogConfig,
 };
 
+use self::disk::Disk;
 use super::MachineError;
 use crate::bus::Movable;
 use crate::devices::i6300esb::I6300esb;
@@ -35,6 +37,8 @@ pub struct Watchdog {
 pub struct PciDevices {
     /// The functions.
     pub root: Arc<PciRoot>,
+    /// Disks, by id.
+    pub disks: Vec<(String, Disk)>,
     /// Network cards, by id.
     pub nets: Vec<(String, NetHandle)>,
     /// Watchdogs.
@@ -83,8 +87,10 @@ struct Builder {
     /// Slots of root ports, by the bus behind them.
     slots: Vec<(u8, Arc<FixedSlot>)>,
     ram: Arc<dyn virtio::GuestMemory>,
+    disks: Vec<(String, Disk)>,
     nets: Vec<(String, NetHandle)>,
     watchdogs: Vec<Watchdog>,
+    vcpus: u16,
     notices: Arc<Notices>,
 }
 
@@ -93,7 +99,7 @@ impl PciDevices {
     ///
     /// # Errors
     /// What can't be made, by its id.
-    pub fn new(config: &[DeviceConfig], parts: &Parts) -> Result<Self, MachineError> {
+    pub fn new(config: &[DeviceConfig], vcpus: u32, parts: &Parts) -> Result<Self, MachineError> {
         let mut builder = Builder {
             hosts: Hosts::new(
                 parts.vm.clone(),
@@ -103,7 +109,9 @@ impl PciDevices {
             root: PciRoot::new(parts.requests.clone()),
             slots: Vec::new(),
             ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
+            disks: Vec::new(),
             nets: Vec::new(),
+            vcpus: u16::try_from(vcpus).unwrap_or(u16::MAX),
             watchdogs: Vec::new(),
             notices: parts.notices.clone(),
         };
@@ -123,6 +131,7 @@ impl PciDevices {
         }
         Ok(Self {
             root: Arc::new(builder.root),
+            disks: builder.disks,
             nets: builder.nets,
             watchdogs: builder.watchdogs,
         })
@@ -138,11 +147,20 @@ impl PciDevices {
         find(&self.nets, id).ok_or_else(|| format!("there is no network card '{id}'"))
     }
 
+    /// The disk `id`.
+    ///
+    /// # Errors
+    /// There is none of that name, in words for the caller.
+    pub fn disk(&self, id: &str) -> Result<&Disk, String> {
+        find(&self.disks, id).ok_or_else(|| format!("there is no disk '{id}'"))
+    }
+
     /// What all devices have counted.
     pub fn stats(&self) -> Stats {
+        let disk = |(id, disk): &(String, Disk)| (id.clone(), disk.stats());
         let net = |(id, handle): &(String, NetHandle)| (id.clone(), net::stats(handle));
         Stats {
-            disks: Vec::new(),
+            disks: self.disks.iter().map(disk).collect(),
             nets: self.nets.iter().map(net).collect(),
             balloon: None,
         }
@@ -247,10 +265,10 @@ impl Builder {
     fn device(&mut self, device: &DeviceConfig) -> Result<(), MachineError> {
         match &device.kind {
             DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
+            DeviceKind::Disk(config) => self.disk(device, config),
             DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Watchdog(config) => self.watchdog(device, *config),
-            DeviceKind::Disk(_)
-            | DeviceKind::Console(_)
+            DeviceKind::Console(_)
             | DeviceKind::Rng(_)
             | DeviceKind::Balloon(_)
             | DeviceKind::Vsock(_) => Err(failed(device, "not there yet")),

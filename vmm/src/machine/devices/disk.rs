@@ -1,0 +1,275 @@
+//! Disks.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use images::engine::{Aio, Cache, DetectZeroes, Engine, Op, Options};
+use images::limits::{Limits, Rate};
+use images::lock::{self, Usage};
+use images::{File, Image, Raw};
+use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
+use vmm_api::control::{DiskStats, Event};
+use vmm_api::devices::{self as api, DeviceConfig, DiskConfig, ImageConfig, ImageFormat};
+
+use super::{Builder, failed};
+use crate::machine::MachineError;
+use crate::notices::{Notice, Notices};
+use crate::resource;
+use crate::storage::EngineStorage;
+
+/// Queues of a disk whose number is left to us: one a vCPU up to here.
+const QUEUES_MAX: u16 = 16;
+/// Entries of a queue.
+const QUEUE_SIZE: u16 = 256;
+
+/// A disk, for changes while its guest runs.
+#[derive(Debug)]
+pub struct Disk {
+    handle: Handle,
+    engine: Arc<Engine>,
+}
+
+impl Disk {
+    /// Its counters.
+    pub fn stats(&self) -> DiskStats {
+        let of = |op| self.engine.stats().get(op);
+        let (read, write, flush, discard) =
+            (of(Op::Read), of(Op::Write), of(Op::Flush), of(Op::Discard));
+        let info = self.engine.image().info().unwrap_or_else(|error| {
+            log::warn!("a disk's size: {error}");
+            images::ImageInfo::default()
+        });
+        DiskStats {
+            read_requests: read.requests,
+            read_bytes: read.bytes,
+            read_ns: read.nanos,
+            write_requests: write.requests,
+            write_bytes: write.bytes,
+            write_ns: write.nanos,
+            flush_requests: flush.requests,
+            flush_ns: flush.nanos,
+            errors: read.failed + write.failed + flush.failed + discard.failed,
+            capacity: self.handle.capacity(),
+            allocation: info.allocated,
+            physical: info.end,
+        }
+    }
+
+    /// Changes its limits.
+    ///
+    /// # Errors
+    /// Limits that contradict each other, in words for the caller.
+    pub fn set_limits(&self, to: &api::DiskLimits) -> Result<(), String> {
+        self.engine
+            .set_limits(limits(to))
+            .map_err(|error| error.to_string())
+    }
+
+    /// Changes its size.
+    ///
+    /// # Errors
+    /// What the image or the host says, in words for the caller.
+    pub fn resize(&self, bytes: u64) -> Result<(), String> {
+        if !bytes.is_multiple_of(512) {
+            return Err(format!("{bytes} bytes are not whole sectors of 512"));
+        }
+        let image = self.engine.image();
+        let before = image.size();
+        // A guest must not reach for what is gone: it is told of less before, of more after.
+        if bytes < before {
+            self.handle.set_capacity(bytes);
+        }
+        if let Err(error) = image.resize(bytes) {
+            self.handle.set_capacity(image.size());
+            return Err(error.to_string());
+        }
+        self.handle.set_capacity(bytes);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Failures {
+    id: String,
+    notices: Arc<Notices>,
+}
+
+impl Hooks for Failures {
+    fn failed(&self, failure: Failure) {
+        let policy = match failure.action {
+            Action::Ignore => api::ErrorPolicy::Ignore,
+            Action::Report => api::ErrorPolicy::Report,
+            Action::Stop => api::ErrorPolicy::Stop,
+        };
+        let what = if failure.write { "write" } else { "read" };
+        let error = std::io::Error::from_raw_os_error(failure.errno);
+        let event = Event::IoError {
+            id: self.id.clone(),
+            policy,
+            reason: if failure.errno == libc::ENOSPC {
+                "enospc".into()
+            } else {
+                String::new()
+            },
+            message: format!("{what}: {error}"),
+        };
+        self.notices.send(match failure.action {
+            Action::Stop => Notice::Pause(event),
+            Action::Ignore | Action::Report => Notice::Tell(event),
+        });
+    }
+}
+
+fn rate(limit: api::Limit) -> Rate {
+    Rate {
+        average: limit.rate,
+        burst: limit.burst,
+        burst_seconds: limit.burst_seconds,
+    }
+}
+
+fn limits(of: &api::DiskLimits) -> Limits {
+    Limits {
+        total_bytes: rate(of.total_bytes),
+        read_bytes: rate(of.read_bytes),
+        write_bytes: rate(of.write_bytes),
+        total_iops: rate(of.total_iops),
+        read_iops: rate(of.read_iops),
+        write_iops: rate(of.write_iops),
+        iops_size: of.iops_size,
+    }
+}
+
+fn on_error(policy: api::ErrorPolicy) -> OnError {
+    match policy {
+        api::ErrorPolicy::Report => OnError::Report,
+        api::ErrorPolicy::Stop => OnError::Stop,
+        api::ErrorPolicy::Ignore => OnError::Ignore,
+        api::ErrorPolicy::Enospace => OnError::Enospace,
+    }
+}
+
+fn options(config: &DiskConfig) -> Options {
+    Options {
+        cache: match config.cache {
+            api::CacheMode::None => Cache::None,
+            api::CacheMode::Writeback => Cache::Writeback,
+            api::CacheMode::Writethrough => Cache::Writethrough,
+            api::CacheMode::Directsync => Cache::DirectSync,
+            api::CacheMode::Unsafe => Cache::Unsafe,
+        },
+        aio: match config.io {
+            api::IoMode::Threads => Aio::Threads,
+            api::IoMode::Native | api::IoMode::IoUring => Aio::Ring,
+        },
+        discard: config.discard,
+        detect_zeroes: match config.detect_zeroes {
+            api::DetectZeroes::Off => DetectZeroes::Off,
+            api::DetectZeroes::On => DetectZeroes::On,
+            api::DetectZeroes::Unmap => DetectZeroes::Unmap,
+        },
+        read_only: config.readonly,
+    }
+}
+
+/// How an image's files are opened and locked.
+#[derive(Debug, Clone, Copy)]
+struct Access {
+    writable: bool,
+    shareable: bool,
+    direct: bool,
+}
+
+impl Access {
+    fn usage(self, format: ImageFormat) -> Usage {
+        match (self.writable, self.shareable, format) {
+            (true, true, ImageFormat::Raw) => Usage::SHARED,
+            (true, _, ImageFormat::Raw) => Usage::WRITE_RAW,
+            (true, ..) => Usage::WRITE,
+            (false, ..) => Usage::READ,
+        }
+    }
+}
+
+fn open_file(
+    device: &DeviceConfig,
+    at: &vmm_api::config::Resource,
+    name: &str,
+    access: Access,
+    usage: Usage,
+) -> Result<File, MachineError> {
+    let fd: OwnedFd = resource::open_disk(at, access.writable, access.direct)?;
+    let file = File::new(fd, name).map_err(|error| failed(device, error))?;
+    lock::change(file.fd(), name, Usage::NONE, usage).map_err(|error| failed(device, error))?;
+    Ok(file)
+}
+
+/// Opens an image with everything behind it.
+fn open_image(
+    device: &DeviceConfig,
+    config: &ImageConfig,
+    access: Access,
+) -> Result<Arc<dyn Image>, MachineError> {
+    let usage = access.usage(config.format);
+    let file = open_file(device, &config.file, &config.name, access, usage)?;
+    match config.format {
+        ImageFormat::Raw => Ok(Arc::new(
+            Raw::new(file).map_err(|error| failed(device, error))?,
+        )),
+        ImageFormat::Qcow2 | ImageFormat::Luks => Err(failed(device, "format is not there yet")),
+    }
+}
+
+impl Builder {
+    pub(super) fn disk(
+        &mut self,
+        device: &DeviceConfig,
+        config: &DiskConfig,
+    ) -> Result<(), MachineError> {
+        let Some(image) = &config.image else {
+            return Err(failed(
+                device,
+                "a drive without a medium: virtio disks have one",
+            ));
+        };
+        let options = options(config);
+        let access = Access {
+            writable: !config.readonly,
+            shareable: config.shareable,
+            direct: options.cache.direct(),
+        };
+        let engine = Engine::new(open_image(device, image, access)?, options);
+        engine
+            .set_limits(limits(&config.limits))
+            .map_err(|error| failed(device, error))?;
+        let hooks = Arc::new(Failures {
+            id: device.id.clone(),
+            notices: self.notices.clone(),
+        });
+        let block = block::Options {
+            read_only: config.readonly,
+            serial: config.serial.clone(),
+            queues: if config.queues == 0 {
+                self.vcpus.min(QUEUES_MAX)
+            } else {
+                config.queues
+            },
+            queue_size: QUEUE_SIZE,
+            logical_block_size: config.logical_block_size,
+            physical_block_size: config.physical_block_size,
+            policy: Policy {
+                read: on_error(config.on_read_error),
+                write: on_error(config.on_write_error),
+            },
+            ..block::Options::default()
+        };
+        let storage = Arc::new(EngineStorage(engine.clone()));
+        let block = Block::new(block, storage, hooks).map_err(|error| failed(device, error))?;
+        let disk = Disk {
+            handle: block.handle(),
+            engine,
+        };
+        self.disks.push((device.id.clone(), disk));
+        self.virtio(device, Box::new(block))
+    }
+}
