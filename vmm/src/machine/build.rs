@@ -274,7 +274,7 @@ impl Machine {
             let token = TOKEN_WATCHDOGS + index as u64;
             builder.watch(watchdog.device.alarm(), token)?;
         }
-        let devices = build_devices(&mut builder, &config, &ioapic, &requests, pci)?;
+        let mut devices = build_devices(&mut builder, &config, &ioapic, &requests, pci)?;
 
         let template = hypervisor::cpu::template(
             &*vm,
@@ -322,13 +322,26 @@ impl Machine {
                 call: "starting a vCPU thread",
                 source,
             })?;
-        let awaited = awaited(&config);
+        let mut awaited = awaited(&config);
+        let mut port_channels = Vec::new();
+        for pending in std::mem::take(&mut devices.pci.ports) {
+            let index = builder.channels.len();
+            if pending.wait {
+                awaited.push(index);
+            }
+            let id = pending.id.clone();
+            builder
+                .channel(pending.port, Some(pending.end), pending.link, pending.log)
+                .map_err(|error| MachineError::Config(format!("{id}: {error}")))?;
+            port_channels.push((id, index));
+        }
         let mut machine = Self {
             threads,
             gate,
             notices,
             devices,
             channels: builder.channels,
+            port_channels,
             control,
             signals: None,
             epoll: builder.epoll,
@@ -365,9 +378,13 @@ fn generation_id(text: &str) -> Result<[u8; 16], MachineError> {
     Ok(id)
 }
 
+/// The guest starts only when somebody is at the other end.
+pub(super) fn waits(backend: &CharBackend) -> bool {
+    matches!(backend, CharBackend::Listen { wait: true, .. })
+}
+
 /// Channels whose first peer the start waits for.
 fn awaited(config: &MachineConfig) -> Vec<usize> {
-    let waits = |backend: &CharBackend| matches!(backend, CharBackend::Listen { wait: true, .. });
     let serials = config.serials.iter().enumerate();
     serials
         .filter(|(_, serial)| waits(&serial.backend))

@@ -119,6 +119,8 @@ pub struct Machine {
     notices: Arc<Notices>,
     devices: Devices,
     channels: Vec<Channel>,
+    /// Which channel is which virtio-serial port's, by the port's id.
+    port_channels: Vec<(String, usize)>,
     control: Option<Control>,
     signals: Option<SignalFd>,
     epoll: Epoll,
@@ -139,6 +141,15 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The pseudo-terminals of the virtio-serial ports that have one, by their ids.
+    fn port_ptys(&self) -> Vec<(String, String)> {
+        let path = |(id, index): &(String, usize)| {
+            let path = self.channels.get(*index)?.pty_path()?;
+            Some((id.clone(), path.to_owned()))
+        };
+        self.port_channels.iter().filter_map(path).collect()
+    }
+
     /// The pseudo-terminals of the serial ports that have one.
     #[must_use]
     pub fn serial_ptys(&self) -> Vec<Option<String>> {

@@ -217,7 +217,7 @@ impl Machine {
             vcpu_time_ns: self.threads.cpu_times(),
             process_time_ns: process_time(),
             serial_ptys: self.serial_ptys(),
-            port_ptys: Vec::new(),
+            port_ptys: self.port_ptys(),
         }
     }
 

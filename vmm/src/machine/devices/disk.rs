@@ -1,12 +1,13 @@
 //! Disks.
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use images::engine::{Aio, Cache, DetectZeroes, Engine, Op, Options};
 use images::limits::{Limits, Rate};
 use images::lock::{self, Usage};
-use images::{File, Image, Raw};
+use images::{File, chain};
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
 use vmm_api::control::{DiskStats, Event};
 use vmm_api::devices::{self as api, DeviceConfig, DiskConfig, ImageConfig, ImageFormat};
@@ -204,20 +205,61 @@ fn open_file(
     Ok(file)
 }
 
-/// Opens an image with everything behind it.
-fn open_image(
+/// Everything that a passphrase file may hold.
+const PASSPHRASE_MAX: u64 = 64 << 10;
+
+/// Opens the files of an image and of everything behind it. Locks follow the descriptors: the
+/// image's own keeps writers away, those behind it are only read.
+fn open_files(
     device: &DeviceConfig,
     config: &ImageConfig,
     access: Access,
-) -> Result<Arc<dyn Image>, MachineError> {
+) -> Result<chain::ImageConfig, MachineError> {
     let usage = access.usage(config.format);
-    let file = open_file(device, &config.file, &config.name, access, usage)?;
-    match config.format {
-        ImageFormat::Raw => Ok(Arc::new(
-            Raw::new(file).map_err(|error| failed(device, error))?,
-        )),
-        ImageFormat::Qcow2 | ImageFormat::Luks => Err(failed(device, "format is not there yet")),
-    }
+    let data_file = match &config.data_file {
+        Some(at) => {
+            let name = format!("{} (data file)", config.name);
+            let usage = access.usage(ImageFormat::Raw);
+            Some(open_file(device, at, &name, access, usage)?)
+        }
+        None => None,
+    };
+    let backing = match &config.backing {
+        Some(backing) => {
+            let access = Access {
+                writable: false,
+                shareable: false,
+                ..access
+            };
+            Some(Box::new(open_files(device, backing, access)?))
+        }
+        None => None,
+    };
+    let passphrase = match &config.passphrase {
+        Some(at) => {
+            let mut bytes = Vec::new();
+            let mut file = resource::open_read(at)?.take(PASSPHRASE_MAX);
+            file.read_to_end(&mut bytes)
+                .map_err(|error| failed(device, format!("passphrase: {error}")))?;
+            Some(bytes)
+        }
+        None => None,
+    };
+    Ok(chain::ImageConfig {
+        format: match config.format {
+            ImageFormat::Raw => chain::Format::Raw,
+            ImageFormat::Qcow2 => chain::Format::Qcow2,
+            ImageFormat::Luks => return Err(failed(device, "format luks is not there yet")),
+        },
+        data_file,
+        backing,
+        passphrase,
+        read_only: !access.writable,
+        ..chain::ImageConfig::new(
+            chain::Format::Raw,
+            open_file(device, &config.file, &config.name, access, usage)?,
+        )
+    })
 }
 
 impl Builder {
@@ -238,7 +280,11 @@ impl Builder {
             shareable: config.shareable,
             direct: options.cache.direct(),
         };
-        let engine = Engine::new(open_image(device, image, access)?, options);
+        let engine = Engine::new(
+            chain::open(open_files(device, image, access)?)
+                .map_err(|error| failed(device, error))?,
+            options,
+        );
         engine
             .set_limits(limits(&config.limits))
             .map_err(|error| failed(device, error))?;

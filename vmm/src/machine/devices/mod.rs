@@ -1,5 +1,6 @@
 //! The PCI devices of a machine: made from their configuration, reached by their ids.
 
+mod console;
 mod disk;
 pub mod net;
 
@@ -13,6 +14,7 @@ use vmm_api::devices::{
     DeviceConfig, DeviceKind, PciAddress, RootPortConfig, WatchdogAction, WatchdogConfig,
 };
 
+use self::console::PendingPort;
 use self::disk::Disk;
 use super::MachineError;
 use crate::bus::Movable;
@@ -41,6 +43,8 @@ pub struct PciDevices {
     pub disks: Vec<(String, Disk)>,
     /// Network cards, by id.
     pub nets: Vec<(String, NetHandle)>,
+    /// Ports of virtio-serial devices, whose host sides go onto the event loop.
+    pub ports: Vec<PendingPort>,
     /// Watchdogs.
     pub watchdogs: Vec<Watchdog>,
 }
@@ -89,6 +93,7 @@ struct Builder {
     ram: Arc<dyn virtio::GuestMemory>,
     disks: Vec<(String, Disk)>,
     nets: Vec<(String, NetHandle)>,
+    ports: Vec<PendingPort>,
     watchdogs: Vec<Watchdog>,
     vcpus: u16,
     notices: Arc<Notices>,
@@ -111,6 +116,7 @@ impl PciDevices {
             ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
             disks: Vec::new(),
             nets: Vec::new(),
+            ports: Vec::new(),
             vcpus: u16::try_from(vcpus).unwrap_or(u16::MAX),
             watchdogs: Vec::new(),
             notices: parts.notices.clone(),
@@ -133,6 +139,7 @@ impl PciDevices {
             root: Arc::new(builder.root),
             disks: builder.disks,
             nets: builder.nets,
+            ports: builder.ports,
             watchdogs: builder.watchdogs,
         })
     }
@@ -266,12 +273,12 @@ impl Builder {
         match &device.kind {
             DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
             DeviceKind::Disk(config) => self.disk(device, config),
+            DeviceKind::Console(config) => self.console(device, config),
             DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Watchdog(config) => self.watchdog(device, *config),
-            DeviceKind::Console(_)
-            | DeviceKind::Rng(_)
-            | DeviceKind::Balloon(_)
-            | DeviceKind::Vsock(_) => Err(failed(device, "not there yet")),
+            DeviceKind::Rng(_) | DeviceKind::Balloon(_) | DeviceKind::Vsock(_) => {
+                Err(failed(device, "not there yet"))
+            }
         }
     }
 
