@@ -5,13 +5,15 @@ mod disk;
 pub mod net;
 
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use hypervisor::Vm;
 use virtio::net::NetHandle;
+use virtio::rng::{Rate, Rng, Source};
 use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
 use vmm_api::control::Stats;
 use vmm_api::devices::{
-    DeviceConfig, DeviceKind, PciAddress, RootPortConfig, WatchdogAction, WatchdogConfig,
+    DeviceConfig, DeviceKind, PciAddress, RngConfig, RootPortConfig, WatchdogAction, WatchdogConfig,
 };
 
 use self::console::PendingPort;
@@ -24,6 +26,7 @@ use crate::memory::GuestMemory;
 use crate::notices::Notices;
 use crate::pci::{Hosts, PciRoot, pin_slot};
 use crate::ram::Ram;
+use crate::resource;
 
 /// A watchdog, and what happens when it is not fed.
 #[derive(Debug)]
@@ -275,11 +278,25 @@ impl Builder {
             DeviceKind::Disk(config) => self.disk(device, config),
             DeviceKind::Console(config) => self.console(device, config),
             DeviceKind::Net(config) => self.net(device, config),
+            DeviceKind::Rng(config) => self.rng(device, config),
             DeviceKind::Watchdog(config) => self.watchdog(device, *config),
-            DeviceKind::Rng(_) | DeviceKind::Balloon(_) | DeviceKind::Vsock(_) => {
+            DeviceKind::Balloon(_) | DeviceKind::Vsock(_) => {
                 Err(failed(device, "not there yet"))
             }
         }
+    }
+
+    fn rng(&mut self, device: &DeviceConfig, config: &RngConfig) -> Result<(), MachineError> {
+        let source = resource::open_read(&config.source)?;
+        // A hardware generator that has nothing now must not hold up the device's thread.
+        resource::set_nonblocking(&source).map_err(|error| failed(device, error))?;
+        let rate = (config.max_bytes > 0).then(|| Rate {
+            bytes: config.max_bytes.into(),
+            period: Duration::from_millis(config.period_ms.into()),
+        });
+        let rng =
+            Rng::new(Source::File(source.into()), rate).map_err(|error| failed(device, error))?;
+        self.virtio(device, Box::new(rng))
     }
 
     fn watchdog(
