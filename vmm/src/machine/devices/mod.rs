@@ -1,6 +1,5 @@
 //! The PCI devices of a machine: made from their configuration, reached by their ids.
 
-mod console;
 mod disk;
 pub mod net;
 
@@ -9,14 +8,13 @@ use std::time::Duration;
 
 use hypervisor::Vm;
 use virtio::net::NetHandle;
-use virtio::rng::{Rate, Rng, Source};
 use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
+use virtio::rng::{Rate, Rng, Source};
 use vmm_api::control::Stats;
 use vmm_api::devices::{
     DeviceConfig, DeviceKind, PciAddress, RngConfig, RootPortConfig, WatchdogAction, WatchdogConfig,
 };
 
-use self::console::PendingPort;
 use self::disk::Disk;
 use super::MachineError;
 use crate::bus::Movable;
@@ -46,8 +44,6 @@ pub struct PciDevices {
     pub disks: Vec<(String, Disk)>,
     /// Network cards, by id.
     pub nets: Vec<(String, NetHandle)>,
-    /// Ports of virtio-serial devices, whose host sides go onto the event loop.
-    pub ports: Vec<PendingPort>,
     /// Watchdogs.
     pub watchdogs: Vec<Watchdog>,
 }
@@ -96,7 +92,6 @@ struct Builder {
     ram: Arc<dyn virtio::GuestMemory>,
     disks: Vec<(String, Disk)>,
     nets: Vec<(String, NetHandle)>,
-    ports: Vec<PendingPort>,
     watchdogs: Vec<Watchdog>,
     vcpus: u16,
     notices: Arc<Notices>,
@@ -119,7 +114,6 @@ impl PciDevices {
             ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
             disks: Vec::new(),
             nets: Vec::new(),
-            ports: Vec::new(),
             vcpus: u16::try_from(vcpus).unwrap_or(u16::MAX),
             watchdogs: Vec::new(),
             notices: parts.notices.clone(),
@@ -142,7 +136,6 @@ impl PciDevices {
             root: Arc::new(builder.root),
             disks: builder.disks,
             nets: builder.nets,
-            ports: builder.ports,
             watchdogs: builder.watchdogs,
         })
     }
@@ -276,11 +269,11 @@ impl Builder {
         match &device.kind {
             DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
             DeviceKind::Disk(config) => self.disk(device, config),
-            DeviceKind::Console(config) => self.console(device, config),
+
             DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Rng(config) => self.rng(device, config),
             DeviceKind::Watchdog(config) => self.watchdog(device, *config),
-            DeviceKind::Balloon(_) | DeviceKind::Vsock(_) => {
+            DeviceKind::Console(_) | DeviceKind::Balloon(_) | DeviceKind::Vsock(_) => {
                 Err(failed(device, "not there yet"))
             }
         }
