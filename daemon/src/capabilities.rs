@@ -115,6 +115,7 @@ fn vendor_name(vendor: Vendor) -> &'static str {
     match vendor {
         Vendor::Intel => "Intel",
         Vendor::Amd => "AMD",
+        Vendor::Hygon => "Hygon",
     }
 }
 
@@ -122,6 +123,7 @@ fn host_vendor() -> Option<Vendor> {
     match node::cpuinfo("vendor_id").as_deref() {
         Some("GenuineIntel") => Some(Vendor::Intel),
         Some("AuthenticAMD") => Some(Vendor::Amd),
+        Some("HygonGenuine") => Some(Vendor::Hygon),
         _ => None,
     }
 }

@@ -104,7 +104,7 @@ const HYPERVISOR: Place = Place {
 };
 
 /// Features a named model gets besides its own, where the backend has them: they make a guest
-/// cheaper to run and are no part of any model.
+/// cheaper to run and are no part of any model. All but the first need an APIC.
 const ALWAYS: [&str; 5] = ["hypervisor", "x2apic", "tsc-deadline", "arat", "ht"];
 
 /// Features by which the software CPU tells a guest that it need not defend itself against
@@ -152,10 +152,12 @@ pub fn template(vm: &dyn Vm, request: &CpuRequest<'_>) -> Result<CpuTemplate, Cp
             for name in model.features() {
                 wanted.need(name, request)?;
             }
-            for name in ALWAYS {
+            let has = |name| wanted.has(name);
+            let (apic, modern) = (has("apic"), has("lm"));
+            for name in ALWAYS.iter().take(if apic { ALWAYS.len() } else { 1 }) {
                 wanted.like(name, &offered, request)?;
             }
-            if vm.backend() == Backend::Soft && model.vendor == Vendor::Intel {
+            if vm.backend() == Backend::Soft && model.vendor == Vendor::Intel && modern {
                 for name in IMMUNE {
                     wanted.like(name, &offered, request)?;
                 }
@@ -265,10 +267,8 @@ fn model_leaves(
         None => (Vendor::Intel, soft::SIGNATURE, "software"),
     };
     let mut leaves = Leaves::default();
-    let vendor_text: &[u8; 12] = match vendor {
-        Vendor::Intel => b"GenuineIntel",
-        Vendor::Amd => b"AuthenticAMD",
-    };
+    let vendor_text = vendor.text();
+    let amd = vendor != Vendor::Intel;
     let word = |i: usize| {
         u32::from_le_bytes([
             vendor_text[i],
@@ -297,14 +297,10 @@ fn model_leaves(
     );
     leaves.put(7, Some(0), [highest_7, 0, 0, 0]);
     leaves.put(0x8000_0000, None, [0x8000_0008, 0, 0, 0]);
-    if vendor == Vendor::Amd {
+    if amd {
         leaves.put(0x8000_0000, None, [0x8000_0008, ebx, ecx, edx]);
     }
-    leaves.put(
-        0x8000_0001,
-        None,
-        [if vendor == Vendor::Amd { sig } else { 0 }, 0, 0, 0],
-    );
+    leaves.put(0x8000_0001, None, [if amd { sig } else { 0 }, 0, 0, 0]);
     let mut brand = [0u8; 48];
     let text = format!("Vireo virtual CPU ({name})");
     let len = text.len().min(47);
@@ -323,7 +319,7 @@ fn model_leaves(
     let bits = offered
         .get(0x8000_0008, 0)
         .map_or(48 << 8 | 40, |e| e.eax & 0xffff);
-    let nc = if vendor == Vendor::Amd && cores * topology.threads > 1 {
+    let nc = if amd && cores * topology.threads > 1 {
         topology.package_bits() << 12 | (cores * topology.threads - 1)
     } else {
         0
@@ -335,7 +331,7 @@ fn model_leaves(
     for (_, place) in &wanted.0 {
         leaves.set_feature(*place, true);
     }
-    if vendor == Vendor::Amd {
+    if amd {
         // AMD repeats leaf 1's old features (bits 0..10, 12..18, 23, 24).
         let shared = leaves.get(1, 0).map_or(0, |e| e.edx) & 0x0183_f3ff;
         leaves.entry(0x8000_0001, None).edx |= shared;

@@ -6,11 +6,13 @@ use crate::CpuidEntry;
 
 /// Features the software CPU has on any host, by libvirt's names.
 ///
-/// Left out on purpose: `la57`, `umip`, `pku`, CET; `monitor`.
+/// Left out on purpose: `pku`, CET; `monitor`; what `models::LEFT_OUT` names.
 static FEATURES: &[&str] = &[
     "3dnowprefetch",
     "abm",
     "adx",
+    "amd-ssbd",
+    "amd-stibp",
     "apic",
     "arat",
     "arch-capabilities",
@@ -19,24 +21,35 @@ static FEATURES: &[&str] = &[
     "clflush",
     "clflushopt",
     "clwb",
+    "clzero",
     "cmov",
+    "cmp_legacy",
+    "cr8legacy",
     "cx16",
     "cx8",
     "de",
     "erms",
+    "flush-l1d",
     "fsgsbase",
     "fsrm",
+    "fxsr_opt",
     "hypervisor",
+    "ibpb",
+    "ibrs",
     "invpcid",
     "invtsc",
+    "la57",
     "lahf_lm",
     "lm",
     "mca",
     "mce",
+    "md-clear",
+    "mmxext",
     "movbe",
     "msr",
     "mtrr",
     "nx",
+    "osvw",
     "pae",
     "pat",
     "pcid",
@@ -53,17 +66,45 @@ static FEATURES: &[&str] = &[
     "smap",
     "smep",
     "spec-ctrl",
+    "ssbd",
+    "stibp",
     "syscall",
     "tsc",
     "tsc-deadline",
+    "tsc_adjust",
+    "umip",
+    "vme",
+    "wbnoinvd",
     "x2apic",
+    "xsaveerptr",
 ];
 
 /// Offered, but not part of the default model: `smap` costs every copy from and to a user
-/// program, extended states every switch between programs; `pcid` gains nothing, since the TLB
-/// has no tags; `sse4a` is AMD's; what says that a processor is immune is for models that would
-/// otherwise be known not to be.
-const NOT_BY_DEFAULT: [&str; 13] = [
+/// program, extended states every switch between programs; `pcid` saves the
+/// guest less than its own book-keeping for it costs; `sse4a` is AMD's; what says that a processor is immune is for models that would
+/// otherwise be known not to be; the rest is for models that have it, and gains nothing.
+const NOT_BY_DEFAULT: [&str; 34] = [
+    "amd-ssbd",
+    "amd-stibp",
+    "clzero",
+    "cmp_legacy",
+    "cr8legacy",
+    "flush-l1d",
+    "fxsr_opt",
+    "ibpb",
+    "ibrs",
+    "la57",
+    "md-clear",
+    "mmxext",
+    "osvw",
+    "ssbd",
+    "stibp",
+    "tsc_adjust",
+    "umip",
+    "vme",
+    "wbnoinvd",
+    "xsaveerptr",
+    "xsaves",
     "arch-capabilities",
     "pcid",
     "smap",
@@ -96,8 +137,7 @@ fn host_features() -> impl Iterator<Item = Place> {
             (1, _, Reg::Edx) => host.l1_edx,
             (7, 0, Reg::Ebx) => host.l7_ebx,
             (7, 0, Reg::Ecx) => host.l7_ecx,
-            // Supervisor states (XSAVES) are none.
-            (0xd, 1, Reg::Eax) => host.xsave_eax & !(1 << 3),
+            (0xd, 1, Reg::Eax) => host.xsave_eax,
             (0x8000_0001, _, Reg::Ecx) => host.e1_ecx,
             _ => 0,
         };

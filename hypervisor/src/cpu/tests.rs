@@ -101,3 +101,98 @@ fn apic_ids_have_a_field_for_each_level() {
     bad.topology.cores = 0;
     assert!(matches!(template(&vm, &bad), Err(CpuError::Topology(_))));
 }
+
+#[test]
+fn a_model_is_refused_only_for_what_no_interpreter_of_today_offers() {
+    const REFUSED: [&str; 16] = [
+        "3dnow",
+        "3dnowext",
+        "cldemote",
+        "core-capability",
+        "fma4",
+        "gfni",
+        "hle",
+        "ibrs-all",
+        "movdir64b",
+        "movdiri",
+        "mpx",
+        "pku",
+        "rtm",
+        "split-lock-detect",
+        "tbm",
+        "xop",
+    ];
+    let vm = SoftVm::new();
+    let host = softcpu::simd::host_fp_features();
+    let complete = host.avx2() && host.fma() && host.aes() && host.pclmulqdq();
+    if !complete {
+        println!(
+            "left out: a_model_is_refused_only_for_what_no_interpreter_of_today_offers needs a host with AVX2"
+        );
+        return;
+    }
+    let mut refused = Vec::new();
+    for name in models::names() {
+        match template(&vm, &request(Some(name), &[])) {
+            Ok(_) => {}
+            Err(CpuError::Missing { names, .. }) => {
+                let amd_only =
+                    |n: &str| n == "sse4a" && !host.sse4a() || n == "sha-ni" && !host.sha();
+                let by_register = |n: &str| {
+                    n.starts_with("avx512")
+                        || n.ends_with("-no")
+                        || n.starts_with("va")
+                        || n.starts_with("vp")
+                        || n == "skip-l1dfl-vmentry"
+                };
+                for missing in &names {
+                    assert!(
+                        REFUSED.contains(&missing.as_str())
+                            || amd_only(missing)
+                            || by_register(missing),
+                        "{name} for {missing}"
+                    );
+                }
+                refused.push(name);
+            }
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+    // Those that fit below x86-64-v3, with today's replacements of the ones that don't.
+    for name in [
+        "486",
+        "pentium",
+        "pentium3",
+        "qemu32",
+        "coreduo",
+        "core2duo",
+        "n270",
+        "kvm64",
+        "qemu64",
+        "x86-64-v1",
+        "x86-64-v2",
+        "x86-64-v3",
+        "Conroe",
+        "Penryn",
+        "Nehalem-IBRS",
+        "Westmere",
+        "SandyBridge-IBRS",
+        "IvyBridge",
+        "Haswell-noTSX",
+        "Broadwell-noTSX-IBRS",
+        "Skylake-Client-noTSX-IBRS",
+        "Opteron_G2",
+    ] {
+        assert!(!refused.contains(&name), "{name}");
+    }
+    for name in [
+        "Haswell",
+        "Opteron_G4",
+        "Opteron_G5",
+        "athlon",
+        "phenom",
+        "Icelake-Server",
+    ] {
+        assert!(refused.contains(&name), "{name}");
+    }
+}

@@ -107,6 +107,7 @@ const MTRR_VARIABLE: u32 = 0x200;
 /// A core MSR's place.
 fn core_msr(m: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
     Some(match index {
+        0x3b => &mut m.tsc_adjust,
         0x48 => &mut m.spec_ctrl,
         0x174 => &mut m.sysenter_cs,
         0x175 => &mut m.sysenter_esp,
@@ -134,6 +135,7 @@ fn core_msr(m: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
 /// All indices `core_msr` knows.
 fn core_indices() -> impl Iterator<Item = u32> {
     [
+        0x3b,
         0x48,
         0x174,
         0x175,
@@ -161,7 +163,7 @@ fn core_indices() -> impl Iterator<Item = u32> {
 fn inert(index: u32) -> bool {
     matches!(
         index,
-        0x34 | 0x3a | 0x3b | 0x8b | 0x9e | 0xce | 0x10a | 0x140 | 0x17b | 0x345 | 0x480
+        0x34 | 0x3a | 0x8b | 0x9e | 0xce | 0x10a | 0x140 | 0x17b | 0x345 | 0x480
             ..=0x493 | 0xc001_0015 | 0xc001_1029 | 0x4b56_4d05
     )
 }

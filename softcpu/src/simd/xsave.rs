@@ -6,7 +6,7 @@ use super::runtime::settle_fsw;
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
 use crate::op::Op;
-use crate::state::{FpState, cr0, cr4};
+use crate::state::{FpState, cr0, cr4, efer};
 
 /// Bits of MXCSR that exist: MXCSR_MASK.
 const MXCSR_MASK: u32 = 0xffff;
@@ -78,6 +78,12 @@ fn xmm_end(cpu: &Cpu) -> usize {
     if cpu.s.mode64() { 416 } else { 288 }
 }
 
+/// The same for FXSAVE and FXRSTOR: with EFER.FFXSR a 64-bit kernel's leave them out.
+fn fxsave_end(cpu: &Cpu) -> usize {
+    let fast = cpu.s.efer & efer::FFXSR != 0 && cpu.s.cpl == 0 && cpu.s.mode64();
+    if fast { 160 } else { xmm_end(cpu) }
+}
+
 fn mxcsr_at(area: &[u8]) -> Fallible<u32> {
     let value = u32::from_le_bytes([area[24], area[25], area[26], area[27]]);
     if value & !MXCSR_MASK != 0 {
@@ -100,7 +106,7 @@ pub(super) fn fxsave(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     }
     cpu.check_write(addr, 512)?;
     cpu.sync_fp();
-    let end = xmm_end(cpu);
+    let end = fxsave_end(cpu);
     let mut area = cpu.s.fp.legacy;
     area[..24].copy_from_slice(&x87_head(cpu, op.imm != 0));
     area[24..32].copy_from_slice(&mxcsr_pair(&cpu.s.fp));
@@ -118,7 +124,7 @@ pub(super) fn fxrstor(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     cpu.read_bytes(addr, &mut area)?;
     let mxcsr = mxcsr_at(&area)?;
     cpu.sync_fp();
-    let end = xmm_end(cpu);
+    let end = fxsave_end(cpu);
     let fp = &mut cpu.s.fp;
     load_x87(fp, &area, op.imm != 0);
     fp.set_mxcsr(mxcsr);
