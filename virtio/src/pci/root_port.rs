@@ -250,3 +250,88 @@ impl Function for RootPort {
         self.lock().core.load(&saved)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::testing::machine::TestHost;
+
+    #[derive(Debug, Default)]
+    struct Slot {
+        off: AtomicU32,
+        resets: AtomicU32,
+    }
+
+    impl SlotHost for Slot {
+        fn powered_off(&self) {
+            self.off.fetch_add(1, Ordering::SeqCst);
+        }
+
+        fn reset_secondary(&self) {
+            self.resets.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn port(present: bool) -> (Arc<TestHost>, Arc<Slot>, RootPort) {
+        let host = Arc::new(TestHost::default());
+        let slot = Arc::new(Slot::default());
+        let port = RootPort::new(3, true, present, slot.clone(), host.host()).unwrap();
+        (host, slot, port)
+    }
+
+    /// Express capability: after power management.
+    const EXPRESS: u16 = 0x48;
+
+    #[test]
+    fn buses_are_numbered_by_software() {
+        let (_, _, port) = port(true);
+        assert_eq!(port.read_config(0x0e, 1), 1, "a bridge");
+        assert_eq!(port.read_config(EXPRESS, 1), 0x10);
+        assert_eq!(port.read_config(EXPRESS + 2, 2), 0x0142);
+        assert_eq!(port.read_config(EXPRESS + 0x14, 4) >> 19, 3);
+        assert_eq!(port.secondary(), 0);
+        port.write_config(0x18, 4, 0x00_05_02_00);
+        assert_eq!((port.secondary(), port.subordinate()), (2, 5));
+        let saved = port.save().unwrap();
+        port.reset();
+        assert_eq!(port.secondary(), 0);
+        port.load(&saved).unwrap();
+        assert_eq!(port.secondary(), 2);
+    }
+
+    #[test]
+    fn the_guest_hears_of_what_comes_and_goes() {
+        let (host, slot, port) = port(false);
+        let status = || port.read_config(EXPRESS + 0x1a, 2) as u16;
+        let link = || port.read_config(EXPRESS + 0x12, 2) as u16 & LINK_ACTIVE != 0;
+        let pin = || *host.pin.lock().unwrap();
+        assert!(status() & PRESENT == 0 && !link());
+        // Presence, button and link interrupts.
+        port.write_config(EXPRESS + 0x18, 2, 0x1029);
+        port.set_present(true);
+        assert_eq!(status(), PRESENT | PRESENCE_CHANGED | LINK_CHANGED);
+        assert!(link() && pin());
+        port.write_config(EXPRESS + 0x1a, 2, 0xffff);
+        assert_eq!(status(), PRESENT);
+        assert!(!pin());
+        port.press_button();
+        assert!(status() & BUTTON != 0 && pin());
+        // The guest lets go: indicator off, power off; once.
+        for _ in 0..2 {
+            port.write_config(EXPRESS + 0x18, 2, 0x1029 | 0x0700);
+        }
+        assert_eq!(slot.off.load(Ordering::SeqCst), 1);
+        port.set_present(false);
+        assert!(status() & PRESENT == 0 && !link());
+    }
+
+    #[test]
+    fn a_secondary_bus_reset_reaches_what_is_behind() {
+        let (_, slot, port) = port(true);
+        port.write_config(BRIDGE_CONTROL, 2, 0x40);
+        port.write_config(BRIDGE_CONTROL, 2, 0);
+        assert_eq!(slot.resets.load(Ordering::SeqCst), 1);
+    }
+}

@@ -369,6 +369,17 @@ impl Driver {
         Some(Used { head, len, data })
     }
 
+    /// Asks for an interrupt when the next chain is used.
+    pub fn set_used_event(&mut self, queue: usize) {
+        if self.features & feature::EVENT_IDX != 0 {
+            let state = &self.queues[queue];
+            self.ram.write(
+                state.setup.driver + 4 + 2 * u64::from(state.setup.size),
+                &state.next_used.to_le_bytes(),
+            );
+        }
+    }
+
     /// Waits for the next used chain as a driver does: asks for an interrupt, sleeps until it
     /// comes. Panics if it never does.
     pub fn wait(&mut self, queue: usize) -> Used {
@@ -377,13 +388,7 @@ impl Driver {
                 return used;
             }
             let count = self.interrupt.seen().queue(queue as u16);
-            if self.features & feature::EVENT_IDX != 0 {
-                let state = &self.queues[queue];
-                self.ram.write(
-                    state.setup.driver + 4 + 2 * u64::from(state.setup.size),
-                    &state.next_used.to_le_bytes(),
-                );
-            }
+            self.set_used_event(queue);
             fence(Ordering::SeqCst);
             if let Some(used) = self.used(queue) {
                 return used;
