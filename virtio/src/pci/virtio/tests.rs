@@ -4,6 +4,9 @@ use super::*;
 use crate::rng::{Rng, Source};
 use crate::testing::machine::{BAR, DEVICE, ISR, Machine, NOTIFY, TABLE, common};
 
+type Mask = fn(&Machine, bool);
+type Change = fn(&mut serde_json::Value);
+
 fn machine() -> Machine {
     Machine::new(Box::new(Rng::new(Source::System, None).unwrap()), u64::MAX)
 }
@@ -177,9 +180,9 @@ fn the_pin_is_asserted_until_isr_is_read() {
 #[test]
 fn masked_vectors_are_pending_and_come_when_unmasked() {
     let mut machine = started();
-    let masks: [&dyn Fn(&Machine, bool); 2] = [
-        &|machine, on| machine.write(TABLE + 16 + 12, 4, u32::from(on)),
-        &|machine, on| {
+    let masks: [Mask; 2] = [
+        |machine, on| machine.write(TABLE + 16 + 12, 4, u32::from(on)),
+        |machine, on| {
             let msix = machine.capability(0x11);
             let control = 1 << 15 | u32::from(on) << 14;
             machine.function.write_config(msix + 2, 2, control);
@@ -251,21 +254,21 @@ fn contradictory_states_are_refused() {
     let machine = started();
     machine.function.pause();
     let good = machine.function.save().unwrap();
-    let changes: [(&str, &dyn Fn(&mut serde_json::Value)); 6] = [
-        ("size", &|s| {
+    let changes: [(&str, Change); 6] = [
+        ("size", |s| {
             s["registers"]["queues"][0]["setup"]["size"] = 63.into()
         }),
-        ("large", &|s| {
+        ("large", |s| {
             s["registers"]["queues"][0]["setup"]["size"] = 128.into()
         }),
-        ("queues", &|s| {
+        ("queues", |s| {
             s["registers"]["queues"] = serde_json::json!([])
         }),
-        ("features", &|s| {
+        ("features", |s| {
             s["registers"]["driver_features"] = (1_u64 << 50).into()
         }),
-        ("status", &|s| s["status"] = 0.into()),
-        ("vectors", &|s| {
+        ("status", |s| s["status"] = 0.into()),
+        ("vectors", |s| {
             s["core"]["msix"]["entries"] = serde_json::json!([])
         }),
     ];
