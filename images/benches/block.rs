@@ -1,0 +1,340 @@
+//! The block layer against `qemu-img bench`, on the same files, in turn (A B A B ...).
+//!
+//! The same loop on both sides: a number of requests in flight, each replaced when it is complete.
+//! Random offsets are steps of a fixed odd number of blocks around the image, which is what
+//! qemu-img can do. CPU time is the process's, what it takes to start (as measured by a run of one
+//! request) left out.
+//!
+//! VIREO_BENCH_RUNS runs each (default 3), the best counts; VIREO_BENCH_ONLY chooses among the
+//! lines by words that all must occur in them. VIREO_BENCH_DIR is where the images are made
+//! (default: the build's folder). Nothing here passes or fails.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use images::chain::{Format, ImageConfig};
+use images::engine::{Aio, Cache, Engine, Op, Options, Request};
+use images::iovec::AlignedBuf;
+use images::{File, Image};
+
+const SIZE: u64 = 256 << 20;
+/// How long a run of ours takes about; QEMU gets as many requests.
+const TIME: Duration = Duration::from_millis(300);
+
+#[derive(Clone, Copy)]
+struct Case {
+    format: Format,
+    write: bool,
+    random: bool,
+    block: u64,
+    depth: usize,
+    direct: bool,
+    aio: &'static str,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        format!(
+            "{:5} {:9} {:7} {:5} {:6} {:2} KiB x{:<2}",
+            self.format.name(),
+            if self.direct { "none" } else { "writeback" },
+            self.aio,
+            if self.write { "write" } else { "read" },
+            if self.random { "random" } else { "seq" },
+            self.block >> 10,
+            self.depth
+        )
+    }
+
+    fn step(&self) -> u64 {
+        // An odd number of blocks that is no power of two's neighbour: every block comes up.
+        self.block * if self.random { 2654435761 % 16381 | 1 } else { 1 }
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            cache: if self.direct {
+                Cache::None
+            } else {
+                Cache::Writeback
+            },
+            aio: if self.aio == "threads" {
+                Aio::Threads
+            } else {
+                Aio::Ring
+            },
+            ..Options::default()
+        }
+    }
+}
+
+/// What a run cost: seconds of wall and of CPU time for one request.
+#[derive(Clone, Copy)]
+struct Cost {
+    wall: f64,
+    cpu: f64,
+}
+
+impl Cost {
+    fn best(self, other: Self) -> Self {
+        Self {
+            wall: self.wall.min(other.wall),
+            cpu: self.cpu.min(other.cpu),
+        }
+    }
+}
+
+fn cpu(who: i32) -> f64 {
+    // SAFETY: the kernel fills the structure, which is valid when zeroed.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(who, &raw mut usage);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+fn open(path: &Path, case: &Case) -> Arc<dyn Image> {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(if case.direct { libc::O_DIRECT } else { 0 })
+        .open(path)
+        .expect("the image can be opened");
+    let file = File::new(OwnedFd::from(file), "disk").expect("a file");
+    images::chain::open(ImageConfig::new(case.format, file)).expect("an image")
+}
+
+/// Runs requests for about `TIME`, or as many as `count`; how many, and what they cost.
+fn ours(path: &Path, case: &Case, count: Option<u64>) -> (u64, Cost) {
+    let engine = Engine::new(open(path, case), case.options());
+    let mut queue = engine.queue(Arc::new(())).expect("a queue");
+    let mut memory = AlignedBuf::new(case.depth * case.block as usize).expect("memory");
+    memory.fill(0x5a);
+    let all = memory.io(usize::MAX);
+    let op = if case.write { Op::Write } else { Op::Read };
+    let mut offset = 0;
+    let mut next = |token: u64| {
+        let request = Request {
+            op,
+            offset,
+            len: 0,
+            bufs: vec![all.part((token * case.block) as usize, case.block as usize)],
+            token,
+        };
+        offset = (offset + case.step()) % SIZE;
+        request
+    };
+    let cpu_before = cpu(libc::RUSAGE_SELF);
+    let begun = Instant::now();
+    let mut submitted = case.depth as u64;
+    let mut completed = 0;
+    let mut done = Vec::new();
+    for token in 0..case.depth as u64 {
+        queue.submit(next(token));
+    }
+    let mut last = count.unwrap_or(u64::MAX);
+    while completed < submitted {
+        queue.complete(&mut done);
+        if done.is_empty() {
+            let mut fds = libc::pollfd {
+                fd: std::os::fd::AsRawFd::as_raw_fd(&queue.fd()),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: one descriptor, whose structure outlives the call.
+            unsafe { libc::poll(&raw mut fds, 1, 10_000) };
+            continue;
+        }
+        if count.is_none() && last == u64::MAX && begun.elapsed() > TIME {
+            last = submitted;
+        }
+        for completion in done.drain(..) {
+            completion.result.expect("success");
+            completed += 1;
+            if submitted < last {
+                queue.submit(next(completion.token));
+                submitted += 1;
+            }
+        }
+    }
+    let wall = begun.elapsed().as_secs_f64();
+    let cost = Cost {
+        wall: wall / completed as f64,
+        cpu: (cpu(libc::RUSAGE_SELF) - cpu_before) / completed as f64,
+    };
+    (completed, cost)
+}
+
+fn qemu_run(path: &Path, case: &Case, count: u64) -> Option<(f64, f64)> {
+    let before = cpu(libc::RUSAGE_CHILDREN);
+    let mut command = Command::new("qemu-img");
+    command
+        .args(["bench", "-f", case.format.name(), "-i", case.aio])
+        .args(["-t", if case.direct { "none" } else { "writeback" }])
+        .args(["-c", &count.to_string(), "-d", &case.depth.to_string()])
+        .args(["-s", &case.block.to_string(), "-S", &case.step().to_string()]);
+    if case.write {
+        command.args(["-w", "--pattern", "90"]);
+    }
+    let output = command
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .expect("qemu-img runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let wall = said
+        .split("Run completed in ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .and_then(|seconds| seconds.parse().ok());
+    let Some(wall) = wall else {
+        println!("qemu-img: {}", String::from_utf8_lossy(&output.stderr));
+        return None;
+    };
+    Some((wall, cpu(libc::RUSAGE_CHILDREN) - before))
+}
+
+fn qemus(path: &Path, case: &Case, count: u64, start: f64) -> Option<Cost> {
+    let (wall, cpu) = qemu_run(path, case, count)?;
+    Some(Cost {
+        wall: wall / count as f64,
+        cpu: (cpu - start).max(0.0) / count as f64,
+    })
+}
+
+fn make(folder: &Path, format: Format) -> PathBuf {
+    let path = folder.join(format!("disk.{}", format.name()));
+    let status = Command::new("qemu-img")
+        .args(["create", "-q", "-f", format.name()])
+        .args((format != Format::Raw).then_some("-opreallocation=metadata"))
+        .arg(&path)
+        .arg(SIZE.to_string())
+        .status()
+        .expect("qemu-img runs");
+    assert!(status.success());
+    let output = Command::new("qemu-io")
+        .args(["-f", format.name(), "-c", &format!("write -q -P 90 0 {SIZE}")])
+        .args(["-c", "flush"])
+        .arg(&path)
+        .status()
+        .expect("qemu-io runs");
+    assert!(output.success());
+    path
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for format in [Format::Raw, Format::Qcow2] {
+        for direct in [false, true] {
+            let aios: &[&'static str] = if direct {
+                &["threads", "native", "io_uring"]
+            } else {
+                &["threads", "io_uring"]
+            };
+            for &aio in aios {
+                for write in [false, true] {
+                    for random in [false, true] {
+                        for block in [4096, 65536] {
+                            for depth in [1, 64] {
+                                cases.push(Case {
+                                    format,
+                                    write,
+                                    random,
+                                    block,
+                                    depth,
+                                    direct,
+                                    aio,
+                                });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn main() {
+    let runs = std::env::var("VIREO_BENCH_RUNS")
+        .ok()
+        .and_then(|runs| runs.parse().ok())
+        .unwrap_or(3);
+    let only = std::env::var("VIREO_BENCH_ONLY").unwrap_or_default();
+    let folder = std::env::var_os("VIREO_BENCH_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    let folder = folder.join(format!("block-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder for the images");
+    println!(
+        "Block layer against qemu-img bench, best of {runs} runs each in turn, thousands of\n\
+         requests a second and microseconds of CPU time for each; ratio above 1: ours is better."
+    );
+    let mut paths: Vec<(Format, PathBuf, f64)> = Vec::new();
+    let mut ratios = Vec::new();
+    for case in cases() {
+        let name = case.name();
+        if !only
+            .split_whitespace()
+            .all(|word| name.split_whitespace().any(|part| part == word))
+        {
+            continue;
+        }
+        if !paths.iter().any(|(format, ..)| *format == case.format) {
+            let path = make(&folder, case.format);
+            let mut one = case;
+            one.aio = "threads";
+            one.direct = false;
+            let start = (0..5)
+                .filter_map(|_| qemu_run(&path, &one, 1))
+                .map(|(_, cpu)| cpu)
+                .fold(f64::INFINITY, f64::min);
+            paths.push((case.format, path, start));
+        }
+        let Some((_, path, start)) = paths.iter().find(|(format, ..)| *format == case.format)
+        else {
+            continue;
+        };
+        let (count, mut mine) = ours(path, &case, None);
+        let mut peer: Option<Cost> = None;
+        for run in 0..runs {
+            let Some(cost) = qemus(path, &case, count, *start) else {
+                break;
+            };
+            peer = Some(peer.map_or(cost, |peer| peer.best(cost)));
+            if run + 1 < runs {
+                mine = mine.best(ours(path, &case, Some(count)).1);
+            }
+        }
+        let rate = |cost: Cost| 1e-3 / cost.wall;
+        match peer {
+            Some(peer) => {
+                let ratio = peer.wall / mine.wall;
+                ratios.push(ratio);
+                println!(
+                    "{name}  {:8.1} k/s, QEMU {:8.1}: {ratio:5.2}   CPU {:6.1} us, QEMU {:6.1}: {:5.2}",
+                    rate(mine),
+                    rate(peer),
+                    mine.cpu * 1e6,
+                    peer.cpu * 1e6,
+                    peer.cpu / mine.cpu
+                );
+            }
+            None => println!("{name}  {:8.1} k/s; no peer here", rate(mine)),
+        }
+    }
+    ratios.sort_by(f64::total_cmp);
+    if let (Some(least), Some(middle)) = (ratios.first(), ratios.get(ratios.len() / 2)) {
+        println!(
+            "{} lines: throughput ratio at least {least:.2}, median {middle:.2}",
+            ratios.len()
+        );
+    }
+    let _ = fs::remove_dir_all(&folder);
+}
