@@ -53,7 +53,12 @@ impl Case {
 
     fn step(&self) -> u64 {
         // An odd number of blocks that is no power of two's neighbour: every block comes up.
-        self.block * if self.random { 2654435761 % 16381 | 1 } else { 1 }
+        self.block
+            * if self.random {
+                2654435761 % 16381 | 1
+            } else {
+                1
+            }
     }
 
     fn options(&self) -> Options {
@@ -179,7 +184,12 @@ fn qemu_run(path: &Path, case: &Case, count: u64) -> Option<(f64, f64)> {
         .args(["bench", "-f", case.format.name(), "-i", case.aio])
         .args(["-t", if case.direct { "none" } else { "writeback" }])
         .args(["-c", &count.to_string(), "-d", &case.depth.to_string()])
-        .args(["-s", &case.block.to_string(), "-S", &case.step().to_string()]);
+        .args([
+            "-s",
+            &case.block.to_string(),
+            "-S",
+            &case.step().to_string(),
+        ]);
     if case.write {
         command.args(["-w", "--pattern", "90"]);
     }
@@ -220,7 +230,12 @@ fn make(folder: &Path, format: Format) -> PathBuf {
         .expect("qemu-img runs");
     assert!(status.success());
     let output = Command::new("qemu-io")
-        .args(["-f", format.name(), "-c", &format!("write -q -P 90 0 {SIZE}")])
+        .args([
+            "-f",
+            format.name(),
+            "-c",
+            &format!("write -q -P 90 0 {SIZE}"),
+        ])
         .args(["-c", "flush"])
         .arg(&path)
         .status()

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
+use crate::luks::{FilePart, Luks, Passphrase, Volume, read_header};
 use crate::{Error, File, Image, Qcow2, Raw, qcow2};
 
 /// The most images behind one another.
@@ -18,6 +19,8 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format.
     Qcow2,
+    /// LUKS version 1 over the bytes as they are.
+    Luks,
 }
 
 impl Format {
@@ -27,6 +30,7 @@ impl Format {
         match name {
             "raw" => Some(Self::Raw),
             "qcow2" => Some(Self::Qcow2),
+            "luks" => Some(Self::Luks),
             _ => None,
         }
     }
@@ -37,6 +41,7 @@ impl Format {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Luks => "luks",
         }
     }
 }
@@ -53,7 +58,7 @@ pub struct ImageConfig {
     /// What is behind it, if it has a backing file.
     pub backing: Option<Box<ImageConfig>>,
     /// Opens an encrypted image.
-    pub passphrase: Option<Vec<u8>>,
+    pub passphrase: Option<Passphrase>,
     /// Not to be written to, even if its file could be. Backing images never are.
     pub read_only: bool,
     /// Bytes of L2 tables to keep in memory; 0 is [`qcow2::L2_CACHE`].
@@ -105,10 +110,16 @@ fn open_one(
 ) -> Result<Arc<dyn Image>, Error> {
     let name = config.file.name().to_owned();
     match config.format {
-        Format::Raw if backing.is_some() => Err(Error::Invalid(format!(
-            "{name} is raw: nothing can be behind it"
+        Format::Raw | Format::Luks if backing.is_some() => Err(Error::Invalid(format!(
+            "{name} is {}: nothing can be behind it",
+            config.format.name()
         ))),
         Format::Raw => Ok(Arc::new(Raw::new(config.file)?)),
+        Format::Luks => {
+            let passphrase = needed(&name, config.passphrase.as_ref())?;
+            let below = Arc::new(Raw::new(config.file)?);
+            Ok(Arc::new(Luks::open(below, &name, passphrase.as_bytes())?))
+        }
         Format::Qcow2 => {
             let read_only = config.read_only || !first;
             let header = qcow2::Header::read(&config.file)?;
@@ -117,16 +128,32 @@ fn open_one(
                     "{name} has no backing file, but is given one"
                 )));
             }
+            let cipher = match header.encryption {
+                qcow2::Encryption::None => None,
+                qcow2::Encryption::Luks { offset, length } => {
+                    let passphrase = needed(&name, config.passphrase.as_ref())?;
+                    let place = FilePart {
+                        file: &config.file,
+                        start: offset,
+                        len: length,
+                    };
+                    Some(Volume::open(&place, passphrase.as_bytes())?.cipher()?)
+                }
+            };
             let options = qcow2::Options {
                 backing,
                 data_file: config.data_file,
-                cipher: None,
+                cipher,
                 l2_cache: config.l2_cache,
                 read_only,
             };
             Ok(Arc::new(Qcow2::open(config.file, options)?))
         }
     }
+}
+
+fn needed<'a>(name: &str, passphrase: Option<&'a Passphrase>) -> Result<&'a Passphrase, Error> {
+    passphrase.ok_or_else(|| Error::Invalid(format!("{name} is encrypted: it needs a passphrase")))
 }
 
 /// What an image says of itself and of the files it needs.
@@ -155,6 +182,20 @@ pub fn peek(file: &File, format: Format) -> Result<Peek, Error> {
             data_file: None,
             encrypted: false,
         }),
+        Format::Luks => {
+            let len = file.size()?;
+            let place = FilePart {
+                file,
+                start: 0,
+                len,
+            };
+            Ok(Peek {
+                size: len.saturating_sub(read_header(&place)?.payload),
+                backing: None,
+                data_file: None,
+                encrypted: true,
+            })
+        }
         Format::Qcow2 => {
             let header = qcow2::Header::read(file)?;
             let data_file = header

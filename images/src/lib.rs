@@ -22,6 +22,7 @@ mod image;
 pub mod iovec;
 pub mod limits;
 pub mod lock;
+pub mod luks;
 pub mod qcow2;
 mod raw;
 #[cfg(test)]

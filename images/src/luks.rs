@@ -26,6 +26,50 @@ const FEWEST_ROUNDS: u32 = 1000;
 /// How much is read and decrypted, or encrypted and written, at a time.
 const PIECE: usize = 256 << 10;
 
+/// A passphrase. Zeroed when dropped, and never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Passphrase(Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Passphrase")
+    }
+}
+
+impl Passphrase {
+    /// The most bytes it may have.
+    pub const MOST: usize = 64 << 10;
+
+    /// All of `from` is the passphrase, a newline at its end as well.
+    ///
+    /// # Errors
+    /// The reader's; `InvalidData` if it is longer than [`Passphrase::MOST`].
+    pub fn read(from: impl io::Read) -> io::Result<Self> {
+        // All the room at once: a buffer that grows would leave copies behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(Self::MOST + 64));
+        io::Read::read_to_end(&mut from.take(Self::MOST as u64 + 1), &mut bytes)?;
+        if bytes.len() > Self::MOST {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the passphrase is too long",
+            ));
+        }
+        Ok(Self(bytes))
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Vec<u8>> for Passphrase {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+}
+
 /// Where a LUKS header and its key slots are stored: offsets from the header's start.
 pub trait Store {
     /// The image's name, for messages.

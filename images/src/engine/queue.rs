@@ -473,6 +473,14 @@ impl Drop for Queue {
     fn drop(&mut self) {
         if self.in_flight > 0 && !self.drain(LAST_WAIT, &mut Vec::new()) {
             log::error!("{} requests of a disk are given up", self.in_flight);
+            return;
+        }
+        // A worker that has answered may not have let go yet: whoever drops the last queue and
+        // the engine can rely on the image's being closed then.
+        let own = 1 + usize::from(self.ring.is_some());
+        let end = Instant::now() + Duration::from_secs(1);
+        while Arc::strong_count(&self.shared) > own && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(50));
         }
     }
 }

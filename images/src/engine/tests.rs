@@ -3,14 +3,15 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use super::*;
 use crate::iovec::AlignedBuf;
 use crate::limits::Rate;
-use crate::testing::{Random, Scratch};
-use crate::{Extent, File, ImageInfo, Raw};
+use crate::testing::{Random, Scratch, have};
+use crate::{Extent, File, ImageInfo, Raw, chain, luks};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -156,7 +157,12 @@ fn hammer(engine: &Arc<Engine>, align: u64, rounds: usize, random: &mut Random) 
 }
 
 /// Every cache mode and mechanism, over images that `make` opens.
-fn every_mode(name: &str, rounds: usize, make: impl Fn(&Scratch, Cache) -> Option<Arc<dyn Image>>) {
+fn every_mode(
+    name: &str,
+    rounds: usize,
+    make: impl Fn(&Scratch, Cache, &mut Random) -> Arc<dyn Image>,
+    check: impl Fn(&Scratch),
+) {
     let mut random = Random::new(name);
     for cache in [
         Cache::None,
@@ -168,9 +174,7 @@ fn every_mode(name: &str, rounds: usize, make: impl Fn(&Scratch, Cache) -> Optio
         for aio in [Aio::Threads, Aio::Ring] {
             for detect_zeroes in [DetectZeroes::Off, DetectZeroes::Unmap] {
                 let dir = Scratch::new();
-                let Some(image) = make(&dir, cache) else {
-                    return;
-                };
+                let image = make(&dir, cache, &mut random);
                 let options = Options {
                     cache,
                     aio,
@@ -182,6 +186,9 @@ fn every_mode(name: &str, rounds: usize, make: impl Fn(&Scratch, Cache) -> Optio
                 let engine = Engine::new(image, options);
                 let align = if random.below(2) == 0 { 512 } else { 4096 };
                 hammer(&engine, align, rounds, &mut random);
+                engine.image().flush().unwrap();
+                drop(engine);
+                check(&dir);
             }
         }
     }
@@ -189,10 +196,135 @@ fn every_mode(name: &str, rounds: usize, make: impl Fn(&Scratch, Cache) -> Optio
 
 #[test]
 fn raw_in_every_mode_is_a_disk() {
-    every_mode("raw", 400, |dir, cache| {
-        let path = dir.file("disk", 3 << 20);
-        Some(Arc::new(Raw::new(open(&path, cache.direct())).unwrap()))
-    });
+    every_mode(
+        "raw",
+        400,
+        |dir, cache, _| {
+            let path = dir.file("disk", 3 << 20);
+            Arc::new(Raw::new(open(&path, cache.direct())).unwrap())
+        },
+        |_| {},
+    );
+}
+
+#[test]
+fn luks_in_every_mode_is_a_disk() {
+    every_mode(
+        "luks",
+        200,
+        |dir, cache, _| {
+            let spec = luks::Spec::default();
+            let size = luks::header_len(&spec).unwrap() + (2 << 20);
+            let path = dir.file("disk", size);
+            let below: Arc<dyn Image> = Arc::new(Raw::new(open(&path, cache.direct())).unwrap());
+            let store = luks::ImageStore {
+                image: &*below,
+                name: "disk",
+            };
+            let time = Duration::from_millis(1);
+            let volume = luks::Volume::create(&store, spec, b"secret", time).unwrap();
+            let image = Arc::new(luks::Luks::new(below, &volume).unwrap());
+            image.write_zeroes(0, image.size(), false).unwrap();
+            image
+        },
+        |_| {},
+    );
+}
+
+fn succeeds(program: &str, args: &[&str], dir: &Scratch) {
+    let output = Command::new(program)
+        .args(args)
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+}
+
+/// A qcow2 image of 3 MiB, as qemu-img makes it.
+fn qcow2(dir: &Scratch, direct: bool, options: &str) -> Arc<dyn Image> {
+    let create = ["create", "-q", "-f", "qcow2", "-o", options, "disk", "3M"];
+    succeeds("qemu-img", &create, dir);
+    let file = open(&dir.path().join("disk"), direct);
+    chain::open(chain::ImageConfig::new(chain::Format::Qcow2, file)).unwrap()
+}
+
+#[test]
+fn qcow2_in_every_mode_is_a_disk() {
+    if !have("qemu-img") {
+        eprintln!("left out: qcow2_in_every_mode_is_a_disk needs qemu-utils");
+        return;
+    }
+    let options = [
+        "cluster_size=64k",
+        "cluster_size=4k,refcount_bits=8",
+        "cluster_size=512,compat=0.10",
+        "cluster_size=16k,extended_l2=on",
+        "cluster_size=128k,lazy_refcounts=on",
+        "preallocation=metadata",
+    ];
+    every_mode(
+        "qcow2",
+        200,
+        |dir, cache, random| {
+            let options = options[random.below(options.len() as u64) as usize];
+            println!("{options}");
+            qcow2(dir, cache.direct(), options)
+        },
+        |dir| succeeds("qemu-img", &["check", "-q", "disk"], dir),
+    );
+}
+
+#[test]
+fn encrypted_qcow2_is_a_disk_that_qemu_reads() {
+    if !have("qemu-img") {
+        eprintln!("left out: encrypted_qcow2_is_a_disk_that_qemu_reads needs qemu-utils");
+        return;
+    }
+    let mut random = Random::new("encrypted qcow2");
+    let dir = Scratch::new();
+    let secret = ["--object", "secret,id=s,data=secret"];
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    let create = ["create", "-q", "-f", "qcow2", "-o", options, "disk", "3M"];
+    succeeds(
+        "qemu-img",
+        &[&create[..1], &secret, &create[1..]].concat(),
+        &dir,
+    );
+    let config = |passphrase: Option<&str>| {
+        let file = open(&dir.path().join("disk"), false);
+        chain::ImageConfig {
+            passphrase: passphrase.map(|text| text.as_bytes().to_vec().into()),
+            ..chain::ImageConfig::new(chain::Format::Qcow2, file)
+        }
+    };
+    let said = chain::open(config(None)).unwrap_err().to_string();
+    assert!(said.contains("needs a passphrase"), "{said}");
+    let said = chain::open(config(Some("other"))).unwrap_err();
+    assert!(matches!(said, Error::Passphrase { .. }), "{said}");
+    let image = chain::open(config(Some("secret"))).unwrap();
+    let engine = Engine::new(image, Options::default());
+    hammer(&engine, 512, 400, &mut random);
+    engine.image().flush().unwrap();
+    let size = engine.image().size() as usize;
+    let mut whole = AlignedBuf::new(size).unwrap();
+    engine.image().read(0, &[whole.io(size)]).unwrap();
+    fs::write(dir.path().join("plain"), &whole[..size]).unwrap();
+    drop(engine);
+    let theirs = "driver=qcow2,encrypt.key-secret=s,file.driver=file,file.filename=disk";
+    let plain = "driver=raw,file.driver=file,file.filename=plain";
+    let compare = ["compare", "--image-opts", theirs, plain];
+    succeeds(
+        "qemu-img",
+        &[&compare[..1], &secret, &compare[1..]].concat(),
+        &dir,
+    );
+    let check = ["check", "-q", "--image-opts", theirs];
+    succeeds(
+        "qemu-img",
+        &[&check[..1], &secret, &check[1..]].concat(),
+        &dir,
+    );
 }
 
 /// An image that does what it is told to, and says what it was asked.

@@ -1,12 +1,12 @@
 //! Disks.
 
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use images::engine::{Aio, Cache, DetectZeroes, Engine, Op, Options};
 use images::limits::{Limits, Rate};
 use images::lock::{self, Usage};
+use images::luks::Passphrase;
 use images::{File, chain};
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
 use vmm_api::control::{DiskStats, Event};
@@ -205,9 +205,6 @@ fn open_file(
     Ok(file)
 }
 
-/// Everything that a passphrase file may hold.
-const PASSPHRASE_MAX: u64 = 64 << 10;
-
 /// Opens the files of an image and of everything behind it. Locks follow the descriptors: the
 /// image's own keeps writers away, those behind it are only read.
 fn open_files(
@@ -237,11 +234,9 @@ fn open_files(
     };
     let passphrase = match &config.passphrase {
         Some(at) => {
-            let mut bytes = Vec::new();
-            let mut file = resource::open_read(at)?.take(PASSPHRASE_MAX);
-            file.read_to_end(&mut bytes)
+            let passphrase = Passphrase::read(resource::open_read(at)?)
                 .map_err(|error| failed(device, format!("passphrase: {error}")))?;
-            Some(bytes)
+            Some(passphrase)
         }
         None => None,
     };
@@ -249,7 +244,7 @@ fn open_files(
         format: match config.format {
             ImageFormat::Raw => chain::Format::Raw,
             ImageFormat::Qcow2 => chain::Format::Qcow2,
-            ImageFormat::Luks => return Err(failed(device, "format luks is not there yet")),
+            ImageFormat::Luks => chain::Format::Luks,
         },
         data_file,
         backing,
