@@ -4,6 +4,7 @@
 //! 01, 2022) is the specification meant wherever only a section is named.
 
 pub mod block;
+pub mod balloon;
 pub mod console;
 pub mod device;
 pub mod feature;
