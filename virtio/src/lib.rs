@@ -3,8 +3,8 @@
 //! Knows queues and guest memory, and no hypervisor. virtio 1.2 (OASIS committee specification
 //! 01, 2022) is the specification meant wherever only a section is named.
 
-pub mod block;
 pub mod balloon;
+pub mod block;
 pub mod console;
 pub mod device;
 pub mod feature;
@@ -16,6 +16,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 pub mod worker;
 
 pub use device::{Activation, Device, DeviceError, Interrupt, Payload, QueueSetup};
