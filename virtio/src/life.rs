@@ -103,24 +103,15 @@ pub(crate) fn os(call: &'static str) -> impl FnOnce(io::Error) -> DeviceError {
     move |source| DeviceError::Os { call, source }
 }
 
-/// The queues' addresses from the transport with the indices the device had saved.
-pub(crate) fn restored(
-    given: &mut [Option<QueueSetup>],
-    saved: &[Option<QueueSetup>],
-    kind: &'static str,
-) -> Result<(), DeviceError> {
-    for (index, given) in given.iter_mut().enumerate() {
-        let Some(given) = given else { continue };
-        let Some(Some(saved)) = saved.get(index) else {
-            return Err(DeviceError::State {
-                kind,
-                reason: format!("queue {index} is in use, but was not saved"),
-            });
-        };
-        given.next_available = saved.next_available;
-        given.next_used = saved.next_used;
+/// The queues' addresses from the transport with the indices the device had saved. One it had no
+/// indices for was of no use to it, and goes on as the transport has it.
+pub(crate) fn restored(given: &mut [Option<QueueSetup>], saved: &[Option<QueueSetup>]) {
+    for (given, saved) in given.iter_mut().zip(saved) {
+        if let (Some(given), Some(saved)) = (given, saved) {
+            given.next_available = saved.next_available;
+            given.next_used = saved.next_used;
+        }
     }
-    Ok(())
 }
 
 /// A payload of `state`.

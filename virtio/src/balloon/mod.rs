@@ -370,7 +370,7 @@ impl Device for Balloon {
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        restored(&mut activation.queues, &queues, KIND)?;
+        restored(&mut activation.queues, &queues);
         let worker = self.prepare(activation);
         lock(&self.shared.teller).paused = true;
         self.life = Life::Paused(worker);

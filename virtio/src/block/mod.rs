@@ -504,7 +504,7 @@ impl Device for Block {
             .iter()
             .map(|queue| queue.as_ref().map(|queue| queue.setup))
             .collect();
-        life::restored(&mut activation.queues, &setups, KIND)?;
+        life::restored(&mut activation.queues, &setups);
         self.take_over(activation);
         for index in 0..self.options.queues {
             let at = usize::from(index);

@@ -362,7 +362,7 @@ impl Device for Console {
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        restored(&mut activation.queues, &queues, KIND)?;
+        restored(&mut activation.queues, &queues);
         let ports = self.prepare(activation);
         self.life = Life::Paused(ports);
         lock(&self.shared.inner).paused = true;

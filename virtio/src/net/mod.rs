@@ -433,7 +433,7 @@ impl Device for Net {
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        restored(&mut activation.queues, &queues, KIND)?;
+        restored(&mut activation.queues, &queues);
         self.shared.pause();
         let pairs = self.prepare(activation)?;
         for (life, pair) in self.lives.iter_mut().zip(pairs) {

@@ -314,7 +314,7 @@ impl Device for Rng {
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        life::restored(&mut activation.queues, &[saved.queue], KIND)?;
+        life::restored(&mut activation.queues, &[saved.queue]);
         self.take_over(activation)?;
         if let Some(handler) = self.make_queue() {
             self.queue = Life::Paused(handler);

@@ -340,7 +340,7 @@ impl Connection {
     }
 
     /// A packet of the guest's, its data in `chain` behind the header.
-    pub fn from_packet(&mut self, header: &Header, chain: &Chain) -> Result<(), Over> {
+    pub fn hear(&mut self, header: &Header, chain: &Chain) -> Result<(), Over> {
         match (header.op, self.phase) {
             (op::RST, _) => return Err(Over::Silent),
             (op::RESPONSE, Phase::Asked) if self.tell & tell::REQUEST == 0 => {

@@ -223,7 +223,7 @@ impl Device for Vsock {
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        restored(&mut activation.queues, &state.queues, KIND)?;
+        restored(&mut activation.queues, &state.queues);
         let mut worker = self.prepare(activation)?;
         worker.lost = true;
         self.life = Life::Paused(worker);

@@ -304,7 +304,7 @@ impl Muxer {
             }
             return;
         };
-        match connection.from_packet(&header, chain) {
+        match connection.hear(&header, chain) {
             Ok(()) => self.settle(key, poll),
             Err(over) => self.end(key, over, poll),
         }

@@ -1,5 +1,6 @@
 //! A card between a mock driver and a socket pair.
 
+mod contract;
 mod hostile;
 mod tap;
 

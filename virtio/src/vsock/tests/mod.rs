@@ -1,3 +1,5 @@
+mod contract;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;

@@ -1,3 +1,5 @@
+mod contract;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -73,18 +75,23 @@ struct Rig {
     agent: Arc<Host>,
 }
 
-/// A console at 0 and an agent's channel at 1, not yet ready.
-fn cold(features: u64) -> Rig {
-    let zero = Host::with_room(PLENTY);
-    let agent = Host::with_room(PLENTY);
-    let mut console = Console::new(ConsoleOptions {
+/// A console at 0 and an agent's channel at 1.
+fn new(zero: &Arc<Host>, agent: &Arc<Host>) -> Console {
+    Console::new(ConsoleOptions {
         ports: vec![
-            port(0, true, "", &zero),
-            port(1, false, "org.qemu.guest_agent.0", &agent),
+            port(0, true, "", zero),
+            port(1, false, "org.qemu.guest_agent.0", agent),
         ],
         max_ports: 4,
     })
-    .unwrap();
+    .unwrap()
+}
+
+/// The same with a driver, not yet ready.
+fn cold(features: u64) -> Rig {
+    let zero = Host::with_room(PLENTY);
+    let agent = Host::with_room(PLENTY);
+    let mut console = new(&zero, &agent);
     let offered = console.features() | feature::TRANSPORT;
     let mut driver = Driver::new(&console.queue_sizes(), offered & features);
     console.activate(driver.activation()).unwrap();
@@ -103,36 +110,49 @@ fn parts(used: &Used) -> (u32, u16, u16, Vec<u8>) {
     (message.port, message.event, message.value, data[8..].into())
 }
 
+fn say(driver: &mut Driver, port: u32, event: u16, value: u16) {
+    let message = Message { port, event, value }.encode(&[]);
+    driver.request(3, &[&message], &[]);
+}
+
+fn hear(driver: &mut Driver) -> (u32, u16, u16, Vec<u8>) {
+    let used = driver.wait(2);
+    driver.add(2, &[], &[128]);
+    driver.kick(2);
+    parts(&used)
+}
+
+/// Up to both ports being open in the guest.
+fn shake_hands(driver: &mut Driver) {
+    for _ in 0..8 {
+        driver.add(2, &[], &[128]);
+    }
+    driver.kick(2);
+    say(driver, u32::MAX, DEVICE_READY, 1);
+    assert_eq!(hear(driver), (0, PORT_ADD, 1, vec![]));
+    assert_eq!(hear(driver), (1, PORT_ADD, 1, vec![]));
+    say(driver, 0, PORT_READY, 1);
+    assert_eq!(hear(driver), (0, CONSOLE_PORT, 1, vec![]));
+    say(driver, 0, PORT_OPEN, 1);
+    say(driver, 1, PORT_READY, 1);
+    let name = b"org.qemu.guest_agent.0".to_vec();
+    assert_eq!(hear(driver), (1, PORT_NAME, 1, name));
+    say(driver, 1, PORT_OPEN, 1);
+}
+
 impl Rig {
     fn say(&mut self, port: u32, event: u16, value: u16) {
-        let message = Message { port, event, value }.encode(&[]);
-        self.driver.request(3, &[&message], &[]);
+        say(&mut self.driver, port, event, value);
     }
 
     fn hear(&mut self) -> (u32, u16, u16, Vec<u8>) {
-        let used = self.driver.wait(2);
-        self.driver.add(2, &[], &[128]);
-        self.driver.kick(2);
-        parts(&used)
+        hear(&mut self.driver)
     }
 
     /// A guest that has both ports open.
     fn warm() -> Self {
         let mut rig = cold(u64::MAX);
-        for _ in 0..8 {
-            rig.driver.add(2, &[], &[128]);
-        }
-        rig.driver.kick(2);
-        rig.say(u32::MAX, DEVICE_READY, 1);
-        assert_eq!(rig.hear(), (0, PORT_ADD, 1, vec![]));
-        assert_eq!(rig.hear(), (1, PORT_ADD, 1, vec![]));
-        rig.say(0, PORT_READY, 1);
-        assert_eq!(rig.hear(), (0, CONSOLE_PORT, 1, vec![]));
-        rig.say(0, PORT_OPEN, 1);
-        rig.say(1, PORT_READY, 1);
-        let name = b"org.qemu.guest_agent.0".to_vec();
-        assert_eq!(rig.hear(), (1, PORT_NAME, 1, name));
-        rig.say(1, PORT_OPEN, 1);
+        shake_hands(&mut rig.driver);
         rig.zero
             .until("open", |h| *h.opens.lock().unwrap() == [true]);
         rig.agent
@@ -304,14 +324,7 @@ fn a_saved_device_goes_on_in_the_middle_of_everything() {
     let setups: Vec<_> = rig.driver.queues.iter().map(|q| Some(q.setup)).collect();
     let host = Host::with_room(PLENTY);
     let zero = Host::with_room(PLENTY);
-    let mut other = Console::new(ConsoleOptions {
-        ports: vec![
-            port(0, true, "", &zero),
-            port(1, false, "org.qemu.guest_agent.0", &host),
-        ],
-        max_ports: 4,
-    })
-    .unwrap();
+    let mut other = new(&zero, &host);
     other
         .load(&saved, Some(rig.driver.reactivation(&setups)))
         .unwrap();

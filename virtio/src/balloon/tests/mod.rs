@@ -1,3 +1,5 @@
+mod contract;
+
 use std::time::Instant;
 
 use super::*;
