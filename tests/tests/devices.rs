@@ -8,11 +8,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use vireo_tests::{Guest, Kernel, Rig, left_out, machine, which};
-use vmm_api::config::Resource;
+use vmm_api::config::{CharBackend, Resource};
+use vmm_api::control::{Answer, Call, Event, FromVmm, Request, Stats};
 use vmm_api::devices::{
-    CacheMode, DetectZeroes, DeviceConfig, DeviceKind, DiskConfig, DiskLimits, ErrorPolicy,
-    ImageConfig, ImageFormat, IoMode, NetBackend, NetConfig, PciAddress, RngConfig, RootPortConfig,
-    WatchdogAction, WatchdogConfig,
+    BalloonConfig, CacheMode, ConsoleConfig, ConsolePort, DetectZeroes, DeviceConfig, DeviceKind,
+    DiskConfig, DiskLimits, ErrorPolicy, ImageConfig, ImageFormat, IoMode, NetBackend, NetConfig,
+    PciAddress, RngConfig, RootPortConfig, WatchdogAction, WatchdogConfig,
 };
 
 fn at(bus: u8, device: u8) -> PciAddress {
@@ -481,4 +482,286 @@ fn linux_is_reset_by_a_watchdog_that_it_does_not_feed() {
         "the guest sees whose reset it was"
     );
     guest.power_off();
+}
+
+/// A client of the VMM's control socket.
+struct Control {
+    stream: UnixStream,
+    next: u64,
+    events: Vec<Event>,
+}
+
+impl Control {
+    fn connect(path: &std::path::Path) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Ok(stream) = UnixStream::connect(path) {
+                stream
+                    .set_read_timeout(Some(Duration::from_secs(60)))
+                    .unwrap();
+                return Self {
+                    stream,
+                    next: 1,
+                    events: Vec::new(),
+                };
+            }
+            assert!(Instant::now() < deadline, "no control socket");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn frame(&mut self) -> FromVmm {
+        serde_json::from_slice(&next_frame(&mut self.stream)).unwrap()
+    }
+
+    fn call(&mut self, call: Call) -> Result<Answer, String> {
+        let id = self.next;
+        self.next += 1;
+        let request = serde_json::to_vec(&Request { id, call }).unwrap();
+        send_frame(&mut self.stream, &request);
+        loop {
+            match self.frame() {
+                FromVmm::Reply(reply) if reply.id == id => {
+                    return reply.result.map_err(|failure| failure.message);
+                }
+                FromVmm::Reply(_) => {}
+                FromVmm::Event(event) => self.events.push(event),
+            }
+        }
+    }
+
+    fn stats(&mut self) -> Stats {
+        match self.call(Call::Stats).unwrap() {
+            Answer::Stats(stats) => stats,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for an event that has come, or comes.
+    fn event(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
+        loop {
+            if let Some(at) = self.events.iter().position(&wanted) {
+                return self.events.remove(at);
+            }
+            if let FromVmm::Event(event) = self.frame() {
+                self.events.push(event);
+            }
+        }
+    }
+}
+
+#[test]
+fn linux_has_channels_consoles_and_a_balloon() {
+    let rig = Rig::new();
+    let (mut agent, theirs) = UnixStream::pair().unwrap();
+    let theirs = OwnedFd::from(theirs);
+    let log = rig.path("console.log");
+    let port = |number, console, name: &str, backend| ConsolePort {
+        id: format!("port{number}"),
+        number,
+        console,
+        name: name.into(),
+        backend,
+        log: None,
+    };
+    let console = ConsoleConfig {
+        ports: vec![
+            port(0, true, "", CharBackend::File(Resource::Path(log.clone()))),
+            port(
+                1,
+                false,
+                "org.qemu.guest_agent.0",
+                CharBackend::Connected(Resource::Fd(theirs.as_raw_fd())),
+            ),
+            port(5, false, "org.example.null", CharBackend::Null),
+        ],
+        max_ports: 31,
+    };
+    let balloon = BalloonConfig {
+        stats_period_seconds: 1,
+        free_page_reporting: true,
+        deflate_on_oom: true,
+        target_bytes: 0,
+    };
+    let devices = vec![
+        device("virtio-serial0", at(0, 3), DeviceKind::Console(console)),
+        device("balloon0", at(0, 4), DeviceKind::Balloon(balloon)),
+    ];
+    let mut config = machine(Kernel::V6_1, devices);
+    config.control = Some(Resource::Path(rig.path("control")));
+    let mut guest = Guest::boot(&rig, &config, &[theirs]);
+    let mut control = Control::connect(&rig.path("control"));
+
+    let names = guest.run("cat /sys/class/virtio-ports/*/name | sort");
+    assert_eq!(names.ok(), "org.example.null\norg.qemu.guest_agent.0\n");
+    // hvc0 is a console.
+    guest.run("echo from hvc0 >/dev/hvc0").ok();
+    // An agent: what it is asked comes back turned around, more than any buffer holds.
+    guest
+        .run("exec 3<>/dev/virtio-ports/org.qemu.guest_agent.0; (while read -r l <&3; do echo \"$l\" | rev >&3; done) & true")
+        .ok();
+    control.event(|e| matches!(e, Event::PortState { id, open: true } if id == "port1"));
+    agent
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let line: String = (0..1000).map(|n| format!("{n:04}-")).collect();
+    for _ in 0..40 {
+        agent.write_all(line.as_bytes()).unwrap();
+        agent.write_all(b"\n").unwrap();
+        let mut back = vec![0; line.len() + 1];
+        agent.read_exact(&mut back).unwrap();
+        let expected: String = line.chars().rev().chain(['\n']).collect();
+        assert_eq!(String::from_utf8(back).unwrap(), expected);
+    }
+    // Output to nobody is dropped, and holds nobody up.
+    guest
+        .run("dd if=/dev/zero of=/dev/virtio-ports/org.example.null bs=64k count=16 2>/dev/null")
+        .ok();
+    assert_eq!(guest.run("echo alive").ok(), "alive\n");
+    assert!(fs::read_to_string(&log).unwrap().contains("from hvc0\r\n"));
+
+    // The balloon: half of the memory goes to the host and comes back.
+    let free = |guest: &mut Guest| -> u64 {
+        let text = guest.run("grep MemFree /proc/meminfo").ok();
+        text.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let before = free(&mut guest);
+    assert!(
+        control
+            .call(Call::SetBalloon {
+                target_bytes: 1 << 40
+            })
+            .is_err()
+    );
+    control
+        .call(Call::SetBalloon {
+            target_bytes: 128 << 20,
+        })
+        .unwrap();
+    control.event(
+        |e| matches!(e, Event::BalloonChange { actual_bytes } if *actual_bytes == 128 << 20),
+    );
+    let during = free(&mut guest);
+    assert!(before - during > 100 << 10, "{before} then {during}");
+    let stats = control.stats().balloon.unwrap();
+    assert_eq!(
+        (stats.actual_bytes, stats.target_bytes),
+        (128 << 20, 128 << 20)
+    );
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let stats = loop {
+        let stats = control.stats().balloon.unwrap();
+        if stats.updated > 0 {
+            break stats;
+        }
+        assert!(Instant::now() < deadline, "no statistics came");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let total = stats.total.unwrap();
+    assert!((64 << 20..=256 << 20).contains(&total), "{stats:?}");
+    assert!(
+        stats.free.unwrap() < total && stats.available.unwrap() < total,
+        "{stats:?}"
+    );
+    control
+        .call(Call::SetBalloon {
+            target_bytes: 256 << 20,
+        })
+        .unwrap();
+    control.event(
+        |e| matches!(e, Event::BalloonChange { actual_bytes } if *actual_bytes == 256 << 20),
+    );
+    let after = free(&mut guest);
+    assert!(after - during > 100 << 10, "{during} then {after}");
+    guest.power_off();
+}
+
+/// Limits, statistics, a larger disk, a pulled cable, an NMI: changes while the guest runs.
+#[test]
+fn linux_notices_what_changes_while_it_runs() {
+    let rig = Rig::new();
+    let raw = rig.write("raw.img", vec![7; 8 << 20]);
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let theirs = OwnedFd::from(theirs);
+    let net = NetConfig {
+        mac: [0x52, 0x54, 0, 1, 2, 3],
+        backend: NetBackend::Stream(Resource::Fd(theirs.as_raw_fd())),
+        mtu: None,
+        link_up: false,
+        queue_pairs: 1,
+        filter_source_mac: false,
+        inbound: Default::default(),
+        outbound: Default::default(),
+    };
+    let disk = disk(image(ImageFormat::Raw, &raw));
+    let devices = vec![
+        device("virtio-disk0", at(0, 3), DeviceKind::Disk(disk.into())),
+        device("net0", at(0, 2), DeviceKind::Net(net)),
+    ];
+    let mut config = machine(Kernel::V6_1, devices);
+    config.control = Some(Resource::Path(rig.path("control")));
+    let mut guest = Guest::boot(&rig, &config, &[theirs]);
+    let mut control = Control::connect(&rig.path("control"));
+
+    guest.run("ip link set eth0 up").ok();
+    assert_eq!(guest.run("cat /sys/class/net/eth0/carrier").ok(), "0\n");
+    let link = |id: &str, up| Call::SetLink { id: id.into(), up };
+    assert!(control.call(link("net7", true)).is_err());
+    control.call(link("net0", true)).unwrap();
+    let wait = "for i in 1 2 3 4 5 6 7 8 9; do [ $(cat /sys/class/net/eth0/carrier) = 1 ] && echo up && break; sleep 1; done";
+    assert_eq!(guest.run(wait).ok(), "up\n");
+    assert!(control.stats().nets[0].1.link_up);
+
+    let before = control.stats().disks[0].1;
+    guest
+        .run("echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=1M count=4; dd if=/dev/zero of=/dev/vda bs=64k count=8 conv=fsync")
+        .ok();
+    let after = control.stats().disks[0].1;
+    assert!(after.read_bytes - before.read_bytes >= 4 << 20, "{after:?}");
+    assert!(
+        after.write_bytes - before.write_bytes >= 512 << 10,
+        "{after:?}"
+    );
+    assert!(after.flush_requests > before.flush_requests, "{after:?}");
+    assert!(after.read_ns > before.read_ns && after.write_ns > before.write_ns);
+    assert_eq!(after.capacity, 8 << 20);
+
+    // 1 MiB/s: reading two more MiB than the burst allows takes the better part of two seconds.
+    let mut limits = DiskLimits::default();
+    limits.read_bytes.rate = 1 << 20;
+    let id = || "virtio-disk0".to_owned();
+    control
+        .call(Call::SetDiskLimits { id: id(), limits })
+        .unwrap();
+    let timed = "echo 3 >/proc/sys/vm/drop_caches; a=$(cut -d. -f1 /proc/uptime); dd if=/dev/vda of=/dev/null bs=256k count=16 2>/dev/null; b=$(cut -d. -f1 /proc/uptime); echo $((b-a))";
+    let seconds: u64 = guest.run(timed).ok().trim().parse().unwrap();
+    assert!(seconds >= 2, "4 MiB in {seconds} s");
+    let limits = DiskLimits::default();
+    control
+        .call(Call::SetDiskLimits { id: id(), limits })
+        .unwrap();
+
+    let grow = Call::ResizeDisk {
+        id: id(),
+        bytes: 16 << 20,
+    };
+    control.call(grow).unwrap();
+    let wait = "for i in 1 2 3 4 5 6 7 8 9; do [ $(cat /sys/block/vda/size) = 32768 ] && echo grown && break; sleep 1; done";
+    assert_eq!(guest.run(wait).ok(), "grown\n");
+    let odd = Call::ResizeDisk {
+        id: id(),
+        bytes: 1000,
+    };
+    assert!(control.call(odd).is_err());
+
+    control.call(Call::Pause).unwrap();
+    control.call(Call::Resume).unwrap();
+    control.call(Call::Nmi).unwrap();
+    let nmi = guest.run("sleep 1; dmesg | grep -c 'NMI received'");
+    assert_ne!(nmi.output.trim(), "0");
+    guest
+        .run("dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null")
+        .ok();
+    guest.power_off();
+    assert_eq!(fs::metadata(&raw).unwrap().len(), 16 << 20);
 }

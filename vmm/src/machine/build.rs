@@ -274,7 +274,7 @@ impl Machine {
             let token = TOKEN_WATCHDOGS + index as u64;
             builder.watch(watchdog.device.alarm(), token)?;
         }
-        let devices = build_devices(&mut builder, &config, &ioapic, &requests, pci)?;
+        let mut devices = build_devices(&mut builder, &config, &ioapic, &requests, pci)?;
 
         let template = hypervisor::cpu::template(
             &*vm,
@@ -322,8 +322,19 @@ impl Machine {
                 call: "starting a vCPU thread",
                 source,
             })?;
-        let awaited = awaited(&config);
-        let port_channels = Vec::new();
+        let mut awaited = awaited(&config);
+        let mut port_channels = Vec::new();
+        for pending in std::mem::take(&mut devices.pci.ports) {
+            let index = builder.channels.len();
+            if pending.wait {
+                awaited.push(index);
+            }
+            let id = pending.id.clone();
+            builder
+                .channel(pending.port, Some(pending.end), pending.link, pending.log)
+                .map_err(|error| MachineError::Config(format!("{id}: {error}")))?;
+            port_channels.push((id, index));
+        }
         let mut machine = Self {
             threads,
             gate,

@@ -6,6 +6,7 @@ mod devices;
 mod lifecycle;
 mod run;
 
+use build::waits;
 pub use run::block_signals;
 
 use std::sync::Arc;

@@ -180,8 +180,17 @@ impl Machine {
             Call::Nmi => self.threads.each(|_| Job::Nmi),
             Call::OnPoweroff(action) => self.config.on_poweroff = *action,
             Call::Stats => return Ok(Answer::Stats(self.devices.pci.stats())),
-            Call::SetBalloon { .. } | Call::SetBalloonPeriod { .. } => {
-                return Err("this machine has no balloon".into());
+            Call::SetBalloon { target_bytes } => {
+                if *target_bytes > self.memory.size() {
+                    return Err(format!(
+                        "{target_bytes} bytes are more than the machine's {}",
+                        self.memory.size()
+                    ));
+                }
+                self.devices.pci.balloon()?.set_target(*target_bytes);
+            }
+            Call::SetBalloonPeriod { seconds } => {
+                self.devices.pci.balloon()?.set_stats_period(*seconds);
             }
             Call::SetLink { id, up } => self.devices.pci.net(id)?.set_link(*up),
             Call::SetBandwidth {

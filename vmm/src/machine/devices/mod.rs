@@ -1,5 +1,7 @@
 //! The PCI devices of a machine: made from their configuration, reached by their ids.
 
+mod balloon;
+mod console;
 mod disk;
 pub mod net;
 
@@ -7,14 +9,18 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use hypervisor::Vm;
+use virtio::balloon::BalloonHandle;
 use virtio::net::NetHandle;
 use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
 use virtio::rng::{Rate, Rng, Source};
+use virtio::vsock::{Vsock, VsockOptions};
 use vmm_api::control::Stats;
 use vmm_api::devices::{
-    DeviceConfig, DeviceKind, PciAddress, RngConfig, RootPortConfig, WatchdogAction, WatchdogConfig,
+    DeviceConfig, DeviceKind, PciAddress, RngConfig, RootPortConfig, VsockConfig, WatchdogAction,
+    WatchdogConfig,
 };
 
+use self::console::PendingPort;
 use self::disk::Disk;
 use super::MachineError;
 use crate::bus::Movable;
@@ -44,6 +50,10 @@ pub struct PciDevices {
     pub disks: Vec<(String, Disk)>,
     /// Network cards, by id.
     pub nets: Vec<(String, NetHandle)>,
+    /// The balloon, where there is one.
+    pub balloon: Option<BalloonHandle>,
+    /// Ports of virtio-serial devices, whose host sides go onto the event loop.
+    pub ports: Vec<PendingPort>,
     /// Watchdogs.
     pub watchdogs: Vec<Watchdog>,
 }
@@ -92,7 +102,10 @@ struct Builder {
     ram: Arc<dyn virtio::GuestMemory>,
     disks: Vec<(String, Disk)>,
     nets: Vec<(String, NetHandle)>,
+    balloon: Option<BalloonHandle>,
+    ports: Vec<PendingPort>,
     watchdogs: Vec<Watchdog>,
+    ram_bytes: u64,
     vcpus: u16,
     notices: Arc<Notices>,
 }
@@ -114,6 +127,9 @@ impl PciDevices {
             ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
             disks: Vec::new(),
             nets: Vec::new(),
+            balloon: None,
+            ports: Vec::new(),
+            ram_bytes: parts.memory.size(),
             vcpus: u16::try_from(vcpus).unwrap_or(u16::MAX),
             watchdogs: Vec::new(),
             notices: parts.notices.clone(),
@@ -136,6 +152,8 @@ impl PciDevices {
             root: Arc::new(builder.root),
             disks: builder.disks,
             nets: builder.nets,
+            balloon: builder.balloon,
+            ports: builder.ports,
             watchdogs: builder.watchdogs,
         })
     }
@@ -158,6 +176,15 @@ impl PciDevices {
         find(&self.disks, id).ok_or_else(|| format!("there is no disk '{id}'"))
     }
 
+    /// The balloon.
+    ///
+    /// # Errors
+    /// There is none, in words for the caller.
+    pub fn balloon(&self) -> Result<&BalloonHandle, String> {
+        let balloon = self.balloon.as_ref();
+        balloon.ok_or_else(|| "this machine has no balloon".to_owned())
+    }
+
     /// What all devices have counted.
     pub fn stats(&self) -> Stats {
         let disk = |(id, disk): &(String, Disk)| (id.clone(), disk.stats());
@@ -165,7 +192,7 @@ impl PciDevices {
         Stats {
             disks: self.disks.iter().map(disk).collect(),
             nets: self.nets.iter().map(net).collect(),
-            balloon: None,
+            balloon: self.balloon.as_ref().map(balloon::stats),
         }
     }
 }
@@ -273,10 +300,21 @@ impl Builder {
             DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Rng(config) => self.rng(device, config),
             DeviceKind::Watchdog(config) => self.watchdog(device, *config),
-            DeviceKind::Console(_) | DeviceKind::Balloon(_) | DeviceKind::Vsock(_) => {
-                Err(failed(device, "not there yet"))
-            }
+            DeviceKind::Console(config) => self.console(device, config),
+            DeviceKind::Balloon(config) => self.balloon(device, config),
+            DeviceKind::Vsock(config) => self.vsock(device, config),
         }
+    }
+
+    fn vsock(&mut self, device: &DeviceConfig, config: &VsockConfig) -> Result<(), MachineError> {
+        let listener = config.listener.as_ref().map(resource::listen).transpose()?;
+        let options = VsockOptions {
+            cid: config.cid,
+            listener,
+            prefix: config.prefix.clone(),
+        };
+        let vsock = Vsock::new(options).map_err(|error| failed(device, error))?;
+        self.virtio(device, Box::new(vsock))
     }
 
     fn rng(&mut self, device: &DeviceConfig, config: &RngConfig) -> Result<(), MachineError> {
