@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use images::{Image, Qcow2};
+use images::{File, Image, Qcow2, qcow2};
 
 /// An image as qemu-img makes it, with some content, and what a guest should see in it.
 struct Sample {
@@ -136,7 +136,7 @@ fn sample(random: &mut Random) -> Sample {
         io(&commands);
     }
     let mut snapshot = None;
-    if !data_file && refcount_bits > 1 && random.one_in(3) {
+    if !data_file && refcount_bits >= 8 && random.one_in(3) {
         qemu_img(&["snapshot", "-c", "before", text(&image)]);
         snapshot = Some(content(&image, "qcow2", Some("before"), &scratch));
         let offset = random.below(size / 512) * 512;
@@ -262,5 +262,173 @@ fn whatever_qemu_makes_is_read_and_written_right() {
         let mut sample = sample(&mut random);
         println!("{:?}, {} bytes", sample.options, sample.model.len());
         workload(&mut sample, &mut random, 60);
+    }
+}
+
+/// Options for `create` and what qemu-img would say of the image.
+fn create_options(random: &mut Random, size: u64) -> qcow2::Create {
+    let mut options = qcow2::Create::new(size);
+    options.cluster_size = random.pick(&[512, 2048, 4096, 16384, 65536, 2 << 20]);
+    if random.one_in(5) {
+        options.version = 2;
+    } else {
+        options.refcount_bits = random.pick(&[1, 2, 4, 8, 16, 32, 64]);
+        options.lazy_refcounts = random.one_in(3);
+        options.extended_l2 = options.cluster_size >= 16384 && random.one_in(2);
+        if random.one_in(4) {
+            options.data_file = Some("data".into());
+            options.data_file_raw = random.one_in(2);
+        } else if random.one_in(2) {
+            options.compression = qcow2::Compression::Zstd;
+        }
+    }
+    if !options.data_file_raw && random.one_in(3) {
+        options.backing = Some(("base.raw".into(), "raw".into()));
+    }
+    if options.backing.is_none() || options.extended_l2 {
+        use qcow2::Preallocation::{Falloc, Full, Metadata, Off};
+        options.preallocation = random.pick(&[Off, Off, Metadata, Falloc, Full]);
+    }
+    options
+}
+
+#[test]
+fn what_create_makes_is_what_qemu_takes_for_it() {
+    if !have("our images in qemu-img", "qemu-img") {
+        return;
+    }
+    let first = seed();
+    for seed in first..first + rounds(12, 1000) {
+        println!("VIREO_SEED={seed}");
+        let mut random = Random::new(seed);
+        let scratch = Scratch::new();
+        let size = (1 + random.below(16384)) * 512;
+        let mut options = create_options(&mut random, size);
+        // qemu-img looks for it from where it is started.
+        options.data_file = options
+            .data_file
+            .map(|name| scratch.path(name.to_str().unwrap()).into());
+        println!("{options:?}");
+        let mut model = vec![0; size as usize];
+        if options.backing.is_some() {
+            let mut base = vec![0; (1 + random.below(16384) as usize) * 512];
+            random.fill(&mut base);
+            let common = base.len().min(model.len());
+            model[..common].copy_from_slice(&base[..common]);
+            std::fs::write(scratch.path("base.raw"), base).unwrap();
+        }
+        let image = scratch.path("image");
+        let data = options
+            .data_file
+            .as_ref()
+            .map(|_| File::create(&scratch.path("data")).unwrap());
+        qcow2::create(File::create(&image).unwrap(), data, &options).unwrap();
+        check_clean(&image);
+        let said = qemu_img(&["info", "-f", "qcow2", "--output=json", text(&image)]);
+        for expected in [
+            format!("\"virtual-size\": {size}"),
+            format!("\"cluster-size\": {}", options.cluster_size),
+            format!("\"refcount-bits\": {}", options.refcount_bits),
+        ] {
+            let absent = expected.contains("refcount-bits") && options.version == 2;
+            assert!(absent || said.contains(&expected), "{expected}: {said}");
+        }
+        for (option, name) in [
+            (options.lazy_refcounts, "lazy-refcounts"),
+            (options.extended_l2, "extended-l2"),
+            (options.data_file_raw, "data-file-raw"),
+        ] {
+            assert_eq!(
+                option,
+                said.contains(&format!("\"{name}\": true")),
+                "{name}: {said}"
+            );
+        }
+        assert_eq!(
+            said.contains("zstd"),
+            options.compression == qcow2::Compression::Zstd
+        );
+        assert!(
+            content(&image, "qcow2", None, &scratch) == model,
+            "what qemu-img reads"
+        );
+        let compressed = options.data_file.is_none();
+        let mut sample = Sample {
+            scratch,
+            options: Vec::new(),
+            model,
+            snapshot: None,
+            compressed,
+            resizable: true,
+        };
+        workload(&mut sample, &mut random, 30);
+        if options.data_file_raw {
+            let data = std::fs::read(sample.scratch.path("data")).unwrap();
+            assert!(data == sample.model, "the data file alone");
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_get_into_each_others_way() {
+    let first = seed();
+    for seed in first..first + rounds(6, 200) {
+        println!("VIREO_SEED={seed}");
+        let mut random = Random::new(seed);
+        let scratch = Scratch::new();
+        let image = scratch.path("image");
+        let mut options = qcow2::Create::new(4 << 20);
+        options.cluster_size = random.pick(&[512, 4096, 65536]);
+        options.extended_l2 = options.cluster_size == 65536 && random.one_in(2);
+        qcow2::create(File::create(&image).unwrap(), None, &options).unwrap();
+        let it = open(&image, true).unwrap();
+        // Sectors are dealt out to the threads like cards.
+        const THREADS: u64 = 4;
+        let models: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let work = |thread: u64| {
+                let it = &it;
+                let mut random = Random::new(seed ^ thread << 32);
+                scope.spawn(move || {
+                    let mut model = vec![0_u8; 4 << 20];
+                    for step in 0..400 {
+                        let sector = random.below((4 << 20) / 512 / THREADS) * THREADS + thread;
+                        let part = sector as usize * 512..(sector as usize + 1) * 512;
+                        match random.below(10) {
+                            0..5 => {
+                                model[part.clone()].fill(step as u8 | 1);
+                                write(it, sector * 512, &model[part]).unwrap();
+                            }
+                            5 => {
+                                model[part.clone()].fill(0);
+                                it.write_zeroes(sector * 512, 512, true).unwrap();
+                            }
+                            6 => it.flush().unwrap(),
+                            _ => assert!(
+                                read(it, sector * 512, 512).unwrap() == model[part],
+                                "sector {sector}"
+                            ),
+                        }
+                    }
+                    model
+                })
+            };
+            let threads: Vec<_> = (0..THREADS).map(work).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let mut model = vec![0; 4 << 20];
+        for (n, sector) in model.chunks_mut(512).enumerate() {
+            sector.copy_from_slice(&models[n % THREADS as usize][n * 512..(n + 1) * 512]);
+        }
+        assert!(read(&it, 0, model.len()).unwrap() == model);
+        drop(it);
+        assert_eq!(
+            qcow2::check(&File::open(&image, false).unwrap(), qcow2::Fix::None)
+                .unwrap()
+                .messages,
+            [""; 0]
+        );
     }
 }

@@ -63,15 +63,6 @@ impl Entry {
         }
     }
 
-    /// A cluster at `host` of which every subcluster is there.
-    #[allow(dead_code, reason = "creation will use it")]
-    pub fn data(geo: &Geometry, host: u64) -> Self {
-        Self {
-            raw: host | COPIED,
-            bits: if geo.extended { 0xffff_ffff } else { 0 },
-        }
-    }
-
     /// A cluster of zeroes, which keeps the host cluster of `raw`, if any.
     pub fn zero(geo: &Geometry, raw: u64) -> Self {
         if geo.extended {

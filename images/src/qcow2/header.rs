@@ -19,7 +19,6 @@ pub const COMPRESSION: u64 = 1 << 3;
 pub const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN_INCOMPATIBLE: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
 /// Compatible: refcounts may be written late, with the dirty bit set.
-#[allow(dead_code, reason = "creation will use it")]
 pub const LAZY_REFCOUNTS: u64 = 1 << 0;
 /// Autoclear: the bitmaps are consistent.
 pub const BITMAPS: u64 = 1 << 0;

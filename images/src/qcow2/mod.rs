@@ -2,7 +2,9 @@
 
 mod bitmap;
 mod cache;
+mod check;
 mod compress;
+mod create;
 mod entry;
 mod header;
 mod io;
@@ -16,6 +18,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
+pub use check::{Fix, Report, check};
+pub use create::{Create, Encrypt, Preallocation, create};
 pub use header::{BitmapDirectory, Compression, Encryption, Header};
 pub use snapshot::Snapshot;
 
@@ -158,7 +162,7 @@ impl Qcow2 {
     /// [`Error::Unsupported`] and [`Error::Corrupt`] as the header says, [`Error::Invalid`] when
     /// the options lack something the image needs, the host's I/O.
     pub fn open(file: File, options: Options) -> Result<Self, Error> {
-        let header = Header::read(&file)?;
+        let mut header = Header::read(&file)?;
         let name = file.name().to_owned();
         let lacks = |what: &str| Err(Error::Invalid(format!("{name} needs its {what}")));
         if header.backing.is_some() && options.backing.is_none() {
@@ -178,10 +182,23 @@ impl Qcow2 {
             });
         }
         if writable && header.incompatible & header::DIRTY != 0 {
-            return Err(Error::Unsupported {
-                image: name,
-                reason: "it is dirty: it needs a repair first".into(),
-            });
+            let report = check(&file, Fix::All)?;
+            log::warn!(
+                "{name} was not closed: {} refcounts repaired",
+                report.corruptions_fixed + report.leaks_fixed
+            );
+            header = Header::read(&file)?;
+            if header.incompatible & header::DIRTY != 0 {
+                let reason = report
+                    .messages
+                    .first()
+                    .cloned()
+                    .unwrap_or_else(|| "it can't be repaired".into());
+                return Err(Error::Corrupt {
+                    image: name,
+                    reason,
+                });
+            }
         }
         let geo = Geometry::new(&header);
         let data_file = options.data_file.map(Arc::new);
