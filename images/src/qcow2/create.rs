@@ -8,7 +8,7 @@ use super::entry::{COPIED, Entry};
 use super::header::{self, Compression, Encryption, Header};
 use super::refcount::set_value;
 use super::{Geometry, Options, Qcow2};
-use crate::luks::{self, FilePart, Spec, Volume};
+use crate::luks::{self, FilePart, Passphrase, Spec, Volume};
 use crate::{Error, File, Image};
 
 /// How much of a new image's space is set aside at once.
@@ -55,22 +55,14 @@ pub struct Create {
 }
 
 /// How a new image is encrypted.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Encrypt {
     /// The cipher.
     pub spec: Spec,
     /// What opens it.
-    pub passphrase: Vec<u8>,
+    pub passphrase: Passphrase,
     /// How long trying a passphrase is to take on this machine.
     pub time: Duration,
-}
-
-impl std::fmt::Debug for Encrypt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Encrypt")
-            .field("spec", &self.spec)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Create {
@@ -267,7 +259,12 @@ pub fn create(file: File, data_file: Option<File>, options: &Create) -> Result<(
             start: luks_at << bits,
             len: luks << bits,
         };
-        let volume = Volume::create(&part, encrypt.spec, &encrypt.passphrase, encrypt.time)?;
+        let volume = Volume::create(
+            &part,
+            encrypt.spec,
+            encrypt.passphrase.as_bytes(),
+            encrypt.time,
+        )?;
         cipher = Some(volume.cipher()?);
     }
     if let Some(data) = &data_file
