@@ -5,7 +5,7 @@
 //! qemu-img can do. CPU time is the process's, what it takes to start (as measured by a run of one
 //! request) left out.
 //!
-//! VIREO_BENCH_RUNS runs each (default 3), the best counts; VIREO_BENCH_ONLY chooses among the
+//! VIREO_BENCH chooses this (`block`) among all of `make bench`. VIREO_BENCH_RUNS runs each (default 3), the best counts; VIREO_BENCH_ONLY chooses among the
 //! lines by words that all must occur in them. VIREO_BENCH_DIR is where the images are made
 //! (default: the build's folder). Nothing here passes or fails.
 
@@ -273,6 +273,10 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() {
+    let parts = std::env::var("VIREO_BENCH").unwrap_or_default();
+    if !parts.is_empty() && !parts.split(',').any(|part| part == "block") {
+        return;
+    }
     let runs = std::env::var("VIREO_BENCH_RUNS")
         .ok()
         .and_then(|runs| runs.parse().ok())

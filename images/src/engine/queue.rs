@@ -18,11 +18,13 @@ use crate::{Error, File, IoBuf};
 
 /// The longest request that is done in `submit` itself, in bytes: longer ones copy for too long.
 const INLINE: u64 = 256 << 10;
-/// A write into the page cache that takes longer than this had to wait for the disk: the next
-/// ones are left to others for a while.
-const SLOW: Duration = Duration::from_micros(500);
-/// That while.
-const SLOW_FOR: Duration = Duration::from_millis(50);
+/// A write into the page cache that takes longer than this had to wait for the disk (on a busy
+/// host it may merely have lost the CPU for as long): the next ones are left to others for a while.
+const SLOW: Duration = Duration::from_millis(4);
+/// That while at first; it doubles each time the next one is slow again.
+const SLOW_FOR: Duration = Duration::from_millis(20);
+/// The longest.
+const SLOW_MOST: Duration = Duration::from_secs(1);
 /// Limits may change meanwhile, so held-back requests are looked at at least this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long a queue that is dropped waits for what is in flight.
@@ -119,6 +121,8 @@ pub struct Queue {
     nowait: bool,
     /// Writes into the page cache wait for the disk, at least until then.
     slow_until: Option<Instant>,
+    /// How long they are believed to when it happens again.
+    slow_for: Duration,
 }
 
 impl std::fmt::Debug for Queue {
@@ -149,7 +153,7 @@ impl Queue {
             .then(|| Ring::new(shared.event.as_fd(), shared.clone()))
             .and_then(|ring| {
                 ring.inspect_err(|error| {
-                    log::warn!("no io_uring here ({error}): worker threads do its work");
+                    log::info!("no io_uring here ({error}): worker threads do its work");
                 })
                 .ok()
             });
@@ -162,6 +166,7 @@ impl Queue {
             in_flight: 0,
             nowait: true,
             slow_until: None,
+            slow_for: SLOW_FOR,
         })
     }
 
@@ -368,7 +373,13 @@ impl Queue {
             )
         };
         let end = Instant::now();
-        self.slow_until = (end - begun > SLOW).then(|| end + SLOW_FOR);
+        if end - begun > SLOW {
+            self.slow_until = Some(end + self.slow_for);
+            self.slow_for = (self.slow_for * 2).min(SLOW_MOST);
+        } else {
+            self.slow_until = None;
+            self.slow_for = SLOW_FOR;
+        }
         u64::try_from(put).ok()
     }
 

@@ -198,7 +198,7 @@ fn every_mode(
 fn raw_in_every_mode_is_a_disk() {
     every_mode(
         "raw",
-        400,
+        200,
         |dir, cache, _| {
             let path = dir.file("disk", 3 << 20);
             Arc::new(Raw::new(open(&path, cache.direct())).unwrap())
@@ -211,7 +211,7 @@ fn raw_in_every_mode_is_a_disk() {
 fn luks_in_every_mode_is_a_disk() {
     every_mode(
         "luks",
-        200,
+        80,
         |dir, cache, _| {
             let spec = luks::Spec::default();
             let size = luks::header_len(&spec).unwrap() + (2 << 20);
@@ -265,7 +265,7 @@ fn qcow2_in_every_mode_is_a_disk() {
     ];
     every_mode(
         "qcow2",
-        200,
+        120,
         |dir, cache, random| {
             let options = options[random.below(options.len() as u64) as usize];
             println!("{options}");

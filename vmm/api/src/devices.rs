@@ -183,11 +183,11 @@ pub enum CacheMode {
 #[serde(rename_all = "snake_case")]
 pub enum IoMode {
     /// System calls on worker threads.
-    #[default]
     Threads,
     /// Asynchronous host I/O (io_uring serves this too).
     Native,
-    /// io_uring.
+    /// io_uring; worker threads where the host has none.
+    #[default]
     IoUring,
 }
 
