@@ -56,7 +56,7 @@ pub(crate) trait Alu: Word {
     fn shift_some<const K: u8>(a: Self, count: u8) -> (Self, u64);
     /// ADD, OR, AND, SUB, XOR without flags.
     fn quiet<const K: u8>(a: Self, b: Self) -> Self;
-    /// SHL, SHR, SAR by a masked count that is not 0, without flags.
+    /// SHL, SHR, SAR by a masked count that is not 0, ROL and ROR by any, without flags.
     fn quiet_shift<const K: u8>(a: Self, count: u8) -> Self;
     /// IMUL without flags.
     fn quiet_imul(a: Self, b: Self) -> Self;
@@ -227,6 +227,8 @@ macro_rules! words {
                 match K {
                     shift::SHR => Self::cut(a.wide().checked_shr(count).unwrap_or(0)),
                     shift::SAR => Self::cut((a.sign() >> count.min(63)) as u64),
+                    shift::ROL => a.rotate_left(count),
+                    shift::ROR => a.rotate_right(count),
                     _ => Self::cut(a.wide().checked_shl(count).unwrap_or(0)),
                 }
             }

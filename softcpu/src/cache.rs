@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use crate::decode::FlagUse;
 use crate::op::{Block, Handler, Op};
+use crate::run::{stale, stale_block};
 
 /// Slots of operations in one piece of the arena.
 const PIECE: usize = 4096;
@@ -79,7 +80,7 @@ impl Default for CodeCache {
             key: [0; 2],
             ways: Ways {
                 generation: [0; 2],
-                seen: [0; SEEN_WORDS],
+                seen: [[0; SEEN_WORDS]; 2],
             },
             newest: 0,
             context: 0,
@@ -95,8 +96,8 @@ impl Default for CodeCache {
 pub(crate) struct Ways {
     /// Of the lower and the upper half. No two address spaces share one.
     generation: [u64; 2],
-    /// Hashed linear pages that jump entries may exist for.
-    seen: [u64; SEEN_WORDS],
+    /// Hashed linear pages, by half, that jump entries may exist for.
+    seen: [[u64; SEEN_WORDS]; 2],
 }
 
 #[inline(always)]
@@ -147,8 +148,9 @@ impl CodeCache {
         self.ways.generation[0] = self.newest;
         if upper {
             self.ways.generation[1] = self.newest;
-            self.ways.seen = [0; SEEN_WORDS];
+            self.ways.seen[1] = [0; SEEN_WORDS];
         }
+        self.ways.seen[0] = [0; SEEN_WORDS];
         self.update_keys();
     }
 
@@ -157,7 +159,7 @@ impl CodeCache {
         self.newest += 1;
         Ways {
             generation: [self.newest; 2],
-            seen: [0; SEEN_WORDS],
+            seen: [[0; SEEN_WORDS]; 2],
         }
     }
 
@@ -171,8 +173,12 @@ impl CodeCache {
     /// The same for one linear page.
     pub(crate) fn forget_page(&mut self, linear: u64) {
         let (word, bit) = seen_slot(linear);
-        if self.ways.seen[word] >> bit & 1 != 0 {
-            self.forget_addresses(true);
+        let half = (linear >> 63) as usize;
+        if self.ways.seen[half][word] >> bit & 1 != 0 {
+            self.newest += 1;
+            self.ways.generation[half] = self.newest;
+            self.ways.seen[half] = [0; SEEN_WORDS];
+            self.update_keys();
         }
     }
 
@@ -211,7 +217,7 @@ impl CodeCache {
         let len = u64::from(unsafe { &*block }.len);
         for addr in [linear, linear.wrapping_add(len.saturating_sub(1))] {
             let (word, bit) = seen_slot(addr);
-            self.ways.seen[word] |= 1 << bit;
+            self.ways.seen[(addr >> 63) as usize][word] |= 1 << bit;
         }
     }
 
@@ -233,7 +239,7 @@ impl CodeCache {
         self.ops.len() >= MAX_PIECES
     }
 
-    /// Adds a block. `stale` is the handler its operations get when it becomes stale.
+    /// Adds a block.
     pub(crate) fn insert(&mut self, ops: &[Op], mut block: Block) -> *const Block {
         if self.ops_used + ops.len() > PIECE {
             let Some(&filler) = ops.first() else {
@@ -274,7 +280,7 @@ impl CodeCache {
     }
 
     /// Makes every block stale that was decoded from one of these 64-byte chunks of a page.
-    pub(crate) fn invalidate(&mut self, page: u64, chunks: u64, stale: Handler) {
+    pub(crate) fn invalidate(&mut self, page: u64, chunks: u64) {
         let Some(mut list) = self.pages.remove(&page) else {
             return;
         };
@@ -289,11 +295,13 @@ impl CodeCache {
             }
             self.unlink(block);
             b.stale.set(true);
+            let mut handler: Handler = stale_block;
             for i in 0..usize::from(b.count) {
                 // SAFETY: `ops` points to `count` operations of the arena. The block may be
                 // running: its handlers read the next operation's address only after the
                 // write that brought us here.
-                unsafe { (*b.ops.add(i)).f = stale };
+                unsafe { (*b.ops.add(i)).f = handler };
+                handler = stale;
             }
             false
         });

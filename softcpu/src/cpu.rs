@@ -378,7 +378,8 @@ impl Cpu {
     }
 
     /// The bus, while in `run`.
-    pub(crate) fn bus(&self) -> Option<&dyn Bus> {
+    pub(crate) fn bus(&mut self) -> Option<&dyn Bus> {
+        self.sync_mxcsr();
         // SAFETY: set by `run` from a reference that outlives it, cleared before it returns.
         self.bus.map(|b| unsafe { &*b })
     }

@@ -569,7 +569,7 @@ impl Cpu {
         if slot.code_map(page).fetch_and(!chunks, Ordering::AcqRel) & chunks == 0 {
             return;
         }
-        self.cache.invalidate(page, chunks, crate::run::stale);
+        self.cache.invalidate(page, chunks);
         let peers = self.machine.peers();
         for peer in peers {
             if !std::sync::Arc::ptr_eq(&peer, &self.peer) {

@@ -22,9 +22,12 @@ pub(crate) unsafe fn stale(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise.
     let op = unsafe { &*op };
     cpu.s.rip = cpu.s.block_rip.wrapping_add(u64::from(op.off)) & cpu.rip_mask();
-    if op.off != 0 {
-        cpu.link = std::ptr::null_mut();
-    }
+    cpu.link = std::ptr::null_mut();
+}
+
+/// The same for a block's first operation: the branch that led here is to learn the new way.
+pub(crate) unsafe fn stale_block(cpu: &mut Cpu, _: *const Op) {
+    cpu.s.rip = cpu.s.block_rip;
 }
 
 impl Cpu {
@@ -323,7 +326,7 @@ impl Cpu {
         for message in mail {
             match message {
                 Mail::CodeWritten { page, chunks } => {
-                    self.cache.invalidate(page, chunks, stale);
+                    self.cache.invalidate(page, chunks);
                 }
                 Mail::CodePage { page } => {
                     if self.slow_writes(page) {

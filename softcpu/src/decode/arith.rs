@@ -456,6 +456,14 @@ pub(super) fn quiet(c: &Context) -> Option<Handler> {
             let f = sized!(size, T => by_shift!(k, K => arith::quiet_shift::<K, T> as Handler));
             return Some(f);
         }
+        m @ (M::Rol | M::Ror) if c.is_reg(0) && !c.is_reg(1) => {
+            let size = c.size(0);
+            return Some(if m == M::Ror {
+                sized!(size, T => arith::quiet_shift::<{ shift::ROR }, T> as Handler)
+            } else {
+                sized!(size, T => arith::quiet_shift::<{ shift::ROL }, T> as Handler)
+            });
+        }
         M::Imul if c.insn.op_count() == 2 && c.is_reg(1) => {
             return Some(sized!(c.size(0), T => arith::quiet_imul::<T> as Handler));
         }

@@ -4,7 +4,7 @@ use iced_x86::{Code, Mnemonic as M, OpKind, Register};
 
 use super::bits::condition_number;
 use super::pick::by_condition;
-use super::{Context, Emit, reg, seg_number, sized};
+use super::{Context, EaClass, Emit, reg, seg_number, sized};
 use crate::alu::kind;
 use crate::exec::{branch, entry, mov, rare, stack, system};
 use crate::op::{Handler, Op};
@@ -460,16 +460,25 @@ fn pop(c: &Context) -> Emit {
 pub(super) struct Compare {
     test: bool,
     size: usize,
+    /// The first operand is memory.
+    memory: bool,
     immediate: bool,
 }
 
 /// Whether this instruction is one.
 pub(super) fn fusible(c: &Context) -> Option<Compare> {
     let m = c.insn.mnemonic();
-    let fits = c.mode64 && matches!(m, M::Cmp | M::Test) && c.is_reg(0) && !c.is_mem(1);
+    let memory = c.is_mem(0);
+    let operands = if memory {
+        c.class == EaClass::Base && !c.is_reg(1)
+    } else {
+        c.is_reg(0) && !c.is_mem(1)
+    };
+    let fits = c.mode64 && matches!(m, M::Cmp | M::Test) && operands;
     fits.then(|| Compare {
         test: m == M::Test,
         size: c.size(0),
+        memory,
         immediate: !c.is_reg(1),
     })
 }
@@ -482,7 +491,9 @@ pub(super) fn fused(compare: Compare, c: &Context) -> Option<Handler> {
     let condition = condition_number(c)?;
     macro_rules! pick {
         ($k:expr) => {
-            sized!(compare.size, T => by_condition!(condition, C => if compare.immediate {
+            sized!(compare.size, T => by_condition!(condition, C => if compare.memory {
+                branch::mi_jcc::<{ $k }, T, C> as Handler
+            } else if compare.immediate {
                 branch::ri_jcc::<{ $k }, T, C> as Handler
             } else {
                 branch::rr_jcc::<{ $k }, T, C> as Handler

@@ -32,6 +32,8 @@ const MAX_LENGTH: usize = 15;
 
 /// How an instruction is run.
 pub(crate) enum Emit {
+    /// Not at all.
+    Nothing,
     /// By a handler, going on with the next operation.
     Next(Handler, Op),
     /// By a handler that ends the block.
@@ -455,10 +457,12 @@ impl Cpu {
             used = end;
             if ended {
                 drop_dead_flags(ops, &self.cache.flags);
+                exec::fuse::fuse(ops);
                 return (used, true);
             }
         }
         drop_dead_flags(ops, &self.cache.flags);
+        exec::fuse::fuse(ops);
         let (mut op, _) = base_op(&Instruction::default(), used as u16, mode);
         op.len = 0;
         op.f = exec::branch::fall;
@@ -532,6 +536,8 @@ impl Context<'_> {
                     | M::Shl
                     | M::Shr
                     | M::Sar
+                    | M::Rol
+                    | M::Ror
                     | M::Mov
                     | M::Movzx
                     | M::Movsx
@@ -582,6 +588,7 @@ impl Context<'_> {
             })
             .unwrap_or(Emit::End(exec::undefined, op));
         match emit {
+            Emit::Nothing => false,
             Emit::Next(f, op) => {
                 ops.push(Op { f, ..op });
                 false

@@ -15,9 +15,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
     Some(match m {
         // Hints that do nothing where they aren't known.
         M::Cldemote | M::Prefetchit0 | M::Prefetchit1 => Emit::Next(exec::nop, c.op),
-        M::Nop | M::Endbr32 | M::Endbr64 | M::Reservednop | M::Rdsspd | M::Rdsspq => {
-            Emit::Next(exec::nop, c.op)
-        }
+        M::Nop | M::Endbr32 | M::Endbr64 | M::Reservednop | M::Rdsspd | M::Rdsspq => Emit::Nothing,
         M::Prefetch
         | M::Prefetchw
         | M::Prefetchwt1
@@ -25,7 +23,8 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2 => Emit::Next(exec::nop, c.op),
-        M::Lfence | M::Mfence if f.sse2() => Emit::Next(exec::nop, c.op),
+        M::Lfence if f.sse2() => Emit::Next(exec::nop, c.op),
+        M::Mfence if f.sse2() => Emit::Next(exec::fence, c.op),
         M::Sfence if f.sse() => Emit::Next(exec::nop, c.op),
         M::Serialize if f.serialize() => Emit::PlainEnd(rare::nothing, c.op),
         M::Pause => Emit::PlainEnd(system::pause, c.op),

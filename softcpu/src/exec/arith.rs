@@ -23,11 +23,14 @@ pub(crate) unsafe fn rr<const K: u8, T: Alu>(cpu: &mut Cpu, op: *const Op) {
     }
 }
 
+/// `cc` of a result that is zero: ZF and PF.
+pub(crate) const ZERO_FLAGS: u64 = 0x4600;
+
 /// XOR or SUB of a register with itself.
 pub(crate) unsafe fn zero<T: Alu>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        cpu.s.cc = 0x4600;
+        cpu.s.cc = ZERO_FLAGS;
         cpu.set_reg::<T>((*op).a, T::cut(0));
         next(cpu, op)
     }

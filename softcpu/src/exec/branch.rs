@@ -1,6 +1,7 @@
 //! Ends of blocks: branches, calls, returns, and falling through.
 
-use super::{attempt, load};
+use super::arith::mi_slow;
+use super::{Base, Ea, attempt, load, readable};
 use crate::alu::{Alu, condition, condition_dyn};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
@@ -113,6 +114,17 @@ pub(crate) unsafe fn ri_jcc<const K: u8, T: Alu, const C: u8>(cpu: &mut Cpu, op:
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let (_, cc) = T::alu::<K>(0, cpu.reg((*op).a), T::cut((*op).imm));
+        cpu.s.cc = cc;
+        branch(cpu, op.add(1), condition::<C>(cc))
+    }
+}
+
+/// CMP or TEST of memory with an immediate, fused with the Jcc after it.
+pub(crate) unsafe fn mi_jcc<const K: u8, T: Alu, const C: u8>(cpu: &mut Cpu, op: *const Op) {
+    // SAFETY: the caller's promise (op::Handler); a hit is readable guest RAM.
+    unsafe {
+        let p = readable!(cpu, op, T, Base, mi_slow::<K, T>);
+        let (_, cc) = T::alu::<K>(0, p.read_unaligned(), T::cut((*op).imm));
         cpu.s.cc = cc;
         branch(cpu, op.add(1), condition::<C>(cc))
     }

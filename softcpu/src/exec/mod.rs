@@ -7,6 +7,7 @@ pub(crate) mod branch;
 pub(crate) mod control;
 pub(crate) mod descriptor;
 pub(crate) mod entry;
+pub(crate) mod fuse;
 pub(crate) mod mov;
 pub(crate) mod muldiv;
 pub(crate) mod rare;
@@ -245,6 +246,13 @@ pub(crate) unsafe fn nop(cpu: &mut Cpu, op: *const Op) {
 /// Longer than 15 bytes.
 pub(crate) unsafe fn overlong(cpu: &mut Cpu, op: *const Op) {
     fault(cpu, op, Exception::GP0)
+}
+
+/// MFENCE: guest loads and stores are the host's, so is their order.
+pub(crate) unsafe fn fence(cpu: &mut Cpu, op: *const Op) {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    // SAFETY: not the last operation of its block.
+    unsafe { next(cpu, op) }
 }
 
 /// #UD.

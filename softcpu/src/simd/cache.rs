@@ -41,7 +41,7 @@ pub(super) fn find(key: Key) -> Option<Found> {
     if let Some(desc) = cache.thunks.get(&key) {
         return Some(Found::Kept(desc));
     }
-    let (code, mut desc) = compile(key)?;
+    let (code, quick, mut desc) = compile(key)?;
     let arena = arena()?;
     if cache.thunks.len() >= LIMIT {
         return Some(Found::NoRoom(desc));
@@ -52,6 +52,7 @@ pub(super) fn find(key: Key) -> Option<Found> {
     };
     cache.used += code.len().next_multiple_of(16);
     desc.entry = entry(at);
+    desc.quick = entry(at.wrapping_add(quick));
     let desc = Box::leak(Box::new(desc));
     cache.thunks.insert(key, desc);
     Some(Found::Kept(desc))
@@ -59,7 +60,7 @@ pub(super) fn find(key: Key) -> Option<Found> {
 
 /// Runs `f` with a description whose code is in the scratch buffer. `None` as for `find`.
 pub(super) fn with_scratch<T>(key: Key, f: impl FnOnce(&Desc) -> T) -> Option<T> {
-    let (code, mut desc) = compile(key)?;
+    let (code, _, mut desc) = compile(key)?;
     if code.len() > SCRATCH {
         return None;
     }
@@ -76,7 +77,7 @@ pub(super) fn with_scratch<T>(key: Key, f: impl FnOnce(&Desc) -> T) -> Option<T>
     Some(result)
 }
 
-fn compile(key: Key) -> Option<(Vec<u8>, Desc)> {
+fn compile(key: Key) -> Option<(Vec<u8>, usize, Desc)> {
     match thunk::compile(key) {
         Ok(made) => Some(made),
         Err(error) => {

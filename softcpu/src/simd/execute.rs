@@ -3,7 +3,7 @@
 use super::cache;
 use super::key::Key;
 use super::runtime::unmasked;
-use super::thunk::{Desc, Unit};
+use super::thunk::{Desc, Entry, Unit};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
 use crate::op::Op;
@@ -12,7 +12,7 @@ use crate::state::{cr0, cr4, rflags};
 /// MXCSR: all exception masks.
 pub(super) const MASKS: u32 = 0x1f80;
 /// MXCSR: all exception flags.
-const FLAGS: u32 = 0x3f;
+pub(super) const FLAGS: u32 = 0x3f;
 /// Exceptions found before the operation: invalid, denormal, divide by zero.
 const EARLY: u32 = 7;
 /// Underflow.
@@ -102,12 +102,24 @@ fn check(cpu: &Cpu, desc: &Desc) -> Fallible<()> {
 /// Calls the thunk; whether it stopped at an unmasked SIMD exception.
 #[inline(always)]
 pub(super) fn call(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> bool {
+    enter(cpu, op, desc.entry, mem)
+}
+
+/// Calls the thunk's quick form, for a guest whose MXCSR is `MASKS` but for flags.
+#[inline(always)]
+pub(super) fn call_quick(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) {
+    cpu.fp_runtime.gather();
+    enter(cpu, op, desc.quick, mem);
+}
+
+#[inline(always)]
+fn enter(cpu: &mut Cpu, op: &Op, entry: Entry, mem: *mut u8) -> bool {
     // SAFETY: the thunk reads and writes `mem` for the operand's length (the caller sees to
-    // it), vector registers in `fp`, fields of `runtime`, and the general register at op.a,
+    // it), vector registers in `fp`, `cc` around it, fields of `runtime`, and the general register at op.a,
     // which the decoder set to 8 times a register number, or 0 where it uses the first three.
     unsafe {
         let gpr = cpu.s.gpr.as_mut_ptr().byte_add(usize::from(op.a));
-        (desc.entry)(&raw mut cpu.s.fp, mem, 0, 0, gpr, &raw mut cpu.fp_runtime) != 0
+        entry(&raw mut cpu.s.fp, mem, 0, 0, gpr, &raw mut cpu.fp_runtime) != 0
     }
 }
 
@@ -193,6 +205,7 @@ pub(super) fn control(mxcsr: u32) -> u32 {
 
 /// Executes an instruction that depends on MXCSR.
 fn simd(cpu: &mut Cpu, op: &Op, desc: &Desc, mem: *mut u8) -> Fallible<()> {
+    cpu.sync_mxcsr();
     let mxcsr = cpu.s.fp.mxcsr();
     let unmasked = !(mxcsr >> 7) & FLAGS;
     let mmx = desc.unit == Unit::Mmx;

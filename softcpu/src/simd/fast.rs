@@ -2,7 +2,9 @@
 //! nothing is pending, all exceptions are masked, and the operand can be reached directly.
 //! Everything else goes through `execute::kept`.
 
-use super::execute::{MASKS, call, control, kept, set_data_pointer, set_instruction_pointer};
+use super::execute::{
+    FLAGS, MASKS, call, call_quick, control, kept, set_data_pointer, set_instruction_pointer,
+};
 use super::thunk::{Desc, Unit};
 use crate::cpu::Cpu;
 use crate::exec::{self, Ea, attempt};
@@ -111,18 +113,23 @@ unsafe fn fast<const UNIT: u8, const MEM: u8, const MX: bool, const STATUS: bool
             None => return slow(cpu, op),
         }
     }
-    if MX {
-        let mxcsr = cpu.s.fp.mxcsr();
-        if mxcsr & MASKS != MASKS {
-            return slow(cpu, op);
-        }
-        cpu.fp_runtime.run_mxcsr = control(mxcsr);
-        cpu.fp_runtime.unmasked = 0;
-    }
     if STATUS {
         cpu.fp_runtime.flags = cpu.s.rflags() & rflags::STATUS | 2;
     }
-    call(cpu, o, desc, mem);
+    let mxcsr = cpu.s.fp.mxcsr();
+    if MX && mxcsr & !FLAGS == MASKS {
+        call_quick(cpu, o, desc, mem);
+    } else if MX {
+        if mxcsr & MASKS != MASKS {
+            return slow(cpu, op);
+        }
+        cpu.sync_mxcsr();
+        cpu.fp_runtime.run_mxcsr = control(mxcsr);
+        cpu.fp_runtime.unmasked = 0;
+        call(cpu, o, desc, mem);
+    } else {
+        call(cpu, o, desc, mem);
+    }
     if STATUS {
         cpu.s.set_status(cpu.fp_runtime.flags);
     }

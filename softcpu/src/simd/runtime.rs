@@ -35,6 +35,9 @@ pub struct Runtime {
     /// The host's x87 unit holds the guest's x87 state, which in `FpState` is out of date.
     /// Never so while an exception is pending in it.
     live: bool,
+    /// The host's MXCSR is the guest's but for flags set earlier: since this was set, guest
+    /// instructions alone have changed it, and the flags they raised are not in `FpState` yet.
+    simd_live: bool,
     /// Stands in for guest memory that can't be reached in one piece.
     pub(super) bounce: Bounce,
     /// Goes through fxrstor and fxsave, which also touch MXCSR and XMM.
@@ -59,6 +62,38 @@ impl Runtime {
         self.live
     }
 
+    /// Makes the host's MXCSR gather the flags that instructions raise, for a guest whose
+    /// MXCSR asks for what the ABI has: rounding to nearest, all exceptions masked.
+    #[inline(always)]
+    pub(super) fn gather(&mut self) {
+        if self.simd_live {
+            return;
+        }
+        // SAFETY: loads the ABI's own MXCSR.
+        unsafe {
+            asm!("ldmxcsr [{}]", in(reg) &raw const self.host_mxcsr, options(nostack, readonly));
+        }
+        self.simd_live = true;
+    }
+
+    fn host_mxcsr() -> u32 {
+        let mut now = 0_u32;
+        // SAFETY: writes four bytes to `now`.
+        unsafe {
+            asm!("stmxcsr [{}]", in(reg) &raw mut now, options(nostack));
+        }
+        now
+    }
+
+    /// Puts the flags gathered into the guest's MXCSR.
+    #[inline]
+    pub(super) fn gathered(&mut self, fp: &mut FpState) {
+        if self.simd_live {
+            fp.set_mxcsr(fp.mxcsr() | Self::host_mxcsr() & 0x3f);
+            self.simd_live = false;
+        }
+    }
+
     /// Takes the guest's x87 state into the host's unit.
     #[inline]
     pub(super) fn enter(&mut self, fp: &FpState) {
@@ -66,8 +101,10 @@ impl Runtime {
             return;
         }
         self.image[..X87_LEN].copy_from_slice(&fp.legacy[..X87_LEN]);
-        self.image[MXCSR..MXCSR + 4].copy_from_slice(&HOST_MXCSR.to_le_bytes());
-        // SAFETY: the image is 64-byte aligned and 512 bytes long, its MXCSR is the ABI's, and
+        // It is loaded as well, and must not lose what has been gathered.
+        let mxcsr = Self::host_mxcsr();
+        self.image[MXCSR..MXCSR + 4].copy_from_slice(&mxcsr.to_le_bytes());
+        // SAFETY: the image is 64-byte aligned and 512 bytes long, its MXCSR is the host's, and
         // all registers it loads are declared clobbered. Rust code and the x86-64 ABI use
         // neither x87 nor MMX, so that what it leaves there disturbs nobody; a pending
         // exception can't strike, because only non-waiting instructions run until `leave`.
@@ -171,6 +208,7 @@ impl Default for Runtime {
             flags: 2,
             fsw: 0,
             live: false,
+            simd_live: false,
             bounce: Bounce([0; 128]),
             image: [0; 512],
         }
@@ -190,5 +228,13 @@ impl Cpu {
     /// that ran the vCPU before anyone else looks at its state or it moves to another thread.
     pub fn sync_fp(&mut self) {
         self.fp_runtime.leave(&mut self.s.fp);
+        self.sync_mxcsr();
+    }
+
+    /// Brings the guest's MXCSR up to date. To be called before anyone looks at it, and before
+    /// code runs that may compute with floating-point numbers of its own.
+    #[inline]
+    pub(crate) fn sync_mxcsr(&mut self) {
+        self.fp_runtime.gathered(&mut self.s.fp);
     }
 }

@@ -12,7 +12,7 @@ use iced_x86::{
 
 use super::key::Key;
 use super::runtime::Runtime;
-use crate::state::FpState;
+use crate::state::{CpuState, FpState};
 
 /// A thunk's entry. Returns non-zero if a SIMD exception struck that the guest doesn't mask;
 /// then no register was written.
@@ -40,6 +40,8 @@ pub(super) enum Unit {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Desc {
     pub entry: Entry,
+    /// The same for a guest whose MXCSR is like the host's: flags raised are left there.
+    pub quick: Entry,
     pub key: Key,
     pub unit: Unit,
     /// Size of the memory operand in bytes.
@@ -54,7 +56,7 @@ pub(super) struct Desc {
     pub mixed: bool,
     /// Uses MXCSR.
     pub mxcsr: bool,
-    /// Reads or writes status flags.
+    /// Status flags go in and out through `Runtime::flags`.
     pub flags: bool,
     /// x87: doesn't look at pending exceptions.
     pub no_wait: bool,
@@ -82,6 +84,10 @@ fn low(n: u8) -> i32 {
 fn high(n: u8) -> i32 {
     (std::mem::offset_of!(FpState, ymm_high) + 16 * usize::from(n)) as i32
 }
+
+/// Offset of `CpuState::cc` from the `FpState` in it.
+const CC: i32 =
+    std::mem::offset_of!(CpuState, cc) as i32 - std::mem::offset_of!(CpuState, fp) as i32;
 
 struct Emitter(Vec<u8>);
 
@@ -146,8 +152,9 @@ enum Gpr {
     Strings,
 }
 
-/// Makes the code for `key`, and everything about it but its address.
-pub(super) fn compile(key: Key) -> Result<(Vec<u8>, Desc), ThunkError> {
+/// Makes the code for `key`, and everything about it but its addresses: the second is that of
+/// the quick form's beginning in the code.
+pub(super) fn compile(key: Key) -> Result<(Vec<u8>, usize, Desc), ThunkError> {
     let insn = key.instruction();
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(&insn);
@@ -199,7 +206,7 @@ pub(super) fn compile(key: Key) -> Result<(Vec<u8>, Desc), ThunkError> {
     } else {
         Unit::Sse
     };
-    let mxcsr = uses_mxcsr(mnemonic);
+    let mxcsr = unit != Unit::X87 && uses_mxcsr(mnemonic);
     let status = RflagsBits::OF
         | RflagsBits::SF
         | RflagsBits::ZF
@@ -213,80 +220,105 @@ pub(super) fn compile(key: Key) -> Result<(Vec<u8>, Desc), ThunkError> {
         0
     };
 
-    let mut e = Emitter(Vec::with_capacity(96));
-    for &(n, _) in &vectors {
-        e.load(unit, n);
-    }
-    match gpr {
-        Gpr::None => {}
-        Gpr::Explicit => e.at(&[0x49, 0x8b], 0, R8, 0), // mov rax, [r8]
-        Gpr::Strings => {
-            e.at(&[0x49, 0x8b], 0, R8, 0);
-            e.at(&[0x49, 0x8b], 2, R8, 16); // mov rdx, [r8+16]
-        }
-    }
-    if flags {
-        e.at(&[0x41, 0xff], 6, R9, Runtime::FLAGS); // push qword [r9+..]
-        e.bytes(&[0x9d]); // popfq
-    }
-    if mxcsr {
-        e.at(&[0x41, 0x0f, 0xae], 2, R9, Runtime::RUN_MXCSR); // ldmxcsr
-    }
+    // All of them new: the thunk puts them where they belong.
+    let new_flags = flags
+        && matches!(unit, Unit::Sse | Unit::Avx)
+        && matches!(gpr, Gpr::None)
+        && insn.rflags_read() & status == 0
+        && insn.rflags_modified() & status == status;
+    let flags = flags && !new_flags;
     let mut encoder = Encoder::new(64);
     encoder.encode(&insn, 0)?;
-    e.bytes(&encoder.take_buffer());
-    if flags {
-        e.bytes(&[0x9c]); // pushfq
-        e.at(&[0x41, 0x8f], 0, R9, Runtime::FLAGS); // pop qword [r9+..]
-    }
-    let mut skip = None;
-    if mxcsr {
-        e.at(&[0x41, 0x0f, 0xae], 3, R9, Runtime::OUT_MXCSR); // stmxcsr
-        e.at(&[0x41, 0x0f, 0xae], 2, R9, Runtime::HOST_MXCSR); // ldmxcsr
-        let scratch = match gpr {
-            Gpr::None => 0,
-            _ => 2, // edx: eax holds the result
-        };
-        e.at(&[0x41, 0x8b], scratch, R9, Runtime::OUT_MXCSR); // mov scratch, [r9+..]
-        e.bytes(&[0x83, 0xe0 | scratch, 0x3f]); // and scratch, 0x3f
-        e.at(&[0x41, 0x85], scratch, R9, Runtime::UNMASKED); // test [r9+..], scratch
-        e.bytes(&[0x75, 0]); // jnz fault
-        skip = Some(e.0.len());
-        // or [rdi + mxcsr], scratch
-        e.at(
-            &[0x09],
-            scratch,
-            RDI,
-            (std::mem::offset_of!(FpState, legacy) + 24) as i32,
-        );
-    }
-    for &(n, written) in &vectors {
-        if written {
-            e.store(unit, n);
+    let itself = encoder.take_buffer();
+
+    let mut e = Emitter(Vec::with_capacity(192));
+    let mut quick = 0;
+    let forms: &[bool] = if mxcsr { &[true, false] } else { &[false] };
+    for &mxcsr in forms {
+        quick = e.0.len();
+        for &(n, _) in &vectors {
+            e.load(unit, n);
         }
-    }
-    match gpr {
-        Gpr::None => {}
-        Gpr::Explicit => e.at(&[0x49, 0x89], 0, R8, 0), // mov [r8], rax
-        Gpr::Strings if matches!(implied(mnemonic), Implied::Rcx) => {
-            e.at(&[0x49, 0x89], 1, R8, 8); // mov [r8+8], rcx
+        match gpr {
+            Gpr::None => {}
+            Gpr::Explicit => e.at(&[0x49, 0x8b], 0, R8, 0), // mov rax, [r8]
+            Gpr::Strings => {
+                e.at(&[0x49, 0x8b], 0, R8, 0);
+                e.at(&[0x49, 0x8b], 2, R8, 16); // mov rdx, [r8+16]
+            }
         }
-        Gpr::Strings => {}
-    }
-    if matches!(unit, Unit::X87) {
-        e.at(&[0x41, 0xdd], 7, R9, Runtime::FSW); // fnstsw [r9+..]
-    }
-    e.bytes(&[0x31, 0xc0]); // xor eax, eax
-    e.ret(unit);
-    if let Some(at) = skip {
-        // The code between is a few stores, far below 128 bytes.
-        e.0[at - 1] = (e.0.len() - at) as u8;
-        e.bytes(&[0xb8, 1, 0, 0, 0]); // mov eax, 1
+        if flags {
+            e.at(&[0x41, 0xff], 6, R9, Runtime::FLAGS); // push qword [r9+..]
+            e.bytes(&[0x9d]); // popfq
+        }
+        if mxcsr {
+            e.at(&[0x41, 0x0f, 0xae], 2, R9, Runtime::RUN_MXCSR); // ldmxcsr
+        }
+        e.bytes(&itself);
+        if new_flags {
+            // lahf; seto al; movzx eax, ax; mov [r9+..], rax
+            e.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x0f, 0xb7, 0xc0]);
+            e.at(&[0x49, 0x89], 0, R9, Runtime::FLAGS);
+        }
+        if flags {
+            e.bytes(&[0x9c]); // pushfq
+            e.at(&[0x41, 0x8f], 0, R9, Runtime::FLAGS); // pop qword [r9+..]
+        }
+        let mut skip = None;
+        if mxcsr {
+            e.at(&[0x41, 0x0f, 0xae], 3, R9, Runtime::OUT_MXCSR); // stmxcsr
+            e.at(&[0x41, 0x0f, 0xae], 2, R9, Runtime::HOST_MXCSR); // ldmxcsr
+            let scratch = match gpr {
+                Gpr::None => 0,
+                _ => 2, // edx: eax holds the result
+            };
+            e.at(&[0x41, 0x8b], scratch, R9, Runtime::OUT_MXCSR); // mov scratch, [r9+..]
+            e.bytes(&[0x83, 0xe0 | scratch, 0x3f]); // and scratch, 0x3f
+            e.at(&[0x41, 0x85], scratch, R9, Runtime::UNMASKED); // test [r9+..], scratch
+            e.bytes(&[0x75, 0]); // jnz fault
+            skip = Some(e.0.len());
+            // or [rdi + mxcsr], scratch
+            e.at(
+                &[0x09],
+                scratch,
+                RDI,
+                (std::mem::offset_of!(FpState, legacy) + 24) as i32,
+            );
+        }
+        if new_flags {
+            // mov rax, [r9+..]; mov [rdi+..], rax
+            e.at(&[0x49, 0x8b], 0, R9, Runtime::FLAGS);
+            e.at(&[0x48, 0x89], 0, RDI, CC);
+        }
+        for &(n, written) in &vectors {
+            if written {
+                e.store(unit, n);
+            }
+        }
+        match gpr {
+            Gpr::None => {}
+            Gpr::Explicit => e.at(&[0x49, 0x89], 0, R8, 0), // mov [r8], rax
+            Gpr::Strings if matches!(implied(mnemonic), Implied::Rcx) => {
+                e.at(&[0x49, 0x89], 1, R8, 8); // mov [r8+8], rcx
+            }
+            Gpr::Strings => {}
+        }
+        if matches!(unit, Unit::X87) {
+            e.at(&[0x41, 0xdd], 7, R9, Runtime::FSW); // fnstsw [r9+..]
+        }
+        e.bytes(&[0x31, 0xc0]); // xor eax, eax
         e.ret(unit);
+        if let Some(at) = skip {
+            // The code between is a few stores, far below 128 bytes.
+            e.0[at - 1] = (e.0.len() - at) as u8;
+            e.bytes(&[0xb8, 1, 0, 0, 0]); // mov eax, 1
+            e.ret(unit);
+        }
     }
     let writes = memory == Some(true);
     let desc = Desc {
         entry: unfinished,
+        quick: unfinished,
         key,
         unit,
         len,
@@ -301,7 +333,7 @@ pub(super) fn compile(key: Key) -> Result<(Vec<u8>, Desc), ThunkError> {
         initialises: mnemonic == Mnemonic::Fninit,
         fop: key.fop(),
     };
-    Ok((e.0, desc))
+    Ok((e.0, quick, desc))
 }
 
 /// Stands in `Desc::entry` until the code has an address.

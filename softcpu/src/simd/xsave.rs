@@ -313,6 +313,7 @@ pub(super) fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     if value & !MXCSR_MASK != 0 {
         return Err(Exception::GP0);
     }
+    cpu.sync_mxcsr();
     cpu.s.fp.set_mxcsr(value);
     Ok(())
 }
@@ -321,6 +322,7 @@ pub(super) fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 pub(super) fn stmxcsr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     check_mxcsr(cpu, op)?;
     let addr = cpu.operand(op, 4, true)?;
+    cpu.sync_mxcsr();
     cpu.write_u32(addr, cpu.s.fp.mxcsr())
 }
 
