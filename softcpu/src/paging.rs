@@ -77,7 +77,8 @@ impl Cpu {
         if access.user {
             code |= ERR_U;
         }
-        if access.fetch && (self.nx_enabled() || self.s.cr4 & cr4::SMEP != 0) {
+        let no_execute = self.nx_enabled() && self.s.cr4 & cr4::PAE != 0;
+        if access.fetch && (no_execute || self.s.cr4 & cr4::SMEP != 0) {
             code |= ERR_I;
         }
         Exception::pf(addr, code)

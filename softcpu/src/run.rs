@@ -185,10 +185,21 @@ impl Cpu {
     /// Everything that is looked at between blocks. `Some`: leave `run`.
     fn events(&mut self) -> Option<Exit> {
         loop {
-            if let Some(exception) = self.pending.take()
-                && let Err(exit) = self.deliver_exception(exception)
-            {
-                return Some(exit);
+            if let Some(exception) = self.pending.take() {
+                if let Err(exit) = self.deliver_exception(exception) {
+                    return Some(exit);
+                }
+                if self.pending.is_some() {
+                    // One benign exception on the way to another, perhaps without end.
+                    if self.attention.get() & Attention::MAIL != 0 {
+                        self.take_mail();
+                    }
+                    if self.attention.get() & Attention::KICK != 0 {
+                        self.attention.clear(Attention::KICK);
+                        return Some(Exit::Kicked);
+                    }
+                    continue;
+                }
             }
             self.attention.clear(Attention::SELF);
             self.stop_after = false;
@@ -288,7 +299,8 @@ impl Cpu {
         None
     }
 
-    /// Delivers an exception, or the double fault it ends in. `Err`: triple fault.
+    /// Delivers an exception, or the double fault it ends in, or leaves another one pending that
+    /// takes its place. `Err`: triple fault.
     fn deliver_exception(&mut self, exception: Exception) -> Result<(), Exit> {
         let contributory = |v: u8| matches!(v, 0 | 10..=13);
         let mut current = exception;
@@ -310,11 +322,11 @@ impl Cpu {
                     let double = contributory(current.vector) && contributory(second.vector)
                         || current.vector == 14
                             && (second.vector == 14 || contributory(second.vector));
-                    current = if double {
-                        Exception::coded(8, 0)
-                    } else {
-                        second
-                    };
+                    if !double {
+                        self.pending = Some(second);
+                        return Ok(());
+                    }
+                    current = Exception::coded(8, 0);
                 }
             }
         }

@@ -23,10 +23,11 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2 => Emit::Next(exec::nop, c.op),
+        // Loads are in order as it is.
         M::Lfence if f.sse2() => Emit::Next(exec::nop, c.op),
         M::Mfence if f.sse2() => Emit::Next(exec::fence, c.op),
-        M::Sfence if f.sse() => Emit::Next(exec::nop, c.op),
-        M::Serialize if f.serialize() => Emit::PlainEnd(rare::nothing, c.op),
+        M::Sfence if f.sse() => Emit::Plain(system::sfence, c.op),
+        M::Serialize if f.serialize() => Emit::PlainEnd(system::serialize, c.op),
         M::Pause => Emit::PlainEnd(system::pause, c.op),
         M::Clc => Emit::Plain(rare::flag_op, imm(0)),
         M::Stc => Emit::Plain(rare::flag_op, imm(1)),

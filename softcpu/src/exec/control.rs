@@ -149,6 +149,7 @@ pub(crate) fn mov_from_cr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 /// MOV to CRn; as `mov_from_cr`.
 pub(crate) fn mov_to_cr(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     cpu.privileged()?;
+    super::system::drain_stores();
     let value = get(cpu, op.a, op.b.into());
     match op.imm {
         0 => cpu.write_cr0(value),
@@ -251,6 +252,7 @@ pub(crate) fn clts(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
 /// INVLPG.
 pub(crate) fn invlpg(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     cpu.privileged()?;
+    super::system::drain_stores();
     let offset = cpu
         .reg64(op.base)
         .wrapping_add(cpu.reg64(op.index) << op.scale())
@@ -264,6 +266,7 @@ pub(crate) fn invlpg(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
 /// INVPCID; type register in `a`.
 pub(crate) fn invpcid(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     cpu.privileged()?;
+    super::system::drain_stores();
     let kind = if cpu.mode & 3 == 2 {
         cpu.reg::<u64>(op.a)
     } else {

@@ -11,6 +11,7 @@ use crate::state::{Segment, cr0, efer, rflags, seg};
 
 /// IRET; size in `a`.
 pub(crate) fn iret(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
+    super::system::drain_stores();
     cpu.iret(op.a.into())
 }
 

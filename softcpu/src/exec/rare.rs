@@ -373,8 +373,3 @@ pub(crate) fn clzero(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     let addr = cpu.operand(&at, 1, true)? & !(LINE - 1);
     cpu.write_bytes(addr, &[0; LINE as usize])
 }
-
-/// Has no effect here.
-pub(crate) fn nothing(_: &mut Cpu, _: &Op) -> Fallible<()> {
-    Ok(())
-}

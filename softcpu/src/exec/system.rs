@@ -221,6 +221,7 @@ pub(crate) fn wrmsr(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
 
 /// CPUID.
 pub(crate) fn cpuid(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
+    drain_stores();
     let regs = cpuid::query(cpu, cpu.s.gpr[RAX] as u32, cpu.s.gpr[RCX] as u32);
     for (index, value) in [RAX, RBX, RCX, RDX].into_iter().zip(regs) {
         cpu.s.gpr[index] = value.into();
@@ -334,6 +335,26 @@ pub(crate) fn mwait(cpu: &mut Cpu, _: &Op) -> Fallible<()> {
         return Err(Exception::GP0);
     }
     Ok(())
+}
+
+/// SERIALIZE.
+pub(crate) fn serialize(_: &mut Cpu, _: &Op) -> Fallible<()> {
+    drain_stores();
+    Ok(())
+}
+
+/// SFENCE: the guest's non-temporal stores are the host's.
+pub(crate) fn sfence(_: &mut Cpu, _: &Op) -> Fallible<()> {
+    // SAFETY: SSE exists on every x86-64 CPU.
+    unsafe { std::arch::x86_64::_mm_sfence() };
+    Ok(())
+}
+
+/// What serializing instructions do too (Intel SDM vol. 3, 9.3): all stores, which are the
+/// host's and may wait in its store buffer, are visible before what follows.
+pub(crate) fn drain_stores() {
+    // SAFETY: SSE2 exists on every x86-64 CPU.
+    unsafe { std::arch::x86_64::_mm_mfence() };
 }
 
 /// PAUSE. Who spins for long may be waiting for a vCPU whose thread has no host CPU.

@@ -141,7 +141,7 @@ impl Memory {
         put(table(2), table(3) | USER);
         put(table(2) + 8, ROM_AT | LARGE);
         for i in 0..RAM as u64 / 4096 {
-            put(table(3) + 8 * i, i * 4096 | USER);
+            put(table(3) + 8 * i, (i * 4096) | USER);
         }
         for i in 0..512 {
             put(table(4) + 8 * i, 3 << 30 | i << 21 | LARGE);
@@ -183,9 +183,9 @@ impl Memory {
         }
         if random.one_in(2) {
             for _ in 0..random.below(12) {
-                let at = TABLES + random.below(8 * 4096) as u64 & !7;
+                let at = (TABLES + random.below(8 * 4096) as u64) & !7;
                 put(at, entry(random));
-                let at = DESCRIPTORS + random.below(DESCRIPTORS_LEN as usize) as u64 & !7;
+                let at = (DESCRIPTORS + random.below(DESCRIPTORS_LEN as usize) as u64) & !7;
                 put(at, descriptor(random));
             }
         }

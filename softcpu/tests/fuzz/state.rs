@@ -66,7 +66,7 @@ fn table(random: &mut Random) -> softcpu::state::Table {
         base: if random.one_in(16) {
             random.integer()
         } else {
-            DESCRIPTORS + (random.next() % DESCRIPTORS_LEN & !7) / 2
+            DESCRIPTORS + ((random.next() % DESCRIPTORS_LEN) & !7) / 2
         },
         limit: random.pick(&[0xffff, 0xfff, 0x7ff, 0x1ff, 7, 0]),
     }

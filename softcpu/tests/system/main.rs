@@ -1,8 +1,12 @@
 //! The system side of the processor, seen from guests of a few bytes: paging, exceptions,
 //! self-modifying code, debug registers, segments, tasks.
 
-#[path = "rig.rs"]
+mod debug;
+mod exceptions;
+mod extensions;
+mod paging;
 mod rig;
+mod smp;
 
 use rig::{CODE, DATA, Guest, PT, STACK, Seen, TSS};
 use softcpu::Exit;

@@ -15,14 +15,14 @@ pub const STACK: u64 = 0x2_0000;
 /// Free for data.
 pub const DATA: u64 = 0x3_0000;
 const GDT: u64 = 0x800;
-const IDT: u64 = 0x4000;
+pub const IDT: u64 = 0x4000;
 const STUBS: u64 = 0x5000;
 pub const TSS: u64 = 0x6000;
 pub const PD: u64 = 0x9000;
 /// Page table of the first 2 MiB.
 pub const PT: u64 = 0xa000;
-const PML4: u64 = 0x7000;
-const PDPT: u64 = 0x8000;
+pub const PML4: u64 = 0x7000;
+pub const PDPT: u64 = 0x8000;
 
 /// Ports that were written.
 #[derive(Default)]
@@ -80,7 +80,7 @@ pub struct Seen {
     pub rip: u64,
 }
 
-fn leaves() -> Vec<Leaf> {
+pub fn leaves() -> Vec<Leaf> {
     let leaf = |function, index, regs| Leaf {
         function,
         index,
@@ -88,8 +88,9 @@ fn leaves() -> Vec<Leaf> {
     };
     vec![
         leaf(0, None, [7, 0, 0, 0]),
-        leaf(1, None, [0, 0, 1 << 13 | 1 << 23, 0x078b_fbff]),
-        leaf(7, Some(0), [0, 1 | 1 << 7 | 1 << 20, 0, 0]),
+        // Beside the usual: CX16, PCID; FSGSBASE, SMEP, INVPCID, SMAP; LA57.
+        leaf(1, None, [0, 0, 1 << 13 | 1 << 17 | 1 << 23, 0x078b_fbff]),
+        leaf(7, Some(0), [0, 1 | 1 << 7 | 1 << 10 | 1 << 20, 1 << 16, 0]),
         leaf(0x8000_0000, None, [0x8000_0008, 0, 0, 0]),
         leaf(
             0x8000_0001,
