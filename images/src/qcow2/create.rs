@@ -121,6 +121,9 @@ impl Create {
         if self.data_file_raw && (self.data_file.is_none() || self.backing.is_some()) {
             return Err("data_file_raw needs a data file, and no backing file".into());
         }
+        if self.data_file_raw && self.encryption.is_some() {
+            return Err("an encrypted data file is no raw image".into());
+        }
         if !v3 && self.encryption.is_some() && self.preallocation != Preallocation::Off {
             return Err(
                 "version 2 (compat=0.10) has no zero clusters, which encrypted preallocation needs"
@@ -349,6 +352,12 @@ impl Qcow2 {
         let clusters = self.size().div_ceil(geo.cluster());
         // What is encrypted, or lies on a device, reads as anything until it is written.
         let zeroes = !geo.extended && (self.cipher.is_some() || self.data.is_block_device());
+        // What the raw data file has is what the guest has.
+        let bits_there = if geo.extended && geo.raw {
+            0xffff_ffff
+        } else {
+            0
+        };
         let mut guest = 0;
         let mut end = 0;
         while guest < clusters {
@@ -389,7 +398,10 @@ impl Qcow2 {
                     if zeroes {
                         Entry::zero(&geo, raw)
                     } else {
-                        Entry { raw, bits: 0 }
+                        Entry {
+                            raw,
+                            bits: bits_there,
+                        }
                     },
                 )?;
             }

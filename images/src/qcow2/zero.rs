@@ -33,6 +33,9 @@ impl Qcow2 {
     pub(super) fn zero_range(&self, offset: u64, len: u64, unmap: bool) -> Result<(), Error> {
         self.check_writable()?;
         let end = offset + len;
+        if self.geo.raw && self.cipher.is_some() {
+            return self.write_plain_zeroes(offset, end);
+        }
         if self.geo.raw {
             return self.zero_raw(offset, end, unmap);
         }
@@ -48,6 +51,10 @@ impl Qcow2 {
     pub(super) fn discard_range(&self, offset: u64, len: u64) -> Result<(), Error> {
         self.check_writable()?;
         let end = offset + len;
+        if self.geo.raw && self.cipher.is_some() {
+            // A hole would be decrypted to anything.
+            return Ok(());
+        }
         if self.geo.raw {
             return self.data.punch(offset, len).map(|_| ());
         }
@@ -168,7 +175,9 @@ impl Qcow2 {
                         if old.is_compressed() || had != has {
                             meta.drop_entry(old, true, mark);
                         }
-                        if let (true, Some(host), None) = (geo.external, had, has) {
+                        if let (true, Some(host), None) =
+                            (geo.external && self.cipher.is_none(), had, has)
+                        {
                             // Reads as zeroes, old table or new.
                             self.data.punch(host, next - at)?;
                         }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use images::luks::{FilePart, Volume};
 use images::{Error, File, Image, IoBuf, Qcow2, Raw, qcow2};
 
 /// xorshift64*
@@ -119,9 +120,52 @@ pub fn qemu_img(args: &[&str]) -> String {
     run("qemu-img", args)
 }
 
+/// The passphrase of every encrypted image here.
+pub const PASSPHRASE: &str = "sesame";
+pub const SECRET: &str = "secret,id=s,data=sesame";
+
+/// How QEMU's tools are told of an image.
+pub fn named(path: &Path, format: &str) -> Vec<String> {
+    let encrypted = format == "qcow2"
+        && qcow2::Header::read(&File::open(path, false).unwrap())
+            .unwrap()
+            .encryption
+            != qcow2::Encryption::None;
+    let words: Vec<String> = if encrypted {
+        let options = format!(
+            "driver=qcow2,encrypt.key-secret=s,file.filename={}",
+            text(path)
+        );
+        vec![
+            "--object".into(),
+            SECRET.into(),
+            "--image-opts".into(),
+            options,
+        ]
+    } else {
+        vec!["-f".into(), format.into(), text(path).into()]
+    };
+    words
+}
+
 /// Panics unless `qemu-img check` finds nothing, not even a leak.
 pub fn check_clean(path: &Path) {
-    qemu_img(&["check", "-f", "qcow2", text(path)]);
+    let mut args = vec!["check".to_owned()];
+    args.extend(named(path, "qcow2"));
+    qemu_img(&args.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Runs qemu-io's commands.
+pub fn qemu_io(path: &Path, commands: &[String]) {
+    let mut args: Vec<String> = commands
+        .iter()
+        .flat_map(|command| ["-c".to_owned(), command.clone()])
+        .collect();
+    args.extend(named(path, "qcow2"));
+    run(
+        "qemu-io",
+        &args.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
 }
 
 pub fn text(path: &Path) -> &str {
@@ -131,12 +175,13 @@ pub fn text(path: &Path) -> &str {
 /// What qemu-img reads from an image.
 pub fn content(path: &Path, format: &str, snapshot: Option<&str>, scratch: &Scratch) -> Vec<u8> {
     let raw = scratch.path("content.raw");
-    let mut args = vec!["convert", "-f", format, "-O", "raw"];
+    let mut args = vec!["convert".to_owned(), "-O".into(), "raw".into()];
     if let Some(snapshot) = snapshot {
-        args.extend(["-l", snapshot]);
+        args.extend(["-l".to_owned(), snapshot.to_owned()]);
     }
-    args.extend([text(path), text(&raw)]);
-    qemu_img(&args);
+    args.extend(named(path, format));
+    args.push(text(&raw).into());
+    qemu_img(&args.iter().map(String::as_str).collect::<Vec<_>>());
     std::fs::read(&raw).unwrap()
 }
 
@@ -177,6 +222,14 @@ pub fn open(path: &Path, writable: bool) -> Result<Qcow2, Error> {
     }
     if let Some(name) = &header.data_file {
         options.data_file = Some(File::open(&near(name), writable)?);
+    }
+    if let qcow2::Encryption::Luks { offset, length } = header.encryption {
+        let part = FilePart {
+            file: &file,
+            start: offset,
+            len: length,
+        };
+        options.cipher = Some(Volume::open(&part, PASSPHRASE.as_bytes())?.cipher()?);
     }
     Qcow2::open(file, options)
 }
