@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use vmm_api::config::{
@@ -86,6 +87,12 @@ impl Guest {
         let path = rig.write("machine.json", config);
         let mut command = rig.command("vireo-vmm");
         command.args(["--config", &path]);
+        Self::start(&mut command, descriptors)
+    }
+
+    /// Boots the same guest by another program, whose standard input and output are the guest's
+    /// first serial port.
+    pub fn start(command: &mut Command, descriptors: &[OwnedFd]) -> Self {
         let inherited: Vec<i32> = descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
         // SAFETY: fcntl is async-signal-safe.
         unsafe {
@@ -97,7 +104,7 @@ impl Guest {
             });
         }
         let mut guest = Self {
-            terminal: Terminal::start(&mut command),
+            terminal: Terminal::start(command),
         };
         guest.ready();
         guest
@@ -110,7 +117,9 @@ impl Guest {
         self.terminal.send(
             "stty -echo; echo; echo go; while read -r l; do eval \"$l\"; echo \"<$?>\"; done\r",
         );
-        self.terminal.expect("\r\ngo\r\n", SOON);
+        // Some programs leave it to the terminal to add a carriage return: there are two then.
+        self.terminal.expect("\ngo\r", SOON);
+        self.terminal.expect("\n", SOON);
     }
 
     /// Runs one line in the guest's shell.
@@ -125,8 +134,9 @@ impl Guest {
         self.terminal.send(&format!("{line}\r"));
         let mut seen = String::new();
         loop {
-            seen += &self.terminal.expect(">\r\n", limit);
-            let text = seen.replace("\r\n", "\n");
+            seen += &self.terminal.expect(">\r", limit);
+            seen += &self.terminal.expect("\n", limit);
+            let text = seen.replace('\r', "");
             let Some((output, status)) = text.trim_end().rsplit_once('<') else {
                 continue;
             };
