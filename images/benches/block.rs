@@ -31,6 +31,8 @@ struct Case {
     format: Format,
     write: bool,
     random: bool,
+    /// Into an image that is empty: clusters are allocated.
+    fresh: bool,
     block: u64,
     depth: usize,
     direct: bool,
@@ -45,7 +47,11 @@ impl Case {
             if self.direct { "none" } else { "writeback" },
             self.aio,
             if self.write { "write" } else { "read" },
-            if self.random { "random" } else { "seq" },
+            match (self.fresh, self.random) {
+                (true, _) => "fresh",
+                (_, true) => "random",
+                _ => "seq",
+            },
             self.block >> 10,
             self.depth
         )
@@ -214,16 +220,21 @@ fn qemus(path: &Path, case: &Case, count: u64, start: f64) -> Option<Cost> {
     })
 }
 
-fn make(folder: &Path, format: Format) -> PathBuf {
-    let path = folder.join(format!("disk.{}", format.name()));
+fn create(path: &Path, format: Format, options: Option<&str>) {
     let status = Command::new("qemu-img")
         .args(["create", "-q", "-f", format.name()])
-        .args((format != Format::Raw).then_some("-opreallocation=metadata"))
-        .arg(&path)
+        .args(options)
+        .arg(path)
         .arg(SIZE.to_string())
         .status()
         .expect("qemu-img runs");
     assert!(status.success());
+}
+
+fn make(folder: &Path, format: Format) -> PathBuf {
+    let path = folder.join(format!("disk.{}", format.name()));
+    let preallocated = (format != Format::Raw).then_some("-opreallocation=metadata");
+    create(&path, format, preallocated);
     let output = Command::new("qemu-io")
         .args([
             "-f",
@@ -257,6 +268,7 @@ fn cases() -> Vec<Case> {
                                     format,
                                     write,
                                     random,
+                                    fresh: false,
                                     block,
                                     depth,
                                     direct,
@@ -264,6 +276,20 @@ fn cases() -> Vec<Case> {
                                 });
                             }
                         }
+                    }
+                }
+                for (block, depth) in [(4096, 1), (65536, 1), (65536, 64)] {
+                    if format == Format::Qcow2 {
+                        cases.push(Case {
+                            format,
+                            write: true,
+                            random: false,
+                            fresh: true,
+                            block,
+                            depth,
+                            direct,
+                            aio,
+                        });
                     }
                 }
             }
@@ -315,15 +341,26 @@ fn main() {
         else {
             continue;
         };
-        let (count, mut mine) = ours(path, &case, None);
+        let fresh = folder.join("fresh");
+        // An empty image each time, and no more requests than fit into it.
+        let prepare = || {
+            if !case.fresh {
+                return path.as_path();
+            }
+            let _ = fs::remove_file(&fresh);
+            create(&fresh, case.format, None);
+            &fresh
+        };
+        let count = case.fresh.then_some((SIZE / 2 / case.block).min(8192));
+        let (count, mut mine) = ours(prepare(), &case, count);
         let mut peer: Option<Cost> = None;
         for run in 0..runs {
-            let Some(cost) = qemus(path, &case, count, *start) else {
+            let Some(cost) = qemus(prepare(), &case, count, *start) else {
                 break;
             };
             peer = Some(peer.map_or(cost, |peer| peer.best(cost)));
             if run + 1 < runs {
-                mine = mine.best(ours(path, &case, Some(count)).1);
+                mine = mine.best(ours(prepare(), &case, Some(count)).1);
             }
         }
         let rate = |cost: Cost| 1e-3 / cost.wall;

@@ -1,6 +1,7 @@
 //! Worker threads for requests that may take their time.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,8 +19,11 @@ struct State {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
-    /// Idle threads that have been woken and not yet looked.
-    woken: usize,
+    /// A thread has been woken or started and has not looked at the jobs yet. It calls the next
+    /// one if there is more to do than one job: jobs that the page cache serves are done by few
+    /// threads, which don't get in each other's way, while those that wait for the disk get as
+    /// many as there are.
+    coming: bool,
 }
 
 /// The threads, and what they have to do.
@@ -55,38 +59,50 @@ impl Pool {
     pub fn run(self: &Arc<Self>, job: Job) -> Result<(), Error> {
         let mut state = self.state();
         state.jobs.push_back(job);
-        if state.idle > state.woken {
-            state.woken += 1;
-            drop(state);
-            self.work.notify_one();
+        if state.coming {
             return Ok(());
         }
-        if state.threads >= MOST {
-            return Ok(());
-        }
-        let pool = self.clone();
-        let spawned = std::thread::Builder::new()
-            .name("disk".to_owned())
-            .spawn(move || pool.work());
-        match spawned {
-            Ok(_) => state.threads += 1,
-            // Those there are will come to it.
-            Err(error) if state.threads > 0 => log::debug!("a disk's worker thread: {error}"),
-            Err(source) => {
+        match self.call(&mut state) {
+            Err(source) if state.threads == 0 => {
                 state.jobs.pop_back();
-                return Err(Error::Io {
+                Err(Error::Io {
                     what: "starting a thread for a disk".to_owned(),
                     source,
-                });
+                })
             }
+            // Those there are will come to it.
+            _ => Ok(()),
         }
+    }
+
+    /// Wakes or starts one more thread, if there may be one.
+    fn call(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        if state.idle > 0 {
+            self.work.notify_one();
+        } else if state.threads < MOST {
+            let pool = self.clone();
+            std::thread::Builder::new()
+                .name("disk".to_owned())
+                .spawn(move || pool.work())?;
+            state.threads += 1;
+        } else {
+            return Ok(());
+        }
+        state.coming = true;
         Ok(())
     }
 
-    fn work(&self) {
+    fn work(self: Arc<Self>) {
         let mut state = self.state();
+        state.coming = false;
         loop {
             if let Some(job) = state.jobs.pop_front() {
+                if !state.jobs.is_empty()
+                    && !state.coming
+                    && let Err(error) = self.call(&mut state)
+                {
+                    log::debug!("a disk's worker thread: {error}");
+                }
                 drop(state);
                 job();
                 state = self.state();
@@ -99,8 +115,7 @@ impl Pool {
                 .unwrap_or_else(PoisonError::into_inner);
             state = back;
             state.idle -= 1;
-            // More may be woken than are idle for a moment, never for long.
-            state.woken = state.woken.saturating_sub(1);
+            state.coming = false;
             if timeout.timed_out() && state.jobs.is_empty() {
                 state.threads -= 1;
                 return;
