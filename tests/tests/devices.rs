@@ -765,3 +765,38 @@ fn linux_notices_what_changes_while_it_runs() {
     guest.power_off();
     assert_eq!(fs::metadata(&raw).unwrap().len(), 16 << 20);
 }
+
+/// The other kernel, two vCPUs with a queue each, and the generation id.
+#[test]
+fn linux_6_12_has_a_queue_a_vcpu_and_a_generation_id() {
+    let rig = Rig::new();
+    let raw = rig.write("raw.img", numbered(16384));
+    let disk = DiskConfig {
+        queues: 0,
+        ..disk(image(ImageFormat::Raw, &raw))
+    };
+    let devices = vec![device(
+        "virtio-disk0",
+        at(0, 3),
+        DeviceKind::Disk(disk.into()),
+    )];
+    let mut config = machine(Kernel::V6_12, devices);
+    config.vcpus = 2;
+    config.generation_id = Some("11223344-5566-7788-99aa-bbccddeeff00".into());
+    let mut guest = Guest::boot(&rig, &config, &[]);
+    assert_eq!(
+        guest.run("nproc; ls /sys/block/vda/mq | wc -l").ok(),
+        "2\n2\n"
+    );
+    guest
+        .run("for c in 0 1; do taskset -c $c dd if=/dev/vda of=/dev/null bs=4k count=500 skip=$((c*600)) & done 2>/dev/null; wait")
+        .ok();
+    let queues = guest.run("grep -c 'virtio0-req' /proc/interrupts");
+    assert_eq!(queues.ok(), "2\n");
+    let sum = guest.run("sha256sum </dev/vda | cut -c1-64").ok();
+    let here = Command::new("sha256sum").arg(&raw).output().unwrap();
+    assert_eq!(sum.trim(), &String::from_utf8_lossy(&here.stdout)[..64]);
+    let driver = guest.run("ls /sys/bus/*/drivers/vmgenid");
+    assert!(driver.clone().ok().contains("VIRE0001:00"), "{driver:?}");
+    guest.power_off();
+}

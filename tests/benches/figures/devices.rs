@@ -232,7 +232,7 @@ fn loads((source, sink): (u16, u16)) -> Vec<Load> {
             dd(&format!(
                 "if=/dev/zero of=/dev/{dev} bs=1M count=128 oflag=direct conv=fsync"
             )),
-            256.0,
+            128.0,
             "MiB/s",
         );
         add(
