@@ -1,11 +1,13 @@
 //! The same small guests on both backends: the same exits, the same bus accesses in the same
 //! order, the same final state.
 
+#[macro_use]
 mod guests;
 mod interrupts;
 mod io;
 mod rig;
 mod state;
+mod system;
 
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
