@@ -4,6 +4,7 @@
 mod debug;
 mod exceptions;
 mod extensions;
+mod features;
 mod paging;
 mod rig;
 mod smp;
