@@ -1,5 +1,7 @@
 //! Frames on their way from the guest: written to the backend straight from its buffers.
 
+use std::time::Instant;
+
 use super::backend::{Backend, HEADER, LONGEST_FRAME, List, MOST_BUFFERS, Trouble};
 use super::filter::Mac;
 use super::receive::Stopped;
@@ -56,7 +58,7 @@ impl Sender {
             if !queue.has_available()? && !queue.enable_notifications()? {
                 return Ok(Stopped::NoBuffers);
             }
-            if !shared.outbound.wait(std::time::Instant::now()).is_zero() {
+            if shared.outbound.is_limited() && !shared.outbound.wait(Instant::now()).is_zero() {
                 return Ok(Stopped::Limit);
             }
             if !queue.pop(chain)? {

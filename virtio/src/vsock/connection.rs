@@ -14,7 +14,7 @@ use crate::queue::Chain;
 use crate::worker::Interest;
 
 /// Bytes from the guest that are kept for a host program that doesn't read: what it is told.
-pub(super) const BUFFER: u32 = 256 << 10;
+pub(super) const BUFFER: u32 = 128 << 10;
 /// How long the guest may take to answer a request, or to let go of what is over; and a host
 /// program to take what is left for it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);

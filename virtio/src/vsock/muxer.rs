@@ -16,7 +16,7 @@ use crate::queue::Chain;
 use crate::worker::{Interest, Poll};
 
 /// Connections, and greetings with them, at a time.
-pub(super) const MOST_CONNECTIONS: usize = 1000;
+pub(super) const MOST_CONNECTIONS: usize = 512;
 /// Resets that wait for the guest's buffers: more, and the guest isn't listened to.
 pub(super) const MOST_RESETS: usize = 256;
 /// Host ports of connections that a host program began.
