@@ -3,6 +3,7 @@
 
 #[macro_use]
 mod guests;
+mod hostile;
 mod interrupts;
 mod io;
 mod rig;

@@ -24,7 +24,7 @@ use softcpu::{Bus, Cpu, Exit, Flow, Machine};
 /// Cases of a short run.
 const CASES: u64 = 500;
 /// How long a soak runs.
-const SOAK: Duration = Duration::from_secs(600);
+const SOAK: Duration = Duration::from_secs(240);
 /// A run that doesn't return this long after a kick is stuck. (Far more than it may take, for
 /// machines that do a lot else.)
 const STUCK: Duration = Duration::from_secs(30);
