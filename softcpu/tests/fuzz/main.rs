@@ -22,7 +22,7 @@ use softcpu::attention::Attention;
 use softcpu::{Bus, Cpu, Exit, Flow, Machine};
 
 /// Cases of a short run.
-const CASES: u64 = 500;
+const CASES: u64 = 200;
 /// How long a soak runs.
 const SOAK: Duration = Duration::from_secs(240);
 /// A run that doesn't return this long after a kick is stuck. (Far more than it may take, for
@@ -126,7 +126,7 @@ impl Drop for Kicker {
 /// Lets one vCPU run for a few turns, with a new state now and then.
 fn drive(cpu: &mut Cpu, random: &mut Random, returned: &AtomicU64) {
     let devices = Devices(Mutex::new(Random::new(random.next())));
-    let mut turns = 1 + random.below(4);
+    let mut turns = 1 + random.below(2);
     let mut exits = 0;
     while turns > 0 && exits < 60 {
         let exit = cpu.run(&devices);
