@@ -30,7 +30,7 @@ test: ## everything that the tests need, and the tests
 	@scripts/test
 
 .PHONY: soak
-soak: ## the long forms of the randomised and crash tests
+soak: ## the long forms of the randomised and crash tests, guests under load (VIREO_SOAK_MINUTES)
 	@VIREO_SOAK=1 scripts/test
 
 .PHONY: bench

@@ -143,6 +143,10 @@ pub trait Vm: Send + Sync + std::fmt::Debug {
     /// (`Exit::IoapicEoi`).
     fn set_ioapic_routes(&self, pins: &[Option<(Msi, bool)>]) -> Result<()>;
 
+    /// The output of a PC/AT's interrupt controllers is now `level`: vCPU 0 gets it at LINT0,
+    /// and asks the bus for the vector (`Bus::interrupt_acknowledge`) when it takes it.
+    fn set_pic_output(&self, level: bool) -> Result<()>;
+
     /// Every time `fd` (an eventfd) is signalled, `msi` is delivered. `gsi` names the
     /// registration (24 to 4095; 0..24 are the I/O APIC's pins); registering it again with
     /// the same `fd` changes the message.
@@ -191,8 +195,12 @@ pub enum Exit {
     /// `hlt` with interrupts off and nothing that could wake this vCPU but NMI, INIT or SMI;
     /// reported once per halt where the backend can tell, so that a stopped machine is noticed.
     DeadHalt,
-    /// A breakpoint or single step set through `Vcpu::set_debug`.
-    Debug,
+    /// A breakpoint, a watched access or a single step of `Vcpu::set_debug`. RIP is at the
+    /// breakpoint, or behind the instruction that accessed or stepped.
+    Debug {
+        /// Linear address of what is watched and was accessed.
+        watch: Option<u64>,
+    },
     /// The backend cannot execute the guest's next instruction.
     InternalError {
         /// What the backend says, with the instruction's bytes where known.
@@ -200,6 +208,28 @@ pub enum Exit {
         /// Guest RIP.
         rip: u64,
     },
+}
+
+/// What an external debugger wants of a vCPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DebugControl {
+    /// Leave `run` after every instruction.
+    pub single_step: bool,
+    /// Leave `run` before the instruction at one of these linear addresses.
+    pub breakpoints: Vec<u64>,
+    /// Leave `run` after an instruction that accesses one of these.
+    pub watchpoints: Vec<Watchpoint>,
+}
+
+/// Data that is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watchpoint {
+    /// Linear address of the first byte.
+    pub address: u64,
+    /// Bytes. KVM: 1, 2, 4 or 8, and the address a multiple of them.
+    pub len: u64,
+    /// Reads count too, not only writes.
+    pub reads: bool,
 }
 
 /// One virtual CPU. Created on any thread, run on one.
@@ -219,6 +249,14 @@ pub trait Vcpu: Send + std::fmt::Debug {
 
     /// Replaces the whole guest-visible state. Not while in `run`.
     fn set_state(&mut self, state: &crate::VcpuState) -> Result<()>;
+
+    /// Replaces what an external debugger wants. Not while in `run`. KVM uses the processor's
+    /// own four breakpoints for it, which the guest then can't: more are refused.
+    fn set_debug(&mut self, control: &DebugControl) -> Result<()>;
+
+    /// Has the guest know that the machine was stopped for a while, if it reads the paravirtual
+    /// clock: its watchdogs then forgive the gap. Not while in `run`.
+    fn was_stopped(&mut self) -> Result<()>;
 
     /// Non-maskable interrupt.
     fn inject_nmi(&self) -> Result<()>;

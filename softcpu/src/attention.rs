@@ -25,6 +25,8 @@ impl Attention {
     pub const MAIL: u32 = 1 << 5;
     /// The vCPU's own: leave the block loop to look at something.
     pub const SELF: u32 = 1 << 6;
+    /// Another vCPU ends this one's `hlt`, the present or the next one (PV unhalt).
+    pub const UNHALT: u32 = 1 << 7;
 
     /// The flags now.
     #[inline(always)]

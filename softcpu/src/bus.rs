@@ -14,6 +14,11 @@ pub trait Bus: Send + Sync {
     fn mmio_read(&self, addr: u64, data: &mut [u8]);
     /// Writes `data` at guest-physical `addr`, outside RAM (or on read-only memory).
     fn mmio_write(&self, addr: u64, data: &[u8]) -> Flow;
+    /// A processor takes the interrupt that a PC/AT's interrupt controllers ask for (their
+    /// output is high): the vector. `None`: there are none.
+    fn interrupt_acknowledge(&self) -> Option<u8> {
+        None
+    }
 }
 
 /// Whether a vCPU goes on after a write to a device.

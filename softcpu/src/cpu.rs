@@ -29,8 +29,12 @@ pub enum Exit {
     IoapicEoi(u8),
     /// HLT with interrupts off; reported once per halt.
     DeadHalt,
-    /// A breakpoint or single step set through `Cpu::set_debug`.
-    Debug,
+    /// A breakpoint, a watched access (its linear address) or a single step of
+    /// `Cpu::set_debug`.
+    Debug {
+        /// The data breakpoint's address.
+        watch: Option<u64>,
+    },
     /// The guest's next instruction cannot be executed.
     InternalError {
         /// Why not.
@@ -47,6 +51,19 @@ pub struct DebugRequest {
     pub single_step: bool,
     /// Leave `run` before the instruction at one of these linear addresses.
     pub breakpoints: Vec<u64>,
+    /// Leave `run` after an instruction that accesses one of these.
+    pub watchpoints: Vec<Watchpoint>,
+}
+
+/// Data that an external debugger watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watchpoint {
+    /// Linear address of the first byte.
+    pub address: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Reads count too, not only writes.
+    pub reads: bool,
 }
 
 /// One virtual CPU. Made on any thread, run on one.
@@ -108,6 +125,8 @@ pub struct Cpu {
     pub(crate) watch_hits: u64,
     /// How the instruction that runs alone ends for a single-step trap.
     pub(crate) trap_rule: crate::debug::TrapRule,
+    /// Address of the external debugger's watchpoint that the current instruction has hit.
+    pub(crate) external_hit: Option<u64>,
     /// Leave the block after this instruction.
     pub(crate) stop_after: bool,
     /// PAUSE instructions run.
@@ -173,6 +192,7 @@ impl Cpu {
             debug_resumed: false,
             watching: false,
             watch_hits: 0,
+            external_hit: None,
             trap_rule: crate::debug::TrapRule::Before,
             stop_after: false,
             pauses: 0,
@@ -194,7 +214,9 @@ impl Cpu {
     /// Sets what an external debugger wants.
     pub fn set_debug(&mut self, debug: DebugRequest) {
         self.debug = debug;
+        self.external_hit = None;
         self.cache.clear();
+        self.debug_registers_changed();
     }
 
     /// To be called after `s` was changed from outside: everything derived from it is brought

@@ -49,7 +49,8 @@ impl Cpu {
     pub(crate) fn debug_registers_changed(&mut self) {
         let watching = self
             .breakpoints()
-            .any(|(_, kind, _)| kind == WRITE || kind == ACCESS);
+            .any(|(_, kind, _)| kind == WRITE || kind == ACCESS)
+            || !self.debug.watchpoints.is_empty();
         if watching || self.watching {
             self.watching = watching;
             self.flush_tlb_all();
@@ -62,6 +63,9 @@ impl Cpu {
         self.breakpoints().any(|(n, kind, len)| {
             let first = self.s.dr[n] & !(len - 1);
             (kind == WRITE || kind == ACCESS) && first >> 12 == addr >> 12
+        }) || self.debug.watchpoints.iter().any(|watch| {
+            let last = watch.address.wrapping_add(watch.len.saturating_sub(1));
+            (watch.address >> 12..=last >> 12).contains(&(addr >> 12))
         })
     }
 
@@ -74,6 +78,15 @@ impl Cpu {
             if overlap && (kind == ACCESS || kind == WRITE && write) {
                 self.note_hit(n);
             }
+        }
+        let hit = self.debug.watchpoints.iter().find(|watch| {
+            let end = watch.address.wrapping_add(watch.len);
+            (write || watch.reads) && addr < end && watch.address < addr.wrapping_add(len as u64)
+        });
+        if let Some(watch) = hit {
+            self.external_hit = Some(watch.address);
+            self.stop_after = true;
+            self.attention.raise(Attention::SELF);
         }
     }
 
@@ -140,7 +153,7 @@ impl Cpu {
     pub(crate) fn run_one(&mut self) -> Option<Exit> {
         let linear = self.code_linear(self.s.rip);
         if !std::mem::take(&mut self.debug_resumed) && self.debug.breakpoints.contains(&linear) {
-            return Some(Exit::Debug);
+            return Some(Exit::Debug { watch: None });
         }
         if self.s.flags & rflags::RF == 0 {
             let mut hits = 0;
@@ -168,6 +181,8 @@ impl Cpu {
         if trap && self.pending.is_none() && !self.traps_held() {
             self.note_trap(BS);
         }
-        self.debug.single_step.then_some(Exit::Debug)
+        self.debug.single_step.then(|| Exit::Debug {
+            watch: self.external_hit.take(),
+        })
     }
 }

@@ -36,7 +36,7 @@ pub mod tsc;
 mod vme;
 
 pub use bus::{Bus, Flow};
-pub use cpu::{Cpu, DebugRequest, Exit, host_tsc};
+pub use cpu::{Cpu, DebugRequest, Exit, Watchpoint, host_tsc};
 pub use exception::{Exception, Fallible};
 pub use features::Features;
 pub use machine::Machine;

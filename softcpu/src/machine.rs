@@ -101,6 +101,8 @@ pub struct Machine {
     pub(crate) peers: RwLock<Vec<Arc<Peer>>>,
     /// The paravirtual clock.
     pub time: crate::paravirt::Clock,
+    /// The offset of the vCPU's TSC that was last set from outside.
+    tsc_set: Mutex<Option<u64>>,
     /// Serialises locked accesses that no host instruction can do in one go.
     split_lock: Mutex<()>,
 }
@@ -142,6 +144,22 @@ impl Machine {
     /// The caller's turn at locked accesses that take several host instructions.
     pub(crate) fn split_turn(&self) -> MutexGuard<'_, ()> {
         lock(&self.split_lock)
+    }
+
+    /// The offset from the host's TSC for a vCPU whose TSC is set to `value` from outside. What
+    /// is within a second of where the last one set is by now is meant to be the same: states
+    /// of several vCPUs are never restored at one instant, but their TSCs must agree. (KVM
+    /// does the same.)
+    pub fn tsc_offset_for(&self, value: u64) -> u64 {
+        let now = crate::cpu::host_tsc();
+        let fresh = value.wrapping_sub(now);
+        let mut last = lock(&self.tsc_set);
+        let offset = match *last {
+            Some(offset) if near(now.wrapping_add(offset), value) => offset,
+            _ => fresh,
+        };
+        *last = Some(offset);
+        offset
     }
 
     fn tell_all(&self, mail: Mail) {
@@ -232,6 +250,11 @@ impl Machine {
     }
 }
 
+/// Less than a second lies between two values of the TSC.
+fn near(a: u64, b: u64) -> bool {
+    a.abs_diff(b) < crate::tsc::khz() * 1000
+}
+
 /// The host's CLOCK_MONOTONIC in nanoseconds.
 pub fn monotonic_ns() -> u64 {
     let mut ts = libc::timespec {
@@ -241,4 +264,23 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: writes to a local of the right type; CLOCK_MONOTONIC always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut ts) };
     ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::host_tsc;
+
+    #[test]
+    fn counters_set_one_after_the_other_agree() {
+        let machine = Machine::new();
+        let value = 1 << 40;
+        let first = machine.tsc_offset_for(value);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(machine.tsc_offset_for(value + 1000), first);
+        // Far away is another time on purpose.
+        let other = machine.tsc_offset_for(1 << 50);
+        assert!(near(host_tsc().wrapping_add(other), 1 << 50));
+        assert_ne!(other, first);
+    }
 }

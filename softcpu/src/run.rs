@@ -49,7 +49,7 @@ impl Cpu {
         self.attention.raise(Attention::SELF);
         self.take_mail();
         self.refresh_clock();
-        self.debug_resumed = true;
+        self.steal_back();
         self.deadline = self.apic.deadline();
         let exit = loop {
             if let Some(exit) = self.events() {
@@ -57,7 +57,10 @@ impl Cpu {
             }
             self.run_blocks();
         };
+        self.debug_resumed = matches!(exit, Exit::Debug { .. });
         self.sync_fp();
+        self.steal_away();
+        self.forget_thread();
         self.peer.set_running(false);
         self.set_bus(None);
         exit
@@ -203,6 +206,11 @@ impl Cpu {
             }
             self.attention.clear(Attention::SELF);
             self.stop_after = false;
+            if let Some(address) = self.external_hit.take() {
+                return Some(Exit::Debug {
+                    watch: Some(address),
+                });
+            }
             if self.watch_hits != 0 {
                 if self.traps_held() {
                     self.s.shadow = false;
@@ -216,6 +224,7 @@ impl Cpu {
                 return Some(exit);
             }
             if host_tsc() >= self.deadline {
+                self.update_steal_time();
                 self.apic.poll_timer(host_tsc());
                 self.deadline = self.apic.deadline();
             }
@@ -242,6 +251,9 @@ impl Cpu {
             if wanted && self.interrupt(flags) {
                 continue;
             }
+            if self.s.halted && self.attention.clear(Attention::UNHALT) & Attention::UNHALT != 0 {
+                self.s.halted = false;
+            }
             if self.s.halted {
                 if let Some(exit) = self.sleep() {
                     return Some(exit);
@@ -264,7 +276,7 @@ impl Cpu {
             self.attention.clear(Attention::NMI);
             (2, true)
         } else {
-            let Some(vector) = self.apic.take_interrupt() else {
+            let Some(vector) = self.take_interrupt() else {
                 return false;
             };
             (vector, false)
@@ -283,10 +295,26 @@ impl Cpu {
         true
     }
 
+    /// The vector of the interrupt to deliver: the PC/AT's controllers come first, as their pin
+    /// bypasses the APIC's priorities.
+    fn take_interrupt(&mut self) -> Option<u8> {
+        if self.apic.has_extint()
+            && let Some(vector) = self.bus().and_then(|bus| bus.interrupt_acknowledge())
+        {
+            return Some(vector);
+        }
+        self.apic.take_interrupt()
+    }
+
+    /// A `hlt` with interrupts off may be a wait for a lock, which another vCPU ends.
+    fn waits_for_lock(&self) -> bool {
+        self.machine.peers().len() > 1 && self.offered(crate::paravirt::feature::PV_UNHALT)
+    }
+
     /// HLT: sleeps until something may have woken the vCPU.
     fn sleep(&mut self) -> Option<Exit> {
-        let mask = self.attention_mask;
-        if mask & Attention::IRQ == 0 && !self.dead_halt_reported {
+        let mask = self.attention_mask | Attention::UNHALT;
+        if mask & Attention::IRQ == 0 && !self.dead_halt_reported && !self.waits_for_lock() {
             self.dead_halt_reported = true;
             return Some(Exit::DeadHalt);
         }
@@ -295,7 +323,9 @@ impl Cpu {
             let ticks = self.deadline.saturating_sub(host_tsc());
             timeout = timeout.min(Duration::from_nanos(crate::tsc::to_ns(ticks)));
         }
+        self.steal_away();
         self.attention.wait(mask, timeout);
+        self.steal_back();
         None
     }
 

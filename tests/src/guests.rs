@@ -4,13 +4,19 @@ use std::path::PathBuf;
 
 use crate::Rig;
 
-/// A Debian cloud kernel that `make test` unpacked.
+/// A Debian kernel that `make test` (the generic ones: `make soak`) unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     /// Debian 12's.
     V6_1,
     /// Debian 12's backport of 13's.
     V6_12,
+    /// Debian 12's for 32-bit PCs, with PAE paging.
+    I386,
+    /// Debian 12's for any PC.
+    Generic6_1,
+    /// Its backport of 13's.
+    Generic6_12,
 }
 
 impl Kernel {
@@ -22,14 +28,36 @@ impl Kernel {
         guests.join(match self {
             Self::V6_1 => "linux-image-cloud-amd64",
             Self::V6_12 => "linux-image-6.12-cloud-amd64",
+            Self::I386 => "linux-image-686-pae",
+            Self::Generic6_1 => "linux-image-amd64",
+            Self::Generic6_12 => "linux-image-6.12-amd64",
         })
+    }
+
+    /// It has been unpacked.
+    pub fn is_there(self) -> bool {
+        self.folder().join("vmlinuz").exists()
+    }
+
+    /// A whole Debian with systemd as an initramfs, where `make soak` has made one.
+    pub fn debian() -> Option<PathBuf> {
+        let image = Self::V6_1
+            .folder()
+            .with_file_name("debian")
+            .join("initrd.img");
+        image.exists().then_some(image)
+    }
+
+    /// What `uname -m` says.
+    pub fn machine(self) -> &'static str {
+        if self == Self::I386 { "i686" } else { "x86_64" }
     }
 
     /// What `uname -r` starts with.
     pub fn release(self) -> &'static str {
         match self {
-            Self::V6_1 => "6.1.",
-            Self::V6_12 => "6.12.",
+            Self::V6_1 | Self::I386 | Self::Generic6_1 => "6.1.",
+            Self::V6_12 | Self::Generic6_12 => "6.12.",
         }
     }
 }

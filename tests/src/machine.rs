@@ -55,7 +55,8 @@ pub fn machine(kernel: Kernel, devices: Vec<DeviceConfig>) -> MachineConfig {
         vcpus: 1,
         cpu: CpuConfig::default(),
         boot: BootConfig {
-            kernel: Resource::Path(folder.join("vmlinuz")),
+            kernel: Some(Resource::Path(folder.join("vmlinuz"))),
+            firmware: None,
             initrd: Some(Resource::Path(folder.join("initrd.img"))),
             cmdline: "console=ttyS0 quiet".into(),
             no_unpack: false,

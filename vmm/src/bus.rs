@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use hypervisor::Flow;
 
+use crate::devices::pic::Pic;
+
 /// Something that answers on a bus.
 ///
 /// Every access a device sees is 1, 2, 4 bytes, aligned to its size, not wider than
@@ -175,6 +177,8 @@ pub struct Buses {
     pub mmio: Space,
     /// Memory BARs of PCI functions: asked where `mmio` has nobody.
     pub bars: Arc<Movable>,
+    /// A PC/AT's interrupt controllers, where the machine has them.
+    pub pic: Option<Arc<Pic>>,
 }
 
 impl hypervisor::Bus for Buses {
@@ -184,6 +188,10 @@ impl hypervisor::Bus for Buses {
 
     fn port_write(&self, port: u16, data: &[u8]) -> Flow {
         self.ports.write(u64::from(port), data)
+    }
+
+    fn interrupt_acknowledge(&self) -> Option<u8> {
+        self.pic.as_ref().map(|pic| pic.acknowledge())
     }
 
     fn mmio_read(&self, addr: u64, data: &mut [u8]) {

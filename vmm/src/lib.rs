@@ -17,6 +17,8 @@ pub mod bus;
 pub mod chardev;
 pub mod control;
 pub mod devices;
+pub mod firmware;
+pub mod gdb;
 pub mod layout;
 pub mod loader;
 mod logger;

@@ -9,15 +9,17 @@ use vmm_api::config::{MachineConfig, Resource};
 use vmm_api::control::{ExitCause, ExitRecord};
 
 use crate::machine::{Ending, Machine, block_signals};
-use crate::resource;
+use crate::{gdb, resource};
 
 const USAGE: &str = "\
-Usage: vireo-vmm --config FILE | --config-fd N
+Usage: vireo-vmm --config FILE | --config-fd N [--gdb PATH | tcp:HOST:PORT [--gdb-wait]]
 
 Runs one virtual machine, described in JSON, until it ends.
 
   --config FILE    the machine's description
   --config-fd N    the same, from an inherited descriptor
+  --gdb ADDRESS    gdb may look at the guest through this UNIX socket or TCP port
+  --gdb-wait       the guest's first instruction waits for gdb
   --version        version
   --help           this text
 
@@ -30,13 +32,20 @@ VIREO_LOG=error|warn|info|debug sets how much is logged to standard error (defau
 /// Longest config in bytes.
 const CONFIG_MAX: u64 = 4 << 20;
 
+/// What `--gdb` asked for.
+struct Gdb {
+    address: gdb::Address,
+    wait: bool,
+}
+
 enum Arguments {
-    Run(Resource),
+    Run(Resource, Option<Gdb>),
     Print(String),
 }
 
 fn parse<I: Iterator<Item = String>>(mut arguments: I) -> Result<Arguments, String> {
     let mut config = None;
+    let (mut address, mut wait) = (None, false);
     while let Some(argument) = arguments.next() {
         let (name, inline) = match argument.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
@@ -57,6 +66,8 @@ fn parse<I: Iterator<Item = String>>(mut arguments: I) -> Result<Arguments, Stri
                     .map_err(|_| format!("{text} is not a descriptor number"))?;
                 config = Some(Resource::Fd(fd));
             }
+            "--gdb" => address = Some(value()?.parse::<gdb::Address>()?),
+            "--gdb-wait" => wait = true,
             "--version" | "-V" => {
                 return Ok(Arguments::Print(format!(
                     "vireo-vmm {}\n",
@@ -67,8 +78,12 @@ fn parse<I: Iterator<Item = String>>(mut arguments: I) -> Result<Arguments, Stri
             _ => return Err(format!("unknown argument {name}; see vireo-vmm --help")),
         }
     }
+    if wait && address.is_none() {
+        return Err("--gdb-wait: where is gdb awaited? Give --gdb as well".into());
+    }
+    let gdb = address.map(|address| Gdb { address, wait });
     config
-        .map(Arguments::Run)
+        .map(|config| Arguments::Run(config, gdb))
         .ok_or_else(|| "which machine? See vireo-vmm --help".into())
 }
 
@@ -120,8 +135,8 @@ impl RecordFile {
 pub fn main<I: Iterator<Item = String>>(arguments: I) -> i32 {
     one_arena();
     crate::logger::start();
-    let at = match parse(arguments) {
-        Ok(Arguments::Run(at)) => at,
+    let (at, gdb) = match parse(arguments) {
+        Ok(Arguments::Run(at, gdb)) => (at, gdb),
         Ok(Arguments::Print(text)) => {
             // Nobody to tell if standard output is closed.
             return i32::from(std::io::stdout().write_all(text.as_bytes()).is_err());
@@ -142,7 +157,7 @@ pub fn main<I: Iterator<Item = String>>(arguments: I) -> i32 {
         Ok(record) => record,
         Err(message) => return fail(&message),
     };
-    let ending = run(config);
+    let ending = run(config, gdb.as_ref());
     if ending.record.cause == ExitCause::Failed || ending.record.cause == ExitCause::Crashed {
         fail(&ending.record.message);
     }
@@ -163,11 +178,14 @@ fn one_arena() {
     }
 }
 
-fn run(config: MachineConfig) -> Ending {
+fn run(config: MachineConfig, gdb: Option<&Gdb>) -> Ending {
     let machine = block_signals()
         .and_then(|()| Machine::new(config))
         .and_then(|mut machine| {
             machine.watch_signals()?;
+            if let Some(gdb) = gdb {
+                machine.serve_gdb(&gdb.address, gdb.wait)?;
+            }
             Ok(machine)
         });
     match machine {
@@ -204,11 +222,11 @@ mod tests {
     fn takes_a_config_either_way() {
         assert!(matches!(
             arguments(&["--config", "m.json"]),
-            Ok(Arguments::Run(Resource::Path(_)))
+            Ok(Arguments::Run(Resource::Path(_), None))
         ));
         assert!(matches!(
             arguments(&["--config-fd=7"]),
-            Ok(Arguments::Run(Resource::Fd(7)))
+            Ok(Arguments::Run(Resource::Fd(7), None))
         ));
     }
 

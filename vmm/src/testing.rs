@@ -101,6 +101,10 @@ impl Vm for FakeVm {
         Ok(())
     }
 
+    fn set_pic_output(&self, _level: bool) -> Result<()> {
+        no()
+    }
+
     fn register_irqfd(&self, _fd: BorrowedFd<'_>, _gsi: u32, _msi: Msi) -> Result<()> {
         no()
     }

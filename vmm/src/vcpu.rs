@@ -44,6 +44,8 @@ pub enum Job {
     Load(Box<VcpuState>),
     /// Non-maskable interrupt.
     Nmi,
+    /// Tell the guest that it was stopped.
+    WasStopped,
 }
 
 impl std::fmt::Debug for Job {
@@ -52,6 +54,7 @@ impl std::fmt::Debug for Job {
             Self::Boot(_) => "Boot",
             Self::Load(_) => "Load",
             Self::Nmi => "Nmi",
+            Self::WasStopped => "WasStopped",
         })
     }
 }
@@ -63,9 +66,40 @@ enum Mode {
     Quit,
 }
 
+/// Which vCPUs a debugger lets run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    All,
+    Only(usize),
+    None,
+}
+
+/// Something a debugger does to a vCPU that stands still, on its own thread.
+struct Call(Action);
+
+type Action = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Call")
+    }
+}
+
+/// A vCPU came to a breakpoint, a watchpoint, or the end of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Which.
+    pub vcpu: usize,
+    /// Address of what is watched and was accessed.
+    pub watch: Option<u64>,
+}
+
 #[derive(Debug)]
 struct GateState {
     mode: Mode,
+    /// What a debugger lets run.
+    debugger: Leave,
+    calls: Vec<VecDeque<Call>>,
     parked: usize,
     jobs: Vec<VecDeque<Job>>,
 }
@@ -77,10 +111,14 @@ pub struct Gate {
     changed: Condvar,
     messages: Mutex<VecDeque<Message>>,
     wake: EventFd,
+    stops: Mutex<VecDeque<Stopped>>,
+    /// Readable when there are stops for the debugger.
+    stopped: EventFd,
 }
 
 enum Next {
     Run,
+    Call(Call),
     Job(Job),
     Quit,
 }
@@ -92,15 +130,21 @@ impl Gate {
     /// No eventfd.
     pub fn new(vcpus: u32) -> Result<Self, Errno> {
         let jobs = (0..vcpus).map(|_| VecDeque::new()).collect();
+        let calls = (0..vcpus).map(|_| VecDeque::new()).collect();
+        let eventfd = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         Ok(Self {
             state: Mutex::new(GateState {
                 mode: Mode::Hold,
                 parked: 0,
+                debugger: Leave::All,
+                calls,
                 jobs,
             }),
             changed: Condvar::new(),
             messages: Mutex::default(),
-            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            wake: eventfd()?,
+            stops: Mutex::default(),
+            stopped: eventfd()?,
         })
     }
 
@@ -143,11 +187,16 @@ impl Gate {
             if state.mode == Mode::Quit {
                 return Next::Quit;
             }
+            if let Some(call) = state.calls.get_mut(index).and_then(VecDeque::pop_front) {
+                return Next::Call(call);
+            }
             if state.mode == Mode::Run {
-                return match state.jobs.get_mut(index).and_then(VecDeque::pop_front) {
-                    Some(job) => Next::Job(job),
-                    None => Next::Run,
-                };
+                if let Some(job) = state.jobs.get_mut(index).and_then(VecDeque::pop_front) {
+                    return Next::Job(job);
+                }
+                if matches!(state.debugger, Leave::All) || state.debugger == Leave::Only(index) {
+                    return Next::Run;
+                }
             }
             state.parked += 1;
             self.changed.notify_all();
@@ -156,6 +205,117 @@ impl Gate {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
             state.parked -= 1;
+        }
+    }
+}
+
+impl Gate {
+    fn set_leave(&self, leave: Leave) {
+        lock(&self.state).debugger = leave;
+        self.changed.notify_all();
+    }
+
+    /// A vCPU stops for the debugger; the others are to follow.
+    fn debug_stop(&self, stopped: Stopped) {
+        self.set_leave(Leave::None);
+        lock(&self.stops).push_back(stopped);
+        if let Err(error) = self.stopped.write(1) {
+            log::error!("eventfd: {error}");
+        }
+    }
+}
+
+/// A debugger's hold on the vCPUs, beside the machine's own: they run while both let them.
+#[derive(Debug)]
+pub struct Debugger {
+    gate: Arc<Gate>,
+    kickers: Vec<Arc<dyn Kicker>>,
+}
+
+impl Debugger {
+    /// How many vCPUs there are.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.kickers.len()
+    }
+
+    /// Stops all vCPUs between two instructions; returns when they have.
+    ///
+    /// # Errors
+    /// A vCPU is stuck in the backend.
+    pub fn stop(&self) -> Result<(), NotStopping> {
+        self.gate.set_leave(Leave::None);
+        stop(&self.gate, self.kickers.iter())
+    }
+
+    /// Lets all of them run, or only one.
+    pub fn go(&self, only: Option<usize>) {
+        self.gate.set_leave(only.map_or(Leave::All, Leave::Only));
+    }
+
+    /// Runs `action` on the thread of vCPU `index`, which stands still; what it returned.
+    ///
+    /// # Errors
+    /// The thread doesn't answer: the machine is ending.
+    pub fn call<T: Send + 'static>(
+        &self,
+        index: usize,
+        action: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
+    ) -> std::io::Result<T> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let call = Call(Box::new(move |vcpu| {
+            // Nobody waits any more: nobody misses it.
+            let _ = sender.send(action(vcpu));
+        }));
+        if let Some(calls) = lock(&self.gate.state).calls.get_mut(index) {
+            calls.push_back(call);
+        }
+        self.gate.changed.notify_all();
+        receiver
+            .recv_timeout(STOP_LIMIT)
+            .map_err(|_| std::io::Error::other(format!("vCPU {index} does not answer")))
+    }
+
+    /// Readable when there are stops to take.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.gate.stopped.as_fd()
+    }
+
+    /// All stops since the last call.
+    pub fn take_stops(&self) -> VecDeque<Stopped> {
+        if let Err(error) = self.gate.stopped.read()
+            && error != Errno::EAGAIN
+        {
+            log::error!("eventfd: {error}");
+        }
+        std::mem::take(&mut *lock(&self.gate.stops))
+    }
+}
+
+/// Kicks the vCPUs until all wait at the gate, which has been closed.
+fn stop<'a>(
+    gate: &Gate,
+    kickers: impl ExactSizeIterator<Item = &'a Arc<dyn Kicker>> + Clone,
+) -> Result<(), NotStopping> {
+    let count = kickers.len();
+    let deadline = Instant::now() + STOP_LIMIT;
+    loop {
+        for kicker in kickers.clone() {
+            kicker.kick();
+        }
+        let state = lock(&gate.state);
+        let (state, _) = gate
+            .changed
+            .wait_timeout_while(state, KICK_AGAIN, |s| s.parked < count)
+            .unwrap_or_else(PoisonError::into_inner);
+        let running = count - state.parked;
+        drop(state);
+        if running == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(NotStopping(running));
         }
     }
 }
@@ -221,25 +381,18 @@ impl Threads {
     /// A vCPU is stuck in the backend.
     pub fn hold(&self) -> Result<(), NotStopping> {
         self.gate.set_mode(Mode::Hold);
-        let deadline = Instant::now() + STOP_LIMIT;
-        loop {
-            for thread in &self.threads {
-                thread.kicker.kick();
-            }
-            let state = lock(&self.gate.state);
-            let (state, _) = self
-                .gate
-                .changed
-                .wait_timeout_while(state, KICK_AGAIN, |s| s.parked < self.threads.len())
-                .unwrap_or_else(PoisonError::into_inner);
-            let running = self.threads.len() - state.parked;
-            drop(state);
-            if running == 0 {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(NotStopping(running));
-            }
+        stop(&self.gate, self.threads.iter().map(|thread| &thread.kicker))
+    }
+
+    /// A debugger's hold on them. `stopped`: it has them stand still from now on.
+    #[must_use]
+    pub fn debugger(&self, stopped: bool) -> Debugger {
+        if stopped {
+            self.gate.set_leave(Leave::None);
+        }
+        Debugger {
+            gate: self.gate.clone(),
+            kickers: self.threads.iter().map(|t| t.kicker.clone()).collect(),
         }
     }
 
@@ -334,6 +487,10 @@ fn work(index: usize, mut vcpu: Box<dyn Vcpu>, gate: &Gate, bus: &dyn Bus, ioapi
         match gate.next(index) {
             Next::Quit => return,
             Next::Run => {}
+            Next::Call(Call(action)) => {
+                action(&mut *vcpu);
+                continue;
+            }
             Next::Job(job) => {
                 let done = match job {
                     Job::Boot(load) => match load() {
@@ -345,6 +502,7 @@ fn work(index: usize, mut vcpu: Box<dyn Vcpu>, gate: &Gate, bus: &dyn Bus, ioapi
                     },
                     Job::Load(state) => vcpu.set_state(&state),
                     Job::Nmi => vcpu.inject_nmi(),
+                    Job::WasStopped => vcpu.was_stopped(),
                 };
                 if let Err(error) = done {
                     broken(&error.to_string());
@@ -358,7 +516,7 @@ fn work(index: usize, mut vcpu: Box<dyn Vcpu>, gate: &Gate, bus: &dyn Bus, ioapi
             Ok(Exit::IoapicEoi(vector)) => ioapic.eoi(vector),
             Ok(Exit::Shutdown) => gate.report(Message::TripleFault),
             Ok(Exit::DeadHalt) => log::info!("vCPU {index} halted with interrupts off"),
-            Ok(Exit::Debug) => broken("a debug exit nobody asked for"),
+            Ok(Exit::Debug { watch }) => gate.debug_stop(Stopped { vcpu: index, watch }),
             Ok(Exit::InternalError { reason, rip }) => broken(&format!("{reason} at {rip:#x}")),
             Err(error) => broken(&error.to_string()),
         }

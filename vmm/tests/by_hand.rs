@@ -273,13 +273,13 @@ fn says_what_is_wrong_and_fails() {
     type Case = (&'static str, fn(&mut Rig));
     let cases: [Case; 9] = [
         ("nowhere", |rig| {
-            rig.config.boot.kernel = Resource::Path("/nowhere/kernel".into())
+            rig.config.boot.kernel = Some(Resource::Path("/nowhere/kernel".into()))
         }),
         ("not a kernel", |rig| {
             std::fs::write(rig.path("kernel"), "#!/bin/sh").unwrap()
         }),
         ("directory", |rig| {
-            rig.config.boot.kernel = Resource::Path("/".into())
+            rig.config.boot.kernel = Some(Resource::Path("/".into()))
         }),
         ("0 bytes", |rig| rig.config.memory_bytes = 0),
         ("more than this host has", |rig| {

@@ -3,8 +3,8 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::{
-    KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
-    kvm_ioeventfd_flag_nr_pio, kvm_irqfd,
+    KVMIO, kvm_interrupt, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqfd,
 };
 
 use crate::{Error, IoAddress, Result};
@@ -25,6 +25,7 @@ const fn iow<T>(nr: u64) -> u64 {
     (1 << 30) | ((size_of::<T>() as u64) << 16) | ((KVMIO as u64) << 8) | nr
 }
 
+const KVM_INTERRUPT: u64 = iow::<kvm_interrupt>(0x86);
 const KVM_IRQFD: u64 = iow::<kvm_irqfd>(0x76);
 const KVM_IOEVENTFD: u64 = iow::<kvm_ioeventfd>(0x79);
 /// `KVM_IRQFD_FLAG_DEASSIGN`.
@@ -40,6 +41,12 @@ fn write_ioctl<T>(fd: &impl AsRawFd, call: &'static str, request: u64, value: &T
         }),
         _ => Ok(()),
     }
+}
+
+/// Injects an interrupt as an 8259 would.
+pub(super) fn interrupt(vcpu: &impl AsRawFd, vector: u8) -> Result<()> {
+    let request = kvm_interrupt { irq: vector.into() };
+    write_ioctl(vcpu, "KVM_INTERRUPT", KVM_INTERRUPT, &request)
 }
 
 /// Connects `fd` with `gsi`, or undoes it.

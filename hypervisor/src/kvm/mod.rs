@@ -11,7 +11,7 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
@@ -26,7 +26,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 pub use kick::kick_signal;
 
 use crate::{
-    Backend, CpuidEntry, Error, IOAPIC_PINS, IoAddress, MemorySlot, Msi, Result, Vcpu, Vm,
+    Backend, CpuidEntry, Error, IOAPIC_PINS, IoAddress, Kicker, MemorySlot, Msi, Result, Vcpu, Vm,
 };
 use ioctl::os;
 use routes::Routes;
@@ -58,6 +58,10 @@ struct Shared {
     msrs: Vec<u32>,
     has_xcrs: bool,
     has_debugregs: bool,
+    /// The output of the PC/AT's interrupt controllers.
+    pic_output: AtomicBool,
+    /// vCPU 0, which has to leave the kernel to look at it.
+    first: OnceLock<Arc<kick::KvmKicker>>,
 }
 
 /// A virtual machine on KVM.
@@ -159,6 +163,8 @@ impl KvmVm {
             msrs,
             has_xcrs: vm.check_extension(Cap::Xcrs),
             has_debugregs: vm.check_extension(Cap::Debugregs),
+            pic_output: AtomicBool::new(false),
+            first: OnceLock::new(),
             vm,
         };
         Ok(Self {
@@ -349,7 +355,12 @@ impl Vm for KvmVm {
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
         let fd = os("KVM_CREATE_VCPU", self.shared.vm.create_vcpu(u64::from(id)))?;
-        Ok(Box::new(KvmVcpu::new(id, fd, Arc::clone(&self.shared))))
+        let vcpu = KvmVcpu::new(id, fd, Arc::clone(&self.shared));
+        if id == 0 {
+            // There is one vCPU 0: the kernel refuses a second.
+            let _ = self.shared.first.set(vcpu.own_kicker());
+        }
+        Ok(Box::new(vcpu))
     }
 
     fn signal_msi(&self, msi: Msi) -> Result<()> {
@@ -365,6 +376,14 @@ impl Vm for KvmVm {
 
     fn set_ioapic_routes(&self, pins: &[Option<(Msi, bool)>]) -> Result<()> {
         lock(&self.routes).set_pins(&self.shared.vm, pins)
+    }
+
+    fn set_pic_output(&self, level: bool) -> Result<()> {
+        self.shared.pic_output.store(level, Ordering::SeqCst);
+        if level && let Some(kicker) = self.shared.first.get() {
+            kicker.kick();
+        }
+        Ok(())
     }
 
     fn register_irqfd(&self, fd: BorrowedFd<'_>, gsi: u32, msi: Msi) -> Result<()> {

@@ -1,17 +1,20 @@
 //! A vCPU on KVM: the exit loop.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_EXIT_IO_OUT, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_cpuid_entry2, kvm_run,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_EXIT_IO_OUT, KVM_GUESTDBG_ENABLE,
+    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_cpuid_entry2, kvm_guest_debug,
+    kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Shared;
 use super::ioctl::os;
 use super::kick::{Entered, KvmKicker};
-use crate::{Bus, CpuidEntry, Error, Exit, Flow, Kicker, Result, Vcpu, VcpuState};
+use crate::{Bus, CpuidEntry, DebugControl, Error, Exit, Flow, Kicker, Result, Vcpu, VcpuState};
 
 /// One vCPU.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub(super) struct KvmVcpu {
     fd: VcpuFd,
     shared: Arc<Shared>,
     kicker: Arc<KvmKicker>,
+    /// By debug register: the address of the data it watches for an external debugger.
+    watched: [Option<u64>; 4],
 }
 
 /// An exit, freed from the borrow of the `kvm_run` page.
@@ -39,7 +44,32 @@ impl KvmVcpu {
             fd,
             shared,
             kicker: Arc::default(),
+            watched: [None; 4],
         }
+    }
+
+    /// Its kicker, for the VM.
+    pub(super) fn own_kicker(&self) -> Arc<KvmKicker> {
+        Arc::clone(&self.kicker)
+    }
+
+    /// Carries an interrupt of the PC/AT's controllers to vCPU 0, or asks for an exit as soon
+    /// as it can take one (Linux, Documentation/virt/kvm/api.rst, KVM_INTERRUPT).
+    fn offer_pic_interrupt(&mut self, bus: &dyn Bus) -> Result<()> {
+        if self.id != 0 {
+            return Ok(());
+        }
+        let mut waits = self.shared.pic_output.load(Ordering::SeqCst);
+        if waits && self.fd.get_kvm_run().ready_for_interrupt_injection != 0 {
+            if let Some(vector) = bus.interrupt_acknowledge() {
+                super::ioctl::interrupt(&self.fd, vector)?;
+                // Taken: not twice before the kernel has said so again.
+                self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
+            }
+            waits = self.shared.pic_output.load(Ordering::SeqCst);
+        }
+        self.fd.get_kvm_run().request_interrupt_window = u8::from(waits);
+        Ok(())
     }
 
     fn step(&mut self, bus: &dyn Bus) -> Result<Step> {
@@ -63,7 +93,11 @@ impl KvmVcpu {
             VcpuExit::MmioWrite(addr, data) => Step::Done(bus.mmio_write(addr, data)),
             VcpuExit::IoapicEoi(vector) => Step::Leave(Exit::IoapicEoi(vector)),
             VcpuExit::Shutdown => Step::Leave(Exit::Shutdown),
-            VcpuExit::Debug(_) => Step::Leave(Exit::Debug),
+            VcpuExit::Debug(debug) => {
+                let hit = (0..self.watched.len()).find(|n| debug.dr6 >> n & 1 != 0);
+                let watch = hit.and_then(|n| self.watched[n]);
+                Step::Leave(Exit::Debug { watch })
+            }
             VcpuExit::X86Rdmsr(msr) => {
                 log::debug!("vCPU {}: rdmsr {:#x}: #GP", self.id, msr.index);
                 *msr.error = 1;
@@ -207,6 +241,7 @@ impl Vcpu for KvmVcpu {
             return Ok(Exit::Kicked);
         }
         loop {
+            self.offer_pic_interrupt(bus)?;
             let step = self.step(bus)?;
             match self.serve(step, bus) {
                 Ok(Flow::Continue) | Err(Step::Again) => {}
@@ -257,6 +292,63 @@ impl Vcpu for KvmVcpu {
 
     fn set_state(&mut self, state: &VcpuState) -> Result<()> {
         super::state::set(&self.fd, &self.shared, state)
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<()> {
+        let mut request = kvm_guest_debug::default();
+        self.watched = [None; 4];
+        let refused = |what: &str| Err(Error::Invalid(what.into()));
+        let mut used = 0;
+        let mut place = |address: u64, kind: u64, len: u64| {
+            let bits = match len {
+                1 => 0,
+                2 => 1,
+                4 => 3,
+                8 => 2,
+                _ => return refused("KVM watches 1, 2, 4 or 8 bytes"),
+            };
+            if !address.is_multiple_of(len) {
+                return refused("KVM watches only what is aligned to its size");
+            }
+            if used == 4 {
+                return refused("KVM has four breakpoints and watchpoints");
+            }
+            request.arch.debugreg[used] = address;
+            request.arch.debugreg[7] |= 2 << (2 * used) | (kind | bits << 2) << (16 + 4 * used);
+            used += 1;
+            Ok(())
+        };
+        let mut watched = [None; 4];
+        for (watch, place_of) in control.watchpoints.iter().zip(&mut watched) {
+            place(watch.address, if watch.reads { 3 } else { 1 }, watch.len)?;
+            *place_of = Some(watch.address);
+        }
+        if control.watchpoints.len() > 4 {
+            return refused("KVM has four breakpoints and watchpoints");
+        }
+        for address in &control.breakpoints {
+            place(*address, 0, 1)?;
+        }
+        let active = used > 0 || control.single_step;
+        if active {
+            request.control = KVM_GUESTDBG_ENABLE;
+        }
+        if used > 0 {
+            request.control |= KVM_GUESTDBG_USE_HW_BP;
+        }
+        if control.single_step {
+            request.control |= KVM_GUESTDBG_SINGLESTEP;
+        }
+        self.watched = watched;
+        os("KVM_SET_GUEST_DEBUG", self.fd.set_guest_debug(&request))
+    }
+
+    fn was_stopped(&mut self) -> Result<()> {
+        match self.fd.kvmclock_ctrl() {
+            // The guest has no such clock.
+            Err(error) if error.errno() == libc::EINVAL => Ok(()),
+            result => os("KVM_KVMCLOCK_CTRL", result),
+        }
     }
 
     fn inject_nmi(&self) -> Result<()> {

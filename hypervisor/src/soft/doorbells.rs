@@ -117,6 +117,9 @@ impl Bus for DoorbellBus<'_> {
         }
         self.bus.port_write(port, data)
     }
+    fn interrupt_acknowledge(&self) -> Option<u8> {
+        self.bus.interrupt_acknowledge()
+    }
     fn mmio_read(&self, addr: u64, data: &mut [u8]) {
         self.bus.mmio_read(addr, data);
     }

@@ -167,6 +167,13 @@ impl Vm for SoftVm {
         Ok(())
     }
 
+    fn set_pic_output(&self, level: bool) -> Result<()> {
+        if let Some(apic) = self.machine.apics().iter().find(|apic| apic.id() == 0) {
+            apic.set_lint0(level);
+        }
+        Ok(())
+    }
+
     fn register_irqfd(&self, fd: BorrowedFd<'_>, gsi: u32, msi: Msi) -> Result<()> {
         let mut slot = lock(&self.irqfds);
         let irqfds = match &mut *slot {

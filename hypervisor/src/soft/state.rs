@@ -67,9 +67,13 @@ pub(super) fn set(cpu: &mut Cpu, state: &VcpuState) -> Result<()> {
     next.shadow_rip = next.rip;
     next.nmi_masked = state.events.nmi_masked;
 
+    if let Some(value) = own.tsc {
+        next.tsc_offset = cpu.machine.tsc_offset_for(value);
+    }
     cpu.s = next;
     cpu.pv.system_time = own.system_time;
     cpu.pv.wall_clock = own.wall_clock;
+    cpu.pv.steal.msr = own.steal_time;
     let now = host_tsc();
     cpu.apic.load(&state.apic, state.sregs.apic_base, now);
     cpu.apic.set_tsc_offset(cpu.s.tsc_offset, now);
@@ -93,9 +97,11 @@ pub(super) fn set(cpu: &mut Cpu, state: &VcpuState) -> Result<()> {
 /// MSRs that are not in `CoreMsrs`.
 #[derive(Debug, Default)]
 struct OwnMsrs {
+    tsc: Option<u64>,
     deadline: u64,
     system_time: u64,
     wall_clock: u64,
+    steal_time: u64,
 }
 
 /// MTRRs of fixed ranges (Intel SDM vol. 3, 12.11.2.2), in the order of `mtrr_fixed`.
@@ -178,17 +184,19 @@ fn msrs_from(cpu: &Cpu) -> Vec<(u32, u64)> {
         (TSC_DEADLINE, cpu.apic.tsc_deadline()),
         (pv::WALL_CLOCK_NEW, cpu.pv.wall_clock),
         (pv::SYSTEM_TIME_NEW, cpu.pv.system_time),
+        (pv::STEAL_TIME, cpu.pv.steal.msr),
     ]);
     list
 }
 
 fn set_msr(s: &mut CpuState, own: &mut OwnMsrs, index: u32, value: u64) -> Result<()> {
     match index {
-        TSC => s.tsc_offset = value.wrapping_sub(host_tsc()),
+        TSC => own.tsc = Some(value),
         TSC_DEADLINE => own.deadline = value,
         // The old and the new name of the same register.
         pv::WALL_CLOCK | pv::WALL_CLOCK_NEW => own.wall_clock = value,
         pv::SYSTEM_TIME | pv::SYSTEM_TIME_NEW => own.system_time = value,
+        pv::STEAL_TIME => own.steal_time = value,
         _ => match core_msr(&mut s.msr, index) {
             Some(place) => *place = value,
             None if value == 0 || inert(index) => {}

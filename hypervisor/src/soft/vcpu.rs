@@ -7,7 +7,7 @@ use softcpu::cpuid::Leaf;
 use softcpu::{Cpu, Machine};
 
 use super::doorbells::{DoorbellBus, Doorbells};
-use crate::{Bus, CpuidEntry, Exit, Kicker, Result, Vcpu, VcpuState};
+use crate::{Bus, CpuidEntry, DebugControl, Exit, Kicker, Result, Vcpu, VcpuState, Watchpoint};
 
 /// One vCPU.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Vcpu for SoftVcpu {
             softcpu::Exit::Shutdown => Exit::Shutdown,
             softcpu::Exit::IoapicEoi(vector) => Exit::IoapicEoi(vector),
             softcpu::Exit::DeadHalt => Exit::DeadHalt,
-            softcpu::Exit::Debug => Exit::Debug,
+            softcpu::Exit::Debug { watch } => Exit::Debug { watch },
             softcpu::Exit::InternalError { reason, rip } => Exit::InternalError { reason, rip },
         })
     }
@@ -74,6 +74,25 @@ impl Vcpu for SoftVcpu {
 
     fn set_state(&mut self, state: &VcpuState) -> Result<()> {
         super::state::set(&mut self.cpu, state)
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<()> {
+        let watch = |watch: &Watchpoint| softcpu::Watchpoint {
+            address: watch.address,
+            len: watch.len,
+            reads: watch.reads,
+        };
+        self.cpu.set_debug(softcpu::DebugRequest {
+            single_step: control.single_step,
+            breakpoints: control.breakpoints.clone(),
+            watchpoints: control.watchpoints.iter().map(watch).collect(),
+        });
+        Ok(())
+    }
+
+    fn was_stopped(&mut self) -> Result<()> {
+        self.cpu.was_stopped();
+        Ok(())
     }
 
     fn inject_nmi(&self) -> Result<()> {

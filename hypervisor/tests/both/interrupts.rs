@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hypervisor::{Backend, Exit, RunState};
 
@@ -243,4 +243,24 @@ fn a_halt_that_nothing_ends_is_reported_once_by_the_software_cpu() {
     });
     assert_eq!(rig.run(), Exit::Kicked);
     kick.join().unwrap();
+}
+
+/// No time is asserted here: the host may be busy. The figure is for who reads the output.
+#[test]
+fn a_kick_ends_the_run_of_a_guest_that_spins() {
+    let mut rig = Rig::new(Backend::Soft, Mode::Long, &[0xeb, 0xfe]);
+    let mut worst = Duration::ZERO;
+    for _ in 0..50 {
+        let kicker = rig.vcpu.kicker();
+        let kick = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(2));
+            let when = Instant::now();
+            kicker.kick();
+            when
+        });
+        assert_eq!(rig.run(), Exit::Kicked);
+        let end = Instant::now();
+        worst = worst.max(end.saturating_duration_since(kick.join().unwrap()));
+    }
+    println!("worst of 50 kicks: {worst:?}");
 }

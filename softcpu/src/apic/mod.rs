@@ -9,7 +9,7 @@ mod registers;
 mod tests;
 mod timer;
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 pub use delivery::{DeliveryMode, Message, deliver};
@@ -61,6 +61,8 @@ mod reg {
 const VERSION: u32 = 0x0005_0014;
 /// Mask bit of an LVT entry.
 const LVT_MASKED: u32 = 1 << 16;
+/// An LVT entry that lets the PC/AT's interrupt controllers through.
+const EXTINT: u32 = 7 << 8;
 /// Software-enable bit of SVR.
 const SVR_ENABLE: u32 = 1 << 8;
 
@@ -92,6 +94,8 @@ pub struct Apic {
     /// Errors not yet latched into ESR.
     errors: AtomicU32,
     sipi_vector: AtomicU8,
+    /// The level of the LINT0 input: the output of the PC/AT's interrupt controllers.
+    lint0: AtomicBool,
     /// Vectors whose EOI the I/O APIC wants to hear of.
     ioapic_vectors: [AtomicU64; 4],
     timer: Timer,
@@ -109,6 +113,7 @@ impl Apic {
             regs: [const { AtomicU32::new(0) }; reg::COUNT],
             errors: AtomicU32::new(0),
             sipi_vector: AtomicU8::new(0),
+            lint0: AtomicBool::new(false),
             ioapic_vectors: [const { AtomicU64::new(0) }; 4],
             timer: Timer::default(),
         };
@@ -185,6 +190,10 @@ impl Apic {
         for lvt in reg::LVT_TIMER..=reg::LVT_ERROR {
             self.set(lvt, LVT_MASKED);
         }
+        if self.base() & base::BSP != 0 {
+            // As firmware finds it on QEMU and KVM: the PC/AT's controllers get through.
+            self.set(reg::LVT_LINT0, EXTINT);
+        }
         self.errors.store(0, Ordering::Relaxed);
         self.timer.stop();
         self.set_ids();
@@ -237,9 +246,30 @@ impl Apic {
 
     /// To be called when priorities went down: what was held back may be due.
     fn reconsider(&self) {
-        if self.deliverable().is_some() {
+        if self.deliverable().is_some() || self.has_extint() {
             self.attention.raise(Attention::IRQ);
         }
+    }
+
+    /// Sets the LINT0 input. From any thread.
+    pub fn set_lint0(&self, level: bool) {
+        let was = self.lint0.swap(level, Ordering::SeqCst);
+        if self.has_extint() {
+            self.attention.raise(Attention::IRQ);
+        } else if level && !was && self.enabled() {
+            // Not an 8259's, but an interrupt of the APIC's own.
+            self.fire(reg::LVT_LINT0);
+        }
+    }
+
+    /// The PC/AT's interrupt controllers ask for an interrupt, and are let through: by LINT0's
+    /// entry, or because the APIC is switched off and the pin is the processor's INTR.
+    pub fn has_extint(&self) -> bool {
+        let entry = self.get(reg::LVT_LINT0);
+        self.lint0.load(Ordering::SeqCst)
+            && (!self.enabled()
+                || entry & LVT_MASKED == 0
+                    && DeliveryMode::from_bits(entry >> 8) == DeliveryMode::ExtInt)
     }
 
     /// Takes the interrupt to deliver now, moving it from IRR to ISR; `None` where priorities
@@ -247,6 +277,10 @@ impl Apic {
     pub fn take_interrupt(&self) -> Option<u8> {
         // Cleared before looking: what comes in meanwhile raises it again.
         self.attention.clear(Attention::IRQ);
+        if self.has_extint() {
+            // It came only now.
+            self.attention.raise(Attention::IRQ);
+        }
         if !self.enabled() {
             return None;
         }
@@ -266,7 +300,7 @@ impl Apic {
 
     /// Whether an interrupt could be delivered now, were the processor to take it.
     pub fn has_interrupt(&self) -> bool {
-        self.enabled() && self.deliverable().is_some()
+        self.has_extint() || self.enabled() && self.deliverable().is_some()
     }
 
     /// Accepts a fixed interrupt. From any thread.

@@ -94,6 +94,7 @@ impl Apic {
                 }
                 if index != reg::LVT_TIMER {
                     self.set(index, value);
+                    self.reconsider();
                 } else if value >> 17 & 3 != 3 {
                     self.set_timer_lvt(value);
                 }
@@ -207,6 +208,7 @@ impl Apic {
         self.base.store(value, Ordering::SeqCst);
         if was_on && !on {
             self.init();
+            self.reconsider();
         } else if x2 && !was_x2 {
             self.set(reg::ICR_HIGH, 0);
             self.set_ids();

@@ -234,6 +234,10 @@ pub(crate) fn rdtsc(cpu: &mut Cpu, op: &Op) -> Fallible<()> {
     if cpu.s.cr4 & cr4::TSD != 0 && cpu.s.cpl != 0 {
         return Err(Exception::GP0);
     }
+    // Guests order the counter with LFENCE and RDTSCP: the host must not read it before the
+    // guest's earlier loads are done either.
+    // SAFETY: LFENCE is part of SSE2, which every x86-64 processor has.
+    unsafe { std::arch::x86_64::_mm_lfence() };
     let value = cpu.tsc();
     cpu.s.gpr[RAX] = value & 0xffff_ffff;
     cpu.s.gpr[RDX] = value >> 32;

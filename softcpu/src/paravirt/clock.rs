@@ -71,11 +71,13 @@ fn scale(khz: u64) -> (u32, i8) {
 
 /// The clock cannot go backwards between vCPUs.
 const STABLE: u8 = 1;
+/// The guest was stopped; it takes this back itself when it has seen it.
+const GUEST_STOPPED: u8 = 2;
 
 impl Cpu {
-    fn pv_write(&self, gpa: u64, data: &[u8]) {
+    pub(super) fn pv_write(&self, gpa: u64, data: &[u8]) {
         if !self.machine.memory.write(gpa, data) {
-            log::debug!("the guest's clock page {gpa:#x} is not RAM");
+            log::debug!("the guest's paravirtual record {gpa:#x} is not RAM");
         }
     }
 
@@ -88,10 +90,15 @@ impl Cpu {
             return;
         }
         let gpa = self.pv.system_time & !1;
-        let mut version = [0; 4];
-        if !self.machine.memory.read(gpa, &mut version) {
+        let (mut version, mut flags) = ([0; 4], [0]);
+        let memory = &self.machine.memory;
+        if !memory.read(gpa, &mut version) || !memory.read(gpa + 29, &mut flags) {
             log::debug!("the guest's clock page {gpa:#x} is not RAM");
             return;
+        }
+        let mut flags = STABLE | flags[0] & GUEST_STOPPED;
+        if std::mem::take(&mut self.pv.stopped) {
+            flags |= GUEST_STOPPED;
         }
         let version = u32::from_le_bytes(version) | 1;
         let (multiplier, shift) = scale(tsc::khz());
@@ -100,7 +107,7 @@ impl Cpu {
         body[12..20].copy_from_slice(&reference.ns.to_le_bytes());
         body[20..24].copy_from_slice(&multiplier.to_le_bytes());
         body[24] = shift.cast_unsigned();
-        body[25] = STABLE;
+        body[25] = flags;
         self.pv_write(gpa, &version.to_le_bytes());
         fence(Ordering::SeqCst);
         self.pv_write(gpa + 4, &body);

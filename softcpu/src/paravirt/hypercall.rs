@@ -2,10 +2,12 @@
 
 use super::{feature, offered};
 use crate::apic::{DeliveryMode, Message, deliver};
+use crate::attention::Attention;
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
 use crate::state::gpr;
 
+const KICK_CPU: u64 = 5;
 const SEND_IPI: u64 = 10;
 
 /// `KVM_ENOSYS` and `KVM_EPERM`, negative.
@@ -27,6 +29,14 @@ pub fn hypercall(cpu: &mut Cpu) -> Fallible<()> {
     };
     let result = match arg(gpr::RAX) {
         _ if cpu.s.cpl != 0 => NOT_PERMITTED,
+        KICK_CPU if offered(cpu, feature::PV_UNHALT) => {
+            let target = arg(gpr::RCX);
+            let apics = cpu.machine.apics();
+            if let Some(apic) = apics.iter().find(|apic| u64::from(apic.id()) == target) {
+                apic.attention().raise(Attention::UNHALT);
+            }
+            0
+        }
         SEND_IPI if offered(cpu, feature::PV_SEND_IPI) => send_ipi(
             cpu,
             [arg(gpr::RBX), arg(gpr::RCX)],

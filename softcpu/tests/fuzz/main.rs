@@ -135,7 +135,7 @@ fn drive(cpu: &mut Cpu, random: &mut Random, returned: &AtomicU64) {
         match exit {
             Exit::Kicked => turns -= 1,
             Exit::Shutdown | Exit::DeadHalt => state::random(cpu, random),
-            Exit::Stopped | Exit::IoapicEoi(_) | Exit::Debug => {}
+            Exit::Stopped | Exit::IoapicEoi(_) | Exit::Debug { .. } => {}
             Exit::InternalError { reason, rip } => panic!("{reason} at {rip:#x}"),
         }
         // Between runs a save reads everything.

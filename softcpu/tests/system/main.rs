@@ -267,14 +267,16 @@ fn a_debugger_steps_and_stops_without_the_guest_noticing() {
     g.cpu.set_debug(softcpu::DebugRequest {
         single_step: false,
         breakpoints: vec![CODE + 2],
+        ..softcpu::DebugRequest::default()
     });
-    assert_eq!(g.run(), Exit::Debug);
+    assert_eq!(g.run(), Exit::Debug { watch: None });
     assert_eq!(g.cpu.s.rip, CODE + 2);
     g.cpu.set_debug(softcpu::DebugRequest {
         single_step: true,
         breakpoints: vec![],
+        ..softcpu::DebugRequest::default()
     });
-    assert_eq!(g.run(), Exit::Debug);
+    assert_eq!(g.run(), Exit::Debug { watch: None });
     assert_eq!(g.cpu.s.rip, CODE + 3);
 }
 

@@ -111,8 +111,12 @@ pub enum Resource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootConfig {
-    /// bzImage, ELF with a PVH note, or Multiboot kernel.
-    pub kernel: Resource,
+    /// bzImage, ELF with a PVH note, or Multiboot kernel. This or `firmware`.
+    #[serde(default)]
+    pub kernel: Option<Resource>,
+    /// A PC's firmware, which finds out itself what to boot.
+    #[serde(default)]
+    pub firmware: Option<FirmwareConfig>,
     /// Initial RAM disk (Multiboot: the first module).
     #[serde(default)]
     pub initrd: Option<Resource>,
@@ -122,6 +126,20 @@ pub struct BootConfig {
     /// Enter a bzImage through its own decompressor instead of unpacking it here.
     #[serde(default)]
     pub no_unpack: bool,
+}
+
+/// A PC's firmware: entered at its reset vector, with the devices of a PC/AT around it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirmwareConfig {
+    /// The ROM's image: whole pages, 64 to 256 KiB. It ends at 4 GiB, and its copy at 1 MiB.
+    pub rom: Resource,
+    /// Its console is on COM1 (SeaBIOS: `etc/sercon-port`).
+    #[serde(default)]
+    pub serial_console: bool,
+    /// It offers its boot menu for so many milliseconds.
+    #[serde(default)]
+    pub boot_menu_ms: Option<u32>,
 }
 
 /// A serial port.

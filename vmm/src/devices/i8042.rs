@@ -133,7 +133,42 @@ impl I8042 {
     }
 }
 
-/// Registered at [`DATA`] with 5 ports; the three in between belong to nobody.
+/// The command and status port.
+#[derive(Debug)]
+pub struct Command(pub Arc<I8042>);
+
+impl Device for Command {
+    fn read(&self, _offset: u32, width: u8) -> u32 {
+        self.0.read(u32::from(COMMAND - DATA), width)
+    }
+
+    fn write(&self, _offset: u32, width: u8, value: u32) -> Flow {
+        self.0.write(u32::from(COMMAND - DATA), width, value)
+    }
+}
+
+/// System control port A of the PS/2: reset, and the address line 20 that is never masked here.
+#[derive(Debug)]
+pub struct ControlA(pub Arc<dyn Requests>);
+
+/// Its port.
+pub const CONTROL_A: u16 = 0x92;
+
+impl Device for ControlA {
+    fn read(&self, _offset: u32, _width: u8) -> u32 {
+        2
+    }
+
+    fn write(&self, _offset: u32, _width: u8, value: u32) -> Flow {
+        if value & 1 == 0 {
+            return Flow::Continue;
+        }
+        self.0.request(Request::Reset);
+        Flow::Stop
+    }
+}
+
+/// Registered at [`DATA`]; [`Command`] is its other port.
 impl Device for I8042 {
     fn read(&self, offset: u32, _width: u8) -> u32 {
         let mut state = lock(&self.state);
@@ -153,7 +188,6 @@ impl Device for I8042 {
                         STATUS_OUTPUT
                     }
             }
-            // Port 0x61: speaker gate and PIT channel 2, which are not there.
             _ => 0xff,
         };
         u32::from(value)

@@ -5,10 +5,13 @@
 //! then.
 
 pub mod debug;
+pub mod fw_cfg;
 pub mod i6300esb;
 pub mod i8042;
 pub mod ioapic;
 
+pub mod pic;
+pub mod pit;
 pub mod pm;
 pub mod pvpanic;
 pub mod rtc;
@@ -74,6 +77,27 @@ impl Interrupt for SharedPin {
         let bit = 1 << (pin & 7);
         *levels = if level { *levels | bit } else { *levels & !bit };
         self.controller.set(self.pin, *levels != 0);
+    }
+}
+
+/// The interrupt lines of a PC/AT's devices, which reach the I/O APIC and the older controllers.
+#[derive(Debug)]
+pub struct IsaLines {
+    /// The I/O APIC: line 0, the interval timer's, is on its pin 2.
+    pub ioapic: Arc<dyn Interrupt>,
+    /// The 8259As.
+    pub pic: Arc<dyn Interrupt>,
+}
+
+impl Interrupt for IsaLines {
+    fn set(&self, pin: u8, level: bool) {
+        self.pic.set(pin, level);
+        match pin {
+            0 => self.ioapic.set(2, level),
+            // The cascade.
+            2 => {}
+            pin => self.ioapic.set(pin, level),
+        }
     }
 }
 

@@ -216,6 +216,24 @@ impl Rtc {
         }
     }
 
+    /// Tells the size of memory the way a PC's firmware looks for it: bytes below and above
+    /// 4 GiB; and the number of vCPUs.
+    pub fn describe(&self, low: u64, high: u64, vcpus: u32) {
+        let mut state = lock(&self.state);
+        let mut put = |index: u8, value: u64, bytes: u8| {
+            for (byte, index) in value.to_le_bytes().iter().zip(index..index + bytes) {
+                state.set_cell(index, *byte);
+            }
+        };
+        let above = |from: u64, unit: u64| (low.saturating_sub(from) / unit).min(0xffff);
+        put(0x15, 640, 2);
+        put(0x17, above(1 << 20, 1 << 10), 2);
+        put(0x30, above(1 << 20, 1 << 10), 2);
+        put(0x34, above(16 << 20, 64 << 10), 2);
+        put(0x5b, (high / (64 << 10)).min(0xff_ffff), 3);
+        put(0x5f, u64::from(vcpus.saturating_sub(1)).min(255), 1);
+    }
+
     /// What the guest can observe.
     pub fn state(&self) -> RtcState {
         lock(&self.state).clone()

@@ -39,6 +39,14 @@ pub enum LoadError {
         /// What was looked for.
         reason: &'static str,
     },
+    /// Something that cannot be a PC's firmware.
+    #[error("{name}: not firmware: {reason}")]
+    NotFirmware {
+        /// The file.
+        name: String,
+        /// What was looked for.
+        reason: &'static str,
+    },
     /// A kernel, but damaged.
     #[error("{name}: damaged kernel: {reason}")]
     Damaged {
@@ -83,7 +91,7 @@ pub struct Named {
 }
 
 impl Named {
-    fn size(&self) -> Result<u64, LoadError> {
+    pub(crate) fn size(&self) -> Result<u64, LoadError> {
         let size = self
             .file
             .metadata()
@@ -97,7 +105,7 @@ impl Named {
         Ok(size.len())
     }
 
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), LoadError> {
+    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), LoadError> {
         self.file
             .read_exact_at(buffer, offset)
             .map_err(|source| self.unreadable(source))

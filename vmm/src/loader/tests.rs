@@ -95,6 +95,15 @@ fn gzip(plain: &[u8]) -> Vec<u8> {
     sized(packed, plain)
 }
 
+/// With the branch filter, as Linux's build packs kernels.
+fn xz(plain: &[u8]) -> Vec<u8> {
+    let mut options = lzma_rust2::XzOptions::with_preset(3);
+    options.prepend_pre_filter(lzma_rust2::FilterType::BcjX86, 0);
+    let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+    writer.write_all(plain).unwrap();
+    sized(writer.finish().unwrap(), plain)
+}
+
 struct Files(TempDir);
 
 impl Files {
@@ -170,6 +179,7 @@ fn bzimage_of_every_packing() {
         ("lz4", lz4(&kernel)),
         ("zstd", zstd(&kernel)),
         ("gzip", gzip(&kernel)),
+        ("xz", xz(&kernel)),
     ] {
         // In guest memory, and where the guest is too small for that, beside it.
         for size in [16 * MIB, MIB + (640 << 10)] {
@@ -188,7 +198,7 @@ fn bzimage_with_its_own_decompressor() {
     let files = Files::new();
     let memory = GuestMemory::new(16 * MIB).unwrap();
     for (image, no_unpack) in [
-        (bzimage(b"\xfd7zXZ\0 and so on"), false),
+        (bzimage(b"BZh9 and so on"), false),
         (bzimage(&lz4(&elf(b"x"))), true),
     ] {
         memory.clear().unwrap();
@@ -309,6 +319,7 @@ fn says_what_is_damaged() {
         lz4(&elf(&[1; 5000])),
         zstd(&elf(&[1; 5000])),
         gzip(&elf(&[1; 5000])),
+        xz(&elf(&[1; 5000])),
     ] {
         let mut cut = bzimage(&payload);
         cut.truncate(cut.len() - 10);
@@ -351,6 +362,7 @@ fn survives_truncated_and_mutated_images() {
         bzimage(&lz4(&kernel)),
         bzimage(&zstd(&kernel)),
         bzimage(&gzip(&kernel)),
+        bzimage(&xz(&kernel)),
         multiboot(1 << 16, &[0x20_0010, 0x20_0000, 0, 0x20_8000, 0x20_0030]),
     ];
     for round in 0..600 {

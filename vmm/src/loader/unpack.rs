@@ -1,6 +1,8 @@
-//! Unpacking of a bzImage's payload: LZ4 legacy frames, zstd, gzip.
+//! Unpacking of a bzImage's payload: LZ4 legacy frames, zstd, gzip, xz.
 //!
 //! The output buffer is the whole output, so no format needs a window beside it.
+
+use std::io::Read;
 
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
@@ -17,6 +19,8 @@ pub enum Format {
     Zstd,
     /// RFC 1952.
     Gzip,
+    /// The .xz file format 1.2.
+    Xz,
 }
 
 impl Format {
@@ -27,6 +31,7 @@ impl Format {
             [0x02, 0x21, 0x4c, 0x18] => Some(Self::Lz4),
             [0x28, 0xb5, 0x2f, 0xfd] => Some(Self::Zstd),
             [0x1f, 0x8b, 8, _] => Some(Self::Gzip),
+            [0xfd, b'7', b'z', b'X'] => Some(Self::Xz),
             _ => None,
         }
     }
@@ -54,6 +59,27 @@ pub fn unpack(format: Format, payload: &[u8], output: &mut [u8]) -> Result<usize
             size.map_err(|code| format!("zstd: {}", zstd_safe::get_error_name(code)))
         }
         Format::Gzip => gzip(payload, output),
+        Format::Xz => xz(&payload[..end], output),
+    }
+}
+
+/// Largest dictionary, in KiB: Linux's build uses 32 MiB, distributions up to 128.
+const XZ_MEMORY_KIB: u32 = 192 << 10;
+
+fn xz(payload: &[u8], output: &mut [u8]) -> Result<usize, String> {
+    let mut reader = lzma_rust2::XzReader::new_mem_limit(payload, false, XZ_MEMORY_KIB);
+    let mut written = 0;
+    loop {
+        let rest = &mut output[written..];
+        let mut beyond = [0];
+        let full = rest.is_empty();
+        let target = if full { &mut beyond[..] } else { rest };
+        match reader.read(target) {
+            Ok(0) => return Ok(written),
+            Ok(_) if full => return Err("xz: longer than its length says".into()),
+            Ok(count) => written += count,
+            Err(error) => return Err(format!("xz: {error}")),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use vmm_api::config::{Backend, CONFIG_VERSION, CharBackend, MachineConfig, Resou
 use vmm_api::control::MachineState;
 
 use super::devices::{Parts, PciDevices};
+use super::pc::Pc;
 use super::{Devices, Machine, MachineError};
 use crate::acpi::{Description, mptable};
 use crate::bus::{Buses, Device, Space};
@@ -24,6 +25,7 @@ use crate::devices::pvpanic::{self, Pvpanic};
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::uart::{self, Uart};
 use crate::devices::{Interrupt, Line, Requests, SharedPin};
+use crate::firmware::Rom;
 use crate::layout;
 use crate::loader::{Boot, Named};
 use crate::memory::{GuestMemory, MemoryError};
@@ -43,6 +45,9 @@ pub(super) const TOKEN_WATCHDOGS: u64 = 0x80;
 /// First token of the channels; each has `chardev::TOKENS`.
 pub(super) const TOKEN_CHANNELS: u64 = 0x100;
 
+/// IA32_TIME_STAMP_COUNTER.
+const MSR_TSC: u32 = 0x10;
+
 pub(super) fn os(call: &'static str) -> impl FnOnce(Errno) -> MachineError {
     move |errno| MachineError::Os {
         call,
@@ -61,6 +66,16 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     }
     if config.vcpus == 0 {
         return bad("a machine needs at least one vCPU".into());
+    }
+    match (&config.boot.kernel, &config.boot.firmware) {
+        (None, None) => return bad("neither a kernel nor firmware to start".into()),
+        (Some(_), Some(_)) => {
+            return bad("a kernel and firmware: this machine starts one of them".into());
+        }
+        (None, Some(_)) if config.boot.initrd.is_some() || !config.boot.cmdline.is_empty() => {
+            return bad("an initrd or a command line without a kernel".into());
+        }
+        _ => {}
     }
     if config.serials.len() > uart::COM.len() {
         return bad(format!(
@@ -88,15 +103,15 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
     Ok(())
 }
 
-fn named(at: &Resource) -> Result<Named, MachineError> {
+pub(super) fn named(at: &Resource) -> Result<Named, MachineError> {
     Ok(Named {
         file: resource::open_read(at)?,
         name: resource::name(at),
     })
 }
 
-struct Builder {
-    buses: Buses,
+pub(super) struct Builder {
+    pub(super) buses: Buses,
     epoll: Epoll,
     channels: Vec<Channel>,
 }
@@ -117,7 +132,7 @@ impl Builder {
             })
     }
 
-    fn port(
+    pub(super) fn port(
         &mut self,
         at: u16,
         len: u32,
@@ -222,7 +237,7 @@ impl Machine {
         if !config.acpi {
             log::warn!("without ACPI only kernels that read an MP table get interrupts of devices");
         }
-        let kernel = named(&config.boot.kernel)?;
+        let kernel = config.boot.kernel.as_ref().map(named).transpose()?;
         let initrd = config.boot.initrd.as_ref().map(named).transpose()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("epoll_create1"))?;
         let control = match &config.control {
@@ -274,7 +289,30 @@ impl Machine {
             let token = TOKEN_WATCHDOGS + index as u64;
             builder.watch(watchdog.device.alarm(), token)?;
         }
-        let mut devices = build_devices(&mut builder, &config, &ioapic, &requests, pci)?;
+        let (pc, mut rom) = match &config.boot.firmware {
+            Some(firmware) => (
+                Some(Pc::new(
+                    &mut builder,
+                    &config,
+                    firmware,
+                    &vm,
+                    &memory,
+                    &ioapic,
+                    &requests,
+                )?),
+                Some(Rom::read(&named(&firmware.rom)?)?),
+            ),
+            None => (None, None),
+        };
+        if let Some(rom) = &mut rom {
+            // SAFETY: as in `map`: the machine keeps the ROM as long as the VM, and refers to it
+            // only to copy from it while no vCPU runs.
+            unsafe { vm.map_memory(rom.slot())? };
+        }
+        let mut devices = build_devices(&mut builder, &config, &ioapic, &requests, pci, pc)?;
+        if devices.pc.is_some() {
+            Pc::describe(&config, &memory, &devices.rtc);
+        }
 
         let template = hypervisor::cpu::template(
             &*vm,
@@ -295,7 +333,10 @@ impl Machine {
                 address_bits = sizes.eax & 0xff;
             }
             vcpu.set_cpuid(&leaves)?;
-            power_on.push(vcpu.state()?);
+            let mut state = vcpu.state()?;
+            // Goes on through a reset: set again, vCPU by vCPU, the counters would differ.
+            state.msrs.retain(|(index, _)| *index != MSR_TSC);
+            power_on.push(state);
             vcpus.push(vcpu);
         }
         let description = Description {
@@ -309,13 +350,13 @@ impl Machine {
                 .map(generation_id)
                 .transpose()?,
         };
-        let boot = Boot {
+        let boot = kernel.map(|kernel| Boot {
             kernel,
             initrd,
             cmdline: config.boot.cmdline.clone(),
             no_unpack: config.boot.no_unpack,
             rsdp: config.acpi.then_some(layout::RSDP),
-        };
+        });
         let bus: Arc<dyn Bus> = Arc::new(std::mem::take(&mut builder.buses));
         let threads =
             Threads::start(&gate, vcpus, &bus, &ioapic).map_err(|source| MachineError::Os {
@@ -345,16 +386,18 @@ impl Machine {
             control,
             signals: None,
             epoll: builder.epoll,
-            boot: Arc::new(boot),
+            boot: boot.map(Arc::new),
             description,
             power_on,
             state: MachineState::Paused,
+            was_stopped: false,
             devices_paused: false,
             starts_by_itself: !config.start_paused,
             awaited,
             ending: None,
             vm,
             memory,
+            rom,
             config,
         };
         machine.load()?;
@@ -408,14 +451,20 @@ fn build_devices(
     ioapic: &Arc<IoApic>,
     requests: &Arc<dyn Requests>,
     pci: PciDevices,
+    pc: Option<Pc>,
 ) -> Result<Devices, MachineError> {
-    let lines: Arc<dyn Interrupt> = ioapic.clone();
+    let lines: Arc<dyn Interrupt> = match &pc {
+        Some(pc) => pc.lines.clone(),
+        None => ioapic.clone(),
+    };
     let uarts = builder.serials(config, &lines)?;
     builder.debug(config, requests)?;
     let i8042 = Arc::new(I8042::new(Line::new(lines.clone(), 1), requests.clone()));
     let pm = Arc::new(Pm::new(Line::new(lines.clone(), pm::SCI), requests.clone()));
     let rtc = Arc::new(Rtc::new(config.rtc_offset_seconds));
-    builder.port(i8042::DATA, 5, "i8042", i8042.clone())?;
+    builder.port(i8042::DATA, 1, "i8042", i8042.clone())?;
+    let command = Arc::new(i8042::Command(i8042.clone()));
+    builder.port(i8042::COMMAND, 1, "i8042", command)?;
     builder.port(rtc::BASE, rtc::LEN, "RTC", rtc.clone())?;
     builder.port(pm::BASE, pm::LEN, "ACPI registers", pm.clone())?;
     let root = pci.root.clone();
@@ -437,5 +486,6 @@ fn build_devices(
         pm,
         rtc,
         pci,
+        pc,
     })
 }

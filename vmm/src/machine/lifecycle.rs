@@ -17,22 +17,14 @@ impl Machine {
     /// Puts tables and kernel into (zeroed) guest memory, and the vCPUs to their first
     /// instruction; a kernel that is to be unpacked first is left to the vCPU's own thread.
     pub(super) fn load(&mut self) -> Result<(), MachineError> {
-        if self.config.acpi {
+        if let Some(rom) = &self.rom {
+            rom.shadow(&self.memory)?;
+        } else if self.config.acpi {
             acpi::write(&self.memory, &self.description)?;
         } else {
             mptable::write(&self.memory, self.config.vcpus)?;
         }
-        let (memory, boot) = (self.memory.clone(), self.boot.clone());
-        let first = self.power_on.first().cloned().unwrap_or_default();
-        let load = move || {
-            let entry = loader::load(&memory, &boot)?;
-            Ok(cpu::at_entry(&first, &entry))
-        };
-        let mut first = Some(if loader::takes_long(&self.memory, &self.boot)? {
-            Job::Boot(Box::new(load))
-        } else {
-            Job::Load(Box::new(load()?))
-        });
+        let mut first = Some(self.first_job()?);
         self.threads.forget_jobs();
         let mut waiting = self.power_on.iter().map(cpu::waiting);
         self.threads.each(|_| {
@@ -40,6 +32,25 @@ impl Machine {
             first.take().unwrap_or_else(|| Job::Load(Box::new(others)))
         });
         Ok(())
+    }
+
+    /// What brings the first vCPU to its first instruction: of the kernel, or of the firmware.
+    fn first_job(&self) -> Result<Job, MachineError> {
+        let first = self.power_on.first().cloned().unwrap_or_default();
+        let Some(boot) = self.boot.clone() else {
+            return Ok(Job::Load(Box::new(first)));
+        };
+        let takes_long = loader::takes_long(&self.memory, &boot)?;
+        let memory = self.memory.clone();
+        let load = move || {
+            let entry = loader::load(&memory, &boot)?;
+            Ok(cpu::at_entry(&first, &entry))
+        };
+        Ok(if takes_long {
+            Job::Boot(Box::new(load))
+        } else {
+            Job::Load(Box::new(load()?))
+        })
     }
 
     pub(super) fn event(&mut self, event: Event) {
@@ -54,6 +65,9 @@ impl Machine {
         self.state = MachineState::Running;
         if std::mem::take(&mut self.devices_paused) {
             self.devices.pci.root.functions().for_each(|f| f.resume());
+        }
+        if std::mem::take(&mut self.was_stopped) {
+            self.threads.each(|_| Job::WasStopped);
         }
         self.threads.run();
     }
@@ -127,6 +141,9 @@ impl Machine {
             uart.reset();
         }
         devices.ioapic.reset();
+        if let Some(pc) = &devices.pc {
+            pc.reset();
+        }
         self.memory.clear()?;
         self.load()?;
         // The backend forgets what it knows of the old content.

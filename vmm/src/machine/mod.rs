@@ -4,10 +4,13 @@ mod build;
 mod cpu;
 mod devices;
 mod lifecycle;
+mod pc;
 mod run;
 
 use build::waits;
 pub use run::block_signals;
+
+use pc::Pc;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +31,8 @@ use crate::devices::ioapic::IoApic;
 use crate::devices::pm::Pm;
 use crate::devices::rtc::Rtc;
 use crate::devices::uart::Uart;
+use crate::firmware::Rom;
+use crate::gdb;
 use crate::loader::{Boot, LoadError};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::notices::Notices;
@@ -99,6 +104,8 @@ struct Devices {
     pm: Arc<Pm>,
     rtc: Arc<Rtc>,
     pci: PciDevices,
+    /// With firmware.
+    pc: Option<Pc>,
 }
 
 /// How a machine ended.
@@ -125,11 +132,14 @@ pub struct Machine {
     control: Option<Control>,
     signals: Option<SignalFd>,
     epoll: Epoll,
-    boot: Arc<Boot>,
+    /// The kernel; none with firmware.
+    boot: Option<Arc<Boot>>,
     description: Description,
     /// The vCPUs as the backend made them.
     power_on: Vec<VcpuState>,
     state: MachineState,
+    /// The guest ran, and was stopped by its owner.
+    was_stopped: bool,
     /// PCI functions are paused, or were never resumed.
     devices_paused: bool,
     /// Consoles whose first peer the start waits for.
@@ -139,6 +149,8 @@ pub struct Machine {
     ending: Option<Ending>,
     vm: Arc<dyn Vm>,
     memory: Arc<GuestMemory>,
+    /// Firmware. After the VM, which maps it.
+    rom: Option<Rom>,
 }
 
 impl Machine {
@@ -149,6 +161,20 @@ impl Machine {
             Some((id.clone(), path.to_owned()))
         };
         self.port_channels.iter().filter_map(path).collect()
+    }
+
+    /// Awaits gdb at `address`; the guest's first instruction waits for it too, if asked to.
+    ///
+    /// # Errors
+    /// The socket can't be had.
+    pub fn serve_gdb(&self, address: &gdb::Address, wait: bool) -> Result<(), MachineError> {
+        let debugger = self.threads.debugger(wait);
+        gdb::start(address, debugger, self.vm.clone(), self.memory.clone()).map_err(|source| {
+            MachineError::Os {
+                call: "gdb's socket",
+                source,
+            }
+        })
     }
 
     /// The pseudo-terminals of the serial ports that have one.

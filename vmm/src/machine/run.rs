@@ -215,6 +215,7 @@ impl Machine {
             self.fail(&error.into());
             return Err(message);
         }
+        self.was_stopped = true;
         self.state = MachineState::Paused;
         self.event(Event::Paused);
         Ok(())

@@ -83,7 +83,8 @@ impl Rig {
             vcpus: 1,
             cpu: CpuConfig::default(),
             boot: BootConfig {
-                kernel: Resource::Path(path),
+                kernel: Some(Resource::Path(path)),
+                firmware: None,
                 initrd: None,
                 cmdline: String::new(),
                 no_unpack: false,
@@ -119,11 +120,17 @@ impl Rig {
 
     /// Starts the program.
     pub fn start(&mut self) -> &mut Child {
+        self.start_with(&[])
+    }
+
+    /// Starts it with more arguments.
+    pub fn start_with(&mut self, arguments: &[&str]) -> &mut Child {
         let config = self.path("config.json");
         std::fs::write(&config, serde_json::to_vec(&self.config).unwrap()).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_vireo-vmm"))
             .arg("--config")
             .arg(config)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -121,7 +121,8 @@ impl Builder {
             )
         })?;
         let boot = BootConfig {
-            kernel: self.input("kernel", kernel)?,
+            kernel: Some(self.input("kernel", kernel)?),
+            firmware: None,
             initrd: match live.os.initrd.as_deref() {
                 Some(path) => Some(self.input("initrd", path)?),
                 None => None,
