@@ -51,7 +51,7 @@ fn round(kernel: Kernel, vcpus: u32, turns: u32) {
 #[test]
 fn linux_works_under_load_without_a_hang() {
     if !soak() {
-        return round(Kernel::V6_1, 2, 2);
+        return vireo_tests::left_out("a guest under load for long needs make soak");
     }
     let minutes = std::env::var("VIREO_SOAK_MINUTES").map_or(60, |text| {
         text.parse().expect("VIREO_SOAK_MINUTES is a number")
