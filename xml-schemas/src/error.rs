@@ -11,6 +11,8 @@ pub enum ErrorCode {
     InvalidArg = 8,
     /// VIR_ERR_OS_TYPE.
     OsType = 16,
+    /// VIR_ERR_NO_TARGET: a disk without a target.
+    NoTarget = 20,
     /// VIR_ERR_NO_NAME: no name element.
     NoName = 21,
     /// VIR_ERR_XML_ERROR: not well-formed, or a value libvirt's parser refuses.
@@ -37,7 +39,7 @@ impl ErrorCode {
             Self::Internal => "internal error: ",
             Self::InvalidArg => "invalid argument: ",
             Self::OsType => "unknown OS type ",
-            Self::NoName => "",
+            Self::NoName | Self::NoTarget => "",
             Self::Xml => "XML error: ",
             Self::XmlDetail => "",
             Self::ConfigUnsupported => "unsupported configuration: ",
@@ -54,6 +56,8 @@ pub enum ErrorDomain {
     Xml = 5,
     /// VIR_FROM_DOMAIN: a domain definition.
     Domain = 20,
+    /// VIR_FROM_SECRET.
+    Secret = 30,
     /// VIR_FROM_CPU: a CPU description.
     Cpu = 31,
     /// VIR_FROM_CAPABILITIES.

@@ -10,6 +10,7 @@ pub mod domain;
 pub mod domcaps;
 mod error;
 pub mod grammar;
+pub mod secret;
 pub mod units;
 
 pub use domain::{Domain, Parsed};

@@ -108,7 +108,7 @@ fn pci_address(address: &mut Element) {
 }
 
 /// A number as C reads it: `0x10`, `010`, `10`.
-fn c_number(text: &str) -> Option<u32> {
+pub(super) fn c_number(text: &str) -> Option<u32> {
     let text = text.trim();
     if let Some(hex) = text.strip_prefix("0x") {
         return u32::from_str_radix(hex, 16).ok();

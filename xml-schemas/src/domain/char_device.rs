@@ -254,6 +254,11 @@ fn source(element: &mut Element, kind: &str) -> Result<CharSource, XmlError> {
             path: needed("path")?,
             append: source.map_or(Ok(None), |s| on_off(s, "append"))?,
         },
+        // A channel's socket is made where nothing else is said.
+        "unix" if element.name == "channel" && attr("path").is_none() => CharSource::Unix {
+            mode: SocketMode::Bind,
+            path: None,
+        },
         "unix" => CharSource::Unix {
             mode: mode()?,
             path: Some(needed("path")?),

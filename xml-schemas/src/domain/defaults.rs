@@ -1,10 +1,14 @@
 //! What libvirt fills in at define.
 
+use std::collections::{HashMap, HashSet};
+
 use uuid::Uuid;
 
-use super::{BootDevice, CharDevice, CharSource, Domain, View};
+use super::device::{Balloon, Disk, Interface, PciAddress, Rng, Vsock, Watchdog};
+use super::{BootDevice, CharDevice, CharSource, Domain, View, assign};
 use crate::dom::{Element, MAX_DOCUMENT_BYTES, MAX_NODES};
 use crate::error::XmlError;
+use crate::grammar;
 
 /// The most vCPUs of a machine.
 pub const MAX_VCPUS: u32 = 255;
@@ -103,6 +107,9 @@ pub(super) fn fill(domain: &mut Domain, host: &HostFacts) -> Result<(), XmlError
     }
     fill_macs(&mut domain.devices.rest);
     fill_serials(domain)?;
+    fill_devices(domain)?;
+    assign::assign(domain)?;
+    domain.devices.arrange();
     check_size(domain)
 }
 
@@ -185,6 +192,85 @@ fn fill_macs(devices: &mut [Element]) {
     }
 }
 
+/// What libvirt says of single devices, and a memory balloon for who does not refuse one.
+fn fill_devices(domain: &mut Domain) -> Result<(), XmlError> {
+    let devices = &mut domain.devices.rest;
+    let mut targets: HashMap<String, String> = HashMap::new();
+    let mut orders = HashSet::new();
+    let mut balloons = 0;
+    for device in devices.iter_mut() {
+        let line = device.line;
+        match device.name.as_str() {
+            "disk" => {
+                Disk::fill(device)?;
+                let disk = Disk::read(device)?;
+                let path = disk.source.path().unwrap_or_default().to_owned();
+                if let Some(other) = targets.get(&disk.target) {
+                    return Err(XmlError::xml(format!(
+                        "target '{}' duplicated for disk sources '{other}' and '{path}'",
+                        disk.target
+                    ))
+                    .at(line));
+                }
+                targets.insert(disk.target, path);
+            }
+            "interface" => Interface::fill(device)?,
+            "rng" => Rng::fill(device)?,
+            "watchdog" => {
+                let watchdog = Watchdog::read(device)?;
+                device.set_attr("action", watchdog.action);
+            }
+            "panic" if device.attr("model").is_none() => device.set_attr("model", "isa"),
+            "vsock" => {
+                Vsock::read(device)?;
+                if device.attr("model").is_none() {
+                    device.set_attr("model", "virtio");
+                }
+            }
+            "memballoon" => {
+                Balloon::read(device)?;
+                balloons += 1;
+            }
+            "channel" => fill_channel(device)?,
+            _ => {}
+        }
+        PciAddress::of(device)?;
+        if let Some(order) = device.child("boot").and_then(|boot| boot.attr("order"))
+            && !orders.insert(order.to_owned())
+        {
+            return Err(XmlError::unsupported(format!(
+                "boot order '{order}' used for more than one device"
+            ))
+            .at(line));
+        }
+    }
+    match balloons {
+        0 => devices.push(Element::new("memballoon").with_attr("model", "virtio")),
+        1 => {}
+        _ => {
+            return Err(XmlError::internal(
+                "only a single memory balloon device is supported",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A channel without a kind of target is one libvirt cannot name.
+fn fill_channel(channel: &mut Element) -> Result<(), XmlError> {
+    if channel
+        .child("target")
+        .and_then(|t| t.attr("type"))
+        .is_none()
+    {
+        return Err(XmlError::unsupported(
+            "unknown target type '(null)' specified for character device",
+        )
+        .at(channel.line));
+    }
+    Ok(())
+}
+
 /// Port numbers, target types, and libvirt's rule that the first console is the first serial port.
 fn fill_serials(domain: &mut Domain) -> Result<(), XmlError> {
     let devices = &mut domain.devices;
@@ -254,9 +340,10 @@ fn number_ports(devices: &mut [CharDevice]) -> Result<(), XmlError> {
 }
 
 impl super::Devices {
-    /// Gives serial ports and consoles the ids that libvirt gives them in a running domain
-    /// (`serial0`, `console1`…), where the user gave none.
+    /// Gives devices the ids that libvirt gives them in a running domain (`serial0`, `console1`,
+    /// `virtio-disk0`, `net0`…), where the user gave none.
     pub fn assign_aliases(&mut self) {
+        assign::aliases(self);
         for (index, serial) in self.serials.iter_mut().enumerate() {
             serial.alias.get_or_insert_with(|| format!("serial{index}"));
         }
@@ -266,6 +353,21 @@ impl super::Devices {
                 .get_or_insert_with(|| format!("console{index}"));
         }
         alias_first_console(self);
+        self.arrange();
+    }
+
+    /// Brings what was added into libvirt's order, as a document that is read again has it.
+    fn arrange(&mut self) {
+        let mut devices = Element::new("devices");
+        std::mem::take(&mut self.rest)
+            .into_iter()
+            .for_each(|device| devices.push(device));
+        let mut root = Element::new("domain").with_child(devices);
+        grammar::domain().arrange(&mut root);
+        self.rest = root
+            .take_child("devices")
+            .map(|mut devices| devices.take_elements())
+            .unwrap_or_default();
     }
 
     /// Writes the path of a running domain's pseudo-terminal into serial port `index`, and into

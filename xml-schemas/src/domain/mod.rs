@@ -1,14 +1,17 @@
 //! The domain definition.
 
+mod assign;
 mod canonical;
 mod char_device;
 mod cpu;
 mod defaults;
+pub mod device;
 mod format;
 mod live;
 mod os;
 mod parse;
 pub mod support;
+mod support_devices;
 
 use std::fmt;
 use std::str::FromStr;

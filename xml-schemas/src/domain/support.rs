@@ -6,7 +6,8 @@
 
 use std::collections::HashSet;
 
-use super::{CharDevice, CharSource, Domain, DomainType, HostFacts, LifecycleAction, TcpProtocol};
+use super::support_devices::{Fate, fate, places, source_fault};
+use super::{CharDevice, Domain, DomainType, HostFacts, LifecycleAction};
 use crate::dom::Element;
 use crate::error::XmlError;
 
@@ -23,7 +24,7 @@ pub struct Unsupported {
 }
 
 impl Unsupported {
-    fn new(name: impl Into<String>) -> Self {
+    pub(super) fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             reason: String::new(),
@@ -123,6 +124,7 @@ pub(super) fn unsupported(domain: &Domain) -> Vec<Unsupported> {
             found.push(what);
         }
     }
+    places(domain, &mut found);
     found
 }
 
@@ -169,7 +171,7 @@ fn os(domain: &Domain, found: &mut Vec<Unsupported>) {
 }
 
 /// `element 'value'` of one of its attributes, or the element's name alone.
-fn named(element: &Element, attribute: &str) -> Unsupported {
+pub(super) fn named(element: &Element, attribute: &str) -> Unsupported {
     Unsupported::new(match element.attr(attribute) {
         Some(value) => format!("{} '{value}'", element.name),
         None => element.name.clone(),
@@ -233,7 +235,7 @@ fn section(e: &Element) -> Option<Unsupported> {
         "resource" | "iothreads" | "iothreadids" | "defaultiothread" | "on_lockfailure" => false,
         name if name.starts_with("lxc:") || name.starts_with("bhyve:") => false,
         name if name.starts_with("xen:") || name.starts_with("vmware:") => false,
-        "qemu:deprecation" => false,
+        "qemu:deprecation" | "genid" => false,
         "sysinfo" => e.attr("type") == Some("fwcfg"),
         "seclabel" => e.attr("type") == Some("static"),
         "perf" => e
@@ -279,8 +281,15 @@ fn serials(domain: &Domain, found: &mut Vec<Unsupported>) {
             .serials
             .first()
             .is_some_and(CharDevice::is_isa);
-        if kind != "serial" || (index == 0 && !first_serial && !domain.devices.serials.is_empty()) {
-            found.push(Unsupported::new(format!("console '{kind}'")));
+        let name = format!("console '{kind}'");
+        match kind {
+            "virtio" => {
+                if let Some(reason) = source_fault(console) {
+                    found.push(Unsupported::because(name, &reason));
+                }
+            }
+            "serial" if index > 0 || first_serial || domain.devices.serials.is_empty() => {}
+            _ => found.push(Unsupported::new(name)),
         }
     }
 }
@@ -290,17 +299,7 @@ fn serial_fault(serial: &CharDevice) -> Option<String> {
         let kind = serial.target.target_type.as_deref().unwrap_or_default();
         return Some(format!("target type '{kind}'"));
     }
-    match &serial.source {
-        CharSource::Other { kind, .. } => Some(format!("type '{kind}'")),
-        CharSource::Tcp {
-            tls: Some(true), ..
-        }
-        | CharSource::Tcp {
-            protocol: TcpProtocol::Tls | TcpProtocol::Telnets,
-            ..
-        } => Some("TLS".to_owned()),
-        _ => None,
-    }
+    source_fault(serial)
 }
 
 impl CharDevice {
@@ -310,72 +309,6 @@ impl CharDevice {
             self.target.target_type.as_deref(),
             None | Some("isa-serial")
         )
-    }
-}
-
-/// What becomes of a device at start.
-enum Fate {
-    /// The machine has it, or nobody could tell.
-    Fine,
-    LeftOut(Unsupported),
-    Refused(Unsupported),
-}
-
-fn fate(device: &Element) -> Fate {
-    let child = |name: &str, attribute: &str| {
-        device
-            .child(name)
-            .and_then(|e| e.attr(attribute))
-            .map(|value| Unsupported::new(format!("{} '{value}'", device.name)))
-    };
-    let unnamed = || Unsupported::new(device.name.clone());
-    match device.name.as_str() {
-        "graphics" | "input" | "audio" | "hub" => Fate::LeftOut(named(device, "type")),
-        "sound" => Fate::LeftOut(named(device, "model")),
-        "redirdev" | "redirfilter" => Fate::LeftOut(named(device, "bus")),
-        "video" => match child("model", "type") {
-            Some(what) if what.name.ends_with("'none'") => Fate::Fine,
-            Some(what) => Fate::LeftOut(what),
-            None => Fate::LeftOut(unnamed()),
-        },
-        "controller" => controller(device),
-        // The agents of displays: nothing without one.
-        "channel"
-            if matches!(
-                device.attr("type"),
-                Some("spicevmc" | "qemu-vdagent" | "dbus")
-            ) =>
-        {
-            Fate::LeftOut(named(device, "type"))
-        }
-        "memballoon" if device.attr("model") == Some("none") => Fate::Fine,
-        "panic" if matches!(device.attr("model"), None | Some("isa")) => Fate::Fine,
-        "disk" => Fate::Refused(child("target", "dev").unwrap_or_else(unnamed)),
-        "interface" => {
-            Fate::Refused(child("mac", "address").unwrap_or_else(|| named(device, "type")))
-        }
-        "filesystem" => Fate::Refused(child("target", "dir").unwrap_or_else(unnamed)),
-        "channel" => {
-            Fate::Refused(child("target", "name").unwrap_or_else(|| named(device, "type")))
-        }
-        "hostdev" => Fate::Refused(named(device, "type")),
-        "tpm" => Fate::Refused(Unsupported::new("tpm")),
-        "shmem" => Fate::Refused(named(device, "name")),
-        "smartcard" => Fate::Refused(named(device, "mode")),
-        "parallel" => Fate::Refused(named(device, "type")),
-        _ => Fate::Refused(named(device, "model")),
-    }
-}
-
-fn controller(device: &Element) -> Fate {
-    let model = device.attr("model").unwrap_or_default();
-    match device.attr("type").unwrap_or_default() {
-        "pci" if model.ends_with("expander-bus") => Fate::Refused(named(device, "model")),
-        // Bridges with nothing behind them: what is behind one is named itself.
-        "pci" => Fate::Fine,
-        "usb" if model == "none" => Fate::Fine,
-        // A controller does nothing on its own, and every disk or channel is named itself.
-        _ => Fate::LeftOut(named(device, "type")),
     }
 }
 
@@ -436,13 +369,22 @@ mod tests {
             "<cputune><shares>5</shares></cputune><features><acpi/><hyperv><vapic state='on'/>\
              </hyperv></features><clock offset='utc'><timer name='hpet' present='yes'/></clock>\
              <on_crash>coredump-destroy</on_crash>",
-            "<disk type='file'><source file='/x'/><target dev='vda'/></disk>\
-             <interface type='user'><mac address='52:54:00:00:00:01'/></interface>\
+            "<disk type='file'><source file='/x'/><target dev='sda'/></disk>\
+             <disk type='network'><source protocol='nbd' name='x'><host name='h'/></source><target dev='vdb'/></disk>\
+             <disk type='file'><source file='/y'/><target dev='vdc'/>\
+             <address type='pci' bus='2' slot='3'/></disk>\
+             <controller type='pci' index='1' model='pcie-root-port'/>\
+             <controller type='pci' index='2' model='pcie-to-pci-bridge'/>\
+             <interface type='user'><mac address='52:54:00:00:00:01'/><model type='e1000e'/></interface>\
+             <interface type='network'><mac address='52:54:00:00:00:02'/>\
+             <source network='default'/></interface>\
+             <rng model='virtio'><backend model='egd' type='unix'><source path='/s'/></backend></rng>\
              <tpm model='tpm-crb'><backend type='emulator'/></tpm>\
              <watchdog model='ib700'/><memballoon model='virtio'/>\
              <serial type='udp'><source mode='connect' host='h' service='1'/></serial>\
              <serial type='null'><target port='7'/></serial>\
-             <console type='pty'><target type='virtio'/></console>",
+             <console type='pty'><target type='virtio'/></console>\
+             <console type='spicevmc'><target type='virtio'/></console>",
         );
         assert_eq!(
             names(&d.unsupported()),
@@ -454,15 +396,21 @@ mod tests {
                 "serial port 0",
                 "serial port 7",
                 "console 'virtio'",
-                "disk 'vda'",
+                "disk 'sda'",
+                "disk 'vdb'",
                 "interface '52:54:00:00:00:01'",
+                "interface '52:54:00:00:00:02'",
                 "tpm",
                 "watchdog 'ib700'",
-                "memballoon 'virtio'",
+                "rng 'virtio'",
+                "disk 'vdc'",
             ]
         );
         let error = d.check_startable(&host()).unwrap_err().to_string();
-        assert!(error.contains("disk 'vda'"), "{error}");
+        assert!(
+            error.contains("disk 'sda' (bus 'scsi': use virtio)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,0 +1,723 @@
+//! Places of devices: PCI addresses with the root ports they need, ports of virtio-serial
+//! controllers. What a user stated is kept, and what is assigned at define stays for good.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::device::{Disk, PciAddress, channel_place};
+use super::{Devices, Domain};
+use crate::dom::Element;
+use crate::error::XmlError;
+use crate::units::number;
+
+/// Most ports of a virtio-serial controller (QEMU's default), port 0 among them.
+const SERIAL_PORTS: u32 = 31;
+
+/// Assigns everything.
+///
+/// # Errors
+/// VIR_ERR_XML_ERROR for places that cannot be, or that two devices claim.
+pub(super) fn assign(domain: &mut Domain) -> Result<(), XmlError> {
+    let i440fx = domain
+        .os
+        .machine
+        .as_deref()
+        .is_some_and(|machine| machine.starts_with("pc-i440fx"));
+    controllers(&mut domain.devices)?;
+    serial_ports(&mut domain.devices)?;
+    pci(&mut domain.devices, i440fx)
+}
+
+/// A PCI device's turn, in libvirt's order; `None` for what is no PCI device of this machine.
+fn turn(device: &Element) -> Option<u32> {
+    let model = device.attr("model").unwrap_or_default();
+    Some(match device.name.as_str() {
+        "interface" if device.attr("type") != Some("hostdev") => 0,
+        "controller" if device.attr("type") == Some("virtio-serial") => 1,
+        "disk" if on_virtio(device) => 2,
+        "memballoon" if model != "none" => 3,
+        "rng" => 4,
+        "vsock" => 6,
+        _ => return None,
+    })
+}
+
+fn on_virtio(disk: &Element) -> bool {
+    disk.child("target").and_then(|t| t.attr("bus")) == Some("virtio")
+}
+
+/// Conventional PCI devices, which sit on the root bus: there is no bridge to that kind.
+fn conventional(device: &Element) -> bool {
+    device.name == "watchdog" && device.attr("model") == Some("i6300esb")
+}
+
+fn is_controller(device: &Element, kind: &str) -> bool {
+    device.name == "controller" && device.attr("type") == Some(kind)
+}
+
+fn index_of(controller: &Element) -> Option<u32> {
+    controller.attr("index").and_then(number)
+}
+
+/// Numbers controllers, and makes sure that every channel has one.
+fn controllers(devices: &mut Devices) -> Result<(), XmlError> {
+    let virtio_console = devices
+        .consoles
+        .iter()
+        .any(|c| c.target.target_type.as_deref() == Some("virtio"));
+    let mut wanted: BTreeSet<u32> = virtio_console.then_some(0).into_iter().collect();
+    for channel in devices.rest.iter().filter(|e| is_virtio_channel(e)) {
+        wanted.insert(channel_place(channel)?.0);
+    }
+    let mut taken: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+    for controller in devices.rest.iter().filter(|e| e.name == "controller") {
+        let kind = controller.attr("type").unwrap_or_default();
+        if let Some(index) = index_of(controller)
+            && !taken.entry(kind.to_owned()).or_default().insert(index)
+        {
+            // USB companions share an index.
+            if kind != "usb" {
+                return Err(XmlError::xml(format!(
+                    "Multiple '{kind}' controllers with index '{index}'"
+                ))
+                .at(controller.line));
+            }
+        }
+    }
+    for controller in devices.rest.iter_mut().filter(|e| e.name == "controller") {
+        if index_of(controller).is_none() {
+            let kind = controller.attr("type").unwrap_or_default().to_owned();
+            let taken = taken.entry(kind).or_default();
+            let index = lowest_free(taken);
+            taken.insert(index);
+            controller.set_attr("index", index.to_string());
+        }
+    }
+    let there = taken.remove("virtio-serial").unwrap_or_default();
+    for index in wanted.difference(&there) {
+        if *index > 255 {
+            return Err(XmlError::xml(format!(
+                "virtio serial controller {index} is missing"
+            )));
+        }
+        devices.rest.push(
+            Element::new("controller")
+                .with_attr("type", "virtio-serial")
+                .with_attr("index", index.to_string()),
+        );
+    }
+    Ok(())
+}
+
+fn lowest_free(taken: &BTreeSet<u32>) -> u32 {
+    (0..=u32::MAX).find(|i| !taken.contains(i)).unwrap_or(0)
+}
+
+fn is_virtio_channel(device: &Element) -> bool {
+    device.name == "channel"
+        && device.child("target").and_then(|t| t.attr("type")) == Some("virtio")
+}
+
+/// Ports not stated get the lowest free ones; port 0 is a console's.
+fn serial_ports(devices: &mut Devices) -> Result<(), XmlError> {
+    let mut taken: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    let limits: BTreeMap<u32, u32> = devices
+        .rest
+        .iter()
+        .filter(|e| is_controller(e, "virtio-serial"))
+        .filter_map(|e| {
+            let ports = e.attr("ports").and_then(number);
+            Some((index_of(e)?, ports.unwrap_or(SERIAL_PORTS)))
+        })
+        .collect();
+    let mut claim = |controller: u32, port: u32, line: u32| {
+        let most = limits.get(&controller).copied().unwrap_or(SERIAL_PORTS);
+        if port >= most {
+            return Err(XmlError::xml(format!(
+                "virtio serial controller {controller} does not have port {port}"
+            ))
+            .at(line));
+        }
+        if !taken.entry(controller).or_default().insert(port) {
+            return Err(XmlError::xml(format!(
+                "virtio serial port {port} on controller {controller} is already occupied"
+            ))
+            .at(line));
+        }
+        Ok(())
+    };
+    for console in &devices.consoles {
+        if let (controller, Some(port)) = super::device::place(&console.rest)? {
+            claim(controller, port, 0)?;
+        }
+    }
+    let channels = || devices.rest.iter().filter(|e| is_virtio_channel(e));
+    for channel in channels() {
+        if let (controller, Some(port)) = channel_place(channel)? {
+            claim(controller, port, channel.line)?;
+        }
+    }
+    let virtio_consoles: u32 = devices
+        .consoles
+        .iter()
+        .filter(|c| c.target.target_type.as_deref() == Some("virtio"))
+        .map(|_| 1)
+        .sum();
+    for channel in devices.rest.iter_mut().filter(|e| is_virtio_channel(e)) {
+        let (controller, None) = channel_place(channel)? else {
+            continue;
+        };
+        let taken = taken.entry(controller).or_default();
+        let most = limits.get(&controller).copied().unwrap_or(SERIAL_PORTS);
+        // Port 0, and the ports of further consoles, which are numbered at start.
+        let first = virtio_consoles.max(1);
+        let Some(port) = (first..most).find(|port| !taken.contains(port)) else {
+            return Err(XmlError::xml("Unable to find a free virtio serial port"));
+        };
+        taken.insert(port);
+        channel.take_children("address");
+        channel.push(
+            Element::new("address")
+                .with_attr("type", "virtio-serial")
+                .with_attr("controller", controller.to_string())
+                .with_attr("bus", "0")
+                .with_attr("port", port.to_string()),
+        );
+    }
+    Ok(())
+}
+
+/// Which functions of the machine's buses are taken.
+#[derive(Debug, Default)]
+struct Map {
+    taken: BTreeSet<PciAddress>,
+    /// Of each bus but 0: its controller's model.
+    buses: BTreeMap<u8, String>,
+    i440fx: bool,
+}
+
+impl Map {
+    /// Slots of `bus` that devices may be in.
+    fn slots(&self, bus: u8) -> std::ops::RangeInclusive<u8> {
+        match self.buses.get(&bus).map(String::as_str) {
+            _ if bus == 0 => 1..=31,
+            Some(model) if model.ends_with("bridge") || model.ends_with("bus") => 1..=31,
+            _ => 0..=0,
+        }
+    }
+
+    /// What the machine itself has on bus 0: on q35 the bridge in slot 31, on i440fx in slot 1.
+    fn is_fixed(&self, address: PciAddress) -> bool {
+        let slot = if self.i440fx { 1 } else { 31 };
+        address.bus == 0 && (address.slot == 0 || address.slot == slot)
+    }
+
+    fn claim(&mut self, address: PciAddress, line: u32) -> Result<(), XmlError> {
+        let slots = self.slots(address.bus);
+        let bad = if address.slot < *slots.start() {
+            Some(format!("slot must be >= {}", slots.start()))
+        } else if address.slot > *slots.end() {
+            Some(format!("slot must be <= {}", slots.end()))
+        } else {
+            None
+        };
+        if let Some(bad) = bad {
+            return Err(XmlError::xml(format!("Invalid PCI address {address}. {bad}")).at(line));
+        }
+        if !self.taken.insert(address) {
+            return Err(
+                XmlError::xml(format!("Attempted double use of PCI Address {address}")).at(line),
+            );
+        }
+        Ok(())
+    }
+
+    fn slot_is_free(&self, bus: u8, slot: u8) -> bool {
+        let first = PciAddress {
+            bus,
+            slot,
+            function: 0,
+        };
+        !self.is_fixed(first)
+            && (0..8).all(|function| !self.taken.contains(&PciAddress { function, ..first }))
+    }
+
+    fn free_slot(&self, bus: u8) -> Option<PciAddress> {
+        let lowest = if bus == 0 && self.i440fx {
+            2
+        } else {
+            *self.slots(bus).start()
+        };
+        (lowest..=*self.slots(bus).end())
+            .find(|&slot| self.slot_is_free(bus, slot))
+            .map(|slot| PciAddress {
+                bus,
+                slot,
+                function: 0,
+            })
+    }
+}
+
+fn full() -> XmlError {
+    XmlError::internal("No more available PCI slots")
+}
+
+fn pci(devices: &mut Devices, i440fx: bool) -> Result<(), XmlError> {
+    let root_model = if i440fx { "pci-root" } else { "pcie-root" };
+    if !devices
+        .rest
+        .iter()
+        .any(|e| is_controller(e, "pci") && index_of(e) == Some(0))
+    {
+        devices.rest.push(
+            Element::new("controller")
+                .with_attr("type", "pci")
+                .with_attr("index", "0")
+                .with_attr("model", root_model),
+        );
+    }
+    let mut map = Map {
+        i440fx,
+        ..Map::default()
+    };
+    for controller in devices.rest.iter().filter(|e| is_controller(e, "pci")) {
+        let index = index_of(controller).unwrap_or(0);
+        let model = controller.attr("model").unwrap_or_default();
+        match u8::try_from(index) {
+            Ok(0) => {}
+            Ok(index) => {
+                map.buses.insert(index, model.to_owned());
+            }
+            Err(_) => {
+                return Err(XmlError::xml(format!(
+                    "a PCI controller index of {index} is beyond 255"
+                ))
+                .at(controller.line));
+            }
+        }
+    }
+    let mut root_ports: BTreeSet<u8> = BTreeSet::new();
+    let mut last = map.buses.keys().last().copied().unwrap_or(0);
+    for device in &devices.rest {
+        if let Some(address) = PciAddress::of(device)? {
+            last = last.max(address.bus);
+        }
+    }
+    // Buses that a stated address needs.
+    for bus in 1..=last {
+        if !map.buses.contains_key(&bus) {
+            if i440fx {
+                return Err(XmlError::xml(format!(
+                    "no PCI controller has index {bus}, which an address needs"
+                )));
+            }
+            map.buses.insert(bus, "pcie-root-port".to_owned());
+            devices.rest.push(root_port(bus));
+        }
+    }
+    for device in &devices.rest {
+        if let Some(address) = PciAddress::of(device)? {
+            map.claim(address, device.line)?;
+        }
+    }
+    for (bus, model) in &map.buses {
+        if model == "pcie-root-port" {
+            root_ports.insert(*bus);
+        }
+    }
+    let free_port = |map: &Map, ports: &BTreeSet<u8>| {
+        ports.iter().copied().find(|&bus| map.slot_is_free(bus, 0))
+    };
+    for wanted in 0..=6 {
+        for at in 0..devices.rest.len() {
+            let device = &devices.rest[at];
+            if turn(device) != Some(wanted)
+                || PciAddress::of(device)?.is_some()
+                || elsewhere(device)
+            {
+                continue;
+            }
+            let address = if i440fx {
+                map.free_slot(0).ok_or_else(full)?
+            } else {
+                let bus = match free_port(&map, &root_ports) {
+                    Some(bus) => bus,
+                    None => add_port(devices, &mut map, &mut root_ports)?,
+                };
+                map.free_slot(bus).ok_or_else(full)?
+            };
+            map.claim(address, 0)?;
+            address.give(&mut devices.rest[at]);
+        }
+    }
+    // One is kept free for a device to be plugged later.
+    if !i440fx && free_port(&map, &root_ports).is_none() {
+        match add_port(devices, &mut map, &mut root_ports) {
+            Ok(_) => {}
+            // All 256 buses are in use: so be it.
+            Err(_) if map.buses.len() == 255 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    place_ports(devices, &mut map)?;
+    for device in devices.rest.iter_mut().filter(|e| conventional(e)) {
+        if PciAddress::of(device)?.is_none() {
+            let address = map.free_slot(0).ok_or_else(full)?;
+            map.claim(address, 0)?;
+            address.give(device);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a device has an address of another kind (ccw, virtio-mmio…), which start looks at.
+fn elsewhere(device: &Element) -> bool {
+    device
+        .child("address")
+        .and_then(|e| e.attr("type"))
+        .is_some_and(|kind| kind != "pci")
+}
+
+fn root_port(index: u8) -> Element {
+    Element::new("controller")
+        .with_attr("type", "pci")
+        .with_attr("index", index.to_string())
+        .with_attr("model", "pcie-root-port")
+}
+
+fn add_port(
+    devices: &mut Devices,
+    map: &mut Map,
+    ports: &mut BTreeSet<u8>,
+) -> Result<u8, XmlError> {
+    let bus = (1..=255u8)
+        .find(|bus| !map.buses.contains_key(bus))
+        .ok_or_else(full)?;
+    map.buses.insert(bus, "pcie-root-port".to_owned());
+    ports.insert(bus);
+    devices.rest.push(root_port(bus));
+    Ok(bus)
+}
+
+/// Root ports share slots of bus 0, eight in each; then what a port says of itself.
+fn place_ports(devices: &mut Devices, map: &mut Map) -> Result<(), XmlError> {
+    let is_port =
+        |e: &Element| is_controller(e, "pci") && e.attr("model") == Some("pcie-root-port");
+    let mut order: Vec<usize> = (0..devices.rest.len())
+        .filter(|&at| is_port(&devices.rest[at]))
+        .collect();
+    order.sort_by_key(|&at| index_of(&devices.rest[at]));
+    let mut shared: BTreeSet<u8> = BTreeSet::new();
+    for &at in &order {
+        if let Some(address) = PciAddress::of(&devices.rest[at])?
+            && address.bus == 0
+            && devices.rest[at]
+                .child("address")
+                .and_then(|a| a.attr("multifunction"))
+                == Some("on")
+        {
+            shared.insert(address.slot);
+        }
+    }
+    for &at in &order {
+        let port = &devices.rest[at];
+        if PciAddress::of(port)?.is_some() {
+            continue;
+        }
+        let beside = shared.iter().find_map(|&slot| {
+            (1..8)
+                .map(|function| PciAddress {
+                    bus: 0,
+                    slot,
+                    function,
+                })
+                .find(|address| !map.taken.contains(address))
+        });
+        let address = match beside {
+            Some(address) => address,
+            None => map.free_slot(0).ok_or_else(full)?,
+        };
+        map.claim(address, 0)?;
+        shared.insert(address.slot);
+        address.give(&mut devices.rest[at]);
+    }
+    for &at in &order {
+        let Some(address) = PciAddress::of(&devices.rest[at])? else {
+            continue;
+        };
+        let company = (1..8).any(|function| {
+            map.taken.contains(&PciAddress {
+                function,
+                ..address
+            })
+        });
+        let port = &mut devices.rest[at];
+        if address.function == 0 && company {
+            for e in port.elements_mut().filter(|e| e.name == "address") {
+                e.set_attr("multifunction", "on");
+            }
+        }
+        if port.child("model").is_none() {
+            port.push(Element::new("model").with_attr("name", "pcie-root-port"));
+        }
+        let index = index_of(port).unwrap_or(0);
+        let mut target = port
+            .take_child("target")
+            .unwrap_or_else(|| Element::new("target"));
+        if target.attr("chassis").is_none() {
+            target.set_attr("chassis", index.to_string());
+        }
+        if target.attr("port").is_none() {
+            let number = u32::from(address.slot) << 3 | u32::from(address.function);
+            target.set_attr("port", format!("0x{number:x}"));
+        }
+        port.push(target);
+    }
+    Ok(())
+}
+
+/// Gives every device of a running domain the id that libvirt gives it.
+pub(super) fn aliases(devices: &mut Devices) {
+    let mut counts: BTreeMap<&'static str, u32> = BTreeMap::new();
+    let mut next = |prefix: &'static str| {
+        let count = counts.entry(prefix).or_default();
+        *count += 1;
+        format!("{prefix}{}", *count - 1)
+    };
+    for device in &mut devices.rest {
+        let name = match device.name.as_str() {
+            "disk" => match Disk::read(device) {
+                Ok(disk) => match disk.index() {
+                    Some(index) => format!("{}-disk{index}", disk.bus),
+                    None => next("disk"),
+                },
+                Err(_) => next("disk"),
+            },
+            "controller" => {
+                let index = index_of(device).unwrap_or(0);
+                match device.attr("type").unwrap_or_default() {
+                    "pci" if index == 0 && device.attr("model") == Some("pci-root") => {
+                        "pci.0".into()
+                    }
+                    "pci" if index == 0 => "pcie.0".into(),
+                    "pci" => format!("pci.{index}"),
+                    kind => format!("{kind}{index}"),
+                }
+            }
+            "interface" => next("net"),
+            "channel" => next("channel"),
+            "rng" => next("rng"),
+            "memballoon" if device.attr("model") != Some("none") => next("balloon"),
+            "watchdog" => next("watchdog"),
+            "vsock" => next("vsock"),
+            "panic" => next("panic"),
+            _ => continue,
+        };
+        super::device::give_alias(device, name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Validation;
+    use crate::domain::{HostFacts, View};
+
+    fn define(machine: &str, devices: &str) -> Result<Domain, XmlError> {
+        let xml = format!(
+            "<domain type='qemu'><name>a</name><memory>65536</memory><os><type machine='{machine}'>\
+             hvm</type><kernel>/k</kernel></os><devices>{devices}</devices></domain>"
+        );
+        let mut domain = Domain::parse(&xml, Validation::Strict)?.domain;
+        domain.fill_defaults(&HostFacts {
+            emulator: "/usr/bin/vireo-vmm".into(),
+            kvm: Err("no /dev/kvm".into()),
+            memory_kib: 1 << 20,
+            kvm_max_vcpus: 8,
+            soft_max_vcpus: 8,
+        })?;
+        Ok(domain)
+    }
+
+    /// Every device with its address, as libvirt prints it: `disk 06:00.0`.
+    fn addresses(domain: &Domain) -> Vec<String> {
+        let text = |e: &Element| {
+            let address = PciAddress::of(e).unwrap()?.to_string();
+            let multi = e.child("address").unwrap().attr("multifunction") == Some("on");
+            let what = match index_of(e) {
+                Some(index) if is_controller(e, "pci") => {
+                    let target = e.child("target").unwrap();
+                    assert_eq!(target.attr("chassis").unwrap(), index.to_string());
+                    format!("port {index} {}", target.attr("port").unwrap())
+                }
+                _ => e.name.clone(),
+            };
+            let multi = if multi { " multi" } else { "" };
+            Some(format!("{what} {}{multi}", &address[5..]))
+        };
+        let mut all: Vec<_> = domain.devices.rest.iter().filter_map(text).collect();
+        all.sort();
+        all
+    }
+
+    const SOME: &str = "<disk type='file'><source file='/a'/><target dev='vda'/></disk>\
+        <disk type='file'><source file='/b'/><target dev='vdb'/></disk>\
+        <interface type='bridge'><source bridge='br0'/></interface>\
+        <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
+        <channel type='pty'><target type='virtio' name='foo'/></channel>\
+        <console type='pty'><target type='serial'/></console>\
+        <console type='pty'><target type='virtio'/></console>\
+        <rng model='virtio'><backend model='random'/></rng><vsock/>";
+
+    /// What libvirt 9.0 assigns for the same devices.
+    #[test]
+    fn q35_addresses_are_libvirts() {
+        let domain = define("q35", SOME).unwrap();
+        assert_eq!(
+            addresses(&domain),
+            [
+                "controller 02:00.0",
+                "disk 03:00.0",
+                "disk 04:00.0",
+                "interface 01:00.0",
+                "memballoon 05:00.0",
+                "port 1 0x8 00:01.0 multi",
+                "port 2 0x9 00:01.1",
+                "port 3 0xa 00:01.2",
+                "port 4 0xb 00:01.3",
+                "port 5 0xc 00:01.4",
+                "port 6 0xd 00:01.5",
+                "port 7 0xe 00:01.6",
+                "port 8 0xf 00:01.7",
+                "rng 06:00.0",
+                "vsock 07:00.0",
+            ]
+        );
+        let channels: Vec<_> = domain
+            .devices
+            .rest
+            .iter()
+            .filter(|e| e.name == "channel")
+            .map(|e| channel_place(e).unwrap())
+            .collect();
+        assert_eq!(channels, [(0, Some(1)), (0, Some(2))]);
+    }
+
+    #[test]
+    fn i440fx_addresses_are_libvirts() {
+        let domain = define("pc", SOME).unwrap();
+        assert_eq!(
+            addresses(&domain),
+            [
+                "controller 00:03.0",
+                "disk 00:04.0",
+                "disk 00:05.0",
+                "interface 00:02.0",
+                "memballoon 00:06.0",
+                "rng 00:07.0",
+                "vsock 00:08.0",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_stated_stays_and_what_was_assigned_is_stable() {
+        let stated = "<disk type='file'><source file='/a'/><target dev='vda'/>\
+             <address type='pci' bus='9' slot='0'/></disk>\
+             <watchdog model='i6300esb'/>";
+        let domain = define("q35", stated).unwrap();
+        let first = addresses(&domain);
+        assert_eq!(
+            first,
+            [
+                "disk 09:00.0",
+                "memballoon 01:00.0",
+                "port 1 0x8 00:01.0 multi",
+                "port 2 0x9 00:01.1",
+                "port 3 0xa 00:01.2",
+                "port 4 0xb 00:01.3",
+                "port 5 0xc 00:01.4",
+                "port 6 0xd 00:01.5",
+                "port 7 0xe 00:01.6",
+                "port 8 0xf 00:01.7",
+                "port 9 0x10 00:02.0",
+                "watchdog 00:03.0",
+            ]
+        );
+        let text = domain.format(View::Inactive);
+        let mut again = Domain::parse(&text, Validation::Strict).unwrap().domain;
+        super::assign(&mut again).unwrap();
+        assert_eq!(addresses(&again), first);
+        assert_eq!(again.format(View::Inactive), text);
+    }
+
+    #[test]
+    fn conflicts_have_libvirts_words() {
+        let disk = |dev: &str, address: &str| {
+            format!(
+                "<disk type='file'><source file='/a'/><target dev='{dev}'/>\
+                 <address type='pci' {address}/></disk>"
+            )
+        };
+        for (devices, words) in [
+            (
+                disk("vda", "bus='0' slot='5'") + &disk("vdb", "bus='0' slot='5'"),
+                "XML error: Attempted double use of PCI Address 0000:00:05.0",
+            ),
+            (
+                disk("vda", "bus='1' slot='3'"),
+                "XML error: Invalid PCI address 0000:01:03.0. slot must be <= 0",
+            ),
+            (
+                disk("vda", "domain='1' bus='0' slot='2'"),
+                "XML error: Invalid PCI address 0001:00:02.0. Only PCI domain 0 is available",
+            ),
+            (
+                disk("vda", "bus='1' slot='0'") + &disk("vda", "bus='2' slot='0'"),
+                "XML error: target 'vda' duplicated for disk sources '/a' and '/a'",
+            ),
+            (
+                "<channel type='pty'><target type='virtio' name='x'/><address type='virtio-serial' \
+                 controller='0' bus='0' port='3'/></channel><channel type='pty'><target \
+                 type='virtio' name='y'/><address type='virtio-serial' controller='0' bus='0' \
+                 port='3'/></channel>"
+                    .to_owned(),
+                "XML error: virtio serial port 3 on controller 0 is already occupied",
+            ),
+        ] {
+            let error = define("q35", &devices).unwrap_err().to_string();
+            assert!(error.starts_with(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn running_devices_have_libvirts_ids() {
+        let mut domain = define("q35", SOME).unwrap();
+        domain.devices.assign_aliases();
+        let ids: Vec<_> = domain
+            .devices
+            .rest
+            .iter()
+            .filter_map(super::super::device::alias)
+            .filter(|id| !id.starts_with("pci."))
+            .collect();
+        assert_eq!(
+            ids,
+            [
+                "virtio-disk0",
+                "virtio-disk1",
+                "virtio-serial0",
+                "pcie.0",
+                "net0",
+                "channel0",
+                "channel1",
+                "balloon0",
+                "rng0",
+                "vsock0",
+            ]
+        );
+        assert_eq!(
+            domain.devices.consoles[1].alias.as_deref(),
+            Some("console1")
+        );
+    }
+}

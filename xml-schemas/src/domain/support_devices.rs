@@ -1,0 +1,335 @@
+//! Which devices the machine has, of those that a definition can name.
+
+use super::device::{Balloon, Disk, DiskSource, Interface, PciAddress, Rng, Watchdog};
+use super::support::{Unsupported, named};
+use super::{CharDevice, CharSource, Domain, TcpProtocol};
+use crate::dom::Element;
+
+/// What becomes of a device at start.
+pub(super) enum Fate {
+    /// The machine has it, or nobody could tell.
+    Fine,
+    /// A guest with a text console does without.
+    LeftOut(Unsupported),
+    /// The domain cannot run without it.
+    Refused(Unsupported),
+}
+
+/// What is missing of a device that there is in principle.
+type Fault = Option<String>;
+
+pub(super) fn fate(device: &Element) -> Fate {
+    let child = |name: &str, attribute: &str| {
+        device
+            .child(name)
+            .and_then(|e| e.attr(attribute))
+            .map(|value| format!("{} '{value}'", device.name))
+    };
+    let kind = || named(device, "type").name;
+    let model = || named(device, "model").name;
+    let judge = |name: String, fault: Fault| match fault {
+        None => Fate::Fine,
+        Some(reason) => Fate::Refused(Unsupported { name, reason }),
+    };
+    let refused = |name: String| Fate::Refused(Unsupported::new(name));
+    match device.name.as_str() {
+        "graphics" | "input" | "audio" | "hub" => Fate::LeftOut(named(device, "type")),
+        "sound" => Fate::LeftOut(named(device, "model")),
+        "redirdev" | "redirfilter" => Fate::LeftOut(named(device, "bus")),
+        "video" => match child("model", "type") {
+            Some(what) if what.ends_with("'none'") => Fate::Fine,
+            Some(what) => Fate::LeftOut(Unsupported::new(what)),
+            None => Fate::LeftOut(Unsupported::new("video")),
+        },
+        "controller" => controller(device),
+        // The agents of displays: nothing without one.
+        "channel"
+            if matches!(
+                device.attr("type"),
+                Some("spicevmc" | "qemu-vdagent" | "dbus")
+            ) =>
+        {
+            Fate::LeftOut(named(device, "type"))
+        }
+        "channel" => judge(
+            child("target", "name").unwrap_or_else(kind),
+            channel_fault(device),
+        ),
+        "disk" => judge(
+            child("target", "dev").unwrap_or_else(|| device.name.clone()),
+            disk_fault(device),
+        ),
+        "interface" => judge(
+            child("mac", "address").unwrap_or_else(kind),
+            interface_fault(device),
+        ),
+        "memballoon" => match Balloon::read(device) {
+            Ok(None) => Fate::Fine,
+            Ok(Some(_)) => judge(model(), virtio_fault(device)),
+            Err(error) => judge(model(), Some(error.to_string())),
+        },
+        "rng" => judge(model(), rng_fault(device)),
+        "vsock" => judge(model(), virtio_fault(device)),
+        "watchdog" => judge(model(), watchdog_fault(device)),
+        "panic" if matches!(device.attr("model"), None | Some("isa")) => Fate::Fine,
+        "filesystem" => refused(child("target", "dir").unwrap_or_else(|| device.name.clone())),
+        "hostdev" | "parallel" => refused(kind()),
+        "tpm" => refused("tpm".to_owned()),
+        "shmem" => refused(named(device, "name").name),
+        "smartcard" => refused(named(device, "mode").name),
+        _ => refused(model()),
+    }
+}
+
+fn controller(device: &Element) -> Fate {
+    let model = device.attr("model").unwrap_or_default();
+    match device.attr("type").unwrap_or_default() {
+        "pci" if model.ends_with("expander-bus") => Fate::Refused(named(device, "model")),
+        // Bridges with nothing behind them: what is behind one is named itself.
+        "pci" => Fate::Fine,
+        "usb" if model == "none" => Fate::Fine,
+        "virtio-serial" => match driver_fault(device) {
+            None => Fate::Fine,
+            Some(reason) => Fate::Refused(Unsupported {
+                name: "controller 'virtio-serial'".to_owned(),
+                reason,
+            }),
+        },
+        // A controller does nothing on its own, and every disk is named itself.
+        _ => Fate::LeftOut(named(device, "type")),
+    }
+}
+
+/// Names an attribute's value, unless it is one of those that are there.
+fn unless(device: &Element, attribute: &str, there: &[&str]) -> Fault {
+    let value = device.attr(attribute)?;
+    (!there.contains(&value)).then(|| format!("{attribute} '{value}'"))
+}
+
+/// Names the first of these children.
+fn first_child(device: &Element, names: &[&str]) -> Fault {
+    device
+        .elements()
+        .find(|e| names.contains(&e.name.as_str()))
+        .map(|e| e.name.clone())
+}
+
+const VIRTIO: &[&str] = &["virtio", "virtio-non-transitional"];
+
+/// Of any virtio device: its model, and ways of virtio that are not there.
+fn virtio_fault(device: &Element) -> Fault {
+    unless(device, "model", VIRTIO).or_else(|| driver_fault(device))
+}
+
+fn driver_fault(device: &Element) -> Fault {
+    let driver = device.child("driver")?;
+    ["iommu", "ats", "packed", "page_per_vq"]
+        .into_iter()
+        .find(|name| driver.attr(name) == Some("on"))
+        .map(|name| format!("driver {name}='on'"))
+}
+
+fn disk_fault(element: &Element) -> Fault {
+    let disk = match Disk::read(element) {
+        Ok(disk) => disk,
+        Err(error) => return Some(error.to_string()),
+    };
+    if disk.bus != "virtio" {
+        return Some(format!("bus '{}': use virtio", disk.bus));
+    }
+    if disk.device != "disk" {
+        return Some(format!("device '{}'", disk.device));
+    }
+    match &disk.source {
+        DiskSource::File(_) | DiskSource::Block(_) => {}
+        DiskSource::None => return Some("it has no source".to_owned()),
+        DiskSource::Other(kind) => return Some(format!("type '{kind}'")),
+    }
+    if !matches!(disk.format.as_str(), "raw" | "qcow2" | "luks") {
+        return Some(format!("format '{}'", disk.format));
+    }
+    if disk.iotune.group.is_some() {
+        return Some("iotune group_name".to_owned());
+    }
+    if disk.secret.as_ref().is_some_and(|s| s.format != "luks") {
+        return Some("encryption other than luks".to_owned());
+    }
+    if disk.queues.is_some_and(|n| n > 16) {
+        return Some("more than 16 queues".to_owned());
+    }
+    if disk.serial.as_deref().is_some_and(|s| !s.is_ascii()) {
+        return Some("a serial number that is not ASCII".to_owned());
+    }
+    for size in [disk.logical_block_size, disk.physical_block_size] {
+        if !matches!(size, None | Some(512 | 4096)) {
+            return Some("block sizes other than 512 and 4096".to_owned());
+        }
+    }
+    let driver = element.child("driver");
+    unless(element, "model", VIRTIO)
+        .or_else(|| unless(element, "rawio", &["no"]))
+        .or_else(|| unless(element, "sgio", &["filtered"]))
+        .or_else(|| unless(driver?, "copy_on_read", &["off"]))
+        .or_else(|| driver_fault(element))
+        .or_else(|| {
+            first_child(
+                element,
+                &[
+                    "auth",
+                    "mirror",
+                    "transient",
+                    "geometry",
+                    "wwn",
+                    "vendor",
+                    "product",
+                ],
+            )
+        })
+        .or_else(|| {
+            first_child(
+                element.child("source")?,
+                &["slices", "reservations", "auth"],
+            )
+        })
+}
+
+fn interface_fault(element: &Element) -> Fault {
+    let card = match Interface::read(element) {
+        Ok(card) => card,
+        Err(error) => return Some(error.to_string()),
+    };
+    match card.kind.as_str() {
+        "bridge" | "ethernet" | "direct" => {}
+        "user" if matches!(card.backend.as_deref(), None | Some("passt" | "default")) => {}
+        "user" => return Some("backend other than passt".to_owned()),
+        kind => return Some(format!("type '{kind}'")),
+    }
+    if !VIRTIO.contains(&card.model.as_str()) {
+        return Some(format!("model '{}': use virtio", card.model));
+    }
+    if card.script.is_some() {
+        return Some("script".to_owned());
+    }
+    if card.queues.is_some_and(|n| n > 8) {
+        return Some("more than 8 queues".to_owned());
+    }
+    if card.kind == "user" && card.queues.is_some_and(|n| n > 1) {
+        return Some("several queues of type 'user'".to_owned());
+    }
+    if card.kind == "direct"
+        && !matches!(
+            card.mode.as_deref(),
+            Some("vepa" | "bridge" | "private" | "passthrough")
+        )
+    {
+        return Some(format!("mode '{}'", card.mode.unwrap_or_default()));
+    }
+    if card
+        .filter
+        .as_deref()
+        .is_some_and(|f| f != "no-mac-spoofing")
+    {
+        return Some("filterref other than no-mac-spoofing".to_owned());
+    }
+    if card.inbound.is_some_and(|rate| rate.floor != 0) {
+        return Some("bandwidth floor".to_owned());
+    }
+    driver_fault(element).or_else(|| {
+        first_child(
+            element,
+            &[
+                "vlan",
+                "virtualport",
+                "port",
+                "coalesce",
+                "teaming",
+                "guest",
+                "route",
+            ],
+        )
+    })
+}
+
+fn channel_fault(element: &Element) -> Fault {
+    let target = element.child("target").and_then(|t| t.attr("type"));
+    if target != Some("virtio") {
+        return Some(format!("target '{}'", target.unwrap_or_default()));
+    }
+    match super::device::Channel::read(element) {
+        Ok(channel) => source_fault(&channel.device),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// What is missing of a character device's host end.
+pub(super) fn source_fault(device: &CharDevice) -> Fault {
+    match &device.source {
+        CharSource::Other { kind, .. } => Some(format!("type '{kind}'")),
+        CharSource::Tcp {
+            tls: Some(true), ..
+        }
+        | CharSource::Tcp {
+            protocol: TcpProtocol::Tls | TcpProtocol::Telnets,
+            ..
+        } => Some("TLS".to_owned()),
+        _ => None,
+    }
+}
+
+fn rng_fault(element: &Element) -> Fault {
+    match Rng::read(element) {
+        Ok(rng) if matches!(rng.backend.as_str(), "random" | "builtin") => virtio_fault(element),
+        Ok(rng) => Some(format!("backend '{}'", rng.backend)),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn watchdog_fault(element: &Element) -> Fault {
+    match Watchdog::read(element) {
+        Ok(watchdog) if watchdog.model != "i6300esb" => {
+            Some("the one there is, is i6300esb".into())
+        }
+        Ok(watchdog) if watchdog.action == "dump" => Some("action 'dump'".to_owned()),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// Devices behind bridges that the machine does not have.
+pub(super) fn places(domain: &Domain, found: &mut Vec<Unsupported>) {
+    let devices = &domain.devices.rest;
+    let is_there = |bus: u8| {
+        bus == 0
+            || devices.iter().any(|e| {
+                e.name == "controller"
+                    && e.attr("type") == Some("pci")
+                    && e.attr("model") == Some("pcie-root-port")
+                    && e.attr("index").and_then(crate::units::number) == Some(bus)
+                    && PciAddress::of(e).ok().flatten().is_none_or(|a| a.bus == 0)
+            })
+    };
+    for device in devices {
+        if device.name == "controller" && device.attr("type") == Some("pci")
+            || !matches!(fate(device), Fate::Fine)
+        {
+            continue;
+        }
+        let kind = device.child("address").and_then(|e| e.attr("type"));
+        let reason = match (PciAddress::of(device), kind) {
+            (Ok(Some(address)), _) if !is_there(address.bus) => {
+                format!("it is behind a bridge, at {address}: give it another address or none")
+            }
+            (_, Some("ccw" | "virtio-mmio" | "spapr-vio")) => "its address is not PCI".to_owned(),
+            _ => continue,
+        };
+        let name = match device.name.as_str() {
+            "disk" => device.child("target").and_then(|t| t.attr("dev")),
+            "interface" => device.child("mac").and_then(|t| t.attr("address")),
+            _ => device.attr("model").or(device.attr("type")),
+        };
+        found.push(Unsupported {
+            name: format!("{} '{}'", device.name, name.unwrap_or_default()),
+            reason,
+        });
+    }
+}
