@@ -29,6 +29,25 @@ pub enum DomainEvent {
     Lifecycle(Lifecycle),
     /// VIR_DOMAIN_EVENT_ID_REBOOT
     Reboot,
+    /// VIR_DOMAIN_EVENT_ID_WATCHDOG with virDomainEventWatchdogAction.
+    Watchdog(i32),
+    /// VIR_DOMAIN_EVENT_ID_IO_ERROR and VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON.
+    IoError {
+        /// With its reason: these are two events.
+        with_reason: bool,
+        /// The image.
+        path: String,
+        /// The device's id.
+        alias: String,
+        /// virDomainEventIOErrorAction.
+        action: i32,
+        /// `enospc`, or empty.
+        reason: String,
+    },
+    /// VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE: KiB the guest uses.
+    BalloonChange(u64),
+    /// VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE: virConnectDomainEventAgentLifecycleState, and reason.
+    AgentLifecycle(i32, i32),
     /// VIR_DOMAIN_EVENT_ID_METADATA_CHANGE: virDomainMetadataType, and the namespace of an element.
     MetadataChange {
         /// 0 description, 1 title, 2 element.
@@ -44,6 +63,13 @@ impl DomainEvent {
         match self {
             Self::Lifecycle(_) => 0,
             Self::Reboot => 1,
+            Self::Watchdog(_) => 3,
+            Self::IoError {
+                with_reason: false, ..
+            } => 4,
+            Self::IoError { .. } => 6,
+            Self::BalloonChange(_) => 13,
+            Self::AgentLifecycle(..) => 18,
             Self::MetadataChange { .. } => 23,
         }
     }

@@ -88,6 +88,16 @@ impl Roots {
         self.config.join("domains")
     }
 
+    /// Definitions and values of secrets.
+    pub fn secrets(&self) -> PathBuf {
+        self.config.join("secrets")
+    }
+
+    /// Sockets of guests' channels, a folder for each running domain.
+    pub fn channels(&self) -> PathBuf {
+        self.data.join("channel/target")
+    }
+
     /// One folder for each running domain, named by uuid.
     pub fn live_domains(&self) -> PathBuf {
         self.run.join("domains")

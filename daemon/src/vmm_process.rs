@@ -34,7 +34,8 @@ impl Identity {
         })
     }
 
-    fn of(pid: u32) -> Option<Self> {
+    /// The process that has this pid now.
+    pub fn of(pid: u32) -> Option<Self> {
         Self::parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 }

@@ -1,3 +1,4 @@
 //! One module for each libvirt driver that Vireo has.
 
 pub mod domain;
+pub mod secret;

@@ -83,6 +83,65 @@ fn send(
                 msg: DomainEventRebootMsg { dom },
             },
         ),
+        DomainEvent::Watchdog(action) => connection.send_event(
+            procs::DOMAIN_EVENT_CALLBACK_WATCHDOG,
+            &DomainEventCallbackWatchdogMsg {
+                callback_id,
+                msg: DomainEventWatchdogMsg {
+                    dom,
+                    action: *action,
+                },
+            },
+        ),
+        DomainEvent::IoError {
+            with_reason,
+            path,
+            alias,
+            action,
+            reason,
+        } => {
+            let (src_path, dev_alias, action) = (path.clone(), alias.clone(), *action);
+            if *with_reason {
+                let msg = DomainEventIoErrorReasonMsg {
+                    dom,
+                    src_path,
+                    dev_alias,
+                    action,
+                    reason: reason.clone(),
+                };
+                connection.send_event(
+                    procs::DOMAIN_EVENT_CALLBACK_IO_ERROR_REASON,
+                    &DomainEventCallbackIoErrorReasonMsg { callback_id, msg },
+                )
+            } else {
+                let msg = DomainEventIoErrorMsg {
+                    dom,
+                    src_path,
+                    dev_alias,
+                    action,
+                };
+                connection.send_event(
+                    procs::DOMAIN_EVENT_CALLBACK_IO_ERROR,
+                    &DomainEventCallbackIoErrorMsg { callback_id, msg },
+                )
+            }
+        }
+        DomainEvent::BalloonChange(kib) => connection.send_event(
+            procs::DOMAIN_EVENT_CALLBACK_BALLOON_CHANGE,
+            &DomainEventCallbackBalloonChangeMsg {
+                callback_id,
+                msg: DomainEventBalloonChangeMsg { dom, actual: *kib },
+            },
+        ),
+        DomainEvent::AgentLifecycle(state, reason) => connection.send_event(
+            procs::DOMAIN_EVENT_CALLBACK_AGENT_LIFECYCLE,
+            &DomainEventCallbackAgentLifecycleMsg {
+                callback_id,
+                dom,
+                state: *state,
+                reason: *reason,
+            },
+        ),
         DomainEvent::MetadataChange { kind, uri } => connection.send_event(
             procs::DOMAIN_EVENT_CALLBACK_METADATA_CHANGE,
             &DomainEventCallbackMetadataChangeMsg {

@@ -1,9 +1,11 @@
 //! From the wire to the drivers.
 
 mod connect;
+mod devices;
 mod domain;
 mod events;
 mod monitor;
+mod secret;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -62,6 +64,10 @@ impl Daemon {
     /// The same, kept in the list meanwhile.
     fn pin(&self, dom: &types::Domain) -> Answer<Pinned> {
         Ok(self.domains.pin(&dom.name, Uuid::from_bytes(dom.uuid))?)
+    }
+
+    fn secrets(&self) -> Arc<crate::drivers::secret::Driver> {
+        Arc::clone(&self.domains.secrets)
     }
 
     fn vmm(&self) -> PathBuf {
@@ -139,6 +145,8 @@ impl Calls {
         let router = domain::routes(router);
         let router = monitor::routes(router);
         let router = events::routes(router);
+        let router = secret::routes(router);
+        let router = devices::routes(router);
         let router = router.on_disconnect(|daemon, connection| daemon.see_off(connection));
         let known = router.procedures().into_iter().collect();
         Self { router, known }

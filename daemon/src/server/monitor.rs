@@ -8,7 +8,7 @@ use rpc::types::TypedParam;
 use rpc::xdr::CharList;
 use uuid::Uuid;
 
-use super::{Answer, Call, Daemon, count, reference};
+use super::{Answer, Call, Daemon, count, devices, reference};
 use crate::drivers::domain::metadata::affect;
 use crate::drivers::domain::object::{Domain, not_running};
 use crate::drivers::domain::query::{self, definition};
@@ -352,10 +352,11 @@ async fn get_all_domain_stats(
         let found = args.doms.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         daemon.domains.filter(found, filters)
     };
+    let backing = args.flags & stats::BACKING != 0;
     let mut records = Vec::with_capacity(chosen.len());
     for domain in chosen {
         // One that is gone by now is left out.
-        if let Ok(params) = domain_stats(daemon, &domain, groups).await {
+        if let Ok(params) = domain_stats(daemon, &domain, groups, backing).await {
             records.push(DomainStatsRecord {
                 dom: reference(domain.name()),
                 params: params.into(),
@@ -371,16 +372,16 @@ async fn domain_stats(
     daemon: &Daemon,
     domain: &Domain,
     groups: u32,
+    backing: bool,
 ) -> Result<Vec<TypedParam>, RemoteError> {
     let mut params = Vec::new();
-    let (pid, state, vcpu, memory) = {
+    let (pid, state, vcpu) = {
         let inner = domain.lock();
         let definition = definition(&inner)?;
         (
             inner.live.as_ref().map(|live| live.process.identity().pid),
             inner.state,
             (definition.vcpu.online(), definition.vcpu.max),
-            (definition.memory.current_kib, definition.memory.total_kib),
         )
     };
     let mut add = |name: &str, value: rpc::types::TypedValue| {
@@ -397,12 +398,18 @@ async fn domain_stats(
         add("cpu.user", time.user.into());
         add("cpu.system", time.system.into());
     }
+    let device_groups = |balloon: bool| devices::Groups {
+        balloon,
+        interface: !balloon && groups & stats::INTERFACE != 0,
+        block: !balloon && groups & stats::BLOCK != 0,
+        backing,
+    };
     if groups & stats::BALLOON != 0 {
-        if pid.is_some() {
-            add("balloon.current", memory.0.into());
-        }
-        add("balloon.maximum", memory.1.into());
+        devices::all_stats(daemon, domain, device_groups(true), &mut params).await;
     }
+    let mut add = |name: &str, value: rpc::types::TypedValue| {
+        params.push(TypedParam::new(name, value));
+    };
     if groups & stats::VCPU != 0 {
         add("vcpu.current", vcpu.0.into());
         add("vcpu.maximum", vcpu.1.into());
@@ -416,11 +423,8 @@ async fn domain_stats(
             add(&format!("vcpu.{number}.time"), time.into());
         }
     }
-    if pid.is_some() && groups & stats::INTERFACE != 0 {
-        add("net.count", 0u32.into());
-    }
-    if groups & stats::BLOCK != 0 {
-        add("block.count", 0u32.into());
+    if groups & (stats::INTERFACE | stats::BLOCK) != 0 {
+        devices::all_stats(daemon, domain, device_groups(false), &mut params).await;
     }
     if !domain.lock().visible() {
         return Err(not_running().into());

@@ -95,8 +95,14 @@ async fn what_cannot_start_is_refused_before_anything_is_made() {
         (
             KERNEL,
             "<disk type='file'><source file='/x'/><target dev='vda' bus='virtio'/></disk>",
+            38,
+            "Cannot access storage file '/x': No such file or directory",
+        ),
+        (
+            KERNEL,
+            "<disk type='file'><source file='/x'/><target dev='hda' bus='ide'/></disk>",
             67,
-            "vda",
+            "hda",
         ),
     ] {
         let dom = define(&client, &startable(&root, kernel, devices))

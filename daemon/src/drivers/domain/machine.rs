@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
 use vmm_api::config::{
     Backend, BootConfig, CONFIG_VERSION, CharBackend, CpuConfig, LifecycleAction, MachineConfig,
     Resource, SerialConfig,
@@ -18,8 +19,10 @@ use xml_schemas::domain::{
     LifecycleAction as XmlAction, SocketMode, TcpProtocol,
 };
 
+use super::devices::{self, Surroundings};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::vmm_process::{self, Identity};
 
 /// How long a connection to a serial port's TCP peer may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -56,23 +59,61 @@ impl Names {
     }
 }
 
-/// Files made for a machine.
-#[derive(Debug, Default)]
+/// What was made on the host for a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Made {
     /// To remove when the domain ends.
     pub sockets: Vec<PathBuf>,
+    /// Empty by then: to remove after the sockets.
+    pub folders: Vec<PathBuf>,
+    /// Network devices to remove when the domain ends. (Taps go with their last descriptor.)
+    pub links: Vec<String>,
+    /// Helpers to end with the domain.
+    pub processes: Vec<Identity>,
     /// Output files that were not there before: to remove if the start fails.
+    #[serde(skip)]
     pub outputs: Vec<PathBuf>,
 }
 
 impl Made {
     /// A failed start leaves nothing behind.
     pub fn undo(&self) {
-        for path in self.sockets.iter().chain(&self.outputs) {
-            if let Err(error) = files::remove_if_there(path) {
-                log::warn!("cannot remove {}: {error}", path.display());
+        for path in &self.outputs {
+            remove_file(path);
+        }
+        self.clear_away();
+    }
+
+    /// At the domain's end.
+    pub fn clear_away(&self) {
+        self.sockets.iter().for_each(|path| remove_file(path));
+        for folder in &self.folders {
+            match fs::remove_dir(folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::warn!("cannot remove {}: {error}", folder.display());
+                }
+                _ => {}
             }
         }
+        for name in &self.links {
+            if let Err(error) = devices::remove_link(name) {
+                log::warn!("cannot remove network device {name}: {error}");
+            }
+        }
+        for &identity in &self.processes {
+            let killed = vmm_process::find(identity)
+                .and_then(|found| found.map_or(Ok(()), |process| process.kill()));
+            if let Err(error) = killed {
+                log::warn!("cannot end process {}: {error}", identity.pid);
+            }
+        }
+    }
+}
+
+fn remove_file(path: &Path) {
+    if let Err(error) = files::remove_if_there(path) {
+        log::warn!("cannot remove {}: {error}", path.display());
     }
 }
 
@@ -80,8 +121,14 @@ impl Made {
 ///
 /// # Errors
 /// What cannot be opened, or is not offered.
-pub fn build(definition: &Domain, id: i32) -> Result<Machine> {
-    let mut builder = Builder::default();
+pub fn build(definition: &Domain, id: i32, around: Surroundings) -> Result<Machine> {
+    let mut builder = Builder {
+        descriptors: Vec::new(),
+        names: Names::default(),
+        made: Made::default(),
+        around,
+        next_image: 1,
+    };
     match builder.machine(definition, id) {
         Ok((config, definition)) => Ok(Machine {
             config,
@@ -97,24 +144,38 @@ pub fn build(definition: &Domain, id: i32) -> Result<Machine> {
     }
 }
 
-#[derive(Debug, Default)]
-struct Builder {
+/// A machine in the making.
+#[derive(Debug)]
+pub(super) struct Builder {
     descriptors: Vec<OwnedFd>,
     names: Names,
-    made: Made,
+    pub(super) made: Made,
+    pub(super) around: Surroundings,
+    /// `<source index=…>` of the next image.
+    pub(super) next_image: u32,
 }
 
 impl Builder {
-    fn pass(&mut self, descriptor: impl Into<OwnedFd>) -> Resource {
+    pub(super) fn pass(&mut self, descriptor: impl Into<OwnedFd>) -> Resource {
         let descriptor = descriptor.into();
         let number = descriptor.as_raw_fd();
         self.descriptors.push(descriptor);
         Resource::Fd(number)
     }
 
+    /// The same, and what people call it.
+    pub(super) fn pass_as(&mut self, descriptor: impl Into<OwnedFd>, name: &str) -> Resource {
+        let passed = self.pass(descriptor);
+        if let Resource::Fd(number) = passed {
+            self.names.0.push((number, name.to_owned()));
+        }
+        passed
+    }
+
     fn machine(&mut self, stored: &Domain, id: i32) -> Result<(MachineConfig, Domain)> {
         let mut live = stored.clone();
         live.id = u32::try_from(id).ok();
+        live.devices.assign_aliases();
         let kernel = live.os.kernel.as_deref().ok_or_else(|| {
             Error::unsupported(
                 "boot from disk or network: there is no firmware yet, give <kernel> in <os>",
@@ -131,6 +192,7 @@ impl Builder {
             no_unpack: false,
         };
         let serials = self.serials(&mut live)?;
+        let devices = self.devices(&mut live)?;
         let config = MachineConfig {
             version: CONFIG_VERSION,
             name: live.name.clone(),
@@ -150,8 +212,8 @@ impl Builder {
                 .rest
                 .iter()
                 .any(|device| device.name == "panic"),
-            devices: Vec::new(),
-            generation_id: None,
+            devices,
+            generation_id: generation_id(&live)?,
             debug_exit_port: None,
             debug_console_port: None,
             rtc_offset_seconds: rtc_offset(&live.clock, SystemTime::now())?,
@@ -179,11 +241,7 @@ impl Builder {
         if !file.metadata().map_err(|e| cannot(&e))?.is_file() {
             return Err(Error::unsupported(format!("{what} '{path}' is not a file")));
         }
-        let passed = self.pass(file);
-        if let Resource::Fd(number) = passed {
-            self.names.0.push((number, path.to_owned()));
-        }
-        Ok(passed)
+        Ok(self.pass_as(file, path))
     }
 
     fn serials(&mut self, live: &mut Domain) -> Result<Vec<SerialConfig>> {
@@ -204,7 +262,7 @@ impl Builder {
                     "serial port {port} is there twice"
                 )));
             }
-            let (backend, pty) = self.backend(port, &device)?;
+            let (backend, pty) = self.backend(&format!("serial port {port}"), &device)?;
             let log = match &device.log {
                 Some(log) => Some(self.output(Path::new(&log.file), log.append.unwrap_or(false))?),
                 None => None,
@@ -227,14 +285,13 @@ impl Builder {
             .collect())
     }
 
-    /// Opens the host's end of a serial port; also its pseudo-terminal's path.
-    fn backend(
+    /// Opens the host's end of a character device; also its pseudo-terminal's path.
+    pub(super) fn backend(
         &mut self,
-        port: usize,
+        name: &str,
         device: &CharDevice,
     ) -> Result<(CharBackend, Option<String>)> {
-        let unsupported =
-            |what: &str| Err(Error::unsupported(format!("serial port {port}: {what}")));
+        let unsupported = |what: &str| Err(Error::unsupported(format!("{name}: {what}")));
         let backend = match &device.source {
             CharSource::Null => CharBackend::Null,
             CharSource::Pty { .. } => {
@@ -303,7 +360,7 @@ impl Builder {
     }
 
     /// A file that gets output.
-    fn output(&mut self, path: &Path, append: bool) -> Result<Resource> {
+    pub(super) fn output(&mut self, path: &Path, append: bool) -> Result<Resource> {
         let there = path.symlink_metadata().is_ok();
         let file = OpenOptions::new()
             .create(true)
@@ -321,7 +378,7 @@ impl Builder {
         Ok(self.pass(file))
     }
 
-    fn listen_unix(&mut self, path: &Path) -> Result<Resource> {
+    pub(super) fn listen_unix(&mut self, path: &Path) -> Result<Resource> {
         let cannot = |error: io::Error| {
             Error::system(format!("cannot listen on '{}'", path.display()), &error)
         };
@@ -407,6 +464,19 @@ fn open_pty() -> io::Result<(File, String)> {
         check(libc::tcsetattr(slave.as_raw_fd(), libc::TCSANOW, &settings))?;
     }
     Ok((master, path))
+}
+
+/// `<genid>`.
+fn generation_id(domain: &Domain) -> Result<Option<String>> {
+    let Some(genid) = domain.rest.iter().find(|e| e.name == "genid") else {
+        return Ok(None);
+    };
+    let text = genid.text();
+    let id: uuid::Uuid = text
+        .trim()
+        .parse()
+        .map_err(|_| Error::unsupported(format!("malformed genid '{text}'")))?;
+    Ok(Some(id.to_string()))
 }
 
 fn memory_bytes(kib: u64) -> Result<u64> {
@@ -506,6 +576,17 @@ mod tests {
     use super::*;
     use crate::files::testing::TempFolder;
 
+    fn around(folder: &TempFolder) -> Surroundings {
+        let secrets = crate::drivers::secret::Driver::open(folder.0.join("secrets"));
+        Surroundings {
+            channels: folder.0.join("channel"),
+            folder: folder.0.clone(),
+            logs: folder.0.clone(),
+            taken_cids: Vec::new(),
+            secrets: std::sync::Arc::new(secrets.unwrap()),
+        }
+    }
+
     fn domain(kernel: &Path, devices: &str) -> Domain {
         let xml = format!(
             "<domain type='qemu'><name>t</name><memory unit='MiB'>8</memory>
@@ -534,7 +615,12 @@ mod tests {
     #[test]
     fn a_machine_has_its_kernel_and_its_terminal() {
         let folder = TempFolder::new();
-        let machine = build(&domain(&kernel(&folder), "<serial type='pty'/>"), 7).unwrap();
+        let machine = build(
+            &domain(&kernel(&folder), "<serial type='pty'/>"),
+            7,
+            around(&folder),
+        )
+        .unwrap();
         assert_eq!(machine.config.memory_bytes, 8 << 20);
         assert!(machine.config.acpi);
         assert_eq!(machine.descriptors.len(), 2);
@@ -555,7 +641,7 @@ mod tests {
             socket.display(),
             folder.0.display(),
         );
-        let error = build(&domain(&kernel(&folder), &devices), 1).unwrap_err();
+        let error = build(&domain(&kernel(&folder), &devices), 1, around(&folder)).unwrap_err();
         assert_eq!(
             error.message,
             "cannot open '/nonexistent/out': No such file or directory"
@@ -577,10 +663,10 @@ mod tests {
     #[test]
     fn kernels_must_be_files() {
         let folder = TempFolder::new();
-        let error = build(&domain(&folder.0.join("no"), ""), 1).unwrap_err();
+        let error = build(&domain(&folder.0.join("no"), ""), 1, around(&folder)).unwrap_err();
         assert_eq!(error.code.0, 38);
         assert!(error.message.starts_with("cannot open kernel '"), "{error}");
-        let error = build(&domain(&folder.0, ""), 1).unwrap_err();
+        let error = build(&domain(&folder.0, ""), 1, around(&folder)).unwrap_err();
         assert!(error.message.ends_with("is not a file"), "{error}");
     }
 

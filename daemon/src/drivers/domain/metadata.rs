@@ -168,7 +168,7 @@ impl Driver {
 }
 
 /// Which definitions a change is for: the running one, the stored one.
-fn impact(inner: &Inner, flags: u32) -> Result<(bool, bool)> {
+pub(super) fn impact(inner: &Inner, flags: u32) -> Result<(bool, bool)> {
     let active = inner.live.is_some();
     let (mut live, config) = (flags & affect::LIVE != 0, flags & affect::CONFIG != 0);
     let mut stored = config;
@@ -188,7 +188,7 @@ fn impact(inner: &Inner, flags: u32) -> Result<(bool, bool)> {
 }
 
 /// The definition that is read.
-fn chosen(inner: &Inner, flags: u32) -> Result<&Arc<Definition>> {
+pub(super) fn chosen(inner: &Inner, flags: u32) -> Result<&Arc<Definition>> {
     let (live, _) = impact(inner, flags)?;
     let definition = match (&inner.live, live) {
         (Some(running), true) => Some(&running.definition),

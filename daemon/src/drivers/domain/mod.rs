@@ -2,6 +2,8 @@
 
 pub mod console;
 pub mod define;
+pub mod devices;
+pub mod leases;
 pub mod lifecycle;
 pub mod machine;
 pub mod metadata;
@@ -11,6 +13,7 @@ pub mod record;
 pub mod recover;
 pub mod start;
 pub mod state;
+pub mod tuning;
 pub mod watch;
 
 use std::fs;
@@ -23,6 +26,7 @@ use xml_schemas::domain::HostFacts;
 
 use self::object::{Domain, Inner, Pinned, Registry};
 use self::record::{Folder, Record};
+use crate::drivers::secret;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::{DomainEvent, DomainName, Hub};
 use crate::files::{self, Durability};
@@ -39,6 +43,8 @@ pub struct Driver {
     pub store: Store,
     /// All domains.
     pub registry: Arc<Registry>,
+    /// What opens images.
+    pub secrets: Arc<secret::Driver>,
     /// Who wants to know.
     pub hub: Hub,
     /// The program that runs a domain.
@@ -55,6 +61,7 @@ impl Driver {
     /// The store cannot be opened.
     pub fn new(roots: Roots, vmm: PathBuf) -> io::Result<Self> {
         let store = Store::open(roots.domains())?;
+        let secrets = Arc::new(secret::Driver::open(roots.secrets())?);
         files::remove_leftovers(&roots.live_domains())?;
         let next_id = fs::read_to_string(next_id_file(&roots))
             .ok()
@@ -64,6 +71,7 @@ impl Driver {
             roots,
             store,
             registry: Arc::default(),
+            secrets,
             hub: Hub::default(),
             vmm,
             boot_id: record::boot_id(),
@@ -104,7 +112,7 @@ impl Driver {
             self.boot_id.clone(),
             inner.state,
             live.autodestroy,
-            live.sockets.clone(),
+            live.made.clone(),
         );
         record.process = Some(live.process.identity());
         if let Err(error) = record.write(&Folder(live.folder.clone())) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::machine::Made;
 use super::state::{ShutoffReason, State};
 use crate::control::Control;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result};
@@ -59,8 +60,10 @@ pub struct Live {
     pub control: Control,
     /// Its folder below `run`.
     pub folder: PathBuf,
-    /// Sockets and the like to remove at its end.
-    pub sockets: Vec<PathBuf>,
+    /// What is to be removed at its end.
+    pub made: Made,
+    /// Disks that had an error, by target, with virDomainDiskErrorCode.
+    pub disk_errors: Vec<(String, i32)>,
     /// It ends with its creator's connection.
     pub autodestroy: bool,
     /// Somebody has asked for its end.

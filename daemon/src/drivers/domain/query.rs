@@ -8,6 +8,7 @@ use std::time::Duration;
 use vmm_api::control::{Answer, Call};
 use xml_schemas::Domain as Definition;
 use xml_schemas::domain::View;
+use xml_schemas::domain::device::Vsock;
 
 use super::Driver;
 use super::lifecycle::ask_within;
@@ -230,6 +231,18 @@ impl Driver {
         } else {
             definition.format_public(view)
         })
+    }
+
+    /// Guest ids of vsock that running domains have.
+    pub fn guest_cids(&self) -> Vec<u32> {
+        let of = |definition: &Definition| {
+            let vsock = definition.devices.rest.iter().find(|e| e.name == "vsock")?;
+            Vsock::read(vsock).ok()?.cid
+        };
+        let all = self.registry.all();
+        all.iter()
+            .filter_map(|domain| of(&domain.lock().live.as_ref()?.definition))
+            .collect()
     }
 
     /// What a person should know of a domain: what was left out of its machine.

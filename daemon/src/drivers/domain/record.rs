@@ -9,6 +9,7 @@ use vmm_api::control::ExitRecord;
 use xml_schemas::Domain;
 use xml_schemas::domain::View;
 
+use super::machine::Made;
 use super::state::State;
 use crate::files::{self, Durability};
 use crate::vmm_process::Identity;
@@ -17,7 +18,6 @@ const VERSION: u32 = 1;
 
 /// `state.json`: what changes while a domain runs, or is not in its definition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Record {
     version: u32,
     /// The domain's id.
@@ -31,18 +31,13 @@ pub struct Record {
     /// It ends with its creator's connection, and hence with the daemon.
     pub autodestroy: bool,
     /// To remove at its end.
-    pub sockets: Vec<PathBuf>,
+    #[serde(flatten)]
+    pub made: Made,
 }
 
 impl Record {
     /// A domain that is being started.
-    pub fn new(
-        id: i32,
-        boot_id: String,
-        state: State,
-        autodestroy: bool,
-        sockets: Vec<PathBuf>,
-    ) -> Self {
+    pub fn new(id: i32, boot_id: String, state: State, autodestroy: bool, made: Made) -> Self {
         Self {
             version: VERSION,
             id,
@@ -50,7 +45,7 @@ impl Record {
             process: None,
             state,
             autodestroy,
-            sockets,
+            made,
         }
     }
 
@@ -188,7 +183,12 @@ mod tests {
         let temp = TempFolder::new();
         let folder = Folder::make(temp.0.join("d")).unwrap();
         let state = State::Paused(PausedReason::User);
-        let mut record = Record::new(3, boot_id(), state, true, vec!["/s".into()]);
+        let made = Made {
+            sockets: vec!["/s".into()],
+            links: vec!["macvtap0".into()],
+            ..Made::default()
+        };
+        let mut record = Record::new(3, boot_id(), state, true, made);
         record.process = Some(Identity {
             pid: 5,
             start_time: 6,

@@ -156,16 +156,8 @@ async fn abandon_start(folder: &Folder, record: &Record, same_boot: bool) {
             Err(error) => log::error!("cannot look for process {}: {error}", identity.pid),
         }
     }
-    remove_sockets(record);
+    record.made.clear_away();
     folder.remove();
-}
-
-fn remove_sockets(record: &Record) {
-    for socket in &record.sockets {
-        if let Err(error) = files::remove_if_there(socket) {
-            log::warn!("cannot remove {}: {error}", socket.display());
-        }
-    }
 }
 
 fn ended_meanwhile(driver: &Driver, domain: &Pinned, folder: &Folder, record: &Record) {
@@ -177,7 +169,7 @@ fn ended_meanwhile(driver: &Driver, domain: &Pinned, folder: &Folder, record: &R
         "unknown",
         "while no daemon watched",
     );
-    remove_sockets(record);
+    record.made.clear_away();
     folder.remove();
 }
 
@@ -207,7 +199,8 @@ async fn take_up(
             process: Arc::clone(&process),
             control: control.clone(),
             folder: folder.0.clone(),
-            sockets: record.sockets,
+            made: record.made,
+            disk_errors: Vec::new(),
             autodestroy: record.autodestroy,
             destroying: false,
             rebooting: false,

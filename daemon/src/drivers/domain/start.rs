@@ -15,6 +15,7 @@ use vmm_api::config::{MachineConfig, Resource};
 use vmm_api::control::{Call, Event, ExitRecord, FromVmm};
 use xml_schemas::Domain as Definition;
 
+use super::devices::Surroundings;
 use super::machine::{self, Machine, Made, Names};
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
@@ -163,7 +164,8 @@ impl Started {
                 process: Arc::clone(&self.process),
                 control: self.control.clone(),
                 folder: folder.0,
-                sockets: std::mem::take(&mut self.cleanup.made.sockets),
+                made: std::mem::take(&mut self.cleanup.made),
+                disk_errors: Vec::new(),
                 autodestroy: options.autodestroy,
                 destroying: false,
                 rebooting: false,
@@ -332,7 +334,14 @@ fn prepare(
         made: Made::default(),
         done: false,
     };
-    let machine = machine::build(definition, id)?;
+    let around = Surroundings {
+        channels: driver.roots.channels(),
+        folder: folder.0.clone(),
+        logs: driver.roots.domain_logs(),
+        taken_cids: driver.guest_cids(),
+        secrets: Arc::clone(&driver.secrets),
+    };
+    let machine = machine::build(definition, id, around)?;
     let Machine {
         mut config,
         definition,
@@ -343,14 +352,8 @@ fn prepare(
     cleanup.made = made;
 
     let state = State::Paused(PausedReason::StartingUp);
-    let sockets = cleanup.made.sockets.clone();
-    let record = Record::new(
-        id,
-        driver.boot_id.clone(),
-        state,
-        options.autodestroy,
-        sockets,
-    );
+    let made = cleanup.made.clone();
+    let record = Record::new(id, driver.boot_id.clone(), state, options.autodestroy, made);
     record
         .write(&folder)
         .map_err(|e| cannot("cannot write the domain's state", &e))?;

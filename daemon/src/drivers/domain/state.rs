@@ -34,6 +34,10 @@ pub enum RunningReason {
 pub enum PausedReason {
     /// Somebody asked for it.
     User = 1,
+    /// A disk request failed on the host's side.
+    IoError = 5,
+    /// The watchdog was not fed.
+    Watchdog = 6,
     /// Powered off or reset with `preserve`.
     ShuttingDown = 8,
     /// Its first instruction is yet to come.
@@ -86,6 +90,10 @@ pub enum Lifecycle {
     StartedBooted,
     /// Paused on request.
     SuspendedPaused,
+    /// Paused for a disk error.
+    SuspendedIoError,
+    /// Paused by the watchdog.
+    SuspendedWatchdog,
     /// Resumed on request.
     ResumedUnpaused,
     /// Off, by itself.
@@ -115,6 +123,8 @@ impl Lifecycle {
             Self::UndefinedRenamed => (1, 1),
             Self::StartedBooted => (2, 0),
             Self::SuspendedPaused => (3, 0),
+            Self::SuspendedIoError => (3, 2),
+            Self::SuspendedWatchdog => (3, 3),
             Self::ResumedUnpaused => (4, 0),
             Self::StoppedShutdown => (5, 0),
             Self::StoppedDestroyed => (5, 1),

@@ -10,7 +10,9 @@ use vmm_api::config::LifecycleAction;
 use vmm_api::control::{
     Answer, Call, Event, ExitCause, ExitRecord, Failure, FromVmm, MachineState, Reply,
 };
+use vmm_api::devices::{ErrorPolicy, WatchdogAction};
 use xml_schemas::domain::LifecycleAction as XmlAction;
+use xml_schemas::domain::device::{self, Disk};
 
 use super::Driver;
 use super::object::{Domain, Inner};
@@ -112,6 +114,9 @@ impl Watched {
                 }
             }
             Event::Resumed => {
+                if let Some(live) = inner.live.as_mut() {
+                    live.disk_errors.clear();
+                }
                 if !matches!(inner.state, State::Running(_)) {
                     let state = State::Running(RunningReason::Unpaused);
                     self.change(&mut inner, state, Some(Lifecycle::ResumedUnpaused));
@@ -125,11 +130,118 @@ impl Watched {
             } => self.crashed(&mut inner, reason, *guest_fault),
             // Kept by who reads the frames.
             Event::Exiting(_) => {}
-            // No device of this machine sends these yet.
-            Event::Watchdog(_)
-            | Event::IoError { .. }
-            | Event::BalloonChange { .. }
-            | Event::PortState { .. } => {}
+            Event::Watchdog(action) => self.barked(&mut inner, *action),
+            Event::IoError {
+                id, policy, reason, ..
+            } => self.disk_failed(&mut inner, id, *policy, reason),
+            Event::BalloonChange { actual_bytes } => {
+                let kib = actual_bytes / 1024;
+                let Some(live) = inner.live.as_mut() else {
+                    return;
+                };
+                Arc::make_mut(&mut live.definition).memory.current_kib = kib;
+                self.emit(&inner, &DomainEvent::BalloonChange(kib));
+            }
+            Event::PortState { id, open } => self.port_changed(&mut inner, id, *open),
+        }
+    }
+
+    fn emit(&self, inner: &Inner, event: &DomainEvent) {
+        self.driver.hub.emit(&self.domain.name_in(inner), event);
+    }
+
+    fn barked(&self, inner: &mut Inner, action: WatchdogAction) {
+        // virDomainEventWatchdogAction
+        let number = match action {
+            WatchdogAction::None => 0,
+            WatchdogAction::Pause | WatchdogAction::Dump => 1,
+            WatchdogAction::Reset => 2,
+            WatchdogAction::Poweroff => 3,
+            WatchdogAction::Shutdown => 4,
+            WatchdogAction::InjectNmi => 6,
+        };
+        self.emit(inner, &DomainEvent::Watchdog(number));
+        if number == 1 {
+            self.paused_for(inner, PausedReason::Watchdog, Lifecycle::SuspendedWatchdog);
+        }
+    }
+
+    /// The machine's own `Paused` event comes before or after this one.
+    fn paused_for(&self, inner: &mut Inner, reason: PausedReason, event: Lifecycle) {
+        match inner.state {
+            State::Running(_) => self.change(inner, State::Paused(reason), Some(event)),
+            State::Paused(PausedReason::User) => self.change(inner, State::Paused(reason), None),
+            _ => {}
+        }
+    }
+
+    fn disk_failed(&self, inner: &mut Inner, id: &str, policy: ErrorPolicy, reason: &str) {
+        let Some(live) = inner.live.as_mut() else {
+            return;
+        };
+        let disks = live
+            .definition
+            .devices
+            .rest
+            .iter()
+            .filter(|e| e.name == "disk");
+        let disk = disks
+            .filter_map(|e| Disk::read(e).ok())
+            .find(|disk| disk.alias.as_deref() == Some(id));
+        let path = disk
+            .as_ref()
+            .and_then(|d| d.source.path())
+            .unwrap_or_default();
+        // virDomainEventIOErrorAction, virDomainDiskErrorCode
+        let stopped = matches!(policy, ErrorPolicy::Stop | ErrorPolicy::Enospace);
+        let action = match policy {
+            ErrorPolicy::Ignore => 0,
+            _ if stopped => 1,
+            _ => 2,
+        };
+        let event = |with_reason| DomainEvent::IoError {
+            with_reason,
+            path: path.to_owned(),
+            alias: id.to_owned(),
+            action,
+            reason: reason.to_owned(),
+        };
+        if stopped {
+            let code = if reason == "enospc" { 2 } else { 1 };
+            let target = disk
+                .as_ref()
+                .map_or_else(|| id.to_owned(), |d| d.target.clone());
+            live.disk_errors.retain(|(other, _)| *other != target);
+            live.disk_errors.push((target, code));
+        }
+        self.emit(inner, &event(false));
+        self.emit(inner, &event(true));
+        if stopped {
+            self.paused_for(inner, PausedReason::IoError, Lifecycle::SuspendedIoError);
+        }
+    }
+
+    /// `state` in a running channel's target, and the guest agent's coming and going.
+    fn port_changed(&self, inner: &mut Inner, id: &str, open: bool) {
+        let Some(live) = inner.live.as_mut() else {
+            return;
+        };
+        let definition = Arc::make_mut(&mut live.definition);
+        let mut agent = false;
+        for channel in definition.devices.rest.iter_mut() {
+            if channel.name != "channel" || device::alias(channel) != Some(id) {
+                continue;
+            }
+            for target in channel.elements_mut().filter(|e| e.name == "target") {
+                let state = if open { "connected" } else { "disconnected" };
+                target.set_attr("state", state);
+                agent |= target.attr("name") == Some("org.qemu.guest_agent.0");
+            }
+        }
+        if agent {
+            // VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_REASON_CHANNEL
+            let state = if open { 1 } else { 2 };
+            self.emit(inner, &DomainEvent::AgentLifecycle(state, 2));
         }
     }
 
@@ -261,17 +373,13 @@ pub fn finish(
     exit: Option<ExitRecord>,
     ending: Option<Ending>,
 ) {
-    let (folder, sockets) = match &domain.lock().live {
-        Some(live) => (Folder(live.folder.clone()), live.sockets.clone()),
+    let (folder, made) = match &domain.lock().live {
+        Some(live) => (Folder(live.folder.clone()), live.made.clone()),
         None => return,
     };
     let exit = exit.or_else(|| folder.exit_record());
     // Before it counts as off: the next start makes them again.
-    for socket in sockets {
-        if let Err(error) = crate::files::remove_if_there(&socket) {
-            log::warn!("cannot remove {}: {error}", socket.display());
-        }
-    }
+    made.clear_away();
     folder.remove();
     let mut inner = domain.lock();
     let Some(live) = inner.live.take() else {

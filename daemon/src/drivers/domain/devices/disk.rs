@@ -1,0 +1,477 @@
+//! Disks: an image with everything behind it, opened.
+
+use std::collections::HashSet;
+use std::ffi::{CString, OsStr};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use vmm_api::config::Resource;
+use vmm_api::devices::{
+    CacheMode, DetectZeroes, DiskConfig, DiskLimits, ErrorPolicy, ImageConfig, ImageFormat, IoMode,
+    Limit,
+};
+use xml_schemas::dom::Element;
+use xml_schemas::domain::device::{BackingImage, Disk, DiskSource, IoTune, SecretUse};
+
+use super::header::{self, Names};
+use crate::drivers::domain::machine::Builder;
+use crate::error::{Error, ErrorCode, ErrorDomain, Result, plain};
+
+/// Most images of one chain, as in libvirt.
+const LONGEST_CHAIN: usize = 200;
+
+/// A chain that is being opened.
+struct Chain<'a> {
+    /// The disk's target, for messages.
+    target: &'a str,
+    direct: bool,
+    /// Device and inode of every file so far.
+    seen: HashSet<(u64, u64)>,
+    /// `<source index=…>` of the next image.
+    index: u32,
+}
+
+/// One image of a chain as it is stated, or as the image before it states it.
+struct Wanted {
+    path: PathBuf,
+    format: String,
+    secret: Option<SecretUse>,
+    writable: bool,
+    backing: Option<BackingImage>,
+    /// Who names it.
+    parent: Option<PathBuf>,
+}
+
+impl Builder {
+    /// Opens a disk, and notes in its element what is behind the image.
+    pub(super) fn disk(&mut self, element: &mut Element) -> Result<DiskConfig> {
+        let disk = Disk::read(element)?;
+        let target = disk.target.clone();
+        let unsupported = |what: &str| Err(Error::unsupported(format!("disk '{target}': {what}")));
+        let cache = match disk.cache.as_deref() {
+            None | Some("writeback") => CacheMode::Writeback,
+            Some("none") => CacheMode::None,
+            Some("writethrough") => CacheMode::Writethrough,
+            Some("directsync") => CacheMode::Directsync,
+            Some("unsafe") => CacheMode::Unsafe,
+            Some(other) => return unsupported(&format!("cache '{other}'")),
+        };
+        let io = match disk.io.as_deref() {
+            None | Some("threads") => IoMode::Threads,
+            Some("native") => IoMode::Native,
+            Some("io_uring") => IoMode::IoUring,
+            Some(other) => return unsupported(&format!("io '{other}'")),
+        };
+        let direct = matches!(cache, CacheMode::None | CacheMode::Directsync);
+        if io == IoMode::Native && !direct {
+            // libvirt's own rule.
+            return Err(Error::unsupported(
+                "native I/O needs either no disk cache or directsync cache mode, QEMU will \
+                 fallback to aio=threads",
+            ));
+        }
+        let path = match &disk.source {
+            DiskSource::File(path) | DiskSource::Block(path) => PathBuf::from(path),
+            DiskSource::None => return unsupported("it has no source"),
+            DiskSource::Other(kind) => return unsupported(&format!("type '{kind}'")),
+        };
+        let mut chain = Chain {
+            target: &target,
+            direct,
+            seen: HashSet::new(),
+            index: self.next_image,
+        };
+        let wanted = Wanted {
+            path,
+            format: disk.format.clone(),
+            secret: disk.secret.clone(),
+            writable: !disk.readonly,
+            backing: disk.backing.clone(),
+            parent: None,
+        };
+        let (image, store) = self.image(&mut chain, wanted)?;
+        let first = self.next_image;
+        self.next_image = chain.index;
+        for source in element.elements_mut().filter(|e| e.name == "source") {
+            source.set_attr("index", first.to_string());
+        }
+        element.take_children("backingStore");
+        element.push(store);
+        let policy = |policy: &Option<String>| match policy.as_deref() {
+            Some("stop") => ErrorPolicy::Stop,
+            Some("ignore") => ErrorPolicy::Ignore,
+            Some("enospace") => ErrorPolicy::Enospace,
+            _ => ErrorPolicy::Report,
+        };
+        let logical = disk.logical_block_size.unwrap_or(512);
+        Ok(DiskConfig {
+            image: Some(image),
+            readonly: disk.readonly,
+            shareable: disk.shareable,
+            cache,
+            io,
+            // As QEMU does for virtio-blk: not unless it is asked for.
+            discard: disk.discard.as_deref() == Some("unmap"),
+            detect_zeroes: match disk.detect_zeroes.as_deref() {
+                Some("on") => DetectZeroes::On,
+                Some("unmap") => DetectZeroes::Unmap,
+                _ => DetectZeroes::Off,
+            },
+            serial: disk
+                .serial
+                .as_deref()
+                .unwrap_or_default()
+                .chars()
+                .take(20)
+                .collect(),
+            queues: disk.queues.unwrap_or(0),
+            logical_block_size: logical,
+            physical_block_size: disk.physical_block_size.unwrap_or(logical),
+            limits: limits(&disk.iotune),
+            on_read_error: match (&disk.rerror_policy, &disk.error_policy) {
+                (None, Some(both)) if both != "enospace" => policy(&disk.error_policy),
+                _ => policy(&disk.rerror_policy),
+            },
+            on_write_error: match &disk.error_policy {
+                None => ErrorPolicy::Enospace,
+                stated => policy(stated),
+            },
+        })
+    }
+
+    /// Opens one image and what is behind it; also the element that says so.
+    fn image(&mut self, chain: &mut Chain<'_>, wanted: Wanted) -> Result<(ImageConfig, Element)> {
+        let format = match wanted.format.as_str() {
+            "raw" if wanted.secret.is_some() => ImageFormat::Luks,
+            "raw" => ImageFormat::Raw,
+            "qcow2" => ImageFormat::Qcow2,
+            "luks" => ImageFormat::Luks,
+            other => {
+                return Err(Error::unsupported(format!(
+                    "disk '{}': format '{other}' of '{}'",
+                    chain.target,
+                    wanted.path.display()
+                )));
+            }
+        };
+        let file = open(&wanted, false)?;
+        let metadata = file.metadata().map_err(|e| cannot_access(&wanted, &e))?;
+        if !chain.seen.insert((metadata.dev(), metadata.ino())) || chain.seen.len() > LONGEST_CHAIN
+        {
+            return Err(Error::internal(format!(
+                "backing store for '{}' is self-referential or too long",
+                wanted.path.display()
+            )));
+        }
+        chain.index += 1;
+        let names = match format {
+            ImageFormat::Qcow2 => header::names(&file).map_err(|error| {
+                Error::internal(format!(
+                    "cannot read the header of '{}': {}",
+                    wanted.path.display(),
+                    plain(&error)
+                ))
+            })?,
+            ImageFormat::Raw | ImageFormat::Luks => Names::default(),
+        };
+        let file = if chain.direct {
+            open(&wanted, true)?
+        } else {
+            file
+        };
+        let name = wanted.path.display().to_string();
+        let file = self.pass_as(file, &name);
+        let data_file = match &names.data_file {
+            Some(data) => Some(self.data_file(chain, &wanted, data)?),
+            None => None,
+        };
+        let passphrase = match &wanted.secret {
+            Some(secret) => {
+                let value = self.around.secrets.value_of(secret)?;
+                Some(
+                    self.pass(
+                        sealed(&value)
+                            .map_err(|e| Error::system("cannot hand over a passphrase", &e))?,
+                    ),
+                )
+            }
+            None if format == ImageFormat::Luks => {
+                return Err(Error::unsupported(format!(
+                    "disk '{}': '{name}' is encrypted: its <encryption> must name a <secret>",
+                    chain.target
+                )));
+            }
+            None => None,
+        };
+        let behind = behind(&wanted, &names)?;
+        let (backing, store) = match behind {
+            Some(behind) => {
+                let index = chain.index;
+                let path = behind.path.display().to_string();
+                let format = behind.format.clone();
+                let (image, store) = self.image(chain, behind)?;
+                let element = Element::new("backingStore")
+                    .with_attr("type", "file")
+                    .with_attr("index", index.to_string())
+                    .with_child(Element::new("format").with_attr("type", format))
+                    .with_child(Element::new("source").with_attr("file", path))
+                    .with_child(store);
+                (Some(Box::new(image)), element)
+            }
+            None => (None, Element::new("backingStore")),
+        };
+        let image = ImageConfig {
+            format,
+            file,
+            name,
+            data_file,
+            backing,
+            passphrase,
+        };
+        Ok((image, store))
+    }
+
+    fn data_file(
+        &mut self,
+        chain: &mut Chain<'_>,
+        image: &Wanted,
+        name: &OsStr,
+    ) -> Result<Resource> {
+        let path = resolve(&image.path, name)?;
+        let wanted = Wanted {
+            path,
+            format: "raw".to_owned(),
+            secret: None,
+            writable: image.writable,
+            backing: None,
+            parent: Some(image.path.clone()),
+        };
+        let file = open(&wanted, chain.direct)?;
+        let metadata = file.metadata().map_err(|e| cannot_access(&wanted, &e))?;
+        if !chain.seen.insert((metadata.dev(), metadata.ino())) {
+            return Err(Error::internal(format!(
+                "the data file of '{}' is in use by the same disk",
+                image.path.display()
+            )));
+        }
+        let name = wanted.path.display().to_string();
+        Ok(self.pass_as(file, &name))
+    }
+}
+
+/// The next image of a chain: as the definition says, else as the header says.
+fn behind(image: &Wanted, names: &Names) -> Result<Option<Wanted>> {
+    match &image.backing {
+        Some(BackingImage::End) => Ok(None),
+        Some(BackingImage::Image {
+            source,
+            format,
+            secret,
+            backing,
+        }) => {
+            let (DiskSource::File(path) | DiskSource::Block(path)) = source else {
+                return Err(Error::unsupported(format!(
+                    "the backing store of '{}': only files and block devices",
+                    image.path.display()
+                )));
+            };
+            Ok(Some(Wanted {
+                path: PathBuf::from(path),
+                format: format.clone().unwrap_or_else(|| "raw".to_owned()),
+                secret: secret.clone(),
+                writable: false,
+                backing: backing.as_deref().cloned(),
+                parent: Some(image.path.clone()),
+            }))
+        }
+        None => {
+            let Some(name) = &names.backing else {
+                return Ok(None);
+            };
+            let path = resolve(&image.path, name)?;
+            let Some(format) = names.backing_format.clone() else {
+                return Err(Error::invalid(format!(
+                    "format of backing image '{}' of image '{}' was not specified in the image \
+                     metadata (See https://libvirt.org/kbase/backing_chains.html for \
+                     troubleshooting)",
+                    path.display(),
+                    image.path.display()
+                )));
+            };
+            Ok(Some(Wanted {
+                path,
+                format,
+                secret: None,
+                writable: false,
+                backing: None,
+                parent: Some(image.path.clone()),
+            }))
+        }
+    }
+}
+
+/// A file that an image names: relative names begin at the image's folder.
+fn resolve(image: &Path, name: &OsStr) -> Result<PathBuf> {
+    let bytes = name.as_bytes();
+    let bytes = bytes.strip_prefix(b"file:").unwrap_or(bytes);
+    let before_slash = bytes.split(|&b| b == b'/').next().unwrap_or_default();
+    if bytes.is_empty() || before_slash.contains(&b':') {
+        return Err(Error::unsupported(format!(
+            "image '{}' names '{}', and only files can be behind an image",
+            image.display(),
+            name.to_string_lossy()
+        )));
+    }
+    let path = Path::new(OsStr::from_bytes(bytes));
+    if path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    let folder = image.parent().unwrap_or(Path::new("/"));
+    // A link leads to where the image really is, as for QEMU.
+    let real = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    Ok(real.join(path))
+}
+
+fn cannot_access(wanted: &Wanted, error: &io::Error) -> Error {
+    let path = wanted.path.display();
+    let what = match &wanted.parent {
+        Some(parent) => format!(
+            "Cannot access backing file '{path}' of storage file '{}'",
+            parent.display()
+        ),
+        None => format!("Cannot access storage file '{path}'"),
+    };
+    Error::of(
+        ErrorDomain::STORAGE,
+        ErrorCode::SYSTEM_ERROR,
+        format!("{what}: {}", plain(error)),
+    )
+}
+
+fn open(wanted: &Wanted, direct: bool) -> Result<File> {
+    // Without O_NONBLOCK a FIFO would block here; for what is allowed it means nothing.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | if direct { libc::O_DIRECT } else { 0 };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(wanted.writable)
+        .custom_flags(flags)
+        .open(&wanted.path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) if direct => Error::unsupported(format!(
+                "'{}': its file system has no direct I/O, which this cache mode needs",
+                wanted.path.display()
+            )),
+            _ => cannot_access(wanted, &error),
+        })?;
+    let kind = file
+        .metadata()
+        .map_err(|e| cannot_access(wanted, &e))?
+        .file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Error::unsupported(format!(
+            "'{}' is neither a file nor a block device",
+            wanted.path.display()
+        )));
+    }
+    Ok(file)
+}
+
+/// A file in memory that holds `value` and can be changed by nobody.
+fn sealed(value: &[u8]) -> io::Result<OwnedFd> {
+    let name = CString::new("secret")?;
+    // SAFETY: memfd_create(2) reads the name, which lives here, and returns a descriptor or -1.
+    let fd =
+        unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
+    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.write_all(value)?;
+    file.seek(SeekFrom::Start(0))?;
+    let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+    // SAFETY: fcntl(2) with numbers only.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file.into())
+}
+
+/// libvirt's `<iotune>` as the VMM has it.
+pub fn limits(tune: &IoTune) -> DiskLimits {
+    let limit = |name: &str| Limit {
+        rate: tune.get(name),
+        burst: tune.get(&format!("{name}_max")),
+        burst_seconds: tune.get(&format!("{name}_max_length")),
+    };
+    DiskLimits {
+        total_bytes: limit("total_bytes_sec"),
+        read_bytes: limit("read_bytes_sec"),
+        write_bytes: limit("write_bytes_sec"),
+        total_iops: limit("total_iops_sec"),
+        read_iops: limit("read_iops_sec"),
+        write_iops: limit("write_iops_sec"),
+        iops_size: tune.get("size_iops_sec"),
+    }
+}
+
+/// An image's sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// What the guest sees.
+    pub capacity: u64,
+    /// What the host has given to the file.
+    pub allocation: u64,
+    /// How long the file is.
+    pub physical: u64,
+}
+
+/// The sizes of a disk that nobody uses.
+///
+/// # Errors
+/// It has no image, or it cannot be read.
+pub fn image_info(disk: &Disk) -> Result<Sizes> {
+    let Some(path) = disk.source.path() else {
+        return Err(Error::new(
+            ErrorCode::INVALID_ARG,
+            format!(
+                "disk '{}' does not currently have a source assigned",
+                disk.target
+            ),
+        ));
+    };
+    let wanted = Wanted {
+        path: PathBuf::from(path),
+        format: disk.format.clone(),
+        secret: None,
+        writable: false,
+        backing: None,
+        parent: None,
+    };
+    let mut file = open(&wanted, false)?;
+    let metadata = file.metadata().map_err(|e| cannot_access(&wanted, &e))?;
+    // A block device's length is where it ends.
+    let physical = if metadata.is_file() {
+        metadata.len()
+    } else {
+        file.seek(SeekFrom::End(0))
+            .map_err(|e| cannot_access(&wanted, &e))?
+    };
+    let capacity = match disk.format.as_str() {
+        "qcow2" => header::size(&file).map_err(|e| cannot_access(&wanted, &e))?,
+        _ => physical,
+    };
+    Ok(Sizes {
+        capacity,
+        allocation: if metadata.is_file() {
+            metadata.blocks() * 512
+        } else {
+            physical
+        },
+        physical,
+    })
+}

@@ -1,0 +1,364 @@
+//! A definition's devices as the VMM's configuration, with everything they need opened or made.
+
+mod disk;
+mod header;
+mod link;
+mod net;
+mod passt;
+mod tap;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use vmm_api::devices::{
+    BalloonConfig, ConsoleConfig, ConsolePort, DeviceConfig, DeviceKind, PciAddress, RngConfig,
+    RootPortConfig, VsockConfig, WatchdogAction, WatchdogConfig,
+};
+use xml_schemas::Domain;
+use xml_schemas::dom::Element;
+use xml_schemas::domain::device::{self, Balloon, Channel, Rng, Vsock, Watchdog};
+use xml_schemas::domain::{CharSource, SocketMode};
+
+pub use self::disk::{image_info, limits as disk_limits};
+pub use self::link::remove as remove_link;
+pub use self::net::bandwidth;
+
+use super::machine::Builder;
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Ports of a virtio-serial device where its definition does not say.
+const PORTS: u32 = 31;
+
+/// What devices are made from beside the definition.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Where channels' sockets are made, a folder for each domain.
+    pub channels: PathBuf,
+    /// The domain's folder below `run`.
+    pub folder: PathBuf,
+    /// Where passt's words go.
+    pub logs: PathBuf,
+    /// Guest ids of vsock that other domains have.
+    pub taken_cids: Vec<u32>,
+    /// Values of secrets.
+    pub secrets: std::sync::Arc<crate::drivers::secret::Driver>,
+}
+
+/// A device's place for the VMM.
+fn place(element: &Element) -> Result<PciAddress> {
+    let address = device::PciAddress::of(element)?
+        .ok_or_else(|| Error::internal(format!("a device has no PCI address: {}", element.name)))?;
+    Ok(PciAddress {
+        bus: address.bus,
+        device: address.slot,
+        function: address.function,
+    })
+}
+
+/// The id that [`xml_schemas::domain::Devices::assign_aliases`] has given.
+fn id(element: &Element) -> Result<String> {
+    device::alias(element)
+        .map(str::to_owned)
+        .ok_or_else(|| Error::internal(format!("a device has no id: {}", element.name)))
+}
+
+impl Builder {
+    /// All PCI devices of `live`, which gets what is chosen here.
+    pub(super) fn devices(&mut self, live: &mut Domain) -> Result<Vec<DeviceConfig>> {
+        let mut configs = Vec::new();
+        for at in 0..live.devices.rest.len() {
+            let kind = self.device(live, at)?;
+            if let Some(kind) = kind {
+                let element = &live.devices.rest[at];
+                configs.push(DeviceConfig {
+                    id: id(element)?,
+                    address: place(element)?,
+                    kind,
+                });
+            }
+        }
+        // Buses before what is behind them.
+        configs.sort_by_key(|config| {
+            let port = matches!(config.kind, DeviceKind::RootPort(_));
+            (!port, config.address)
+        });
+        Ok(configs)
+    }
+
+    fn device(&mut self, live: &mut Domain, at: usize) -> Result<Option<DeviceKind>> {
+        let element = &live.devices.rest[at];
+        Ok(Some(match element.name.as_str() {
+            "controller" if element.attr("type") == Some("pci") => match root_port(element) {
+                Some(port) => DeviceKind::RootPort(port),
+                None => return Ok(None),
+            },
+            "controller" if element.attr("type") == Some("virtio-serial") => {
+                DeviceKind::Console(self.console(live, at)?)
+            }
+            "disk" => DeviceKind::Disk(Box::new(self.disk(&mut live.devices.rest[at])?)),
+            "interface" => {
+                let log = format!("{}-passt.log", live.name);
+                DeviceKind::Net(self.net(&mut live.devices.rest[at], &log)?)
+            }
+            "rng" => DeviceKind::Rng(self.rng(element)?),
+            "memballoon" => match Balloon::read(element)? {
+                None => return Ok(None),
+                Some(balloon) => {
+                    let full = live.memory.current_kib >= live.memory.total_kib;
+                    DeviceKind::Balloon(BalloonConfig {
+                        target_bytes: if full {
+                            0
+                        } else {
+                            live.memory.current_kib * 1024
+                        },
+                        stats_period_seconds: balloon.stats_period,
+                        free_page_reporting: balloon.free_page_reporting,
+                        deflate_on_oom: balloon.autodeflate,
+                    })
+                }
+            },
+            "watchdog" => DeviceKind::Watchdog(WatchdogConfig {
+                action: watchdog_action(&Watchdog::read(element)?.action)?,
+            }),
+            "vsock" => {
+                let vsock = Vsock::read(element)?;
+                let cid = self.cid(vsock)?;
+                Vsock::give_cid(&mut live.devices.rest[at], cid);
+                let socket = self.around.folder.join("vsock");
+                DeviceKind::Vsock(VsockConfig {
+                    cid,
+                    listener: Some(self.listen_unix(&socket)?),
+                    prefix: Some(socket),
+                })
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    fn cid(&self, vsock: Vsock) -> Result<u32> {
+        let taken = &self.around.taken_cids;
+        match vsock.cid {
+            Some(cid) if !vsock.auto => {
+                if taken.contains(&cid) {
+                    return Err(Error::failed(format!(
+                        "guest CID {cid} is in use by another domain"
+                    )));
+                }
+                Ok(cid)
+            }
+            // A stated one is a wish beside auto='yes'.
+            wish => wish
+                .into_iter()
+                .chain(3..u32::MAX)
+                .find(|cid| !taken.contains(cid))
+                .ok_or_else(|| Error::failed("no guest CID is free")),
+        }
+    }
+
+    fn rng(&mut self, element: &Element) -> Result<RngConfig> {
+        let rng = Rng::read(element)?;
+        let path = if rng.backend == "builtin" {
+            "/dev/urandom"
+        } else {
+            rng.source.as_str()
+        };
+        let cannot = |error: &std::io::Error| {
+            Error::system(format!("cannot open the source of entropy '{path}'"), error)
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(|e| cannot(&e))?;
+        let kind = file.metadata().map_err(|e| cannot(&e))?.file_type();
+        if !kind.is_char_device() {
+            return Err(Error::unsupported(format!(
+                "the source of entropy '{path}' is no character device"
+            )));
+        }
+        Ok(RngConfig {
+            source: self.pass_as(file, path),
+            max_bytes: rng.rate_bytes,
+            period_ms: rng.rate_period_ms,
+        })
+    }
+
+    /// A virtio-serial device with the channels and consoles that are its ports.
+    fn console(&mut self, live: &mut Domain, at: usize) -> Result<ConsoleConfig> {
+        let controller = &live.devices.rest[at];
+        let number = |name: &str| {
+            controller
+                .attr(name)
+                .and_then(|text| text.parse::<u32>().ok())
+        };
+        let index = number("index").unwrap_or(0);
+        let max_ports = number("ports").unwrap_or(PORTS).clamp(1, 511);
+        let mut ports: Vec<ConsolePort> = Vec::new();
+        for at in 0..live.devices.rest.len() {
+            let element = &live.devices.rest[at];
+            let virtio = element.child("target").and_then(|t| t.attr("type")) == Some("virtio");
+            let display = matches!(
+                element.attr("type"),
+                Some("spicevmc" | "qemu-vdagent" | "dbus")
+            );
+            if element.name != "channel" || !virtio || display {
+                continue;
+            }
+            let mut channel = Channel::read(element)?;
+            if channel.controller != index {
+                continue;
+            }
+            let id = id(element)?;
+            let name = channel.name.clone().unwrap_or_default();
+            if name.len() > 63 {
+                return Err(Error::unsupported(format!(
+                    "channel '{name}': its name has more than 63 bytes"
+                )));
+            }
+            if let CharSource::Unix { mode, path } = &mut channel.device.source
+                && *mode == SocketMode::Bind
+                && path.is_none()
+            {
+                let socket = self.channel_path(live, &name, &id)?;
+                set_source(
+                    &mut live.devices.rest[at],
+                    "path",
+                    &socket.display().to_string(),
+                );
+                *path = Some(socket.display().to_string());
+            }
+            let what = format!("channel '{name}'");
+            let (backend, pty) = self.backend(&what, &channel.device)?;
+            if let Some(pty) = pty {
+                set_source(&mut live.devices.rest[at], "path", &pty);
+            }
+            let log = self.log_file(&channel.device)?;
+            ports.push(ConsolePort {
+                id,
+                number: channel.port.unwrap_or(u32::MAX),
+                console: false,
+                name,
+                backend,
+                log,
+            });
+        }
+        for at in 0..live.devices.consoles.len() {
+            let console = live.devices.consoles[at].clone();
+            let channel = Channel::of_console(&console)?;
+            if console.target.target_type.as_deref() != Some("virtio")
+                || channel.controller != index
+            {
+                continue;
+            }
+            let (backend, pty) = self.backend(&format!("console {at}"), &console)?;
+            if let (CharSource::Pty { path }, Some(pty)) =
+                (&mut live.devices.consoles[at].source, pty)
+            {
+                *path = Some(pty);
+            }
+            let log = self.log_file(&console)?;
+            ports.push(ConsolePort {
+                id: console
+                    .alias
+                    .clone()
+                    .unwrap_or_else(|| format!("console{at}")),
+                number: channel.port.unwrap_or(u32::MAX),
+                console: true,
+                name: String::new(),
+                backend,
+                log,
+            });
+        }
+        // Those without a number (consoles) get the lowest free ones.
+        for at in 0..ports.len() {
+            if ports[at].number == u32::MAX {
+                let free = (0..max_ports).find(|n| ports.iter().all(|port| port.number != *n));
+                ports[at].number =
+                    free.ok_or_else(|| Error::failed("no virtio serial port is free"))?;
+            }
+        }
+        ports.sort_by_key(|port| port.number);
+        Ok(ConsoleConfig { ports, max_ports })
+    }
+
+    fn channel_path(&mut self, live: &Domain, name: &str, id: &str) -> Result<PathBuf> {
+        let folder = self.channel_folder(live)?;
+        let usable = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
+        Ok(folder.join(if usable { name } else { id }))
+    }
+
+    /// The folder of this domain's channels, made if it is missing.
+    fn channel_folder(&mut self, live: &Domain) -> Result<PathBuf> {
+        let id = live.id.map_or_else(|| "-1".to_owned(), |id| id.to_string());
+        let name: String = live.name.chars().take(20).collect();
+        let folder = self.around.channels.join(format!("domain-{id}-{name}"));
+        if !folder.is_dir() {
+            files::make_folder(&folder, 0o700)
+                .map_err(|e| Error::system("cannot make the folder for channels", &e))?;
+            self.made.folders.push(folder.clone());
+        }
+        Ok(folder)
+    }
+
+    fn log_file(
+        &mut self,
+        device: &xml_schemas::domain::CharDevice,
+    ) -> Result<Option<vmm_api::config::Resource>> {
+        match &device.log {
+            Some(log) => self
+                .output(Path::new(&log.file), log.append.unwrap_or(false))
+                .map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Writes an attribute of `<source>`.
+fn set_source(element: &mut Element, name: &str, value: &str) {
+    if element.child("source").is_none() {
+        element.push(Element::new("source"));
+    }
+    let unix = element.attr("type") == Some("unix");
+    for source in element.elements_mut().filter(|e| e.name == "source") {
+        if unix && source.attr("mode").is_none() {
+            source.set_attr("mode", "bind");
+        }
+        source.set_attr(name, value);
+    }
+}
+
+fn root_port(element: &Element) -> Option<RootPortConfig> {
+    if element.attr("model") != Some("pcie-root-port") {
+        return None;
+    }
+    let index: u8 = element.attr("index")?.parse().ok()?;
+    let target = element.child("target");
+    let number = |name: &str| {
+        let text = target?.attr(name)?;
+        match text.strip_prefix("0x") {
+            Some(hex) => u8::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        }
+    };
+    Some(RootPortConfig {
+        index,
+        chassis: number("chassis").unwrap_or(index),
+        port: number("port").unwrap_or(0),
+        // The machine has no hot-plug yet.
+        hotplug: false,
+    })
+}
+
+fn watchdog_action(action: &str) -> Result<WatchdogAction> {
+    Ok(match action {
+        "reset" => WatchdogAction::Reset,
+        "shutdown" => WatchdogAction::Shutdown,
+        "poweroff" => WatchdogAction::Poweroff,
+        "pause" => WatchdogAction::Pause,
+        "none" => WatchdogAction::None,
+        "inject-nmi" => WatchdogAction::InjectNmi,
+        other => return Err(Error::unsupported(format!("watchdog action '{other}'"))),
+    })
+}

@@ -1,0 +1,501 @@
+//! Changing and measuring the devices of domains.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm_api::config::LifecycleAction;
+use vmm_api::control::{Answer, Call, Stats};
+use xml_schemas::Domain as Definition;
+use xml_schemas::dom::Element;
+use xml_schemas::domain::LifecycleAction as XmlAction;
+use xml_schemas::domain::View;
+use xml_schemas::domain::device::{self, Disk, Interface, IoTune, Rate};
+
+use super::Driver;
+use super::devices::{bandwidth, disk_limits};
+use super::lifecycle::{ask, ask_within};
+use super::metadata::{chosen, impact};
+use super::object::{Domain, Pinned};
+use super::record::Folder;
+use crate::error::{Error, ErrorCode, Result};
+
+/// How long a VMM may take to give its counters.
+const STATS_LIMIT: Duration = Duration::from_secs(2);
+
+/// The disk that a client means, by target or path.
+///
+/// # Errors
+/// VIR_ERR_INVALID_ARG, in `words`, if there is none.
+pub fn find_disk(definition: &Definition, name: &str, words: &str) -> Result<Disk> {
+    let mut disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
+    disks
+        .find_map(|e| {
+            let disk = Disk::read(e).ok()?;
+            (disk.target == name || disk.source.path() == Some(name)).then_some(disk)
+        })
+        .filter(|_| !name.is_empty())
+        .ok_or_else(|| Error::new(ErrorCode::INVALID_ARG, words))
+}
+
+/// The interface that a client means, by device of the host or hardware address.
+///
+/// # Errors
+/// VIR_ERR_INVALID_ARG if there is none.
+pub fn find_interface(definition: &Definition, name: &str) -> Result<Interface> {
+    let cards = definition
+        .devices
+        .rest
+        .iter()
+        .filter(|e| e.name == "interface");
+    cards
+        .filter_map(|e| Interface::read(e).ok())
+        .find(|card| {
+            card.target.as_deref() == Some(name) || card.mac_text() == name.to_ascii_lowercase()
+        })
+        .ok_or_else(|| {
+            Error::new(
+                ErrorCode::INVALID_ARG,
+                format!("'{name}' is not a known interface"),
+            )
+        })
+}
+
+/// A device's id in a running domain.
+pub fn id(alias: Option<&String>) -> Result<String> {
+    alias
+        .cloned()
+        .ok_or_else(|| Error::internal("a running device has no id"))
+}
+
+/// The element of the device with that name, by a test on it.
+fn element<'e>(
+    definition: &'e mut Definition,
+    test: impl Fn(&Element) -> bool,
+) -> Option<&'e mut Element> {
+    definition.devices.rest.iter_mut().find(|e| test(e))
+}
+
+impl Driver {
+    /// What the devices of a running domain have counted.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off; the VMM's silence.
+    pub async fn device_stats(&self, domain: &Domain) -> Result<Stats> {
+        match ask_within(domain, Call::Stats, STATS_LIMIT).await? {
+            Answer::Stats(stats) => Ok(stats),
+            _ => Err(Error::internal("the VMM's answer makes no sense")),
+        }
+    }
+
+    /// Changes the definitions that `flags` mean: first the machine by `live`, which gets the
+    /// running definition, then both by `change`, then the store.
+    async fn modify(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        flags: u32,
+        live: impl AsyncFnOnce(&Definition) -> Result<()>,
+        change: impl Fn(&mut Definition) -> Result<()>,
+    ) -> Result<()> {
+        let _job = domain.job().await?;
+        let (stored, running) = {
+            let inner = domain.lock();
+            let (to_live, to_config) = impact(&inner, flags)?;
+            let stored = inner.persistent.as_ref().filter(|_| to_config).cloned();
+            let running = inner.live.as_ref().filter(|_| to_live);
+            (stored, running.map(|live| Arc::clone(&live.definition)))
+        };
+        let changed = |definition: &Arc<Definition>| {
+            let mut new = Definition::clone(definition);
+            change(&mut new).map(|()| Arc::new(new))
+        };
+        // Refused before anything is done.
+        let new_stored = stored.as_ref().map(changed).transpose()?;
+        if let Some(running) = &running {
+            changed(running)?;
+            live(running).await?;
+        }
+        if let Some(new) = &new_stored {
+            self.save(new.name.clone(), new.format(View::Inactive))
+                .await?;
+        }
+        let mut inner = domain.lock();
+        if let Some(new) = new_stored {
+            inner.persistent = Some(new);
+        }
+        if let (Some(_), Some(live)) = (running, inner.live.as_mut()) {
+            // As it is now: events may have changed it meanwhile.
+            let new = changed(&live.definition)?;
+            let folder = Folder(live.folder.clone());
+            if let Err(error) = folder.write_definition(&new) {
+                log::error!(
+                    "domain '{}': cannot write its definition: {error}",
+                    new.name
+                );
+            }
+            live.definition = new;
+        }
+        Ok(())
+    }
+
+    /// The limits of a disk.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG without such a disk.
+    pub fn io_tune(&self, domain: &Domain, disk: &str, flags: u32) -> Result<IoTune> {
+        let inner = domain.lock();
+        let definition = chosen(&inner, flags)?;
+        let words = format!("disk '{disk}' was not found in the domain config");
+        Ok(find_disk(definition, disk, &words)?.iotune)
+    }
+
+    /// Changes those limits of a disk that `values` name; what was set otherwise goes with what
+    /// replaces it (a total replaces both directions, and the other way round).
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG without such a disk or limit, VIR_ERR_XML_ERROR for what cannot be
+    /// together.
+    pub async fn set_io_tune(
+        self: &Arc<Self>,
+        domain: Pinned,
+        disk: &str,
+        values: &[(String, u64)],
+        flags: u32,
+    ) -> Result<()> {
+        let words = format!("disk '{disk}' was not found in the domain config");
+        let merged = |definition: &Definition| -> Result<IoTune> {
+            let mut tune = find_disk(definition, disk, &words)?.iotune;
+            let named = |name: &str| values.iter().any(|(n, _)| n == name);
+            let groups = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]];
+            for group in groups {
+                let total = named(IoTune::NAMES[group[0]]);
+                let parts = group[1..].iter().any(|&at| named(IoTune::NAMES[at]));
+                for at in group {
+                    if (total && !parts && at != group[0]) || (parts && !total && at == group[0]) {
+                        tune.values[at] = 0;
+                    }
+                }
+            }
+            for (name, value) in values {
+                let at = IoTune::NAMES
+                    .iter()
+                    .position(|known| known == name)
+                    .ok_or_else(|| {
+                        Error::new(
+                            ErrorCode::INVALID_ARG,
+                            format!("parameter '{name}' not supported"),
+                        )
+                    })?;
+                tune.values[at] = *value;
+            }
+            tune.check().map_err(|_| {
+                Error::new(
+                    ErrorCode::INVALID_ARG,
+                    "total and read/write of bytes_sec or iops_sec cannot be set at the same time",
+                )
+            })?;
+            Ok(tune)
+        };
+        let machine = async |running: &Definition| {
+            let call = Call::SetDiskLimits {
+                id: id(find_disk(running, disk, &words)?.alias.as_ref())?,
+                limits: disk_limits(&merged(running)?),
+            };
+            ask(&domain, call).await.map(drop)
+        };
+        let change = |definition: &mut Definition| {
+            let tune = merged(definition)?;
+            let target = find_disk(definition, disk, &words)?.target;
+            if let Some(e) = element(definition, |e| is_disk(e, &target)) {
+                tune.write(e);
+            }
+            Ok(())
+        };
+        self.modify(&domain, flags, machine, change).await
+    }
+
+    /// Limits of an interface: to the guest, from the guest.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG without such an interface.
+    pub fn bandwidth(
+        &self,
+        domain: &Domain,
+        name: &str,
+        flags: u32,
+    ) -> Result<(Option<Rate>, Option<Rate>)> {
+        let inner = domain.lock();
+        let card = find_interface(chosen(&inner, flags)?, name)?;
+        Ok((card.inbound, card.outbound))
+    }
+
+    /// Changes them: those that are `Some`; an average of 0 means none.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG without such an interface.
+    pub async fn set_bandwidth(
+        self: &Arc<Self>,
+        domain: Pinned,
+        name: &str,
+        rates: (Option<Rate>, Option<Rate>),
+        flags: u32,
+    ) -> Result<()> {
+        let limits = |rate: Option<Rate>| rate.map(bandwidth);
+        let machine = async |running: &Definition| {
+            let call = Call::SetBandwidth {
+                id: id(find_interface(running, name)?.alias.as_ref())?,
+                inbound: limits(rates.0),
+                outbound: limits(rates.1),
+            };
+            ask(&domain, call).await.map(drop)
+        };
+        let change = |definition: &mut Definition| {
+            let mac = find_interface(definition, name)?.mac;
+            if let Some(e) = element(definition, |e| is_interface(e, mac)) {
+                Interface::write_rates(e, rates.0, rates.1);
+            }
+            Ok(())
+        };
+        self.modify(&domain, flags, machine, change).await
+    }
+
+    /// Plugs or pulls an interface's cable, as the document `xml` (virDomainUpdateDeviceFlags)
+    /// says; nothing else of a device can be changed yet.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_UNSUPPORTED for any other change.
+    pub async fn update_device(
+        self: &Arc<Self>,
+        domain: Pinned,
+        xml: &str,
+        flags: u32,
+    ) -> Result<()> {
+        let wanted = xml_schemas::dom::parse(xml, "(device_definition)")?;
+        let unsupported = || {
+            Error::new(
+                ErrorCode::OPERATION_UNSUPPORTED,
+                "only the link state of an interface can be changed",
+            )
+        };
+        if wanted.name != "interface" {
+            return Err(unsupported());
+        }
+        let card = Interface::read(&wanted)?;
+        let mac = card.mac_text();
+        let state = if card.link_up { "up" } else { "down" };
+        let machine = async |running: &Definition| {
+            let call = Call::SetLink {
+                id: id(find_interface(running, &mac)?.alias.as_ref())?,
+                up: card.link_up,
+            };
+            ask(&domain, call).await.map(drop)
+        };
+        let change = |definition: &mut Definition| {
+            let known = find_interface(definition, &mac)?;
+            let same = |a: &Option<String>, b: &Option<String>| a.is_none() || a == b;
+            if known.kind != card.kind
+                || !same(&card.source, &known.source)
+                || (!card.model.is_empty() && known.model != card.model)
+            {
+                return Err(unsupported());
+            }
+            if let Some(e) = element(definition, |e| is_interface(e, card.mac)) {
+                e.take_children("link");
+                e.push(Element::new("link").with_attr("state", state));
+            }
+            Ok(())
+        };
+        self.modify(&domain, flags, machine, change).await
+    }
+
+    /// Makes a disk of a running domain larger.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG without such a disk; the VMM's.
+    pub async fn resize_disk(
+        self: &Arc<Self>,
+        domain: Pinned,
+        disk: &str,
+        bytes: u64,
+    ) -> Result<()> {
+        let _job = domain.job().await?;
+        let definition = Arc::clone(&domain.lock().live()?.definition);
+        let words = format!("disk '{disk}' was not found in the domain config");
+        let call = Call::ResizeDisk {
+            id: id(find_disk(&definition, disk, &words)?.alias.as_ref())?,
+            bytes,
+        };
+        ask(&domain, call).await.map(drop)
+    }
+
+    /// How much memory the guest is to use, in KiB.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG beyond the domain's memory; no balloon.
+    pub async fn set_memory(self: &Arc<Self>, domain: Pinned, kib: u64, flags: u32) -> Result<()> {
+        let machine = async |running: &Definition| {
+            if !has_balloon(running) {
+                return Err(Error::invalid(
+                    "Unable to change memory of active domain without the balloon device and \
+                     guest OS balloon driver",
+                ));
+            }
+            let target_bytes = kib.saturating_mul(1024);
+            ask(&domain, Call::SetBalloon { target_bytes })
+                .await
+                .map(drop)
+        };
+        let running = domain.lock().live.is_some();
+        let only_live = running && flags & super::metadata::affect::CONFIG == 0;
+        let change = |definition: &mut Definition| {
+            if kib > definition.memory.total_kib {
+                return Err(Error::new(
+                    ErrorCode::INVALID_ARG,
+                    "cannot set memory higher than max memory",
+                ));
+            }
+            // What a running guest uses it says itself (BALLOON_CHANGE).
+            if !only_live {
+                definition.memory.current_kib = kib;
+            }
+            Ok(())
+        };
+        self.modify(&domain, flags, machine, change).await
+    }
+
+    /// How much memory a domain may have, in KiB: for a stored definition only.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID for a running one.
+    pub async fn set_max_memory(
+        self: &Arc<Self>,
+        domain: Pinned,
+        kib: u64,
+        flags: u32,
+    ) -> Result<()> {
+        let machine = async |_: &Definition| {
+            Err(Error::invalid(
+                "cannot resize the maximum memory on an active domain",
+            ))
+        };
+        let change = |definition: &mut Definition| {
+            if kib == 0 {
+                return Err(Error::new(ErrorCode::INVALID_ARG, "memory must not be 0"));
+            }
+            definition.memory.total_kib = kib;
+            definition.memory.current_kib = definition.memory.current_kib.min(kib);
+            Ok(())
+        };
+        self.modify(&domain, flags, machine, change).await
+    }
+
+    /// How often the guest is asked for its memory's statistics.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG for a period below 0; no balloon.
+    pub async fn set_memory_stats_period(
+        self: &Arc<Self>,
+        domain: Pinned,
+        period: i32,
+        flags: u32,
+    ) -> Result<()> {
+        let seconds = u32::try_from(period).map_err(|_| {
+            Error::new(
+                ErrorCode::INVALID_ARG,
+                "period must be a whole number of seconds",
+            )
+        })?;
+        let none =
+            || Error::invalid("Memory balloon model must be virtio to set the collection period");
+        let machine = async |running: &Definition| {
+            if !has_balloon(running) {
+                return Err(none());
+            }
+            ask(&domain, Call::SetBalloonPeriod { seconds })
+                .await
+                .map(drop)
+        };
+        let change = |definition: &mut Definition| {
+            let Some(e) = element(definition, is_balloon) else {
+                return Err(none());
+            };
+            e.take_children("stats");
+            if seconds != 0 {
+                e.push(Element::new("stats").with_attr("period", seconds.to_string()));
+            }
+            Ok(())
+        };
+        self.modify(&domain, flags, machine, change).await
+    }
+
+    /// What a power-off, reset or crash does from now on: virDomainLifecycle and its action.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_UNSUPPORTED for what the VMM cannot change while it runs.
+    pub async fn set_lifecycle_action(
+        self: &Arc<Self>,
+        domain: Pinned,
+        kind: u32,
+        action: u32,
+        flags: u32,
+    ) -> Result<()> {
+        let invalid = |text: &str| Error::new(ErrorCode::INVALID_ARG, text);
+        if kind > 2 {
+            return Err(invalid("unknown lifecycle type"));
+        }
+        let action = match action {
+            0 => XmlAction::Destroy,
+            1 => XmlAction::Restart,
+            2 => XmlAction::RenameRestart,
+            3 => XmlAction::Preserve,
+            4 => XmlAction::CoredumpDestroy,
+            5 => XmlAction::CoredumpRestart,
+            _ => return Err(invalid("unknown lifecycle action")),
+        };
+        let machine = async |_: &Definition| {
+            let action = match action {
+                XmlAction::Destroy => LifecycleAction::Destroy,
+                XmlAction::Restart => LifecycleAction::Restart,
+                XmlAction::Preserve => LifecycleAction::Preserve,
+                _ => {
+                    return Err(Error::unsupported(format!(
+                        "lifecycle action '{}'",
+                        action.as_str()
+                    )));
+                }
+            };
+            if kind != 0 {
+                return Err(Error::new(
+                    ErrorCode::OPERATION_UNSUPPORTED,
+                    "on_reboot and on_crash of a running domain cannot be changed: use --config",
+                ));
+            }
+            ask(&domain, Call::OnPoweroff(action)).await.map(drop)
+        };
+        let change = |definition: &mut Definition| {
+            match kind {
+                0 => definition.on_poweroff = action,
+                1 => definition.on_reboot = action,
+                _ => definition.on_crash = action,
+            }
+            Ok(())
+        };
+        self.modify(&domain, flags, machine, change).await
+    }
+}
+
+fn is_disk(e: &Element, target: &str) -> bool {
+    e.name == "disk" && e.child("target").and_then(|t| t.attr("dev")) == Some(target)
+}
+
+fn is_interface(e: &Element, mac: [u8; 6]) -> bool {
+    e.name == "interface" && Interface::read(e).is_ok_and(|card| card.mac == mac)
+}
+
+fn is_balloon(e: &Element) -> bool {
+    e.name == "memballoon" && device::Balloon::read(e).is_ok_and(|b| b.is_some())
+}
+
+/// Whether a domain has a memory balloon.
+pub fn has_balloon(definition: &Definition) -> bool {
+    definition.devices.rest.iter().any(is_balloon)
+}
