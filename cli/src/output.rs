@@ -41,7 +41,12 @@ impl Output {
 
     /// Prints text as it is.
     pub fn print(&mut self, text: impl AsRef<str>) {
-        self.buffer.extend_from_slice(text.as_ref().as_bytes());
+        self.print_bytes(text.as_ref().as_bytes());
+    }
+
+    /// Prints bytes as they are.
+    pub fn print_bytes(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= FLUSH_AT {
             self.flush();
         }

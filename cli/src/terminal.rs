@@ -29,6 +29,20 @@ impl RawTerminal {
     ///
     /// Standard input is no terminal, or doesn't let itself be changed.
     pub fn new() -> io::Result<Self> {
+        // SAFETY: cfmakeraw only changes the fields of the struct it is given.
+        Self::changed(|settings| unsafe { libc::cfmakeraw(settings) })
+    }
+
+    /// Keys are not shown while they are typed; nothing else changes.
+    ///
+    /// # Errors
+    ///
+    /// As [`RawTerminal::new`].
+    pub fn hidden() -> io::Result<Self> {
+        Self::changed(|settings| settings.c_lflag &= !libc::ECHO)
+    }
+
+    fn changed(change: impl FnOnce(&mut libc::termios)) -> io::Result<Self> {
         let mut saved = MaybeUninit::<libc::termios>::uninit();
         // SAFETY: the pointer is to a live local of the right type, which is written in full on success.
         if unsafe { libc::tcgetattr(libc::STDIN_FILENO, saved.as_mut_ptr()) } != 0 {
@@ -46,8 +60,7 @@ impl RawTerminal {
             terminal.handle(signal)?;
         }
         let mut raw = saved;
-        // SAFETY: cfmakeraw only changes the fields of the struct it is given.
-        unsafe { libc::cfmakeraw(&mut raw) };
+        change(&mut raw);
         RAW.store(true, Ordering::Release);
         // SAFETY: the pointer is to a live local.
         if unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSAFLUSH, &raw) } != 0 {

@@ -236,9 +236,13 @@ fn machines_that_do_not_fit() {
     let error = run.fails().to_lowercase();
     assert!(error.contains("cpu"), "{error}");
     let error = start_refused(&rig, |xml| {
-        xml.replace("<devices>", "<devices><disk type='file' device='disk'><source file='/x'/><target dev='vda' bus='virtio'/></disk>")
+        xml.replace("<devices>", "<devices><disk type='file' device='disk'><source file='/x'/><target dev='sda' bus='scsi'/></disk>")
     });
-    assert!(error.contains("vda"), "the device is named: {error}");
+    assert!(error.contains("sda"), "the device is named: {error}");
+    let error = start_refused(&rig, |xml| {
+        xml.replace("<devices>", "<devices><disk type='file' device='disk'><source file='/nowhere/x'/><target dev='vda' bus='virtio'/></disk>")
+    });
+    assert!(error.contains("/nowhere/x"), "the file is named: {error}");
     // A domain that would boot from disk through firmware.
     let error = start_refused(&rig, |xml| {
         let start = xml.find("<kernel>").unwrap();

@@ -1,14 +1,19 @@
 //! The commands: one file a group of related ones, and what they share.
 
+pub mod block;
 pub mod console;
 pub mod definition;
 pub mod domain;
 pub mod events;
 pub mod host;
+pub mod interface;
 pub mod list;
 pub mod metadata;
 pub mod monitor;
+pub mod params;
 pub mod resources;
+pub mod secret;
+pub mod stats;
 pub mod virsh;
 
 use std::fs;
@@ -36,9 +41,19 @@ pub const GROUPS: &[Group] = &[
         title: "Domain Monitoring",
         keyword: "monitor",
         commands: &[
+            block::DOMBLKERROR,
+            block::DOMBLKINFO,
+            block::DOMBLKLIST,
+            block::DOMBLKSTAT,
             monitor::DOMCONTROL,
+            interface::DOMIF_GETLINK,
+            interface::DOMIFADDR,
+            interface::DOMIFLIST,
+            interface::DOMIFSTAT,
             monitor::DOMINFO,
+            stats::DOMMEMSTAT,
             monitor::DOMSTATE,
+            stats::DOMSTATS,
             list::LIST,
         ],
     },
@@ -65,6 +80,18 @@ pub const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "Secret",
+        keyword: "secret",
+        commands: &[
+            secret::SECRET_DEFINE,
+            secret::SECRET_DUMPXML,
+            secret::SECRET_GET_VALUE,
+            secret::SECRET_LIST,
+            secret::SECRET_SET_VALUE,
+            secret::SECRET_UNDEFINE,
+        ],
+    },
+    Group {
         title: "Vireo itself",
         keyword: "vireo",
         commands: &[
@@ -81,12 +108,16 @@ pub const GROUPS: &[Group] = &[
 
 const DOMAIN_COMMANDS: &[Command] = &[
     domain::AUTOSTART,
+    block::BLKDEVIOTUNE,
+    block::BLOCKRESIZE,
     console::CONSOLE,
     definition::CREATE,
     definition::DEFINE,
     metadata::DESC,
     domain::DESTROY,
     domain::DOMID,
+    interface::DOMIF_SETLINK,
+    interface::DOMIFTUNE,
     domain::DOMNAME,
     domain::DOMRENAME,
     domain::DOMUUID,
@@ -97,6 +128,7 @@ const DOMAIN_COMMANDS: &[Command] = &[
     domain::REBOOT,
     domain::RESET,
     domain::RESUME,
+    stats::SET_LIFECYCLE_ACTION,
     resources::SETMAXMEM,
     resources::SETMEM,
     domain::SHUTDOWN,
