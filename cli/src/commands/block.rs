@@ -369,7 +369,7 @@ fn domblkerror(shell: &mut Shell, args: &Args) -> Result {
         _ => Vec::new(),
     };
     if errors.is_empty() {
-        shell.out.print("No errors found\n".to_owned());
+        shell.out.print("No errors found\n");
     }
     for error in errors {
         let words = match error.error {

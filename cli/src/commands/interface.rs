@@ -227,9 +227,7 @@ fn domif_setlink(shell: &mut Shell, args: &Args) -> Result {
     shell
         .call(procs::DOMAIN_UPDATE_DEVICE_FLAGS, &asked)
         .context("Failed to update interface link state")?;
-    shell
-        .out
-        .print_extra("Device updated successfully\n".to_owned());
+    shell.out.print_extra("Device updated successfully\n");
     Ok(())
 }
 

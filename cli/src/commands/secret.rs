@@ -240,20 +240,20 @@ fn set_value(shell: &mut Shell, args: &Args) -> Result {
     shell
         .call(procs::SECRET_SET_VALUE, &asked)
         .context("Failed to set secret value")?;
-    shell.out.print_extra("Secret value set\n".to_owned());
+    shell.out.print_extra("Secret value set\n");
     Ok(())
 }
 
 /// Asks for a line that is not shown while it is typed.
 fn ask(shell: &mut Shell) -> Result<Vec<u8>> {
-    shell.out.print("Enter new value for secret:".to_owned());
+    shell.out.print("Enter new value for secret:");
     shell.out.flush();
     // Not a terminal: nothing is shown anyhow.
     let hidden = crate::terminal::RawTerminal::hidden().ok();
     let mut line = String::new();
     let read = std::io::stdin().lock().take(VALUE_MAX).read_line(&mut line);
     drop(hidden);
-    shell.out.print("\n".to_owned());
+    shell.out.print("\n");
     read.map_err(|error| Failure::new(format!("Failed to read secret: {}", os_message(&error))))?;
     let value = line.trim_end_matches(['\n', '\r']);
     if value.is_empty() {

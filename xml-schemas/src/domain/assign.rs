@@ -1,6 +1,7 @@
 //! Places of devices: PCI addresses with the root ports they need, ports of virtio-serial
 //! controllers. What a user stated is kept, and what is assigned at define stays for good.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::device::{Disk, PciAddress, channel_place};
@@ -304,13 +305,13 @@ fn pci(devices: &mut Devices, i440fx: bool) -> Result<(), XmlError> {
     }
     // Buses that a stated address needs.
     for bus in 1..=last {
-        if !map.buses.contains_key(&bus) {
+        if let Entry::Vacant(vacant) = map.buses.entry(bus) {
             if i440fx {
                 return Err(XmlError::xml(format!(
                     "no PCI controller has index {bus}, which an address needs"
                 )));
             }
-            map.buses.insert(bus, "pcie-root-port".to_owned());
+            vacant.insert("pcie-root-port".to_owned());
             devices.rest.push(root_port(bus));
         }
     }
