@@ -530,11 +530,11 @@ async fn set_memory_flags(call: Call, args: DomainSetMemoryFlagsArgs) -> Answer<
     check_flags(args.flags, IMPACT | MAXIMUM, "qemuDomainSetMemoryFlags")?;
     let domain = call.state().pin(&args.dom)?;
     let (domains, flags) = (&call.state().domains, args.flags & IMPACT);
-    Ok(if args.flags & MAXIMUM != 0 {
-        domains.set_max_memory(domain, args.memory, flags).await?
+    if args.flags & MAXIMUM != 0 {
+        domains.set_max_memory(domain, args.memory, flags).await
     } else {
-        domains.set_memory(domain, args.memory, flags).await?
-    })
+        domains.set_memory(domain, args.memory, flags).await
+    }
 }
 
 async fn set_lifecycle_action(call: Call, args: DomainSetLifecycleActionArgs) -> Answer<()> {

@@ -68,10 +68,7 @@ pub fn id(alias: Option<&String>) -> Result<String> {
 }
 
 /// The element of the device with that name, by a test on it.
-fn element<'e>(
-    definition: &'e mut Definition,
-    test: impl Fn(&Element) -> bool,
-) -> Option<&'e mut Element> {
+fn element(definition: &mut Definition, test: impl Fn(&Element) -> bool) -> Option<&mut Element> {
     definition.devices.rest.iter_mut().find(|e| test(e))
 }
 
