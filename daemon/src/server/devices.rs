@@ -531,10 +531,11 @@ async fn set_memory_flags(call: Call, args: DomainSetMemoryFlagsArgs) -> Answer<
     let domain = call.state().pin(&args.dom)?;
     let (domains, flags) = (&call.state().domains, args.flags & IMPACT);
     if args.flags & MAXIMUM != 0 {
-        domains.set_max_memory(domain, args.memory, flags).await
+        domains.set_max_memory(domain, args.memory, flags).await?;
     } else {
-        domains.set_memory(domain, args.memory, flags).await
+        domains.set_memory(domain, args.memory, flags).await?;
     }
+    Ok(())
 }
 
 async fn set_lifecycle_action(call: Call, args: DomainSetLifecycleActionArgs) -> Answer<()> {
