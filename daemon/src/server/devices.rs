@@ -15,7 +15,7 @@ use crate::drivers::domain::metadata::affect;
 use crate::drivers::domain::object::Domain;
 use crate::drivers::domain::query::definition;
 use crate::drivers::domain::tuning::{find_disk, find_interface, id};
-use crate::drivers::domain::{blocking, leases};
+use crate::drivers::domain::{agent, blocking, leases};
 use crate::error::{Error, check_flags};
 
 /// The functions for devices.
@@ -408,10 +408,7 @@ async fn interface_addresses(
     let found = match args.source {
         // Networks, and so their leases, come later: no interface here has one.
         LEASE => Vec::new(),
-        AGENT => {
-            let text = "QEMU guest agent is not configured";
-            return Err(Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, text).into());
-        }
+        AGENT => blocking(move || agent::interfaces(&definition)).await??,
         ARP => blocking(move || leases::neighbours(&definition)).await??,
         other => {
             let text = format!("Unknown IP address data source {other}");
@@ -424,11 +421,11 @@ async fn interface_addresses(
         addrs: card
             .addresses
             .into_iter()
-            .map(|address| DomainIpAddr {
+            .map(|(address, prefix)| DomainIpAddr {
                 // virIPAddrType
                 kind: i32::from(address.is_ipv6()),
                 addr: address.to_string(),
-                prefix: 0,
+                prefix,
             })
             .collect(),
     });

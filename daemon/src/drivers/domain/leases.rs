@@ -14,8 +14,8 @@ pub struct Card {
     pub name: String,
     /// Hardware address.
     pub mac: String,
-    /// What was heard.
-    pub addresses: Vec<IpAddr>,
+    /// What was heard, with the length of the network's prefix where that is known, else 0.
+    pub addresses: Vec<(IpAddr, u32)>,
 }
 
 /// Looks the guest's cards up in the host's table of neighbours.
@@ -49,13 +49,13 @@ pub fn neighbours(definition: &Definition) -> Result<Vec<Card>> {
 }
 
 /// Complete entries (proc(5), /proc/net/arp) of that hardware address.
-fn heard(table: &str, mac: &str) -> Vec<IpAddr> {
+fn heard(table: &str, mac: &str) -> Vec<(IpAddr, u32)> {
     let entry = |line: &str| {
         let mut words = line.split_whitespace();
         let address = words.next()?.parse().ok()?;
         let flags = words.nth(1)?;
         let known = words.next()?;
-        (flags != "0x0" && known.eq_ignore_ascii_case(mac)).then_some(address)
+        (flags != "0x0" && known.eq_ignore_ascii_case(mac)).then_some((address, 0))
     };
     table.lines().skip(1).filter_map(entry).collect()
 }
@@ -70,7 +70,7 @@ mod tests {
                      10.0.0.2         0x1         0x2         52:54:00:00:00:01     *        br0\n\
                      10.0.0.3         0x1         0x0         52:54:00:00:00:01     *        br0\n\
                      10.0.0.4         0x1         0x2         52:54:00:00:00:02     *        br0\n";
-        let expected: Vec<IpAddr> = vec!["10.0.0.2".parse().unwrap()];
+        let expected: Vec<(IpAddr, u32)> = vec![("10.0.0.2".parse().unwrap(), 0)];
         assert_eq!(heard(table, "52:54:00:00:00:01"), expected);
     }
 }

@@ -1,5 +1,6 @@
 //! The domain driver: definitions in files, running domains in processes of their own.
 
+pub mod agent;
 pub mod console;
 pub mod define;
 pub mod devices;
