@@ -18,14 +18,14 @@ const WRITE_ZEROES: u32 = 13;
 
 const CAPACITY: usize = 1 << 20;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 struct Owned {
     op: Op,
     offset: u64,
     len: u64,
     buffers: Vec<(usize, usize)>,
     token: u64,
-    queue: usize,
+    outbox: Arc<Outbox>,
 }
 
 #[derive(Debug)]
@@ -43,7 +43,6 @@ struct StoreState {
     /// Changes asked for so far, without reads.
     log: Vec<Op>,
     errno: Option<i32>,
-    outboxes: Vec<Arc<Outbox>>,
 }
 
 /// A disk in memory that can hold requests back, and fail.
@@ -91,7 +90,7 @@ impl StoreState {
                 Ok(())
             }
         };
-        let outbox = &self.outboxes[request.queue];
+        let outbox = &request.outbox;
         lock(&outbox.done).push(Completion {
             token: request.token,
             result,
@@ -143,11 +142,8 @@ impl Storage for MemoryStorage {
             fd: worker::eventfd()?,
             _memory: memory,
         });
-        let mut state = lock(&self.state);
-        state.outboxes.push(Arc::clone(&outbox));
         Ok(Box::new(MemoryQueue {
             state: Arc::clone(&self.state),
-            queue: state.outboxes.len() - 1,
             outbox,
         }))
     }
@@ -165,7 +161,6 @@ impl Storage for MemoryStorage {
 #[derive(Debug)]
 struct MemoryQueue {
     state: Arc<Mutex<StoreState>>,
-    queue: usize,
     outbox: Arc<Outbox>,
 }
 
@@ -181,7 +176,7 @@ impl StorageQueue for MemoryQueue {
                 .map(|b| (b.iov_base as usize, b.iov_len))
                 .collect(),
             token: request.token,
-            queue: self.queue,
+            outbox: Arc::clone(&self.outbox),
         };
         let mut state = lock(&self.state);
         if state.hold {

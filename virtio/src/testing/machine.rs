@@ -54,10 +54,12 @@ pub(crate) struct TestHost {
 
 impl MsiSink for TestHost {
     fn send(&self, address: u64, data: u32) {
-        assert_eq!(address, 0xfee0_1000);
+        // Fuzzing writes other messages into the table, too.
         match data {
+            _ if address != 0xfee0_1000 => {}
             0 => self.interrupt.config(),
-            vector => self.interrupt.queue(vector as u16 - 1),
+            vector if vector <= 0x800 => self.interrupt.queue(vector as u16 - 1),
+            _ => {}
         }
     }
 }
