@@ -279,3 +279,42 @@ fn guest_writes_never_reach_metadata() {
         );
     }
 }
+
+#[test]
+fn bitmaps_that_miss_a_write_say_so() {
+    if !have("bitmaps", "qemu-img") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    qemu_img(&["create", "-q", "-f", "qcow2", text(&image), "1M"]);
+    qemu_img(&["bitmap", "--add", text(&image), "tracks"]);
+    qemu_img(&["bitmap", "--add", "--disable", text(&image), "rests"]);
+    let flags = || {
+        let said = qemu_img(&["info", "--output=json", text(&image)]);
+        let said: String = said.split_whitespace().collect();
+        let of = |name: &str| {
+            let entry = said
+                .split("\"flags\":[")
+                .find(|part| part.contains(&format!("\"name\":\"{name}\"")));
+            entry.unwrap().split(']').next().unwrap().to_owned()
+        };
+        (of("tracks"), of("rests"))
+    };
+    let before = flags();
+    // Opened and read, even for writing: nothing has changed.
+    let it = open(&image, true).unwrap();
+    read(&it, 0, 1 << 20).unwrap();
+    drop(it);
+    assert_eq!(flags(), before);
+    let it = open(&image, true).unwrap();
+    write(&it, 70_000, &[1; 512]).unwrap();
+    drop(it);
+    let after = flags();
+    assert!(
+        after.0.contains("in-use") && !before.0.contains("in-use"),
+        "{after:?}"
+    );
+    assert_eq!(after.1, before.1, "what tracks nothing is still right");
+    check_clean(&image);
+}
