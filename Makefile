@@ -23,7 +23,7 @@ lint: ## formatting, clippy, shell scripts
 	@scripts/need shellcheck
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release -- -D warnings
-	shellcheck scripts/guest-assets scripts/guest/init scripts/need scripts/quickstart scripts/test scripts/bench scripts/bench-guest .ci/run
+	shellcheck scripts/guest-assets scripts/guest/init scripts/need scripts/quickstart scripts/test scripts/bench scripts/bench-guest examples/debian/make-disk examples/debian/run .ci/run
 
 .PHONY: test
 test: ## everything that the tests need, and the tests
