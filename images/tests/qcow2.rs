@@ -330,7 +330,14 @@ fn what_create_makes_is_what_qemu_takes_for_it() {
             .data_file
             .as_ref()
             .map(|_| File::create(&scratch.path("data")).unwrap());
-        qcow2::create(File::create(&image).unwrap(), data, &options).unwrap();
+        if let Err(error) = qcow2::create(File::create(&image).unwrap(), data, &options) {
+            // Long names beside everything else are too much for a cluster of 512 bytes.
+            let error = error.to_string();
+            assert!(error.contains("the names don't fit"), "{error}");
+            std::fs::remove_file(&image).unwrap();
+            let _ = std::fs::remove_file(scratch.path("data"));
+            continue;
+        }
         check_clean(&image);
         let said = qemu_img(&["info", "-f", "qcow2", "--output=json", text(&image)]);
         for expected in [
