@@ -193,8 +193,8 @@ fn domif_getlink(shell: &mut Shell, args: &Args) -> Result {
         let by = if is_mac(&name) { "MAC" } else { "dev" };
         return Err(Failure::new(format!("Interface ({by}: {name}) not found.")));
     };
-    let state = part(&card, "link", "state").unwrap_or("default");
-    shell.out.print(format!("{name} {state}\n"));
+    let state = part(&card, "link", "state").unwrap_or("up");
+    shell.out.print(format!("{name} {state}"));
     Ok(())
 }
 

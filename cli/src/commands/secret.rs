@@ -144,7 +144,7 @@ fn get_value(shell: &mut Shell, args: &Args) -> Result {
     if args.has("plain") {
         shell.out.print_bytes(&value);
     } else {
-        shell.out.print(format!("{}\n", base64(&value)));
+        shell.out.print(base64(&value));
     }
     Ok(())
 }

@@ -6,9 +6,9 @@ use rpc::procs;
 use rpc::server::Router;
 use rpc::types::{TypedParam, TypedValue};
 use std::sync::Arc;
-use vmm_api::control::{BalloonStats, DiskStats, NetStats};
+use vmm_api::control::{BalloonStats, DiskStats};
 use xml_schemas::Domain as Definition;
-use xml_schemas::domain::device::{Disk, Interface, IoTune, Rate};
+use xml_schemas::domain::device::{IoTune, Rate};
 
 use super::{Answer, Call, Daemon, count};
 use crate::drivers::domain::metadata::affect;
@@ -445,7 +445,7 @@ async fn update_device_flags(call: Call, args: DomainUpdateDeviceFlagsArgs) -> A
 }
 
 /// virDomainMemoryStatTags with their values.
-fn memory_values(balloon: &BalloonStats, resident_kib: u64) -> Vec<(i32, u64)> {
+pub(super) fn memory_values(balloon: &BalloonStats, resident_kib: u64) -> Vec<(i32, u64)> {
     let kib = |bytes: Option<u64>| bytes.map(|bytes| bytes / 1024);
     [
         (6, kib(Some(balloon.actual_bytes))),
@@ -468,7 +468,7 @@ fn memory_values(balloon: &BalloonStats, resident_kib: u64) -> Vec<(i32, u64)> {
 }
 
 /// KiB of a process in the host's memory.
-fn resident_kib(pid: u32) -> u64 {
+pub(super) fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|rest| rest.trim().split(' ').next()?.parse().ok())
@@ -543,189 +543,4 @@ async fn set_lifecycle_action(call: Call, args: DomainSetLifecycleActionArgs) ->
         .domains
         .set_lifecycle_action(domain, args.kind, args.action, args.flags)
         .await?)
-}
-
-/// The parts of virConnectGetAllDomainStats that concern devices.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Groups {
-    /// `balloon.*`
-    pub balloon: bool,
-    /// `net.*`
-    pub interface: bool,
-    /// `block.*`
-    pub block: bool,
-    /// What is behind images has entries too.
-    pub backing: bool,
-}
-
-/// Those statistics; a VMM that does not answer costs its domain its counters only.
-pub(super) async fn all_stats(
-    daemon: &Daemon,
-    domain: &Domain,
-    groups: Groups,
-    params: &mut Vec<TypedParam>,
-) {
-    let (definition, pid) = {
-        let inner = domain.lock();
-        let Ok(definition) = definition(&inner) else {
-            return;
-        };
-        let pid = inner.live.as_ref().map(|live| live.process.identity().pid);
-        (Arc::clone(definition), pid)
-    };
-    let stats = match pid {
-        Some(_) => daemon
-            .domains
-            .device_stats(domain)
-            .await
-            .unwrap_or_default(),
-        None => vmm_api::control::Stats::default(),
-    };
-    let mut add = |name: String, value: TypedValue| params.push(TypedParam::new(name, value));
-    if groups.balloon {
-        balloon_stats(&definition, pid, stats.balloon, &mut add);
-    }
-    let of = |name: &'static str| {
-        definition
-            .devices
-            .rest
-            .iter()
-            .filter(move |e| e.name == name)
-    };
-    if groups.interface && pid.is_some() {
-        let cards: Vec<Interface> = of("interface")
-            .filter_map(|e| Interface::read(e).ok())
-            .collect();
-        add("net.count".into(), (cards.len() as u32).into());
-        for (at, card) in cards.iter().enumerate() {
-            let Some(name) = &card.target else { continue };
-            add(format!("net.{at}.name"), TypedValue::String(name.clone()));
-            let found = stats
-                .nets
-                .iter()
-                .find(|(id, _)| Some(id) == card.alias.as_ref());
-            for (name, value) in net_values(found.map(|(_, s)| *s).unwrap_or_default()) {
-                add(format!("net.{at}.{name}"), value.into());
-            }
-        }
-    }
-    if groups.block {
-        let mut entries: Vec<(String, TypedValue)> = Vec::new();
-        let mut at = 0u32;
-        for element in of("disk") {
-            let Ok(disk) = Disk::read(element) else {
-                continue;
-            };
-            let found = stats
-                .disks
-                .iter()
-                .find(|(id, _)| Some(id) == disk.alias.as_ref());
-            let source = element.child("source");
-            let mut note = |name: &str, value: TypedValue| {
-                entries.push((format!("block.{at}.{name}"), value));
-            };
-            note("name", TypedValue::String(disk.target.clone()));
-            if let Some(path) = disk.source.path() {
-                note("path", TypedValue::String(path.to_owned()));
-            }
-            if let Some(index) = index_of(source) {
-                note("backingIndex", index.into());
-            }
-            if let Some((_, stats)) = found {
-                for (name, value) in block_values(stats) {
-                    note(name, value.into());
-                }
-            }
-            at += 1;
-            let mut store = element
-                .child("backingStore")
-                .filter(|_| groups.backing && pid.is_some());
-            while let Some(layer) = store.filter(|layer| layer.attr("type").is_some()) {
-                let mut note = |name: &str, value: TypedValue| {
-                    entries.push((format!("block.{at}.{name}"), value));
-                };
-                note("name", TypedValue::String(disk.target.clone()));
-                if let Some(path) = layer.child("source").and_then(|s| s.attr("file")) {
-                    note("path", TypedValue::String(path.to_owned()));
-                }
-                if let Some(index) = index_of(Some(layer)) {
-                    note("backingIndex", index.into());
-                }
-                at += 1;
-                store = layer.child("backingStore");
-            }
-        }
-        add("block.count".into(), at.into());
-        entries
-            .into_iter()
-            .for_each(|(name, value)| add(name, value));
-    }
-}
-
-fn index_of(element: Option<&xml_schemas::dom::Element>) -> Option<u32> {
-    element?.attr("index")?.parse().ok()
-}
-
-fn balloon_stats(
-    definition: &Definition,
-    pid: Option<u32>,
-    balloon: Option<BalloonStats>,
-    add: &mut impl FnMut(String, TypedValue),
-) {
-    if pid.is_some() {
-        let actual = balloon
-            .map(|b| b.actual_bytes / 1024)
-            .filter(|&kib| kib != 0);
-        let current = actual.unwrap_or(definition.memory.current_kib);
-        add("balloon.current".into(), current.into());
-    }
-    add("balloon.maximum".into(), definition.memory.total_kib.into());
-    let Some(pid) = pid else { return };
-    for (tag, value) in memory_values(&balloon.unwrap_or_default(), resident_kib(pid)) {
-        let name = match tag {
-            0 => "swap_in",
-            1 => "swap_out",
-            2 => "major_fault",
-            3 => "minor_fault",
-            4 => "unused",
-            5 => "available",
-            7 => "rss",
-            8 => "usable",
-            9 => "last-update",
-            10 => "disk_caches",
-            11 => "hugetlb_pgalloc",
-            12 => "hugetlb_pgfail",
-            _ => continue,
-        };
-        add(format!("balloon.{name}"), value.into());
-    }
-}
-
-fn net_values(stats: NetStats) -> [(&'static str, u64); 8] {
-    [
-        ("rx.bytes", stats.rx_bytes),
-        ("rx.pkts", stats.rx_packets),
-        ("rx.errs", stats.rx_errors),
-        ("rx.drop", stats.rx_dropped),
-        ("tx.bytes", stats.tx_bytes),
-        ("tx.pkts", stats.tx_packets),
-        ("tx.errs", stats.tx_errors),
-        ("tx.drop", stats.tx_dropped),
-    ]
-}
-
-fn block_values(stats: &DiskStats) -> [(&'static str, u64); 11] {
-    [
-        ("rd.reqs", stats.read_requests),
-        ("rd.bytes", stats.read_bytes),
-        ("rd.times", stats.read_ns),
-        ("wr.reqs", stats.write_requests),
-        ("wr.bytes", stats.write_bytes),
-        ("wr.times", stats.write_ns),
-        ("fl.reqs", stats.flush_requests),
-        ("fl.times", stats.flush_ns),
-        ("allocation", stats.physical),
-        ("capacity", stats.capacity),
-        ("physical", stats.physical),
-    ]
 }

@@ -1,6 +1,7 @@
 //! From the wire to the drivers.
 
 mod connect;
+mod device_stats;
 mod devices;
 mod domain;
 mod events;

@@ -8,7 +8,7 @@ use rpc::types::TypedParam;
 use rpc::xdr::CharList;
 use uuid::Uuid;
 
-use super::{Answer, Call, Daemon, count, devices, reference};
+use super::{Answer, Call, Daemon, count, device_stats, reference};
 use crate::drivers::domain::metadata::affect;
 use crate::drivers::domain::object::{Domain, not_running};
 use crate::drivers::domain::query::{self, definition};
@@ -398,14 +398,14 @@ async fn domain_stats(
         add("cpu.user", time.user.into());
         add("cpu.system", time.system.into());
     }
-    let device_groups = |balloon: bool| devices::Groups {
+    let device_groups = |balloon: bool| device_stats::Groups {
         balloon,
         interface: !balloon && groups & stats::INTERFACE != 0,
         block: !balloon && groups & stats::BLOCK != 0,
         backing,
     };
     if groups & stats::BALLOON != 0 {
-        devices::all_stats(daemon, domain, device_groups(true), &mut params).await;
+        device_stats::all_stats(daemon, domain, device_groups(true), &mut params).await;
     }
     let mut add = |name: &str, value: rpc::types::TypedValue| {
         params.push(TypedParam::new(name, value));
@@ -424,7 +424,7 @@ async fn domain_stats(
         }
     }
     if groups & (stats::INTERFACE | stats::BLOCK) != 0 {
-        devices::all_stats(daemon, domain, device_groups(false), &mut params).await;
+        device_stats::all_stats(daemon, domain, device_groups(false), &mut params).await;
     }
     if !domain.lock().visible() {
         return Err(not_running().into());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -62,6 +62,8 @@ pub struct Live {
     pub folder: PathBuf,
     /// What is to be removed at its end.
     pub made: Made,
+    /// When the guest's use of memory was last told, and whether it is about to be told again.
+    pub balloon_told: (Option<Instant>, bool),
     /// Disks that had an error, by target, with virDomainDiskErrorCode.
     pub disk_errors: Vec<(String, i32)>,
     /// It ends with its creator's connection.

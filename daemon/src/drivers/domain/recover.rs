@@ -201,6 +201,7 @@ async fn take_up(
             folder: folder.0.clone(),
             made: record.made,
             disk_errors: Vec::new(),
+            balloon_told: (None, false),
             autodestroy: record.autodestroy,
             destroying: false,
             rebooting: false,

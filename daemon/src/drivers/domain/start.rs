@@ -166,6 +166,7 @@ impl Started {
                 folder: folder.0,
                 made: std::mem::take(&mut self.cleanup.made),
                 disk_errors: Vec::new(),
+                balloon_told: (None, false),
                 autodestroy: options.autodestroy,
                 destroying: false,
                 rebooting: false,

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch::Sender;
 use vmm_api::config::LifecycleAction;
@@ -25,6 +25,8 @@ use crate::vmm_process::{Ending, VmmProcess};
 
 /// What an ended process has sent before is still read, for at most this long.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// From one balloon-change event of a domain to the next.
+const BALLOON_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A running domain and the ends of its lines.
 #[derive(Debug)]
@@ -135,12 +137,11 @@ impl Watched {
                 id, policy, reason, ..
             } => self.disk_failed(&mut inner, id, *policy, reason),
             Event::BalloonChange { actual_bytes } => {
-                let kib = actual_bytes / 1024;
                 let Some(live) = inner.live.as_mut() else {
                     return;
                 };
-                Arc::make_mut(&mut live.definition).memory.current_kib = kib;
-                self.emit(&inner, &DomainEvent::BalloonChange(kib));
+                Arc::make_mut(&mut live.definition).memory.current_kib = actual_bytes / 1024;
+                self.balloon_changed(&mut inner);
             }
             Event::PortState { id, open } => self.port_changed(&mut inner, id, *open),
         }
@@ -148,6 +149,40 @@ impl Watched {
 
     fn emit(&self, inner: &Inner, event: &DomainEvent) {
         self.driver.hub.emit(&self.domain.name_in(inner), event);
+    }
+
+    /// Told once in [`BALLOON_INTERVAL`], as QEMU does: a guest can change it thousands of times
+    /// a second, and the last value is what counts.
+    fn balloon_changed(&self, inner: &mut Inner) {
+        let Some(live) = inner.live.as_mut() else {
+            return;
+        };
+        let kib = live.definition.memory.current_kib;
+        let (told, due) = live.balloon_told;
+        let wait = told.map(|told| BALLOON_INTERVAL.saturating_sub(told.elapsed()));
+        match wait {
+            None | Some(Duration::ZERO) if !due => {
+                live.balloon_told = (Some(Instant::now()), false);
+                self.emit(inner, &DomainEvent::BalloonChange(kib));
+            }
+            Some(wait) if !due => {
+                live.balloon_told.1 = true;
+                let id = live.id;
+                let (driver, domain) = (Arc::clone(&self.driver), Arc::clone(&self.domain));
+                tokio::spawn(async move {
+                    tokio::time::sleep(wait).await;
+                    let mut inner = domain.lock();
+                    let Some(live) = inner.live.as_mut().filter(|live| live.id == id) else {
+                        return;
+                    };
+                    live.balloon_told = (Some(Instant::now()), false);
+                    let kib = live.definition.memory.current_kib;
+                    let name = domain.name_in(&inner);
+                    driver.hub.emit(&name, &DomainEvent::BalloonChange(kib));
+                });
+            }
+            _ => {}
+        }
     }
 
     fn barked(&self, inner: &mut Inner, action: WatchdogAction) {

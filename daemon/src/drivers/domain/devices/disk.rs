@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use images::qcow2::Header;
 use vmm_api::config::Resource;
 use vmm_api::devices::{
     CacheMode, DetectZeroes, DiskConfig, DiskLimits, ErrorPolicy, ImageConfig, ImageFormat, IoMode,
@@ -17,7 +18,6 @@ use vmm_api::devices::{
 use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{BackingImage, Disk, DiskSource, IoTune, SecretUse};
 
-use super::header::{self, Names};
 use crate::drivers::domain::machine::Builder;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, plain};
 
@@ -168,15 +168,9 @@ impl Builder {
             )));
         }
         chain.index += 1;
-        let names = match format {
-            ImageFormat::Qcow2 => header::names(&file).map_err(|error| {
-                Error::internal(format!(
-                    "cannot read the header of '{}': {}",
-                    wanted.path.display(),
-                    plain(&error)
-                ))
-            })?,
-            ImageFormat::Raw | ImageFormat::Luks => Names::default(),
+        let header = match format {
+            ImageFormat::Qcow2 => Some(header(&file, &wanted.path)?),
+            ImageFormat::Raw | ImageFormat::Luks => None,
         };
         let file = if chain.direct {
             open(&wanted, true)?
@@ -185,7 +179,7 @@ impl Builder {
         };
         let name = wanted.path.display().to_string();
         let file = self.pass_as(file, &name);
-        let data_file = match &names.data_file {
+        let data_file = match header.as_ref().and_then(|h| h.data_file.as_ref()) {
             Some(data) => Some(self.data_file(chain, &wanted, data)?),
             None => None,
         };
@@ -207,7 +201,7 @@ impl Builder {
             }
             None => None,
         };
-        let behind = behind(&wanted, &names)?;
+        let behind = behind(&wanted, header.as_ref())?;
         let (backing, store) = match behind {
             Some(behind) => {
                 let index = chain.index;
@@ -263,8 +257,21 @@ impl Builder {
     }
 }
 
+/// What a qcow2 image says of itself and of other files.
+fn header(file: &File, path: &Path) -> Result<Header> {
+    let name = path.display().to_string();
+    let cannot = |error: &io::Error| Error::system(format!("cannot look at '{name}'"), error);
+    let copy = file.try_clone().map_err(|e| cannot(&e))?;
+    images::File::new(copy.into(), &name)
+        .and_then(|file| Header::read(&file))
+        .map_err(|error| match error {
+            images::Error::Unsupported { .. } => Error::unsupported(error.to_string()),
+            error => Error::internal(format!("cannot read the header of '{name}': {error}")),
+        })
+}
+
 /// The next image of a chain: as the definition says, else as the header says.
-fn behind(image: &Wanted, names: &Names) -> Result<Option<Wanted>> {
+fn behind(image: &Wanted, header: Option<&Header>) -> Result<Option<Wanted>> {
     match &image.backing {
         Some(BackingImage::End) => Ok(None),
         Some(BackingImage::Image {
@@ -289,11 +296,11 @@ fn behind(image: &Wanted, names: &Names) -> Result<Option<Wanted>> {
             }))
         }
         None => {
-            let Some(name) = &names.backing else {
+            let Some((header, name)) = header.and_then(|h| Some((h, h.backing.as_ref()?))) else {
                 return Ok(None);
             };
             let path = resolve(&image.path, name)?;
-            let Some(format) = names.backing_format.clone() else {
+            let Some(format) = header.backing_format.clone() else {
                 return Err(Error::invalid(format!(
                     "format of backing image '{}' of image '{}' was not specified in the image \
                      metadata (See https://libvirt.org/kbase/backing_chains.html for \
@@ -462,7 +469,7 @@ pub fn image_info(disk: &Disk) -> Result<Sizes> {
             .map_err(|e| cannot_access(&wanted, &e))?
     };
     let capacity = match disk.format.as_str() {
-        "qcow2" => header::size(&file).map_err(|e| cannot_access(&wanted, &e))?,
+        "qcow2" => header(&file, &wanted.path)?.size,
         _ => physical,
     };
     Ok(Sizes {

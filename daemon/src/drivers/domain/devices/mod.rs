@@ -1,7 +1,6 @@
 //! A definition's devices as the VMM's configuration, with everything they need opened or made.
 
 mod disk;
-mod header;
 mod link;
 mod net;
 mod passt;

@@ -1,0 +1,299 @@
+//! Devices as libvirt's users know them: XML in, a guest that has them, and the commands about them.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, tiny_guest, which};
+
+/// A boot under load of the whole test run can take a while.
+const BOOT: Duration = Duration::from_secs(400);
+const SOON: Duration = Duration::from_secs(60);
+
+fn qemu_img(args: &[&str]) {
+    let output = Command::new("qemu-img").args(args).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The definition with more devices.
+fn with(xml: &str, devices: &str) -> String {
+    xml.replace("</devices>", &format!("{devices}</devices>"))
+}
+
+/// Both clients say the same; it is returned.
+#[track_caller]
+fn both(rig: &Rig, args: &[&str]) -> String {
+    let ours = rig.vireo(args).ok();
+    assert_eq!(rig.virsh(args).ok(), ours, "{args:?}");
+    ours
+}
+
+/// One line of a guest's shell, up to the mark that follows it.
+fn shell(terminal: &mut Terminal, line: &str) -> String {
+    terminal.send(&format!("{line}; echo DO''NE\r"));
+    terminal.expect("DO''NE", SOON);
+    terminal.expect("DONE\r\n", SOON)
+}
+
+#[test]
+fn linux_has_the_devices_of_its_definition() {
+    for program in ["qemu-img", "virsh", "passt"] {
+        if !which(program) {
+            return left_out(&format!("needs {program}"));
+        }
+    }
+    let rig = Rig::new();
+    let path = |name: &str| rig.path(name).display().to_string();
+    let (base, image, raw) = (path("base.qcow2"), path("disk.qcow2"), path("disk.raw"));
+    qemu_img(&["create", "-q", "-f", "qcow2", &base, "16M"]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "base.qcow2",
+        "-F",
+        "qcow2",
+        &image,
+    ]);
+    qemu_img(&["create", "-q", "-f", "raw", &raw, "8M"]);
+    let mac = "52:54:00:12:34:56";
+    rig.define(&with(
+        &linux_guest("deb", Kernel::V6_1),
+        &format!(
+            "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{image}'/>\
+             <target dev='vda'/></disk>\
+             <disk type='file'><source file='{raw}'/><target dev='vdb'/><serial>S1</serial></disk>\
+             <interface type='user'><mac address='{mac}'/></interface>\
+             <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
+             <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
+        ),
+    ));
+    let mut terminal = Terminal::start(rig.command("vireo").args(["start", "deb", "--console"]));
+    terminal.expect("deb:/root# ", BOOT);
+    let seen = shell(
+        &mut terminal,
+        "cat /sys/block/vdb/serial; echo; ls /dev/virtio-ports",
+    );
+    assert!(seen.contains("S1\r\n"), "{seen}");
+    assert!(seen.contains("org.qemu.guest_agent.0"), "{seen}");
+    shell(
+        &mut terminal,
+        "dd if=/dev/urandom of=/dev/vda bs=4k count=64; sync; dd if=/dev/vdb of=/dev/null bs=4k",
+    );
+    let network = shell(
+        &mut terminal,
+        "ip link set eth0 up; udhcpc -i eth0 -q -n -s /etc/udhcpc.script 2>&1; cat /sys/class/net/eth0/address",
+    );
+    assert!(network.contains(mac), "{network}");
+    // passt gives an address only where the host itself has one to copy.
+    if !network.contains("lease of") {
+        left_out("the guest's address: needs a host with a network");
+    }
+
+    let xml = both(&rig, &["dumpxml", "deb"]);
+    for part in [
+        "<alias name='virtio-disk0'/>",
+        "<alias name='net0'/>",
+        "<alias name='channel0'/>",
+        "<backingStore type='file' index='2'>",
+        "/org.qemu.guest_agent.0'/>",
+    ] {
+        assert!(xml.contains(part), "no {part} in {xml}");
+    }
+    let list = both(&rig, &["domblklist", "deb", "--details"]);
+    assert!(
+        list.contains(&format!(" file   disk     vda      {image}\n")),
+        "{list}"
+    );
+    let stats = both(&rig, &["domblkstat", "deb", "vda"]);
+    assert!(stats.contains("vda wr_bytes 262144\n"), "{stats}");
+    let info = both(&rig, &["domblkinfo", "deb", "vdb"]);
+    assert!(info.contains("Capacity:       8388608\n"), "{info}");
+    both(&rig, &["domblkinfo", "deb", "--all", "--human"]);
+    both(&rig, &["domblkerror", "deb"]);
+    both(&rig, &["domiflist", "deb"]);
+    both(&rig, &["domifaddr", "deb"]);
+    let all = rig.virsh(&["domstats", "deb", "--block", "--backing"]).ok();
+    assert!(all.contains("block.count=3"), "{all}");
+    assert!(all.contains(&format!("block.1.path={base}")), "{all}");
+
+    rig.vireo(&["domif-setlink", "deb", mac, "down"]).ok();
+    assert_eq!(
+        both(&rig, &["domif-getlink", "deb", mac]).trim(),
+        format!("{mac} down")
+    );
+    assert!(shell(&mut terminal, "cat /sys/class/net/eth0/carrier").contains("0\r\n"));
+    rig.virsh(&["domif-setlink", "deb", mac, "up"]).ok();
+    assert!(shell(&mut terminal, "cat /sys/class/net/eth0/carrier").contains("1\r\n"));
+    rig.vireo(&[
+        "blkdeviotune",
+        "deb",
+        "vdb",
+        "--total-iops-sec",
+        "500",
+        "--live",
+    ])
+    .ok();
+    let tune = both(&rig, &["blkdeviotune", "deb", "vdb"]);
+    assert!(tune.contains("total_iops_sec : 500\n"), "{tune}");
+    let tune = both(&rig, &["blkdeviotune", "deb", "vdb", "--config"]);
+    assert!(tune.contains("total_iops_sec : 0\n"), "{tune}");
+    rig.virsh(&["domiftune", "deb", mac, "--inbound", "1000,2000,300"])
+        .ok();
+    let tune = both(&rig, &["domiftune", "deb", mac]);
+    assert!(tune.contains("inbound.peak   : 2000\n"), "{tune}");
+    rig.vireo(&["blockresize", "deb", "vdb", "12M"]).ok();
+    assert!(shell(&mut terminal, "cat /sys/block/vdb/size").contains("24576\r\n"));
+
+    rig.virsh(&["setmem", "deb", "200M"]).ok();
+    let deadline = std::time::Instant::now() + SOON;
+    while !rig
+        .virsh(&["dommemstat", "deb"])
+        .ok()
+        .contains("actual 204800\n")
+    {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the balloon does not grow"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(both(&rig, &["dumpxml", "deb"]).contains("<currentMemory unit='KiB'>204800<"));
+
+    assert_eq!(rig.processes("vireo-vmm").len(), 1);
+    drop(terminal);
+    rig.vireo(&["destroy", "deb"]).ok();
+    let deadline = std::time::Instant::now() + SOON;
+    // The daemon stays; the VMM, the console's client and passt go.
+    while rig.processes("").len() > 1 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "something runs on: {:?}",
+            rig.processes("")
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let channels = rig.path("var/lib/vireo/channel/target");
+    assert_eq!(fs::read_dir(channels).unwrap().count(), 0);
+    qemu_img(&["check", "-q", &image]);
+    assert!(both(&rig, &["domblkinfo", "deb", "vda"]).contains("Capacity:       16777216\n"));
+}
+
+#[test]
+fn a_start_that_cannot_be_says_why_and_leaves_nothing() {
+    if !which("qemu-img") {
+        return left_out("needs qemu-img");
+    }
+    let rig = Rig::new();
+    let path = |name: &str| rig.path(name).display().to_string();
+    let (a, b) = (path("a.qcow2"), path("b.qcow2"));
+    for image in [&a, &b] {
+        qemu_img(&["create", "-q", "-f", "qcow2", image, "1M"]);
+    }
+    qemu_img(&[
+        "rebase", "-u", "-f", "qcow2", "-b", "b.qcow2", "-F", "qcow2", &a,
+    ]);
+    qemu_img(&[
+        "rebase", "-u", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", &b,
+    ]);
+    let raw = rig.write("raw.img", vec![0; 1 << 20]);
+    let channel = "<channel type='unix'><target type='virtio' name='x'/></channel>";
+    let disk = |format: &str, source: &str, rest: &str| {
+        format!(
+            "{channel}<disk type='file'><driver name='qemu' type='{format}'/>\
+             <source file='{source}'/><target dev='vda'/>{rest}</disk>"
+        )
+    };
+    let uuid = "22222222-2222-2222-2222-222222222221";
+    let locked =
+        format!("<encryption format='luks'><secret type='passphrase' uuid='{uuid}'/></encryption>");
+    for (devices, words) in [
+        (
+            disk("raw", "/nonexistent/x.img", ""),
+            "Cannot access storage file '/nonexistent/x.img'",
+        ),
+        (disk("qcow2", &a, ""), "is self-referential"),
+        (disk("qcow2", &raw, ""), "this is not a qcow2 image"),
+        (disk("luks", &raw, &locked), "no secret with matching uuid"),
+        (
+            format!(
+                "{channel}<rng model='virtio'><backend model='random'>/nonexistent</backend></rng>"
+            ),
+            "cannot open the source of entropy",
+        ),
+        (
+            "<interface type='bridge'><source bridge='nosuchbridge'/></interface>".to_owned(),
+            "Cannot get interface index on nosuchbridge",
+        ),
+        (
+            "<interface type='network'><source network='default'/></interface>".to_owned(),
+            "type 'network'",
+        ),
+    ] {
+        let xml = tiny_guest(&rig, "guest", "qemu");
+        let xml = xml.replace("<name>", &format!("<uuid>{uuid}</uuid><name>"));
+        rig.define(&with(&xml, &devices));
+        let error = rig.vireo(&["start", "guest"]).fails();
+        assert!(error.contains(words), "{error}");
+        assert!(rig.processes("vireo-vmm").is_empty());
+        assert!(!rig.path(&format!("run/vireo/domains/{uuid}")).exists());
+        let channels = fs::read_dir(rig.path("var/lib/vireo/channel/target"));
+        assert!(channels.map_or(0, Iterator::count) == 0);
+    }
+}
+
+#[test]
+fn secrets_are_kept_and_kept_secret() {
+    if !which("virsh") {
+        return left_out("needs virsh");
+    }
+    let rig = Rig::new();
+    let uuid = "22222222-2222-2222-2222-222222222221";
+    let define = |private: &str| {
+        rig.write(
+            "secret.xml",
+            format!(
+                "<secret private='{private}'><uuid>{uuid}</uuid><usage type='volume'>\
+                 <volume>/x</volume></usage></secret>"
+            ),
+        )
+    };
+    let file = define("no");
+    assert_eq!(
+        rig.vireo(&["secret-define", &file]).ok().trim(),
+        format!("Secret {uuid} created")
+    );
+    let list = both(&rig, &["secret-list"]);
+    assert!(list.contains(&format!(" {uuid}   volume /x\n")), "{list}");
+    both(&rig, &["secret-dumpxml", uuid]);
+    assert!(
+        rig.vireo(&["secret-get-value", uuid])
+            .fails()
+            .contains("does not have a value")
+    );
+    let value = rig.write("value", "aGVsbG8=");
+    rig.vireo(&["secret-set-value", uuid, "--file", &value])
+        .ok();
+    assert_eq!(both(&rig, &["secret-get-value", uuid]).trim(), "aGVsbG8=");
+    assert_eq!(
+        both(&rig, &["secret-get-value", uuid, "--plain"]).trim(),
+        "hello"
+    );
+    rig.virsh(&["secret-define", &define("yes")]).ok();
+    assert!(
+        rig.virsh(&["secret-get-value", uuid])
+            .fails()
+            .contains("secret is private")
+    );
+    assert_eq!(
+        rig.virsh(&["secret-undefine", uuid]).ok().trim(),
+        format!("Secret {uuid} deleted")
+    );
+    assert!(
+        rig.vireo(&["secret-dumpxml", uuid])
+            .fails()
+            .contains("Secret not found")
+    );
+}
