@@ -3,10 +3,10 @@
 //! (100 + permission) and what it can't have others do (200 + permission). Whoever comes sets its
 //! own bytes first, then looks whether somebody else holds one of the opposite bytes.
 //!
-//! An OFD lock belongs to the open file description, not to the process: **who opens the image
-//! (the daemon) locks it**, and the VMM holds the lock by the descriptor it inherits, for as long
-//! as it lives, whatever becomes of the daemon. A file that is opened again (by path or through
-//! `/proc/self/fd`) has no lock.
+//! An OFD lock belongs to the open file description, not to the process: **whoever runs an image
+//! (the VMM, when it builds a disk) locks it on the descriptor it was handed**. The lock lasts as
+//! long as any copy of that descriptor does, whatever becomes of the daemon, which opened it. A
+//! file that is opened again (by path or through `/proc/self/fd`) has no lock.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;

@@ -150,7 +150,7 @@ impl Queue {
             _keeper: keeper,
         });
         let ring = wants_ring
-            .then(|| Ring::new(shared.event.as_fd(), shared.clone()))
+            .then(|| Ring::new(shared.clone()))
             .and_then(|ring| {
                 ring.inspect_err(|error| {
                     log::info!("no io_uring here ({error}): worker threads do its work");

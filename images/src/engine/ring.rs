@@ -35,6 +35,8 @@ pub struct Ring<T> {
     free: Vec<usize>,
     in_flight: usize,
     unsubmitted: usize,
+    /// The eventfd is being waited for.
+    watching: bool,
     /// What the transfers' files and memory live by.
     keep: ManuallyDrop<Arc<dyn Send + Sync>>,
 }
@@ -48,22 +50,22 @@ impl<T> std::fmt::Debug for Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// A ring whose descriptor is ready when a transfer is complete, or `event` is signalled.
-    pub fn new(event: BorrowedFd<'_>, keep: Arc<dyn Send + Sync>) -> io::Result<Self> {
+    /// A ring whose descriptor is ready when a transfer is complete, or the eventfd is signalled
+    /// that [`Ring::take`] was last called with.
+    pub fn new(keep: Arc<dyn Send + Sync>) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_cqsize(COMPLETIONS)
             .setup_coop_taskrun()
             .build(ENTRIES)?;
-        let mut ring = Self {
+        Ok(Self {
             ring: ManuallyDrop::new(ring),
             slots: ManuallyDrop::default(),
             free: Vec::new(),
             in_flight: 0,
             unsubmitted: 0,
+            watching: false,
             keep: ManuallyDrop::new(keep),
-        };
-        ring.watch(event)?;
-        Ok(ring)
+        })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -77,7 +79,9 @@ impl<T> Ring<T> {
             .build()
             .user_data(EVENT);
         self.push(&wait)?;
-        self.submit()
+        self.submit()?;
+        self.watching = true;
+        Ok(())
     }
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
@@ -166,13 +170,13 @@ impl<T> Ring<T> {
         event: BorrowedFd<'_>,
         mut done: impl FnMut(Transfer, T, i32),
     ) -> io::Result<()> {
-        let mut signalled = false;
         loop {
             let Some(entry) = self.ring.completion().next() else {
                 break;
             };
             if entry.user_data() == EVENT {
-                signalled = true;
+                // Signalled, or given up because the thread that waited has ended.
+                self.watching = false;
                 continue;
             }
             let slot = entry.user_data() as usize;
@@ -185,7 +189,9 @@ impl<T> Ring<T> {
         if self.unsubmitted > 0 {
             self.submit()?;
         }
-        if signalled {
+        // Here and not in `new`: the kernel does its part of a wait on the thread that began it,
+        // which must be the one that uses the ring.
+        if !self.watching {
             // Before what was signalled is looked at: a later signal is a new one.
             let _ = nix::unistd::read(event, &mut [0; 8]);
             self.watch(event)?;
