@@ -124,7 +124,7 @@ impl Payload {
         }
         if self.version != version {
             return Err(bad(format!(
-                "version {} is not known, only {version}",
+                "version {}, but this is version {version}",
                 self.version
             )));
         }
@@ -162,11 +162,14 @@ impl Payload {
 /// - `pause`: the machine is being paused, all vCPUs already are. Requests in flight are finished
 ///   (or, where that can wait for ever, kept for later in the state). When it returns nothing of
 ///   the device touches guest memory, and interrupts it owed have been sent.
+///   One whose thread doesn't come to rest within 30 s is given up: it needs a reset.
 /// - `resume`: goes on where `pause` left off. vCPUs are resumed after the devices.
-/// - `save`: only while paused or inactive. Everything the guest can observe, the queues' indices
-///   among them, in one plain struct.
+/// - `save`: only while paused or inactive, else it is refused (one that was given up never is at
+///   rest). Everything the guest can observe, the indices of every queue in use among them, in one
+///   plain struct.
 /// - `load`: into a device made from the same configuration, inactive. With `activation` where the
-///   saved device was active; `resume` then sets it going.
+///   saved device was active; `resume` then sets it going. A queue of `activation` that the state
+///   has no indices for is refused. A device that needed a reset when it was saved gets no queues.
 pub trait Device: Send + std::fmt::Debug {
     /// The device id (5): 1 net, 2 block, ...
     fn id(&self) -> u16;
@@ -216,7 +219,7 @@ pub trait Device: Send + std::fmt::Debug {
     /// See the life cycle above.
     ///
     /// # Errors
-    /// A value that can't be written down.
+    /// It is not at rest, or a value that can't be written down.
     fn save(&self) -> Result<Payload, DeviceError>;
 
     /// See the life cycle above.

@@ -3,11 +3,8 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-use crate::device::{DeviceError, Payload, QueueSetup};
-use crate::worker::{Handler, Poll, Worker};
+use crate::device::{DeviceError, QueueSetup};
+use crate::worker::{Handler, Poll, Stuck, Worker};
 
 /// Where a device (or a queue pair of it) is in its life cycle, and its handler with it.
 #[derive(Debug, Default)]
@@ -19,6 +16,8 @@ pub(crate) enum Life<H> {
     Paused(H),
     /// On its thread.
     Running(Worker<H>),
+    /// Given up with whatever it holds, until the next reset: its thread didn't come to rest.
+    Lost,
 }
 
 impl<H: Handler> Life<H> {
@@ -29,18 +28,36 @@ impl<H: Handler> Life<H> {
         Ok(())
     }
 
-    /// Brings the thread to rest and keeps its handler. One that doesn't answer is given up.
-    pub fn pause(&mut self) {
-        *self = match std::mem::take(self) {
+    /// Brings the thread to rest and keeps its handler.
+    ///
+    /// # Errors
+    /// It doesn't answer, and is given up: the driver must be told that the device needs a reset.
+    pub fn pause(&mut self) -> Result<(), Stuck> {
+        match std::mem::take(self) {
             Self::Running(worker) => match worker.stop() {
-                Ok(handler) => Self::Paused(handler),
+                Ok(handler) => *self = Self::Paused(handler),
                 Err(error) => {
-                    log::error!("pausing: {error}");
-                    Self::Inactive
+                    *self = Self::Lost;
+                    return Err(error);
                 }
             },
-            other => other,
-        };
+            other => *self = other,
+        }
+        Ok(())
+    }
+
+    /// Whether what it holds can be saved.
+    ///
+    /// # Errors
+    /// It runs, or was given up: what it has in flight would be missing from the state.
+    pub fn at_rest(&self, kind: &'static str) -> Result<(), DeviceError> {
+        match self {
+            Self::Inactive | Self::Paused(_) => Ok(()),
+            Self::Running(_) => Err(DeviceError::Invalid(format!("{kind}: it is not paused"))),
+            Self::Lost => Err(DeviceError::Invalid(format!(
+                "{kind}: it has not come to rest: {Stuck}"
+            ))),
+        }
     }
 
     /// Asks the thread to stop, without waiting.
@@ -63,7 +80,9 @@ impl<H: Handler> Life<H> {
 
     /// Brings the thread to rest; its handler, if there was one.
     pub fn take(&mut self) -> Option<H> {
-        self.pause();
+        if let Err(error) = self.pause() {
+            log::error!("resetting: {error}");
+        }
         match std::mem::take(self) {
             Self::Paused(handler) => Some(handler),
             _ => None,
@@ -85,7 +104,7 @@ impl<H: Handler> Life<H> {
         call: impl FnOnce(&mut H, Option<&Poll>) -> R + Send + 'static,
     ) -> Option<R> {
         match self {
-            Self::Inactive => None,
+            Self::Inactive | Self::Lost => None,
             Self::Paused(handler) => Some(call(handler, None)),
             Self::Running(worker) => match worker.call(move |h, poll| call(h, Some(poll))) {
                 Ok(result) => Some(result),
@@ -103,51 +122,37 @@ pub(crate) fn os(call: &'static str) -> impl FnOnce(io::Error) -> DeviceError {
     move |source| DeviceError::Os { call, source }
 }
 
-/// The queues' addresses from the transport with the indices the device had saved. One it had no
-/// indices for was of no use to it, and goes on as the transport has it.
-pub(crate) fn restored(given: &mut [Option<QueueSetup>], saved: &[Option<QueueSetup>]) {
-    for (given, saved) in given.iter_mut().zip(saved) {
-        if let (Some(given), Some(saved)) = (given, saved) {
-            given.next_available = saved.next_available;
-            given.next_used = saved.next_used;
+/// Gives the queues that the transport has on the indices the device had saved.
+///
+/// # Errors
+/// The device saved no indices for one of them, or indices of another queue: going on from 0 would
+/// run requests a second time. A device that was broken when it was saved gets no queues from the
+/// transport, so every one here was in use.
+pub(crate) fn restored(
+    kind: &'static str,
+    given: &mut [Option<QueueSetup>],
+    saved: &[Option<QueueSetup>],
+) -> Result<(), DeviceError> {
+    for (index, given) in given.iter_mut().enumerate() {
+        let Some(given) = given else { continue };
+        let same_place = |saved: &QueueSetup| {
+            QueueSetup {
+                next_available: given.next_available,
+                next_used: given.next_used,
+                ..*saved
+            } == *given
+        };
+        match saved.get(index).copied().flatten() {
+            Some(saved) if same_place(&saved) => *given = saved,
+            _ => {
+                return Err(DeviceError::State {
+                    kind,
+                    reason: format!("queue {index} is in use, but its indices are not there"),
+                });
+            }
         }
     }
-}
-
-/// A payload of `state`.
-pub(crate) fn payload<S: Serialize>(
-    kind: &'static str,
-    version: u32,
-    state: &S,
-) -> Result<Payload, DeviceError> {
-    let state = serde_json::to_value(state).map_err(|error| DeviceError::State {
-        kind,
-        reason: error.to_string(),
-    })?;
-    Ok(Payload {
-        kind: kind.to_owned(),
-        version,
-        state,
-    })
-}
-
-/// The state in `payload`, if it is of this kind and version.
-pub(crate) fn state<S: DeserializeOwned>(
-    payload: &Payload,
-    kind: &'static str,
-    version: u32,
-) -> Result<S, DeviceError> {
-    let wrong = |reason| Err(DeviceError::State { kind, reason });
-    if payload.kind != kind {
-        return wrong(format!("it is one of {}", payload.kind));
-    }
-    if payload.version != version {
-        return wrong(format!(
-            "version {}, but this is version {version}",
-            payload.version
-        ));
-    }
-    S::deserialize(&payload.state).or_else(|error| wrong(error.to_string()))
+    Ok(())
 }
 
 /// Reads `data.len()` bytes at `offset` of a configuration structure; beyond it are zeroes.
@@ -161,4 +166,37 @@ pub(crate) fn read_structure(structure: &[u8], offset: u32, data: &mut [u8]) {
 /// Locks; a thread that panicked while it held the lock left plain data behind.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Idle;
+
+    impl Handler for Idle {
+        fn begin(&mut self, _poll: &Poll) -> io::Result<()> {
+            Ok(())
+        }
+        fn ready(&mut self, _token: u64, _poll: &Poll) {}
+    }
+
+    #[test]
+    fn only_what_is_at_rest_can_be_saved() {
+        let mut life = Life::default();
+        assert!(life.at_rest("test").is_ok());
+        life.start("idle", Idle).unwrap();
+        assert!(life.at_rest("test").is_err());
+        life.pause().unwrap();
+        assert!(life.at_rest("test").is_ok());
+        life.resume("idle").unwrap();
+        assert!(life.take().is_some());
+        // What a thread that hangs leaves behind: nothing starts before the reset.
+        life = Life::Lost;
+        assert!(life.at_rest("test").is_err());
+        life.resume("idle").unwrap();
+        assert!(life.paused().is_none() && life.at_rest("test").is_err());
+        assert!(life.take().is_none());
+        assert!(life.at_rest("test").is_ok());
+    }
 }

@@ -17,7 +17,7 @@ use state::PAGE;
 use worker::Worker;
 
 use crate::device::{Activation, Device, DeviceError, Interrupt, Payload, QueueSetup};
-use crate::life::{self, Life, lock, os, read_structure, restored};
+use crate::life::{Life, lock, os, read_structure, restored};
 use crate::memory::GuestMemory;
 use crate::queue::Queue;
 use crate::worker::{eventfd, signal};
@@ -326,7 +326,11 @@ impl Device for Balloon {
     }
 
     fn pause(&mut self) {
-        self.life.pause();
+        if let Err(error) = self.life.pause()
+            && let Some(active) = &self.activation
+        {
+            active.interrupt.needs_reset(&error.to_string());
+        }
         lock(&self.shared.teller).paused = true;
     }
 
@@ -347,6 +351,7 @@ impl Device for Balloon {
     }
 
     fn save(&self) -> Result<Payload, DeviceError> {
+        self.life.at_rest(KIND)?;
         let mut state = lock(&self.shared.state).clone();
         state.queues = self.life.paused().map_or_else(
             || vec![None; self.queue_count()],
@@ -355,7 +360,7 @@ impl Device for Balloon {
                 queues.map(|q| q.as_ref().map(Queue::setup)).collect()
             },
         );
-        life::payload(KIND, VERSION, &state)
+        Payload::new(KIND, VERSION, &state)
     }
 
     fn load(
@@ -363,14 +368,14 @@ impl Device for Balloon {
         payload: &Payload,
         activation: Option<Activation>,
     ) -> Result<(), DeviceError> {
-        let mut state: State = life::state(payload, KIND, VERSION)?;
+        let mut state: State = payload.open(KIND, VERSION)?;
         let queues = std::mem::take(&mut state.queues);
         *lock(&self.shared.state) = state;
         self.tell_hook();
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        restored(&mut activation.queues, &queues);
+        restored(KIND, &mut activation.queues, &queues)?;
         let worker = self.prepare(activation);
         lock(&self.shared.teller).paused = true;
         self.life = Life::Paused(worker);

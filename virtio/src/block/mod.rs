@@ -454,7 +454,13 @@ impl Device for Block {
 
     fn pause(&mut self) {
         self.queues.iter().for_each(Life::ask_to_stop);
-        self.queues.iter_mut().for_each(Life::pause);
+        for queue in &mut self.queues {
+            if let Err(error) = queue.pause()
+                && let Some(active) = &self.active
+            {
+                active.interrupt.needs_reset(&error.to_string());
+            }
+        }
     }
 
     fn resume(&mut self) {
@@ -468,6 +474,7 @@ impl Device for Block {
     }
 
     fn save(&self) -> Result<Payload, DeviceError> {
+        self.queues.iter().try_for_each(|q| q.at_rest(KIND))?;
         let setups = self.active.as_ref().map(|active| &active.setups);
         let queue = |(at, queue): (usize, &Life<BlockQueue>)| match queue.paused() {
             Some(handler) => Some(SavedQueue {
@@ -504,7 +511,7 @@ impl Device for Block {
             .iter()
             .map(|queue| queue.as_ref().map(|queue| queue.setup))
             .collect();
-        life::restored(&mut activation.queues, &setups);
+        life::restored(KIND, &mut activation.queues, &setups)?;
         self.take_over(activation);
         for index in 0..self.options.queues {
             let at = usize::from(index);

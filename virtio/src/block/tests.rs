@@ -649,32 +649,3 @@ impl Subject for BlockSubject {
 }
 
 conformance!(BlockSubject);
-
-#[test]
-#[ignore]
-fn measure() {
-    for depth in [1_u32, 32, 128] {
-        let mut disk = disk(Options::default());
-        let n = 200_000 / 128 * 128;
-        let start = std::time::Instant::now();
-        let mut done = 0;
-        let hdr = header(FLUSH, 0);
-        while done < n {
-            for _ in 0..depth {
-                disk.driver.add_indirect(0, &[&hdr], &[1]);
-            }
-            disk.driver.kick(0);
-            for _ in 0..depth {
-                disk.driver.wait(0);
-                done += 1;
-            }
-        }
-        let el = start.elapsed();
-        disk.block.pause();
-        println!(
-            "depth {depth}: {:?} each; interrupts {}",
-            el / n,
-            disk.driver.interrupt.seen().queue(0)
-        );
-    }
-}

@@ -21,7 +21,7 @@ use shared::{Inner, Shared, check};
 use state::tell;
 
 use crate::device::{Activation, Device, DeviceError, Payload, QueueSetup};
-use crate::life::{self, Life, lock, os, read_structure, restored};
+use crate::life::{Life, lock, os, read_structure, restored};
 use crate::queue::Queue;
 use crate::worker::eventfd;
 
@@ -320,7 +320,11 @@ impl Device for Console {
     }
 
     fn pause(&mut self) {
-        self.life.pause();
+        if let Err(error) = self.life.pause()
+            && let Some(active) = &self.activation
+        {
+            active.interrupt.needs_reset(&error.to_string());
+        }
         lock(&self.shared.inner).paused = true;
     }
 
@@ -348,7 +352,8 @@ impl Device for Console {
     }
 
     fn save(&self) -> Result<Payload, DeviceError> {
-        life::payload(KIND, VERSION, &self.snapshot())
+        self.life.at_rest(KIND)?;
+        Payload::new(KIND, VERSION, &self.snapshot())
     }
 
     fn load(
@@ -356,13 +361,13 @@ impl Device for Console {
         payload: &Payload,
         activation: Option<Activation>,
     ) -> Result<(), DeviceError> {
-        let mut state: State = life::state(payload, KIND, VERSION)?;
+        let mut state: State = payload.open(KIND, VERSION)?;
         let queues = std::mem::take(&mut state.queues);
         self.restore(state)?;
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        restored(&mut activation.queues, &queues);
+        restored(KIND, &mut activation.queues, &queues)?;
         let ports = self.prepare(activation);
         self.life = Life::Paused(ports);
         lock(&self.shared.inner).paused = true;

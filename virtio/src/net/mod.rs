@@ -35,7 +35,7 @@ use shared::Shared;
 use transmit::Sender;
 
 use crate::device::{Activation, Device, DeviceError, Payload, QueueSetup};
-use crate::life::{self, Life, lock, os, read_structure, restored};
+use crate::life::{Life, lock, os, read_structure, restored};
 use crate::queue::Queue;
 use crate::worker::eventfd;
 
@@ -157,6 +157,17 @@ impl Net {
         }
     }
 
+    /// Whether a queue has a use with these features; the driver may set up others.
+    fn uses(&self, index: u16, features: u64) -> bool {
+        let pairs = if features & f::MQ != 0 {
+            self.pairs()
+        } else {
+            1
+        };
+        let control = features & f::CTRL_VQ != 0 && index == self.control_index(features);
+        index < 2 * pairs || control
+    }
+
     /// The pair a queue belongs to.
     fn pair_of(&self, index: u16, features: u64) -> usize {
         if index == self.control_index(features) {
@@ -256,7 +267,11 @@ impl Net {
             life.ask_to_stop();
         }
         for life in &mut self.lives {
-            life.pause();
+            if let Err(error) = life.pause()
+                && let Some(active) = &self.activation
+            {
+                active.interrupt.needs_reset(&error.to_string());
+            }
         }
     }
 
@@ -407,7 +422,8 @@ impl Device for Net {
     }
 
     fn save(&self) -> Result<Payload, DeviceError> {
-        life::payload(KIND, VERSION, &self.snapshot())
+        self.lives.iter().try_for_each(|life| life.at_rest(KIND))?;
+        Payload::new(KIND, VERSION, &self.snapshot())
     }
 
     fn load(
@@ -415,7 +431,7 @@ impl Device for Net {
         payload: &Payload,
         activation: Option<Activation>,
     ) -> Result<(), DeviceError> {
-        let mut state: State = life::state(payload, KIND, VERSION)?;
+        let mut state: State = payload.open(KIND, VERSION)?;
         if state.pairs == 0 || state.pairs > self.pairs() {
             return Err(DeviceError::State {
                 kind: KIND,
@@ -433,7 +449,12 @@ impl Device for Net {
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        restored(&mut activation.queues, &queues);
+        for (index, queue) in (0..).zip(&mut activation.queues) {
+            if !self.uses(index, activation.features) {
+                *queue = None;
+            }
+        }
+        restored(KIND, &mut activation.queues, &queues)?;
         self.shared.pause();
         let pairs = self.prepare(activation)?;
         for (life, pair) in self.lives.iter_mut().zip(pairs) {

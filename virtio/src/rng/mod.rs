@@ -285,7 +285,11 @@ impl Device for Rng {
     }
 
     fn pause(&mut self) {
-        self.queue.pause();
+        if let Err(error) = self.queue.pause()
+            && let Some(active) = &self.active
+        {
+            active.interrupt.needs_reset(&error.to_string());
+        }
     }
 
     fn resume(&mut self) {
@@ -297,6 +301,7 @@ impl Device for Rng {
     }
 
     fn save(&self) -> Result<Payload, DeviceError> {
+        self.queue.at_rest(KIND)?;
         let at_start = self.active.as_ref().and_then(|active| active.setup);
         let now = self.queue.paused().map(|handler| handler.queue.setup());
         let saved = Saved {
@@ -314,7 +319,7 @@ impl Device for Rng {
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        life::restored(&mut activation.queues, &[saved.queue]);
+        life::restored(KIND, &mut activation.queues, &[saved.queue])?;
         self.take_over(activation)?;
         if let Some(handler) = self.make_queue() {
             self.queue = Life::Paused(handler);

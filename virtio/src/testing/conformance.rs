@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Random;
 use super::machine::{self, Machine, NEEDS_RESET, common};
-use crate::device::Device;
+use crate::device::{Device, Payload};
 use crate::feature;
 use crate::memory::GuestMemory;
 use crate::pci::Function;
@@ -173,6 +173,7 @@ pub(crate) fn goes_on_from_a_saved_state<S: Subject>() {
 
 pub(crate) fn refuses_states_that_are_not_its_own<S: Subject>() {
     let (subject, machine) = started::<S>();
+    assert!(machine.function.save().is_err(), "it runs");
     machine.function.pause();
     let good = machine.function.save().unwrap();
     let mut newer = good.clone();
@@ -185,9 +186,37 @@ pub(crate) fn refuses_states_that_are_not_its_own<S: Subject>() {
     device_other.state["device"]["kind"] = "other".into();
     let mut nonsense = good.clone();
     nonsense.state["device"]["state"] = "nonsense".into();
-    for bad in [newer, other, device_newer, device_other, nonsense] {
+    // One that misses the indices of a queue in use, and one with another place's.
+    let mut missing = good.clone();
+    first_queue(&mut missing).take();
+    let mut elsewhere = good.clone();
+    let queue = first_queue(&mut elsewhere);
+    let queue = match queue.get("setup") {
+        Some(_) => &mut queue["setup"],
+        None => queue,
+    };
+    queue["descriptors"] = 0x10.into();
+    for bad in [
+        newer,
+        other,
+        device_newer,
+        device_other,
+        nonsense,
+        missing,
+        elsewhere,
+    ] {
         let fresh = Machine::new(subject.device(), subject.features());
         assert!(fresh.function.load(&bad).is_err(), "{bad:?}");
+    }
+}
+
+/// The first queue in a device's own state.
+fn first_queue(payload: &mut Payload) -> &mut serde_json::Value {
+    let state = &mut payload.state["device"]["state"];
+    if state.get("queue").is_some() {
+        &mut state["queue"]
+    } else {
+        &mut state["queues"][0]
     }
 }
 

@@ -23,7 +23,7 @@ use muxer::Muxer;
 use worker::{QUEUES, Worker};
 
 use crate::device::{Activation, Device, DeviceError, Interrupt, Payload, QueueSetup};
-use crate::life::{self, Life, os, read_structure, restored};
+use crate::life::{Life, os, read_structure, restored};
 use crate::memory::GuestMemory;
 use crate::queue::Queue;
 
@@ -192,7 +192,11 @@ impl Device for Vsock {
     }
 
     fn pause(&mut self) {
-        self.life.pause();
+        if let Err(error) = self.life.pause()
+            && let Some(active) = &self.activation
+        {
+            active.interrupt.needs_reset(&error.to_string());
+        }
     }
 
     fn resume(&mut self) {
@@ -204,6 +208,7 @@ impl Device for Vsock {
     }
 
     fn save(&self) -> Result<Payload, DeviceError> {
+        self.life.at_rest(KIND)?;
         let queues = self.life.paused().map_or_else(
             || vec![None; QUEUES],
             |worker| {
@@ -211,7 +216,7 @@ impl Device for Vsock {
                 queues.map(|q| q.as_ref().map(Queue::setup)).collect()
             },
         );
-        life::payload(KIND, VERSION, &State { queues })
+        Payload::new(KIND, VERSION, &State { queues })
     }
 
     fn load(
@@ -219,11 +224,11 @@ impl Device for Vsock {
         payload: &Payload,
         activation: Option<Activation>,
     ) -> Result<(), DeviceError> {
-        let state: State = life::state(payload, KIND, VERSION)?;
+        let state: State = payload.open(KIND, VERSION)?;
         let Some(mut activation) = activation else {
             return Ok(());
         };
-        restored(&mut activation.queues, &state.queues);
+        restored(KIND, &mut activation.queues, &state.queues)?;
         let mut worker = self.prepare(activation)?;
         worker.lost = true;
         self.life = Life::Paused(worker);

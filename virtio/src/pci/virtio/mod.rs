@@ -501,7 +501,13 @@ impl Function for VirtioPci {
         }
         inner.core.load(&saved.core)?;
         inner.move_doorbells();
-        let activation = saved.active.then(|| inner.activation()).transpose()?;
+        let mut activation = saved.active.then(|| inner.activation()).transpose()?;
+        // A device that needs a reset touches its queues no more, here neither.
+        if saved.status & status::NEEDS_RESET != 0
+            && let Some(activation) = &mut activation
+        {
+            activation.queues.fill(None);
+        }
         inner.device.load(&saved.device, activation)?;
         inner.active = saved.active;
         Ok(())
