@@ -4,12 +4,26 @@ use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rpc::types::TypedParam;
 use uuid::Uuid;
 
 use crate::drivers::domain::state::Lifecycle;
 
-/// Domain event ids are below this (virDomainEventID of libvirt 9.0).
-pub const DOMAIN_EVENT_IDS: i32 = 27;
+/// How many kinds of event each sort of object has; ids are below it.
+pub mod kinds {
+    /// virDomainEventID of libvirt 9.0.
+    pub const DOMAIN: i32 = 27;
+    /// Ids below this one also have a message without a callback's id, for clients before libvirt 1.3.
+    pub const DOMAIN_LEGACY: i32 = 16;
+    /// virNetworkEventID.
+    pub const NETWORK: i32 = 2;
+    /// virStoragePoolEventID.
+    pub const POOL: i32 = 2;
+    /// virNodeDeviceEventID.
+    pub const NODE_DEVICE: i32 = 2;
+    /// virSecretEventID.
+    pub const SECRET: i32 = 2;
+}
 
 /// A domain as events and answers name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,12 +37,18 @@ pub struct DomainName {
 }
 
 /// Something that happened to a domain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
+#[allow(
+    dead_code,
+    reason = "each is there for the driver function that comes to emit it"
+)]
 pub enum DomainEvent {
     /// VIR_DOMAIN_EVENT_ID_LIFECYCLE
     Lifecycle(Lifecycle),
     /// VIR_DOMAIN_EVENT_ID_REBOOT
     Reboot,
+    /// VIR_DOMAIN_EVENT_ID_RTC_CHANGE: the clock's distance from UTC, seconds.
+    RtcChange(i64),
     /// VIR_DOMAIN_EVENT_ID_WATCHDOG with virDomainEventWatchdogAction.
     Watchdog(i32),
     /// VIR_DOMAIN_EVENT_ID_IO_ERROR and VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON.
@@ -44,10 +64,54 @@ pub enum DomainEvent {
         /// `enospc`, or empty.
         reason: String,
     },
+    /// VIR_DOMAIN_EVENT_ID_CONTROL_ERROR: the VMM does not answer any more.
+    ControlError,
+    /// VIR_DOMAIN_EVENT_ID_BLOCK_JOB and VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2: these are two events, and both are told.
+    BlockJob {
+        /// Named by its target (`vda`), not by its image: the second event.
+        by_target: bool,
+        /// The image's path or the disk's target.
+        disk: String,
+        /// virDomainBlockJobType.
+        kind: i32,
+        /// virConnectDomainEventBlockJobStatus.
+        status: i32,
+    },
+    /// VIR_DOMAIN_EVENT_ID_DISK_CHANGE
+    DiskChange {
+        /// The image before.
+        old: Option<String>,
+        /// The image now.
+        new: Option<String>,
+        /// The device's id.
+        alias: String,
+        /// virConnectDomainEventDiskChangeReason.
+        reason: i32,
+    },
+    /// VIR_DOMAIN_EVENT_ID_TRAY_CHANGE: a device's id, and virDomainEventTrayChangeReason.
+    TrayChange(String, i32),
+    /// VIR_DOMAIN_EVENT_ID_PMWAKEUP
+    PmWakeup,
+    /// VIR_DOMAIN_EVENT_ID_PMSUSPEND
+    PmSuspend,
     /// VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE: KiB the guest uses.
     BalloonChange(u64),
+    /// VIR_DOMAIN_EVENT_ID_PMSUSPEND_DISK
+    PmSuspendDisk,
+    /// VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: its id.
+    DeviceRemoved(String),
+    /// VIR_DOMAIN_EVENT_ID_TUNABLE: what is set now (VIR_DOMAIN_TUNABLE_*).
+    Tunable(Vec<TypedParam>),
     /// VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE: virConnectDomainEventAgentLifecycleState, and reason.
     AgentLifecycle(i32, i32),
+    /// VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: its id.
+    DeviceAdded(String),
+    /// VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION: which one.
+    MigrationIteration(i32),
+    /// VIR_DOMAIN_EVENT_ID_JOB_COMPLETED: its statistics (VIR_DOMAIN_JOB_*).
+    JobCompleted(Vec<TypedParam>),
+    /// VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: its id.
+    DeviceRemovalFailed(String),
     /// VIR_DOMAIN_EVENT_ID_METADATA_CHANGE: virDomainMetadataType, and the namespace of an element.
     MetadataChange {
         /// 0 description, 1 title, 2 element.
@@ -55,6 +119,21 @@ pub enum DomainEvent {
         /// The element's namespace.
         uri: Option<String>,
     },
+    /// VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD
+    BlockThreshold {
+        /// `vda`, or `vda[2]` for what is behind it.
+        device: String,
+        /// The image.
+        path: Option<String>,
+        /// The threshold, bytes.
+        threshold: u64,
+        /// How far beyond, bytes.
+        excess: u64,
+    },
+    /// VIR_DOMAIN_EVENT_ID_MEMORY_FAILURE: virDomainMemoryFailureRecipientType, -ActionType, -Flags.
+    MemoryFailure(i32, i32, u32),
+    /// VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE: a device's id, KiB.
+    MemoryDeviceSizeChange(String, u64),
 }
 
 impl DomainEvent {
@@ -63,26 +142,213 @@ impl DomainEvent {
         match self {
             Self::Lifecycle(_) => 0,
             Self::Reboot => 1,
+            Self::RtcChange(_) => 2,
             Self::Watchdog(_) => 3,
             Self::IoError {
                 with_reason: false, ..
             } => 4,
             Self::IoError { .. } => 6,
+            Self::ControlError => 7,
+            Self::BlockJob {
+                by_target: false, ..
+            } => 8,
+            Self::DiskChange { .. } => 9,
+            Self::TrayChange(..) => 10,
+            Self::PmWakeup => 11,
+            Self::PmSuspend => 12,
             Self::BalloonChange(_) => 13,
+            Self::PmSuspendDisk => 14,
+            Self::DeviceRemoved(_) => 15,
+            Self::BlockJob { .. } => 16,
+            Self::Tunable(_) => 17,
             Self::AgentLifecycle(..) => 18,
+            Self::DeviceAdded(_) => 19,
+            Self::MigrationIteration(_) => 20,
+            Self::JobCompleted(_) => 21,
+            Self::DeviceRemovalFailed(_) => 22,
             Self::MetadataChange { .. } => 23,
+            Self::BlockThreshold { .. } => 24,
+            Self::MemoryFailure(..) => 25,
+            Self::MemoryDeviceSizeChange(..) => 26,
+        }
+    }
+}
+
+/// Something that happened to a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(
+    dead_code,
+    reason = "each is there for the driver function that comes to emit it"
+)]
+pub enum NetworkEvent {
+    /// VIR_NETWORK_EVENT_DEFINED
+    Defined,
+    /// VIR_NETWORK_EVENT_UNDEFINED
+    Undefined,
+    /// VIR_NETWORK_EVENT_STARTED
+    Started,
+    /// VIR_NETWORK_EVENT_STOPPED
+    Stopped,
+    /// VIR_NETWORK_EVENT_ID_METADATA_CHANGE: virNetworkMetadataType, and the namespace of an element.
+    MetadataChange(i32, Option<String>),
+}
+
+/// Something that happened to a storage pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(
+    dead_code,
+    reason = "each is there for the driver function that comes to emit it"
+)]
+pub enum PoolEvent {
+    /// VIR_STORAGE_POOL_EVENT_DEFINED
+    Defined,
+    /// VIR_STORAGE_POOL_EVENT_UNDEFINED
+    Undefined,
+    /// VIR_STORAGE_POOL_EVENT_STARTED
+    Started,
+    /// VIR_STORAGE_POOL_EVENT_STOPPED
+    Stopped,
+    /// VIR_STORAGE_POOL_EVENT_CREATED: its folder or volume group was made.
+    Created,
+    /// VIR_STORAGE_POOL_EVENT_DELETED: that was removed.
+    Deleted,
+    /// VIR_STORAGE_POOL_EVENT_ID_REFRESH
+    Refreshed,
+}
+
+/// Something that happened to a device of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(
+    dead_code,
+    reason = "each is there for the driver function that comes to emit it"
+)]
+pub enum NodeDeviceEvent {
+    /// VIR_NODE_DEVICE_EVENT_CREATED
+    Created,
+    /// VIR_NODE_DEVICE_EVENT_DELETED
+    Deleted,
+    /// VIR_NODE_DEVICE_EVENT_DEFINED
+    Defined,
+    /// VIR_NODE_DEVICE_EVENT_UNDEFINED
+    Undefined,
+    /// VIR_NODE_DEVICE_EVENT_ID_UPDATE
+    Updated,
+}
+
+/// Something that happened to a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretEvent {
+    /// VIR_SECRET_EVENT_DEFINED
+    Defined,
+    /// VIR_SECRET_EVENT_UNDEFINED
+    Undefined,
+    /// VIR_SECRET_EVENT_ID_VALUE_CHANGED
+    ValueChanged,
+}
+
+/// A secret as events and answers name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretName {
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// virSecretUsageType.
+    pub usage_type: i32,
+    /// What it is for.
+    pub usage_id: String,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event<'a> {
+    /// To a domain.
+    Domain(&'a DomainName, &'a DomainEvent),
+    /// To a network: name, uuid.
+    Network(&'a str, Uuid, NetworkEvent),
+    /// To a storage pool: name, uuid.
+    Pool(&'a str, Uuid, PoolEvent),
+    /// To a device of the host: name.
+    NodeDevice(&'a str, NodeDeviceEvent),
+    /// To a secret.
+    Secret(&'a SecretName, SecretEvent),
+}
+
+/// The sorts of objects that things happen to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sort {
+    /// Domains.
+    Domain,
+    /// Networks.
+    Network,
+    /// Storage pools.
+    Pool,
+    /// Devices of the host.
+    NodeDevice,
+    /// Secrets.
+    Secret,
+}
+
+/// The one object that a registration is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// That with this uuid.
+    Uuid(Uuid),
+    /// That with this name, where there are no uuids.
+    Name(String),
+}
+
+impl Event<'_> {
+    fn sort(&self) -> Sort {
+        match self {
+            Self::Domain(..) => Sort::Domain,
+            Self::Network(..) => Sort::Network,
+            Self::Pool(..) => Sort::Pool,
+            Self::NodeDevice(..) => Sort::NodeDevice,
+            Self::Secret(..) => Sort::Secret,
+        }
+    }
+
+    fn id(&self) -> i32 {
+        match self {
+            Self::Domain(_, event) => event.id(),
+            Self::Network(_, _, NetworkEvent::MetadataChange(..))
+            | Self::Pool(_, _, PoolEvent::Refreshed)
+            | Self::NodeDevice(_, NodeDeviceEvent::Updated)
+            | Self::Secret(_, SecretEvent::ValueChanged) => 1,
+            Self::Network(..) | Self::Pool(..) | Self::NodeDevice(..) | Self::Secret(..) => 0,
+        }
+    }
+
+    fn is_about(&self, object: &Object) -> bool {
+        match (self, object) {
+            (Self::Domain(domain, _), Object::Uuid(uuid)) => domain.uuid == *uuid,
+            (Self::Network(_, own, _) | Self::Pool(_, own, _), Object::Uuid(uuid)) => own == uuid,
+            (Self::Secret(secret, _), Object::Uuid(uuid)) => secret.uuid == *uuid,
+            (Self::NodeDevice(own, _), Object::Name(name)) => own == name,
+            (_, Object::Uuid(_) | Object::Name(_)) => false,
         }
     }
 }
 
 /// Takes an event for one registration. Must not wait.
-pub type Sink = Arc<dyn Fn(i32, &DomainName, &DomainEvent) + Send + Sync>;
+pub type Sink = Arc<dyn Fn(i32, &Event<'_>) + Send + Sync>;
+
+/// What a client wants to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// About what.
+    pub sort: Sort,
+    /// The event's id.
+    pub event: i32,
+    /// About this one only.
+    pub object: Option<Object>,
+    /// In the form without a callback's id, which has one registration for each event.
+    pub legacy: bool,
+}
 
 struct Registration {
     client: u64,
     callback: i32,
-    event: i32,
-    domain: Option<Uuid>,
+    wanted: Wanted,
     sink: Sink,
 }
 
@@ -100,42 +366,92 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// Registers `client` for events `event`, of one domain or of all; returns the callback's id.
-    pub fn register(&self, client: u64, event: i32, domain: Option<Uuid>, sink: Sink) -> i32 {
+    /// Registers `client` for what it wants to know; returns the callback's id.
+    pub fn register(&self, client: u64, wanted: Wanted, sink: Sink) -> i32 {
         // Under the lock, so that ids are handed out in order.
         let mut registrations = self.lock();
         let callback = self.next.fetch_add(1, Ordering::Relaxed) & i32::MAX;
         registrations.push(Registration {
             client,
             callback,
-            event,
-            domain,
+            wanted,
             sink,
         });
         callback
     }
 
+    /// Whether `client` has a registration of the old form for that event of domains.
+    pub fn has_legacy(&self, client: u64, event: i32) -> bool {
+        self.lock()
+            .iter()
+            .any(|r| r.client == client && r.wanted.legacy && r.wanted.event == event)
+    }
+
     /// Takes a registration of `client` back; false if it has none with that id.
-    pub fn deregister(&self, client: u64, callback: i32) -> bool {
-        let mut registrations = self.lock();
-        let before = registrations.len();
-        registrations.retain(|r| r.client != client || r.callback != callback);
-        registrations.len() != before
+    pub fn deregister(&self, client: u64, sort: Sort, callback: i32) -> bool {
+        self.remove(|r| {
+            r.client == client
+                && r.callback == callback
+                && r.wanted.sort == sort
+                && !r.wanted.legacy
+        })
+    }
+
+    /// Takes the registration of the old form back; false if it has none.
+    pub fn deregister_legacy(&self, client: u64, event: i32) -> bool {
+        self.remove(|r| r.client == client && r.wanted.legacy && r.wanted.event == event)
     }
 
     /// Takes all registrations of `client` back.
     pub fn forget(&self, client: u64) {
-        self.lock().retain(|r| r.client != client);
+        self.remove(|r| r.client == client);
+    }
+
+    fn remove(&self, which: impl Fn(&Registration) -> bool) -> bool {
+        let mut registrations = self.lock();
+        let before = registrations.len();
+        registrations.retain(|r| !which(r));
+        registrations.len() != before
+    }
+
+    /// Something happened to a domain.
+    pub fn emit(&self, domain: &DomainName, event: &DomainEvent) {
+        self.tell(&Event::Domain(domain, event));
+    }
+
+    /// Something happened to a network.
+    #[allow(dead_code, reason = "the network driver's")]
+    pub fn network(&self, name: &str, uuid: Uuid, event: NetworkEvent) {
+        self.tell(&Event::Network(name, uuid, event));
+    }
+
+    /// Something happened to a storage pool.
+    #[allow(dead_code, reason = "the storage driver's")]
+    pub fn pool(&self, name: &str, uuid: Uuid, event: PoolEvent) {
+        self.tell(&Event::Pool(name, uuid, event));
+    }
+
+    /// Something happened to a device of the host.
+    #[allow(dead_code, reason = "the node device driver's")]
+    pub fn node_device(&self, name: &str, event: NodeDeviceEvent) {
+        self.tell(&Event::NodeDevice(name, event));
+    }
+
+    /// Something happened to a secret.
+    pub fn secret(&self, secret: &SecretName, event: SecretEvent) {
+        self.tell(&Event::Secret(secret, event));
     }
 
     /// Tells everybody who wants to know.
-    pub fn emit(&self, domain: &DomainName, event: &DomainEvent) {
-        log::debug!("event for domain '{}': {event:?}", domain.name);
+    fn tell(&self, event: &Event<'_>) {
+        log::debug!("{event:?}");
         for registration in self.lock().iter() {
-            if registration.event == event.id()
-                && registration.domain.is_none_or(|uuid| uuid == domain.uuid)
+            let wanted = &registration.wanted;
+            if wanted.sort == event.sort()
+                && wanted.event == event.id()
+                && wanted.object.as_ref().is_none_or(|o| event.is_about(o))
             {
-                (registration.sink)(registration.callback, domain, event);
+                (registration.sink)(registration.callback, event);
             }
         }
     }
@@ -151,45 +467,74 @@ impl Hub {
 mod tests {
     use super::*;
 
+    fn wanted(sort: Sort, event: i32, object: Option<Object>) -> Wanted {
+        Wanted {
+            sort,
+            event,
+            object,
+            legacy: false,
+        }
+    }
+
     #[test]
     fn everybody_hears_what_they_asked_for() {
         let hub = Hub::default();
         let heard: Arc<Mutex<Vec<(i32, i32)>>> = Arc::default();
         let sink = || -> Sink {
             let heard = Arc::clone(&heard);
-            Arc::new(move |callback, _, event| heard.lock().unwrap().push((callback, event.id())))
+            Arc::new(move |callback, event| heard.lock().unwrap().push((callback, event.id())))
         };
+        let take = || std::mem::take(&mut *heard.lock().unwrap());
         let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let all = hub.register(1, 0, None, sink());
-        let only_two = hub.register(1, 0, Some(two), sink());
-        let reboots = hub.register(2, 1, None, sink());
+        let all = hub.register(1, wanted(Sort::Domain, 0, None), sink());
+        let only = Some(Object::Uuid(two));
+        let only_two = hub.register(1, wanted(Sort::Domain, 0, only.clone()), sink());
+        let reboots = hub.register(2, wanted(Sort::Domain, 1, None), sink());
+        let network = hub.register(2, wanted(Sort::Network, 0, only), sink());
         let name = |uuid| DomainName {
             name: "d".to_owned(),
             uuid,
             id: -1,
         };
-        hub.emit(
-            &name(one),
-            &DomainEvent::Lifecycle(Lifecycle::StartedBooted),
-        );
-        hub.emit(
-            &name(two),
-            &DomainEvent::Lifecycle(Lifecycle::StartedBooted),
-        );
+        let started = DomainEvent::Lifecycle(Lifecycle::StartedBooted);
+        hub.emit(&name(one), &started);
+        hub.emit(&name(two), &started);
         hub.emit(&name(two), &DomainEvent::Reboot);
-        assert_eq!(
-            *heard.lock().unwrap(),
-            [(all, 0), (all, 0), (only_two, 0), (reboots, 1)]
+        assert_eq!(take(), [(all, 0), (all, 0), (only_two, 0), (reboots, 1)]);
+        hub.network("n", one, NetworkEvent::Started);
+        hub.network("n", two, NetworkEvent::Started);
+        hub.pool("p", two, PoolEvent::Started);
+        assert_eq!(take(), [(network, 0)]);
+        assert!(
+            !hub.deregister(2, Sort::Domain, all),
+            "another client's callback"
         );
-        heard.lock().unwrap().clear();
-        assert!(!hub.deregister(2, all), "another client's callback");
-        assert!(hub.deregister(1, all));
+        assert!(
+            !hub.deregister(1, Sort::Network, all),
+            "it is a domain's callback"
+        );
+        assert!(hub.deregister(1, Sort::Domain, all));
         hub.forget(2);
-        hub.emit(
-            &name(one),
-            &DomainEvent::Lifecycle(Lifecycle::StartedBooted),
-        );
+        hub.emit(&name(one), &started);
         hub.emit(&name(one), &DomainEvent::Reboot);
-        assert!(heard.lock().unwrap().is_empty());
+        hub.network("n", two, NetworkEvent::Stopped);
+        assert_eq!(take(), []);
+    }
+
+    #[test]
+    fn both_forms_are_kept_apart() {
+        let hub = Hub::default();
+        let nothing = || -> Sink { Arc::new(|_, _| {}) };
+        let old = Wanted {
+            legacy: true,
+            ..wanted(Sort::Domain, 0, None)
+        };
+        let callback = hub.register(1, old, nothing());
+        assert!(hub.has_legacy(1, 0) && !hub.has_legacy(1, 1) && !hub.has_legacy(2, 0));
+        assert!(!hub.deregister(1, Sort::Domain, callback));
+        let new = hub.register(1, wanted(Sort::Domain, 0, None), nothing());
+        assert!(hub.deregister_legacy(1, 0));
+        assert!(!hub.deregister_legacy(1, 0));
+        assert!(hub.deregister(1, Sort::Domain, new));
     }
 }

@@ -5,13 +5,14 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 use xml_schemas::domain::device::SecretUse;
 use xml_schemas::secret::{Secret, SecretUsage};
 
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags, plain};
+use crate::events::{Hub, SecretEvent, SecretName};
 use crate::files::{self, Durability};
 
 /// Filters of lists (virConnectListAllSecretsFlags).
@@ -31,6 +32,7 @@ struct Entry {
 /// All secrets.
 pub struct Driver {
     folder: PathBuf,
+    hub: Arc<Hub>,
     entries: Mutex<HashMap<Uuid, Entry>>,
 }
 
@@ -59,13 +61,21 @@ fn cannot_write(path: &Path, cause: &io::Error) -> Error {
     )
 }
 
+fn name(secret: &Secret) -> SecretName {
+    SecretName {
+        uuid: secret.uuid,
+        usage_type: secret.usage.number(),
+        usage_id: secret.usage.id().to_owned(),
+    }
+}
+
 impl Driver {
     /// Loads the secrets in `folder`, which is made if it is missing. Damaged ones are reported
     /// and left alone.
     ///
     /// # Errors
     /// The system's.
-    pub fn open(folder: PathBuf) -> io::Result<Self> {
+    pub fn open(folder: PathBuf, hub: Arc<Hub>) -> io::Result<Self> {
         files::make_folder(&folder, 0o700)?;
         files::remove_leftovers(&folder)?;
         let mut entries = HashMap::new();
@@ -93,6 +103,7 @@ impl Driver {
         }
         Ok(Self {
             folder,
+            hub,
             entries: Mutex::new(entries),
         })
     }
@@ -167,6 +178,7 @@ impl Driver {
                 value,
             },
         );
+        self.hub.secret(&name(&new), SecretEvent::Defined);
         Ok(new)
     }
 
@@ -193,7 +205,9 @@ impl Driver {
         if !entry.definition.ephemeral {
             self.remove_files(uuid)?;
         }
+        let name = name(&entry.definition);
         entries.remove(&uuid);
+        self.hub.secret(&name, SecretEvent::Undefined);
         Ok(())
     }
 
@@ -209,6 +223,9 @@ impl Driver {
             self.write(&self.value_file(uuid), &value)?;
         }
         entry.value = Some(value);
+        // Still under the lock, as all of them: told in the order in which they happened.
+        self.hub
+            .secret(&name(&entry.definition), SecretEvent::ValueChanged);
         Ok(())
     }
 
@@ -348,7 +365,7 @@ mod tests {
     #[test]
     fn values_survive_the_daemon_and_only_we_can_read_them() {
         let temp = TempFolder::new();
-        let driver = Driver::open(temp.0.join("secrets")).unwrap();
+        let driver = Driver::open(temp.0.join("secrets"), Arc::default()).unwrap();
         driver.define(&xml(ONE, "", "/x"), 0).unwrap();
         assert_eq!(driver.value(ONE, 0).unwrap_err().code, ErrorCode::NO_SECRET);
         driver.set_value(ONE, b"hello".to_vec(), 0).unwrap();
@@ -356,7 +373,7 @@ mod tests {
             let mode = entry.unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
-        let driver = Driver::open(temp.0.join("secrets")).unwrap();
+        let driver = Driver::open(temp.0.join("secrets"), Arc::default()).unwrap();
         assert_eq!(driver.value(ONE, 0).unwrap(), b"hello");
         let used = SecretUse {
             format: "luks".into(),
@@ -372,7 +389,7 @@ mod tests {
     #[test]
     fn private_and_ephemeral_secrets() {
         let temp = TempFolder::new();
-        let driver = Driver::open(temp.0.clone()).unwrap();
+        let driver = Driver::open(temp.0.clone(), Arc::default()).unwrap();
         driver
             .define(&xml(ONE, "private='yes' ephemeral='yes'", "/x"), 0)
             .unwrap();

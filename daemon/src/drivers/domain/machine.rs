@@ -577,7 +577,10 @@ mod tests {
     use crate::files::testing::TempFolder;
 
     fn around(folder: &TempFolder) -> Surroundings {
-        let secrets = crate::drivers::secret::Driver::open(folder.0.join("secrets"));
+        let secrets = crate::drivers::secret::Driver::open(
+            folder.0.join("secrets"),
+            std::sync::Arc::default(),
+        );
         Surroundings {
             channels: folder.0.join("channel"),
             folder: folder.0.clone(),

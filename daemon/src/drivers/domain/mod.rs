@@ -47,7 +47,7 @@ pub struct Driver {
     /// What opens images.
     pub secrets: Arc<secret::Driver>,
     /// Who wants to know.
-    pub hub: Hub,
+    pub hub: Arc<Hub>,
     /// The program that runs a domain.
     pub vmm: PathBuf,
     /// This boot of the host.
@@ -62,7 +62,8 @@ impl Driver {
     /// The store cannot be opened.
     pub fn new(roots: Roots, vmm: PathBuf) -> io::Result<Self> {
         let store = Store::open(roots.domains())?;
-        let secrets = Arc::new(secret::Driver::open(roots.secrets())?);
+        let hub = Arc::new(Hub::default());
+        let secrets = Arc::new(secret::Driver::open(roots.secrets(), Arc::clone(&hub))?);
         files::remove_leftovers(&roots.live_domains())?;
         let next_id = fs::read_to_string(next_id_file(&roots))
             .ok()
@@ -73,7 +74,7 @@ impl Driver {
             store,
             registry: Arc::default(),
             secrets,
-            hub: Hub::default(),
+            hub,
             vmm,
             boot_id: record::boot_id(),
             next_id: Mutex::new(next_id),
