@@ -10,6 +10,8 @@ use crate::device::DeviceError;
 pub(super) const COMMAND: u16 = 0x04;
 /// Its bit: memory BARs answer.
 pub(super) const MEMORY: u16 = 1 << 1;
+/// Its bit: the function may reach memory, messages among it.
+pub(super) const MASTER: u16 = 1 << 2;
 /// Its bit: the pin stays silent.
 pub(super) const INTX_DISABLE: u16 = 1 << 10;
 /// Status register's bit: the pin wants to be asserted.
@@ -95,7 +97,7 @@ impl Config {
         config.set32(0x08, ids.class << 8 | u32::from(ids.revision));
         config.set8(0x0e, header);
         // Memory, bus master, parity and SERR reporting, pin disable; ports where a BAR needs them.
-        config.allow16(COMMAND, MEMORY | 1 << 2 | 1 << 6 | 1 << 8 | INTX_DISABLE);
+        config.allow16(COMMAND, MEMORY | MASTER | 1 << 6 | 1 << 8 | INTX_DISABLE);
         config.allow8(0x0c, 0xff);
         config
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::capability::express::{DEVICE_CONTROL, FLR};
-use super::config::{self, COMMAND, Config, INTX_DISABLE, STATUS_INTX};
+use super::config::{self, COMMAND, Config, INTX_DISABLE, MASTER, STATUS_INTX};
 use super::{Express, Host, IntxLine, Msix, msix};
 use crate::device::DeviceError;
 
@@ -167,6 +167,12 @@ impl Core {
         &self.host
     }
 
+    /// Whether software lets the function reach memory (Bus Master Enable, 7.5.1.1.3).
+    #[must_use]
+    pub fn is_master(&self) -> bool {
+        self.config.read(COMMAND, 2) as u16 & MASTER != 0
+    }
+
     /// Where a BAR answers now.
     #[must_use]
     pub fn bar(&self, bar: u8) -> Option<u64> {
@@ -211,10 +217,17 @@ impl Core {
 
     /// Tells everybody what the registers say; whether a BAR has moved.
     fn apply(&mut self) -> bool {
-        if let Some((msix, offset)) = &self.msix {
-            msix.set_control(self.config.read(offset + 2, 2) as u16);
-        }
         let command = self.config.read(COMMAND, 2) as u16;
+        if let Some((msix, offset)) = &self.msix {
+            // A message is a write to memory: without bus mastering it waits as if masked.
+            let control = self.config.read(offset + 2, 2) as u16;
+            let held = if self.is_master() {
+                0
+            } else {
+                msix::FUNCTION_MASK
+            };
+            msix.set_control(control | held);
+        }
         self.pin
             .change(|pin| pin.disabled = command & INTX_DISABLE != 0);
         let wanted: Vec<(u8, u64, u64)> = self

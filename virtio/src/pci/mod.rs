@@ -29,6 +29,7 @@
 //!   (level-triggered, active as long as `set(true)` was last).
 //! - **Running devices.** What the VMM changes while the guest runs (a disk's size, a link's state) goes
 //!   by the handle that a device's constructor gives out, not by the function.
+//! - **Bus mastering.** A virtio device runs only while Bus Master Enable is set; messages wait too.
 //! - **Life cycle.** Machine reset: vCPUs stopped, then [`Function::reset`] each (BARs are unmapped
 //!   by it). Pause: vCPUs stopped, then `pause` each; resume: `resume` each, then vCPUs. `save`
 //!   only while paused; `load` into a function made from the same configuration, never run, then

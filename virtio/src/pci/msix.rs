@@ -19,7 +19,7 @@ pub(super) const ENTRY_LEN: u32 = 16;
 const MASKED: u32 = 1;
 /// Message control's bits.
 const ENABLE: u16 = 1 << 15;
-const FUNCTION_MASK: u16 = 1 << 14;
+pub(super) const FUNCTION_MASK: u16 = 1 << 14;
 
 /// One vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

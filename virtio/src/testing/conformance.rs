@@ -160,6 +160,8 @@ pub(crate) fn goes_on_from_a_saved_state<S: Subject>() {
     // One that was reset after it was loaded.
     machine.function.pause();
     machine.replace(subject.device());
+    machine.function.reset();
+    machine.function.resume();
     machine.start();
     subject.exercise(&mut machine, true);
     // One saved before its driver came.

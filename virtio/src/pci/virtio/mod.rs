@@ -91,6 +91,10 @@ struct Inner {
     registers: Registers,
     /// The device has been activated.
     active: bool,
+    /// The machine is paused.
+    paused: bool,
+    /// The device is let run: the machine is not paused, and the function may master the bus.
+    running: bool,
     /// Offset of the capability that gives access to the BAR by configuration space.
     window: u16,
     /// Notify addresses that the hypervisor serves: queue and address.
@@ -180,6 +184,8 @@ impl VirtioPci {
             notifier: Arc::clone(&notifier),
             kicks: Arc::clone(&kicks),
             active: false,
+            paused: false,
+            running: false,
             doorbells: Vec::new(),
             core,
             msix,
@@ -257,8 +263,30 @@ impl Inner {
             new &= !status::DRIVER_OK;
         }
         self.notifier.set_status(new);
-        if new & status::DRIVER_OK != 0 {
+        if self.running && self.is_due() {
             self.activate();
+        }
+    }
+
+    /// The driver has started the device, but it has not been activated: the function can't
+    /// master the bus yet, or the machine was saved then.
+    fn is_due(&self) -> bool {
+        let seen = self.notifier.status() & (status::DRIVER_OK | status::NEEDS_RESET);
+        seen == status::DRIVER_OK && !self.active
+    }
+
+    /// Has the device run or rest, after a change of what it depends on.
+    fn settle(&mut self) {
+        let run = !self.paused && self.core.is_master();
+        if run == std::mem::replace(&mut self.running, run) {
+            return;
+        }
+        if !run {
+            self.device.pause();
+        } else if self.is_due() {
+            self.activate();
+        } else {
+            self.device.resume();
         }
     }
 
@@ -308,6 +336,7 @@ impl Inner {
         self.reset_device();
         self.core.reset();
         self.move_doorbells();
+        self.settle();
     }
 
     /// Has the hypervisor serve notify addresses where the BAR is now.
@@ -410,6 +439,7 @@ impl Function for VirtioPci {
         if event.reset {
             return inner.reset();
         }
+        inner.settle();
         if inner.is_window(offset, width)
             && let Some((at, len)) = inner.window_access()
         {
@@ -440,11 +470,15 @@ impl Function for VirtioPci {
     }
 
     fn pause(&self) {
-        self.lock().device.pause();
+        let mut inner = self.lock();
+        inner.paused = true;
+        inner.settle();
     }
 
     fn resume(&self) {
-        self.lock().device.resume();
+        let mut inner = self.lock();
+        inner.paused = false;
+        inner.settle();
     }
 
     fn save(&self) -> Result<Payload, DeviceError> {
@@ -510,6 +544,7 @@ impl Function for VirtioPci {
         }
         inner.device.load(&saved.device, activation)?;
         inner.active = saved.active;
+        (inner.paused, inner.running) = (true, false);
         Ok(())
     }
 }

@@ -76,6 +76,44 @@ fn bars_and_doorbells_follow_the_registers() {
 }
 
 #[test]
+fn memory_is_reached_only_by_a_bus_master() {
+    let mut machine = machine();
+    machine.prepare();
+    let bytes = |machine: &Machine| machine.driver.ram.read(0, machine.driver.ram.len());
+    let quiet = |machine: &Machine| {
+        let before = bytes(machine);
+        (0..machine.driver.queues.len()).for_each(|queue| machine.driver.ring(queue));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(before == bytes(machine), "RAM changed");
+    };
+    let ask = |machine: &mut Machine| {
+        machine.driver.add(0, &[], &[32]);
+        machine.driver.kick(0);
+    };
+    // Started without: the device waits, through a save and load too.
+    machine.function.write_config(4, 2, 2);
+    machine.set_status(15);
+    ask(&mut machine);
+    quiet(&machine);
+    machine.function.pause();
+    machine.replace(Box::new(Rng::new(Source::System, None).unwrap()));
+    machine.function.resume();
+    quiet(&machine);
+    machine.function.write_config(4, 2, 6);
+    assert_eq!(machine.driver.wait(0).data.len(), 32);
+    // Taken away while it runs, and given back while the machine is paused.
+    machine.function.write_config(4, 2, 2);
+    ask(&mut machine);
+    quiet(&machine);
+    machine.function.pause();
+    machine.function.write_config(4, 2, 6);
+    quiet(&machine);
+    machine.function.resume();
+    assert_eq!(machine.driver.wait(0).data.len(), 32);
+    assert_eq!(machine.status(), 15);
+}
+
+#[test]
 fn features_are_agreed_on_once_and_only_what_is_offered() {
     let machine = machine();
     let offered = |select| {
