@@ -14,6 +14,13 @@ pub struct Group {
     pub commands: &'static [Command],
 }
 
+impl Group {
+    /// Whether its commands are for programs only: no list shows them.
+    pub const fn is_hidden(&self) -> bool {
+        self.title.is_empty()
+    }
+}
+
 /// The function behind a command.
 pub type Handler = fn(&mut Shell, &Args) -> Result;
 
@@ -62,6 +69,32 @@ pub enum Values {
     Commands,
     /// Names of domain events.
     Events,
+    /// Names of networks.
+    Networks,
+    /// Names of network events.
+    NetworkEvents,
+    /// Names of storage pools.
+    Pools,
+    /// Names of storage pool events.
+    PoolEvents,
+    /// Names of volumes of the pool that the option `pool` names.
+    Volumes,
+    /// Names of snapshots of the domain that the option `domain` names.
+    Snapshots,
+    /// Targets of disks of that domain.
+    Disks,
+    /// MAC addresses of network interfaces of that domain.
+    Nics,
+    /// Names of devices of the host.
+    NodeDevices,
+    /// Names of node device events.
+    NodeDeviceEvents,
+    /// UUIDs of secrets.
+    Secrets,
+    /// Names of secret events.
+    SecretEvents,
+    /// Names of network interfaces of the host.
+    HostInterfaces,
     /// These words.
     Words(&'static [&'static str]),
 }

@@ -10,8 +10,10 @@ use rustyline::hint::Hinter;
 use rustyline::validate::Validator;
 use rustyline::{Context, Helper};
 
-use crate::command::{self, Command, Kind, Opt, Values};
+use crate::command::{self, Command, Group, Kind, Opt, Values};
 use crate::commands::GROUPS;
+use crate::names::names;
+use crate::options;
 use crate::shell::Shell;
 
 /// Completion for the line editor; asks the daemon for names only when they are needed.
@@ -36,7 +38,7 @@ impl Completion {
     }
 }
 
-/// What could stand at the end of a line.
+/// What could stand where a word stands.
 #[derive(Debug, PartialEq, Eq)]
 enum Wanted {
     Command,
@@ -46,72 +48,191 @@ enum Wanted {
     Nothing,
 }
 
-/// Finds out what could stand where the last word of a line stands, and where that word begins.
-fn wanted(line: &str) -> (usize, Wanted) {
-    let segment = line.rfind([';', '\n']).map_or(0, |at| at + 1);
-    let text = &line[segment..];
-    let start = segment + text.rfind([' ', '\t']).map_or(0, |at| at + 1);
-    let word = &line[start..];
-    let mut before = line[segment..start]
-        .split([' ', '\t'])
-        .filter(|word| !word.is_empty());
-    let Some(name) = before.next() else {
-        return (start, Wanted::Command);
+/// Where something could stand.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    /// Where in the last word the value begins.
+    start: usize,
+    wanted: Wanted,
+    /// What the options before it say.
+    given: Vec<(&'static str, String)>,
+}
+
+/// Finds out what could stand where the last word of a command stands.
+fn place(before: &[&str], word: &str) -> Place {
+    let mut place = Place {
+        start: 0,
+        wanted: Wanted::Command,
+        given: Vec::new(),
+    };
+    let Some((name, before)) = before.split_first() else {
+        return place;
     };
     let Some(command) = command::find(GROUPS, name) else {
-        return (start, Wanted::Nothing);
+        place.wanted = Wanted::Nothing;
+        return place;
     };
     let mut seen = Vec::new();
     let mut pending: Option<&Opt> = None;
     for word in before {
-        if pending.take().is_some() {
+        if let Some(option) = pending.take() {
+            place.given.push((option.name, (*word).to_owned()));
             continue;
         }
         let option = word.strip_prefix("--").and_then(|option| {
             let (name, inline) = option
                 .split_once('=')
-                .map_or((option, false), |(name, _)| (name, true));
+                .map_or((option, None), |(name, value)| (name, Some(value)));
             let option = command.options.iter().find(|option| option.name == name)?;
             Some((option, inline))
         });
         match option {
             Some((option, inline)) => {
                 seen.push(option.name);
-                pending = (option.kind != Kind::Flag && !inline).then_some(option);
+                match inline {
+                    Some(value) => place.given.push((option.name, value.to_owned())),
+                    None => pending = (option.kind != Kind::Flag).then_some(option),
+                }
             }
             None => {
                 if let Some(option) = next_positional(command, &seen) {
                     seen.push(option.name);
+                    place.given.push((option.name, (*word).to_owned()));
                 }
             }
         }
     }
     if let Some(option) = pending {
-        return (start, Wanted::Value(option.values));
+        place.wanted = Wanted::Value(values(command, option));
+        return place;
     }
-    if let Some((option, _)) = word
+    if let Some((name, _)) = word
         .strip_prefix("--")
         .and_then(|word| word.split_once('='))
     {
-        let values = command
-            .options
-            .iter()
-            .find(|known| known.name == option)
-            .map(|known| known.values);
-        let start = start + "--".len() + option.len() + "=".len();
-        return (start, values.map_or(Wanted::Nothing, Wanted::Value));
+        let option = command.options.iter().find(|known| known.name == name);
+        place.start = "--".len() + name.len() + "=".len();
+        place.wanted = option.map_or(Wanted::Nothing, |it| Wanted::Value(values(command, it)));
+        return place;
     }
-    let positional = next_positional(command, &seen).filter(|option| option.values != Values::None);
-    match positional {
-        Some(option) if !word.starts_with('-') => (start, Wanted::Value(option.values)),
+    let positional = next_positional(command, &seen)
+        .map(|option| values(command, option))
+        .filter(|values| *values != Values::None);
+    place.wanted = match positional {
+        Some(values) if !word.starts_with('-') => Wanted::Value(values),
         _ => {
             let names = command.options.iter().map(|option| option.name);
-            (
-                start,
-                Wanted::Options(names.filter(|name| !seen.contains(name)).collect()),
-            )
+            Wanted::Options(names.filter(|name| !seen.contains(name)).collect())
         }
+    };
+    place
+}
+
+/// The commands on one disk of a domain.
+const BLOCK: &[&str] = &[
+    "blkdeviotune",
+    "blockcommit",
+    "blockcopy",
+    "blockjob",
+    "blockpull",
+    "blockresize",
+    "change-media",
+    "detach-disk",
+    "domblkinfo",
+    "domblkstat",
+    "domblkthreshold",
+];
+
+/// What completes an option's value: what its command says, or else what options of that name mean anywhere.
+fn values(command: &Command, option: &Opt) -> Values {
+    if option.values != Values::None || option.kind == Kind::Flag {
+        return option.values;
     }
+    match option.name {
+        "domain" => Values::Domains,
+        "network" => Values::Networks,
+        "pool" | "inputpool" => Values::Pools,
+        "vol" | "inputvol" => Values::Volumes,
+        "snapshotname" => Values::Snapshots,
+        "secret" => Values::Secrets,
+        "device" if command.name.starts_with("nodedev-") => Values::NodeDevices,
+        "interface" if command.name.starts_with("iface-") => Values::HostInterfaces,
+        "file" => Values::Files,
+        "interface" | "mac" => Values::Nics,
+        "path" | "device" | "target" | "dev" if BLOCK.contains(&command.name) => Values::Disks,
+        _ => Values::None,
+    }
+}
+
+/// The same for a line of the shell's own prompt, and where in the line the word's value begins.
+fn place_in_line(line: &str) -> (usize, Place) {
+    let segment = line.rfind([';', '\n']).map_or(0, |at| at + 1);
+    let text = &line[segment..];
+    let start = segment + text.rfind([' ', '\t']).map_or(0, |at| at + 1);
+    let before: Vec<&str> = line[segment..start]
+        .split([' ', '\t'])
+        .filter(|word| !word.is_empty())
+        .collect();
+    let place = place(&before, &line[start..]);
+    (start + place.start, place)
+}
+
+/// What could stand there, whatever was typed already; `None`: a file.
+fn candidates(shell: &mut Shell, place: &Place) -> Option<Vec<String>> {
+    Some(match &place.wanted {
+        Wanted::Command => command_names(),
+        Wanted::Options(names) => names.iter().map(|name| format!("--{name}")).collect(),
+        Wanted::Value(Values::Commands) => {
+            let groups = visible().map(|group| group.keyword.to_owned());
+            command_names().into_iter().chain(groups).collect()
+        }
+        Wanted::Value(Values::Words(words)) => {
+            words.iter().map(|word| (*word).to_owned()).collect()
+        }
+        Wanted::Value(Values::Files) => return None,
+        Wanted::Value(values) => names(shell, *values, &place.given).unwrap_or_default(),
+        Wanted::Nothing => Vec::new(),
+    })
+}
+
+/// What a shell could put for the last of these words, which follow the program's name; nothing if it is a file.
+pub fn of_words(shell: &mut Shell, words: &[String]) -> Vec<String> {
+    let Some((word, before)) = words.split_last() else {
+        return Vec::new();
+    };
+    let options = match options::parse(before.iter().cloned()) {
+        Ok(options) => options,
+        // The last of them waits for its value.
+        Err(_) => {
+            let last = before.last().map_or("", String::as_str);
+            let uris: &[&str] = match last {
+                "-c" | "--connect" => &["vireo:///system", "vireo:///session", "qemu:///system"],
+                _ => &[],
+            };
+            let uris = uris.iter().map(|uri| (*uri).to_owned());
+            return uris.filter(|uri| uri.starts_with(word)).collect();
+        }
+    };
+    if options.words.is_empty() && word.starts_with('-') {
+        return options::long_names()
+            .map(|name| format!("--{name}"))
+            .filter(|name| name.starts_with(word))
+            .collect();
+    }
+    // The daemon that the line is about, which is not started for this.
+    shell.retarget(&options);
+    let before: Vec<&str> = options.words.iter().map(String::as_str).collect();
+    let place = place(&before, word);
+    let (kept, typed) = word.split_at(place.start);
+    let mut found: Vec<String> = candidates(shell, &place)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|candidate| candidate.starts_with(typed))
+        .map(|candidate| format!("{kept}{candidate}"))
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 fn next_positional(command: &Command, seen: &[&str]) -> Option<&'static Opt> {
@@ -133,30 +254,13 @@ impl Completer for Completion {
         _: &Context<'_>,
     ) -> rustyline::Result<(usize, Vec<Pair>)> {
         let line = &line[..at];
-        let (start, wanted) = wanted(line);
-        let candidates: Vec<String> = match wanted {
-            Wanted::Command => command_names(),
-            Wanted::Options(names) => names.iter().map(|name| format!("--{name}")).collect(),
-            Wanted::Value(Values::Commands) => {
-                let groups = GROUPS.iter().map(|group| group.keyword.to_owned());
-                command_names().into_iter().chain(groups).collect()
-            }
-            Wanted::Value(Values::Domains) => {
-                // Borrowed already: the editor runs inside a command, which nothing does.
-                self.shell
-                    .try_borrow_mut()
-                    .map(|mut shell| shell.domain_names())
-                    .unwrap_or_default()
-            }
-            Wanted::Value(Values::Events) => crate::commands::events::NAMES
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect(),
-            Wanted::Value(Values::Words(words)) => {
-                words.iter().map(|word| (*word).to_owned()).collect()
-            }
-            Wanted::Value(Values::Files) => return self.files.complete_path(line, at),
-            Wanted::Value(Values::None) | Wanted::Nothing => Vec::new(),
+        let (start, place) = place_in_line(line);
+        // Borrowed already: the editor runs inside a command, which nothing does.
+        let Ok(mut shell) = self.shell.try_borrow_mut() else {
+            return Ok((start, Vec::new()));
+        };
+        let Some(candidates) = candidates(&mut shell, &place) else {
+            return self.files.complete_path(line, at);
         };
         let typed = &line[start..];
         let mut matching: Vec<String> = candidates
@@ -179,9 +283,12 @@ impl Completer for Completion {
     }
 }
 
+fn visible() -> impl Iterator<Item = &'static Group> {
+    GROUPS.iter().filter(|group| !group.is_hidden())
+}
+
 fn command_names() -> Vec<String> {
-    GROUPS
-        .iter()
+    visible()
         .flat_map(|group| group.commands)
         .map(|command| command.name.to_owned())
         .collect()
@@ -212,6 +319,29 @@ impl Helper for Completion {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn wanted(line: &str) -> (usize, Wanted) {
+        let (start, place) = place_in_line(line);
+        (start, place.wanted)
+    }
+
+    #[test]
+    fn what_the_line_says_already_is_known() {
+        let given = |line: &str| place_in_line(line).1.given;
+        let domain = vec![("domain", "x".to_owned())];
+        assert_eq!(given("domif-setlink x "), domain);
+        assert_eq!(given("domif-setlink --domain x --"), domain);
+        assert_eq!(given("domif-setlink --domain=x "), domain);
+    }
+
+    #[test]
+    fn an_option_without_values_of_its_own_is_completed_by_its_name() {
+        assert_eq!(
+            wanted("secret-dumpxml "),
+            (15, Wanted::Value(Values::Secrets))
+        );
+        assert_eq!(wanted("net-event "), (10, Wanted::Value(Values::Networks)));
+    }
 
     #[test]
     fn the_first_word_is_a_command() {

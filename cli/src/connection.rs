@@ -49,6 +49,20 @@ impl Keepalive {
     }
 }
 
+/// How to connect.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// Only to look.
+    pub readonly: bool,
+    /// Signs of life.
+    pub keepalive: Keepalive,
+    /// The connection is served also between calls, as an interactive shell needs, so that the daemon doesn't take the
+    /// silence for death.
+    pub background: bool,
+    /// A daemon of ours that isn't running is started.
+    pub starts: bool,
+}
+
 /// A connection that was opened.
 #[derive(Debug)]
 pub struct Connection {
@@ -60,20 +74,18 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, and opens what the target names. A daemon of ours that isn't running is started.
-    ///
-    /// `background`: the connection is served also between calls, as an interactive shell needs, so that the
-    /// daemon doesn't take the silence for death.
+    /// Connects, and opens what the target names.
     ///
     /// # Errors
     ///
     /// There is nobody to connect to, or the daemon refuses.
-    pub fn open(
-        target: Target,
-        readonly: bool,
-        keepalive: Keepalive,
-        background: bool,
-    ) -> Result<Self> {
+    pub fn open(target: Target, manner: Manner) -> Result<Self> {
+        let Manner {
+            readonly,
+            keepalive,
+            background,
+            starts,
+        } = manner;
         let mut builder = if background {
             Builder::new_multi_thread()
         } else {
@@ -90,11 +102,13 @@ impl Connection {
         })?;
         let config = keepalive.config();
         let client = match &target.transport {
-            Transport::Local { root, socket } => {
+            Transport::Local { root, socket } if starts => {
                 reach_local(&runtime, root.as_deref(), socket, config)?
             }
-            Transport::Unix(socket) => connect_unix(&runtime, socket, config)
-                .map_err(|error| unreachable_socket(socket, &error))?,
+            Transport::Local { socket, .. } | Transport::Unix(socket) => {
+                connect_unix(&runtime, socket, config)
+                    .map_err(|error| unreachable_socket(socket, &error))?
+            }
             Transport::Tcp { host, port } => connect_tcp(&runtime, host, *port, config)?,
         };
         runtime

@@ -6,7 +6,7 @@ use crate::command::{Command, Group, Kind};
 
 /// All groups, for `help` (with a colon after the heading) and `--help` (without).
 pub fn groups(groups: &[Group], text: &mut String, colon: &str) {
-    for group in groups {
+    for group in groups.iter().filter(|group| !group.is_hidden()) {
         self::group(group, text, colon);
         text.push('\n');
     }

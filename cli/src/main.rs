@@ -7,6 +7,7 @@ mod connection;
 mod editor;
 mod failure;
 mod help;
+mod names;
 mod options;
 mod output;
 mod parser;

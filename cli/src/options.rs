@@ -281,6 +281,11 @@ fn find_long(name: &str) -> Option<&'static Long> {
     matching.next().filter(|_| matching.next().is_none())
 }
 
+/// The names of the long options.
+pub fn long_names() -> impl Iterator<Item = &'static str> {
+    LONG.iter().map(|option| option.name)
+}
+
 fn unsupported(option: &str) -> String {
     format!("unsupported option '{option}'. See --help.")
 }

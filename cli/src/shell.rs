@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
-use rpc::types::Domain;
 use rpc::xdr::{Decode, Encode};
 
 use crate::commands::GROUPS;
 use crate::completion::Completion;
-use crate::connection::{Connection, Keepalive};
+use crate::connection::{Connection, Keepalive, Manner};
 use crate::failure::{Failure, Result};
 use crate::options::{Escape, Options};
 use crate::output::Output;
@@ -36,6 +35,8 @@ pub struct Shell {
     surroundings: Surroundings,
     connection: Option<Connection>,
     leaving: bool,
+    /// A daemon of ours that doesn't run is started.
+    starts: bool,
 }
 
 impl Shell {
@@ -64,6 +65,7 @@ impl Shell {
             surroundings: Surroundings::of_process(options.root.clone()),
             connection: None,
             leaving: false,
+            starts: true,
         }
     }
 
@@ -78,7 +80,13 @@ impl Shell {
             .surroundings
             .resolve(wanted.as_deref(), readonly)
             .map_err(|failure| failure.context("failed to connect to the hypervisor"))?;
-        let connection = Connection::open(target, readonly, self.keepalive, self.interactive)
+        let manner = Manner {
+            readonly,
+            keepalive: self.keepalive,
+            background: self.interactive,
+            starts: self.starts,
+        };
+        let connection = Connection::open(target, manner)
             .map_err(|failure| failure.context("failed to connect to the hypervisor"))?;
         self.connection = Some(connection);
         self.uri = wanted;
@@ -120,16 +128,17 @@ impl Shell {
         self.leaving = true;
     }
 
-    /// Names of all domains, for completion; nothing if they cannot be had.
-    pub fn domain_names(&mut self) -> Vec<String> {
-        crate::commands::list_domains(self, 0)
-            .map(|domains| {
-                domains
-                    .into_iter()
-                    .map(|domain: Domain| domain.name)
-                    .collect()
-            })
-            .unwrap_or_default()
+    /// Goes on with the daemon that these options name, if it runs: it is not started.
+    pub fn retarget(&mut self, options: &Options) {
+        self.connection = None;
+        self.starts = false;
+        if options.uri.is_some() {
+            self.uri.clone_from(&options.uri);
+        }
+        if options.root.is_some() {
+            self.surroundings = Surroundings::of_process(options.root.clone());
+        }
+        self.readonly |= options.readonly;
     }
 
     /// Runs commands one after the other; tells whether the last one succeeded.

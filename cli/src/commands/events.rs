@@ -1,4 +1,6 @@
-//! `event`: what happens to domains, as it happens.
+//! `event` and its like: what happens, as it happens.
+
+pub mod object_events;
 
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use crate::shell::Shell;
 use crate::signals::Interrupt;
 use crate::time;
 
-/// The command.
+/// `event`
 pub const EVENT: Command = Command {
     name: "event",
     summary: "Domain Events",
@@ -80,10 +82,7 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
         return Ok(());
     }
     let kinds: Vec<usize> = match args.text("event")? {
-        Some(name) => {
-            let kind = NAMES.iter().position(|known| *known == name);
-            vec![kind.ok_or_else(|| Failure::new(format!("unknown event type {name}")))?]
-        }
+        Some(name) => vec![kind(NAMES, name)?],
         None if args.has("all") => (0..NAMES.len()).collect(),
         None => {
             return Err(Failure::new(
@@ -91,6 +90,43 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
             ));
         }
     };
+    let dom = match args.text("domain")? {
+        Some(word) => Some(lookup_domain(shell, word, ANY)?),
+        None => None,
+    };
+    let all = args.has("all");
+    let register = |shell: &mut Shell, event_id: i32| {
+        let asked = ConnectDomainEventCallbackRegisterAnyArgs {
+            event_id,
+            dom: dom.clone(),
+        };
+        match shell.call(procs::CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY, &asked) {
+            Ok(ret) => Ok(Some(ret.callback_id)),
+            // A daemon that doesn't know one of all kinds still tells about the others.
+            Err(failure) if all && !failure.disconnected => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    };
+    let deregister = |shell: &mut Shell, callback_id: i32| {
+        let args = ConnectDomainEventCallbackDeregisterAnyArgs { callback_id };
+        shell.call(procs::CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY, &args)
+    };
+    wait(shell, args, &kinds, register, deregister)
+}
+
+fn kind(names: &[&str], name: &str) -> Result<usize> {
+    let kind = names.iter().position(|known| *known == name);
+    kind.ok_or_else(|| Failure::new(format!("unknown event type {name}")))
+}
+
+/// Registers for these kinds, prints what comes, and takes the registrations back.
+fn wait(
+    shell: &mut Shell,
+    args: &Args,
+    kinds: &[usize],
+    register: impl Fn(&mut Shell, i32) -> Result<Option<i32>>,
+    deregister: impl Fn(&mut Shell, i32) -> Result,
+) -> Result {
     let timeout = match args.number::<i32>("timeout")? {
         Some(seconds @ 1..) => Some(Duration::from_secs(seconds.unsigned_abs().into())),
         None | Some(0) => None,
@@ -100,10 +136,6 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
             )));
         }
     };
-    let dom = match args.text("domain")? {
-        Some(word) => Some(lookup_domain(shell, word, ANY)?),
-        None => None,
-    };
     let waiting = Waiting {
         deadline: timeout.map(|timeout| Instant::now() + timeout),
         forever: args.has("loop"),
@@ -111,17 +143,7 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
     };
     let mut registrations = Vec::new();
     for kind in kinds {
-        let event_id = i32::try_from(kind).unwrap_or(i32::MAX);
-        let asked = ConnectDomainEventCallbackRegisterAnyArgs {
-            event_id,
-            dom: dom.clone(),
-        };
-        match shell.call(procs::CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY, &asked) {
-            Ok(ret) => registrations.push(ret.callback_id),
-            // A daemon that doesn't know one of all kinds still tells about the others.
-            Err(failure) if args.has("all") && !failure.disconnected => {}
-            Err(failure) => return Err(failure),
-        }
+        registrations.extend(register(shell, i32::try_from(*kind).unwrap_or(i32::MAX))?);
     }
     // What is printed goes out at once: the connection is busy meanwhile, so the output is not the shell's.
     shell.out.flush();
@@ -130,8 +152,7 @@ fn event(shell: &mut Shell, args: &Args) -> Result {
         .connection()?
         .run(async |client: Client| waiting.run(&client, &mut out).await);
     for callback_id in registrations {
-        let args = ConnectDomainEventCallbackDeregisterAnyArgs { callback_id };
-        match shell.call(procs::CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY, &args) {
+        match deregister(shell, callback_id) {
             Err(failure) if failure.disconnected => break,
             // The daemon forgets it with the connection in any case.
             _ => {}
@@ -182,7 +203,10 @@ impl Waiting {
                         let lost = Failure::new("Disconnected from the daemon while waiting for events");
                         return Err(Failure { disconnected: true, ..lost });
                     };
-                    let Some(text) = describe(&event) else { continue };
+                    let Some(text) = describe(&event).or_else(|| object_events::describe(&event))
+                    else {
+                        continue;
+                    };
                     if self.stamps {
                         out.print(format!("{}: ", time::event_stamp()));
                     }

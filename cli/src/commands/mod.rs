@@ -1,6 +1,7 @@
 //! The commands: one file a group of related ones, and what they share.
 
 pub mod block;
+pub mod completion;
 pub mod console;
 pub mod definition;
 pub mod domain;
@@ -80,16 +81,32 @@ pub const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "Networking",
+        keyword: "network",
+        commands: &[events::object_events::NET_EVENT],
+    },
+    Group {
+        title: "Node Device",
+        keyword: "nodedev",
+        commands: &[events::object_events::NODEDEV_EVENT],
+    },
+    Group {
         title: "Secret",
         keyword: "secret",
         commands: &[
             secret::SECRET_DEFINE,
             secret::SECRET_DUMPXML,
+            events::object_events::SECRET_EVENT,
             secret::SECRET_GET_VALUE,
             secret::SECRET_LIST,
             secret::SECRET_SET_VALUE,
             secret::SECRET_UNDEFINE,
         ],
+    },
+    Group {
+        title: "Storage Pool",
+        keyword: "pool",
+        commands: &[events::object_events::POOL_EVENT],
     },
     Group {
         title: "Vireo itself",
@@ -102,7 +119,14 @@ pub const GROUPS: &[Group] = &[
             virsh::PWD,
             virsh::QUIT,
             virsh::CONNECT,
+            completion::COMPLETION,
         ],
+    },
+    // For programs only.
+    Group {
+        title: "",
+        keyword: "",
+        commands: &[completion::COMPLETE],
     },
 ];
 

@@ -97,7 +97,11 @@ pub const SECRET_UNDEFINE: Command = Command {
 };
 
 fn find(shell: &mut Shell, args: &Args) -> Result<Secret> {
-    let word = args.required("secret")?;
+    lookup(shell, args.required("secret")?)
+}
+
+/// The secret with that UUID.
+pub(super) fn lookup(shell: &mut Shell, word: &str) -> Result<Secret> {
     let found = match parse_uuid(word) {
         Some(uuid) => shell.call(
             procs::SECRET_LOOKUP_BY_UUID,
