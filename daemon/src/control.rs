@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use vmm_api::control::{Answer, Call, Failure, FromVmm, MAX_FRAME, Reply, Request};
@@ -43,10 +45,13 @@ impl Waiting {
 
 type Pending = Arc<Mutex<HashMap<u64, Waiting>>>;
 
+/// A frame, and the descriptors that go with it.
+type Outgoing = (Vec<u8>, Vec<OwnedFd>);
+
 /// Sends calls. Whoever reads the frames hands the answers back through [`Control::take`].
 #[derive(Debug, Clone)]
 pub struct Control {
-    requests: mpsc::UnboundedSender<Vec<u8>>,
+    requests: mpsc::UnboundedSender<Outgoing>,
     pending: Pending,
     next: Arc<AtomicU64>,
 }
@@ -65,11 +70,15 @@ pub struct Frames {
 pub fn open(stream: StdUnixStream) -> io::Result<(Control, Frames)> {
     stream.set_nonblocking(true)?;
     let stream = Arc::new(UnixStream::from_std(stream)?);
-    let (requests, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+    let (requests, mut queue) = mpsc::unbounded_channel::<Outgoing>();
     let writer = Arc::clone(&stream);
     tokio::spawn(async move {
-        while let Some(frame) = queue.recv().await {
-            if let Err(error) = write_all(&writer, &frame).await {
+        while let Some((frame, descriptors)) = queue.recv().await {
+            let sent = match pass(&writer, &frame, &descriptors).await {
+                Ok(sent) => write_all(&writer, &frame[sent..]).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
                 log::debug!("control connection: {error}");
                 return;
             }
@@ -100,6 +109,52 @@ async fn write_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Passes descriptors along with the first bytes of a frame; how many bytes went.
+async fn pass(stream: &UnixStream, frame: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
+    if descriptors.is_empty() {
+        return Ok(0);
+    }
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    stream
+        .async_io(Interest::WRITABLE, || send_with(stream, frame, &numbers))
+        .await
+}
+
+/// sendmsg(2) with SCM_RIGHTS.
+fn send_with(stream: &UnixStream, bytes: &[u8], numbers: &[RawFd]) -> io::Result<usize> {
+    let payload = u32::try_from(size_of_val(numbers)).map_err(io::Error::other)?;
+    let mut part = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: CMSG_SPACE and CMSG_LEN only compute; the control buffer has the room they say and
+    // the alignment of its header; the message refers to live buffers for the call's duration.
+    let sent = unsafe {
+        let room = libc::CMSG_SPACE(payload) as usize;
+        let mut control = vec![0u64; room.div_ceil(size_of::<u64>())];
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = room as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(payload) as _;
+        std::ptr::copy_nonoverlapping(
+            numbers.as_ptr().cast::<u8>(),
+            libc::CMSG_DATA(header),
+            payload as usize,
+        );
+        libc::sendmsg(
+            stream.as_raw_fd(),
+            &raw const message,
+            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+        )
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
 impl Control {
     /// Calls and waits at most `limit`.
     ///
@@ -123,14 +178,27 @@ impl Control {
         &self,
         call: Call,
     ) -> Result<oneshot::Receiver<Result<Answer, Failure>>, ControlError> {
+        self.send_with(call, Vec::new())
+    }
+
+    /// As [`Control::send`], and passes descriptors along.
+    ///
+    /// # Errors
+    /// As [`Control::send`].
+    pub fn send_with(
+        &self,
+        call: Call,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<oneshot::Receiver<Result<Answer, Failure>>, ControlError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let frame = encode(&Request {
             id,
             call: call.clone(),
+            descriptors: u32::try_from(descriptors.len()).unwrap_or(u32::MAX),
         })?;
         let (sender, receiver) = oneshot::channel();
         self.lock().insert(id, Waiting { call, sender });
-        if self.requests.send(frame).is_err() {
+        if self.requests.send((frame, descriptors)).is_err() {
             self.lock().remove(&id);
             return Err(ControlError::Closed);
         }

@@ -75,6 +75,7 @@ pub fn machine(kernel: Kernel, devices: Vec<DeviceConfig>) -> MachineConfig {
         on_poweroff: LifecycleAction::Destroy,
         on_reboot: LifecycleAction::Restart,
         on_crash: LifecycleAction::Destroy,
+        restore: None,
         start_paused: false,
         control: None,
         exit_record: None,

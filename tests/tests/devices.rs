@@ -517,7 +517,12 @@ impl Control {
     fn call(&mut self, call: Call) -> Result<Answer, String> {
         let id = self.next;
         self.next += 1;
-        let request = serde_json::to_vec(&Request { id, call }).unwrap();
+        let request = serde_json::to_vec(&Request {
+            id,
+            call,
+            descriptors: 0,
+        })
+        .unwrap();
         send_frame(&mut self.stream, &request);
         loop {
             match self.frame() {

@@ -1,12 +1,13 @@
 //! The control socket's server (`vmm_api::control`).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockFlag, accept4, recvmsg};
 use vmm_api::control::{FromVmm, MAX_FRAME, Request};
 
 use crate::num::to_usize;
@@ -17,6 +18,9 @@ const CONNECTIONS: usize = 64;
 /// A client that lets more than this pile up is disconnected.
 const UNSENT: usize = 4 << 20;
 
+/// Descriptors that come with one message, and that wait for their request, at most.
+const DESCRIPTORS: usize = 64;
+
 /// Token of the listener; connections count up from the next.
 pub const TOKEN: u64 = 1 << 32;
 
@@ -24,6 +28,8 @@ pub const TOKEN: u64 = 1 << 32;
 struct Connection {
     fd: OwnedFd,
     received: Vec<u8>,
+    /// What came alongside, for requests yet to be read.
+    passed: VecDeque<OwnedFd>,
     unsent: VecDeque<u8>,
     watching: EpollFlags,
 }
@@ -44,6 +50,8 @@ pub struct Asked {
     pub by: u64,
     /// What.
     pub request: Request,
+    /// The descriptors passed with it.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// One frame.
@@ -117,6 +125,7 @@ impl Control {
             let connection = Connection {
                 fd,
                 received: Vec::new(),
+                passed: VecDeque::new(),
                 unsent: VecDeque::new(),
                 watching: EpollFlags::EPOLLIN,
             };
@@ -138,6 +147,12 @@ impl Control {
             Ok(()) => self.accepting = on,
             Err(error) => log::error!("control socket: {error}"),
         }
+    }
+
+    /// Whether a connection is still there.
+    #[must_use]
+    pub fn has(&self, token: u64) -> bool {
+        self.connections.contains_key(&token)
     }
 
     fn close(&mut self, epoll: &Epoll, token: u64) {
@@ -211,7 +226,7 @@ impl Connection {
     /// Reads what is there and takes whole requests out of it. False: the connection is over.
     fn receive(&mut self, token: u64, asked: &mut Vec<Asked>) -> bool {
         let mut buffer = [0; 16 << 10];
-        match nix::unistd::read(&self.fd, &mut buffer) {
+        match self.read(&mut buffer) {
             Ok(0) => return false,
             Ok(length) => self.received.extend(&buffer[..length]),
             Err(Errno::EAGAIN | Errno::EINTR) => return true,
@@ -220,8 +235,19 @@ impl Connection {
         loop {
             match take_frame(&mut self.received) {
                 Ok(None) => return true,
-                Ok(Some(body)) => match serde_json::from_slice(&body) {
-                    Ok(request) => asked.push(Asked { by: token, request }),
+                Ok(Some(body)) => match serde_json::from_slice::<Request>(&body) {
+                    Ok(request) => {
+                        let count = to_usize(request.descriptors.into());
+                        if count > self.passed.len() {
+                            log::warn!("control socket: a request without its descriptors");
+                            return false;
+                        }
+                        asked.push(Asked {
+                            by: token,
+                            request,
+                            descriptors: self.passed.drain(..count).collect(),
+                        });
+                    }
                     Err(error) => {
                         log::warn!("control socket: a request not understood: {error}");
                         return false;
@@ -233,6 +259,30 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Reads bytes, and takes the descriptors that come with them.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS]);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let message = recvmsg::<()>(
+            self.fd.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
+        for part in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = part {
+                // SAFETY: the kernel made these descriptors for us just now; nobody else knows them.
+                let owned = fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) });
+                self.passed.extend(owned);
+            }
+        }
+        if message.flags.contains(MsgFlags::MSG_CTRUNC) || self.passed.len() > DESCRIPTORS {
+            log::warn!("control socket: too many descriptors");
+            return Ok(0);
+        }
+        Ok(message.bytes)
     }
 
     fn flush(&mut self) -> bool {

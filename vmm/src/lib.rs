@@ -19,6 +19,7 @@ pub mod control;
 pub mod devices;
 pub mod firmware;
 pub mod gdb;
+pub mod killpoint;
 pub mod layout;
 pub mod loader;
 mod logger;
@@ -30,6 +31,7 @@ pub mod pci;
 pub mod program;
 pub mod ram;
 pub mod resource;
+pub mod state;
 pub mod storage;
 #[cfg(test)]
 mod testing;

@@ -1,9 +1,11 @@
-//! Guest RAM: one memfd, mapped shared, split around the 32-bit hole.
+//! Guest RAM: one memfd, mapped shared, split around the 32-bit hole. In a restored machine, a
+//! saved image mapped privately: its pages come when they are touched.
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
 use hypervisor::MemorySlot;
@@ -11,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::unistd::Whence;
 
 use crate::num::to_usize;
 
@@ -80,10 +83,19 @@ impl Drop for Mapping {
     }
 }
 
+/// What RAM is made of.
+#[derive(Debug)]
+enum Backing {
+    /// Pages of its own.
+    Own(OwnedFd),
+    /// A file's content, copied where it is written to.
+    Private,
+}
+
 /// All RAM of one guest.
 #[derive(Debug)]
 pub struct GuestMemory {
-    fd: OwnedFd,
+    backing: Backing,
     map: Mapping,
     low: u64,
     high: u64,
@@ -95,6 +107,40 @@ impl GuestMemory {
     /// # Errors
     /// Size 0, not whole pages or beyond the host's memory; the kernel's refusal.
     pub fn new(size: u64) -> Result<Self, MemoryError> {
+        let fd = memfd_create(c"vireo-ram", MFdFlags::MFD_CLOEXEC).map_err(os("memfd_create"))?;
+        let len = i64::try_from(size).map_err(|_| MemoryError::Size(size))?;
+        nix::unistd::ftruncate(&fd, len).map_err(os("ftruncate"))?;
+        let map = Self::map(size, &fd, 0, MapFlags::MAP_SHARED)?;
+        Ok(Self::of(size, map, Backing::Own(fd)))
+    }
+
+    /// `size` bytes of RAM whose content is at `offset` (whole pages) of `file`, which must not
+    /// change from now on. Nothing is read yet.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::new`].
+    pub fn from_file(size: u64, file: &File, offset: u64) -> Result<Self, MemoryError> {
+        let offset = i64::try_from(offset).map_err(|_| MemoryError::Size(size))?;
+        let map = Self::map(size, file, offset, MapFlags::MAP_PRIVATE)?;
+        Ok(Self::of(size, map, Backing::Private))
+    }
+
+    fn of(size: u64, map: Mapping, backing: Backing) -> Self {
+        let low = size.min(LOW_MAX);
+        Self {
+            backing,
+            map,
+            low,
+            high: size - low,
+        }
+    }
+
+    fn map<F: AsFd>(
+        size: u64,
+        file: F,
+        offset: i64,
+        sharing: MapFlags,
+    ) -> Result<Mapping, MemoryError> {
         if size == 0 || !size.is_multiple_of(PAGE) {
             return Err(MemoryError::Size(size));
         }
@@ -105,23 +151,15 @@ impl GuestMemory {
                 host: host >> 20,
             });
         }
-        let low = size.min(LOW_MAX);
-        let fd = memfd_create(c"vireo-ram", MFdFlags::MFD_CLOEXEC).map_err(os("memfd_create"))?;
-        let len = i64::try_from(size).map_err(|_| MemoryError::Size(size))?;
-        nix::unistd::ftruncate(&fd, len).map_err(os("ftruncate"))?;
         let length = NonZeroUsize::new(to_usize(size)).ok_or(MemoryError::Size(size))?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address the kernel picks, of a file nobody else has.
-        let base = unsafe { mmap(None, length, prot, flags, &fd, 0) }.map_err(os("mmap"))?;
-        Ok(Self {
-            fd,
-            map: Mapping {
-                base,
-                len: length.get(),
-            },
-            low,
-            high: size - low,
+        let flags = sharing | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address the kernel picks. Others may change a private
+        // mapping's file; guest RAM is memory that anyone may change at any time.
+        let base = unsafe { mmap(None, length, prot, flags, file, offset) }.map_err(os("mmap"))?;
+        Ok(Mapping {
+            base,
+            len: length.get(),
         })
     }
 
@@ -141,12 +179,6 @@ impl GuestMemory {
     #[must_use]
     pub fn high(&self) -> Range<u64> {
         HIGH_START..HIGH_START + self.high
-    }
-
-    /// The memfd behind it.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     /// What to hand to the hypervisor.
@@ -260,13 +292,40 @@ impl GuestMemory {
             start: range.start,
             len,
         };
+        let Backing::Own(fd) = &self.backing else {
+            return self.zero(offset, to_usize(len));
+        };
         nix::fcntl::fallocate(
-            &self.fd,
+            fd,
             FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
             i64::try_from(offset).map_err(outside)?,
             i64::try_from(len).map_err(outside)?,
         )
         .map_err(os("fallocate"))
+    }
+
+    /// Puts zero pages in the place of a private file's. (Without them the file's old content
+    /// would come back.)
+    fn zero(&self, offset: usize, len: usize) -> Result<(), MemoryError> {
+        let start = self.map.base.as_ptr().cast::<u8>().wrapping_add(offset);
+        let (Some(length), Some(at)) = (NonZeroUsize::new(len), NonZeroUsize::new(start.addr()))
+        else {
+            return Ok(());
+        };
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+        // SAFETY: whole pages inside this value's own mapping, which stays one block of addresses;
+        // guest RAM is never the target of a reference, and may change at any time.
+        match unsafe { mmap_anonymous(Some(at), length, prot, flags) } {
+            Ok(_) => Ok(()),
+            // A process has so many mappings and no more.
+            Err(Errno::ENOMEM) => {
+                // SAFETY: `locate` has checked that the bytes lie in the mapping.
+                unsafe { std::ptr::write_bytes(start, 0, len) };
+                Ok(())
+            }
+            Err(errno) => Err(os("mmap")(errno)),
+        }
     }
 
     /// All RAM becomes zero (a reset).
@@ -278,15 +337,47 @@ impl GuestMemory {
         self.discard(self.high())
     }
 
+    /// All of RAM in the host's memory, as it lies in a saved image: what is below the hole, then
+    /// what is above.
+    #[must_use]
+    pub fn bytes(&self) -> (*mut u8, usize) {
+        (self.map.base.as_ptr().cast(), self.map.len)
+    }
+
+    /// The next range of RAM, from `offset` on, that may hold something other than zeroes, as
+    /// offsets in [`GuestMemory::bytes`]. Cheap where nothing was ever touched.
+    #[must_use]
+    pub fn next_content(&self, offset: u64) -> Option<Range<u64>> {
+        let size = self.size();
+        let Backing::Own(fd) = &self.backing else {
+            return (offset < size).then_some(offset..size);
+        };
+        let seek = |from: u64, whence| {
+            let from = i64::try_from(from).map_err(|_| Errno::EINVAL)?;
+            let at = nix::unistd::lseek(fd, from, whence)?;
+            u64::try_from(at).map_err(|_| Errno::EINVAL)
+        };
+        let start = match seek(offset, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => return None,
+            // Nothing is known: then everything is content.
+            Err(_) => offset,
+        };
+        if start >= size {
+            return None;
+        }
+        let end = seek(start, Whence::SeekHole).unwrap_or(size);
+        Some(start..end.clamp(start, size))
+    }
+
     /// Bytes of RAM that are really there.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn resident(&self) -> Result<u64, MemoryError> {
-        let stat = nix::sys::stat::fstat(&self.fd).map_err(os("fstat"))?;
-        Ok(u64::try_from(stat.st_blocks)
-            .unwrap_or(0)
-            .saturating_mul(512))
+    #[cfg(test)]
+    pub fn resident(&self) -> u64 {
+        let mut ranges = Vec::new();
+        while let Some(range) = self.next_content(ranges.last().map_or(0, |r: &Range<u64>| r.end)) {
+            ranges.push(range);
+        }
+        ranges.iter().map(|range| range.end - range.start).sum()
     }
 }
 
@@ -397,8 +488,39 @@ mod tests {
             "crosses into the hole"
         );
         assert_eq!(ram.slots().len(), 2);
+        assert_eq!(ram.next_content(0), Some(LOW_MAX..LOW_MAX + PAGE));
         ram.clear().unwrap();
-        assert_eq!(ram.resident().unwrap(), 0);
+        assert_eq!(ram.next_content(0), None);
+    }
+
+    #[test]
+    fn a_file_gives_its_content_and_takes_nothing() {
+        use std::os::unix::fs::FileExt;
+
+        let file = File::from(memfd_create(c"image", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(PAGE + (1 << 20)).unwrap();
+        file.write_all_at(b"saved", PAGE + 0x5000).unwrap();
+        file.write_all_at(b"too", PAGE + 0x7000).unwrap();
+        let ram = GuestMemory::from_file(1 << 20, &file, PAGE).unwrap();
+        let read = |at| {
+            let mut back = [0; 5];
+            ram.read(at, &mut back).unwrap();
+            back
+        };
+        assert_eq!(&read(0x5000), b"saved");
+        ram.write(0x5000, b"other").unwrap();
+        ram.discard(0x7000..0x8000).unwrap();
+        assert_eq!(
+            read(0x7000),
+            [0; 5],
+            "discarded is zero, not what the file has"
+        );
+        assert_eq!(&read(0x5000), b"other");
+        ram.clear().unwrap();
+        assert_eq!(read(0x5000), [0; 5]);
+        let mut back = [0; 5];
+        file.read_exact_at(&mut back, PAGE + 0x5000).unwrap();
+        assert_eq!(&back, b"saved");
     }
 
     #[test]

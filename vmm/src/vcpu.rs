@@ -62,6 +62,8 @@ impl std::fmt::Debug for Job {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Hold,
+    /// As `Hold`, once there are no more jobs.
+    Settle,
     Run,
     Quit,
 }
@@ -164,6 +166,16 @@ impl Gate {
         std::mem::take(&mut *lock(&self.messages))
     }
 
+    /// Whether nobody has anything to report.
+    pub fn is_quiet(&self) -> bool {
+        lock(&self.messages).is_empty()
+    }
+
+    /// The machine can't go on, for a reason outside its vCPUs.
+    pub fn broken(&self, why: String) {
+        self.report(Message::Broken(why));
+    }
+
     /// Closes the gate and reports.
     fn report(&self, message: Message) {
         self.set_mode(Mode::Hold);
@@ -190,10 +202,12 @@ impl Gate {
             if let Some(call) = state.calls.get_mut(index).and_then(VecDeque::pop_front) {
                 return Next::Call(call);
             }
-            if state.mode == Mode::Run {
+            if matches!(state.mode, Mode::Run | Mode::Settle) {
                 if let Some(job) = state.jobs.get_mut(index).and_then(VecDeque::pop_front) {
                     return Next::Job(job);
                 }
+            }
+            if state.mode == Mode::Run {
                 if matches!(state.debugger, Leave::All) || state.debugger == Leave::Only(index) {
                     return Next::Run;
                 }
@@ -210,6 +224,26 @@ impl Gate {
 }
 
 impl Gate {
+    /// Runs `action` on the thread of vCPU `index`, which stands still; what it returned.
+    fn call<T: Send + 'static>(
+        &self,
+        index: usize,
+        action: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
+    ) -> std::io::Result<T> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let call = Call(Box::new(move |vcpu| {
+            // Nobody waits any more: nobody misses it.
+            let _ = sender.send(action(vcpu));
+        }));
+        if let Some(calls) = lock(&self.state).calls.get_mut(index) {
+            calls.push_back(call);
+        }
+        self.changed.notify_all();
+        receiver
+            .recv_timeout(STOP_LIMIT)
+            .map_err(|_| std::io::Error::other(format!("vCPU {index} does not answer")))
+    }
+
     fn set_leave(&self, leave: Leave) {
         lock(&self.state).debugger = leave;
         self.changed.notify_all();
@@ -262,18 +296,7 @@ impl Debugger {
         index: usize,
         action: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
     ) -> std::io::Result<T> {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let call = Call(Box::new(move |vcpu| {
-            // Nobody waits any more: nobody misses it.
-            let _ = sender.send(action(vcpu));
-        }));
-        if let Some(calls) = lock(&self.gate.state).calls.get_mut(index) {
-            calls.push_back(call);
-        }
-        self.gate.changed.notify_all();
-        receiver
-            .recv_timeout(STOP_LIMIT)
-            .map_err(|_| std::io::Error::other(format!("vCPU {index} does not answer")))
+        self.gate.call(index, action)
     }
 
     /// Readable when there are stops to take.
@@ -394,6 +417,44 @@ impl Threads {
             gate: self.gate.clone(),
             kickers: self.threads.iter().map(|t| t.kicker.clone()).collect(),
         }
+    }
+
+    /// Has the vCPUs, which are stopped, do the jobs they would do before running on. Returns
+    /// when they have, or one of them reported something.
+    ///
+    /// # Errors
+    /// A job takes too long.
+    pub fn settle(&self) -> Result<(), NotStopping> {
+        self.gate.set_mode(Mode::Settle);
+        let count = self.threads.len();
+        let busy = |state: &mut GateState| {
+            let idle = state.parked == count && state.jobs.iter().all(VecDeque::is_empty);
+            state.mode == Mode::Settle && !idle
+        };
+        let state = lock(&self.gate.state);
+        let (state, timeout) = self
+            .gate
+            .changed
+            .wait_timeout_while(state, STOP_LIMIT, busy)
+            .unwrap_or_else(PoisonError::into_inner);
+        let running = count - state.parked;
+        drop(state);
+        if timeout.timed_out() {
+            return Err(NotStopping(running.max(1)));
+        }
+        self.hold()
+    }
+
+    /// Runs `action` on the thread of vCPU `index`, which stands still; what it returned.
+    ///
+    /// # Errors
+    /// The thread doesn't answer.
+    pub fn call<T: Send + 'static>(
+        &self,
+        index: usize,
+        action: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static,
+    ) -> std::io::Result<T> {
+        self.gate.call(index, action)
     }
 
     /// Has all vCPUs stop for good, without waiting until they have.

@@ -103,6 +103,9 @@ const HYPERVISOR: Place = Place {
     bit: 31,
 };
 
+/// KVM's own leaf of features.
+const KVM_FEATURES: u32 = 0x4000_0001;
+
 /// Features a named model gets besides its own, where the backend has them: they make a guest
 /// cheaper to run and are no part of any model. All but the first need an APIC.
 const ALWAYS: [&str; 5] = ["hypervisor", "x2apic", "tsc-deadline", "arat", "ht"];
@@ -188,10 +191,7 @@ pub fn template(vm: &dyn Vm, request: &CpuRequest<'_>) -> Result<CpuTemplate, Cp
         .map(|(name, _)| name.clone())
         .collect();
     if !missing.is_empty() {
-        let backend = match vm.backend() {
-            Backend::Kvm => "KVM",
-            Backend::Soft => "software CPU",
-        };
+        let backend = backend_name(vm);
         return Err(CpuError::Missing {
             backend,
             names: missing,
@@ -202,6 +202,47 @@ pub fn template(vm: &dyn Vm, request: &CpuRequest<'_>) -> Result<CpuTemplate, Cp
         (backend, model) => model_leaves(backend, &offered, model, &wanted, topology),
     };
     Ok(CpuTemplate { leaves, topology })
+}
+
+/// Whether the backend of `vm` can go on with a guest that has been shown `leaves` elsewhere.
+///
+/// # Errors
+/// The features in the way, all of them.
+pub fn check_shown(vm: &dyn Vm, leaves: &[CpuidEntry]) -> Result<(), CpuError> {
+    /// What OSXSAVE (leaf 1, ECX) shows is CR4's, HTT's and the hypervisor bit's meaning no
+    /// processor's.
+    const NOT_FEATURES: [(Reg, u32); 3] = [(Reg::Ecx, 27), (Reg::Ecx, 31), (Reg::Edx, 28)];
+    let shown = Leaves::new(leaves.to_vec());
+    let offered = Leaves::new(vm.supported_cpuid()?);
+    let counts = |place: Place| {
+        place.function != 1
+            || !NOT_FEATURES
+                .iter()
+                .any(|(reg, bit)| place.reg == *reg && place.bit == *bit)
+    };
+    let mut names: Vec<String> = features::all()
+        .filter(|(_, place)| counts(*place) && shown.feature(*place) && !offered.feature(*place))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    // KVM's own features, and the state components that XSAVE knows.
+    let word = |leaves: &Leaves, function| leaves.get(function, 0).map_or(0, |e| e.eax);
+    for (function, what) in [(KVM_FEATURES, "kvm-feature"), (0xd, "xsave-component")] {
+        let missing = word(&shown, function) & !word(&offered, function);
+        let bits = (0..32).filter(|bit| missing >> bit & 1 != 0);
+        names.extend(bits.map(|bit| format!("{what}-{bit}")));
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    let backend = backend_name(vm);
+    Err(CpuError::Missing { backend, names })
+}
+
+fn backend_name(vm: &dyn Vm) -> &'static str {
+    match vm.backend() {
+        Backend::Kvm => "KVM",
+        Backend::Soft => "software CPU",
+    }
 }
 
 #[derive(Debug, Default)]
@@ -337,13 +378,19 @@ fn model_leaves(
         leaves.entry(0x8000_0001, None).edx |= shared;
     }
     // The hypervisor's own leaves are the backend's.
-    for function in [0x4000_0000, 0x4000_0001, 0x4000_0010] {
+    for function in [0x4000_0000, KVM_FEATURES, 0x4000_0010] {
         if let Some(e) = offered.get(function, 0) {
             leaves.put(function, None, [e.eax, e.ebx, e.ecx, e.edx]);
         }
     }
     if backend == Backend::Kvm && offered.get(0x4000_0000, 0).is_some() {
         leaves.set_feature(HYPERVISOR, true);
+    }
+    if model.is_some() {
+        // A named model is the same on every backend, so that its guest can move between them.
+        let common = Leaves::new(soft_leaves());
+        let common = common.get(KVM_FEATURES, 0).map_or(0, |e| e.eax);
+        leaves.entry(KVM_FEATURES, None).eax &= common;
     }
     leaves
 }

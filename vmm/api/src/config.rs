@@ -63,6 +63,9 @@ pub struct MachineConfig {
     /// What a panic does.
     #[serde(default = "destroy")]
     pub on_crash: LifecycleAction,
+    /// The machine goes on from here instead of booting. (A later reset boots.)
+    #[serde(default)]
+    pub restore: Option<RestoreConfig>,
     /// vCPUs stay paused until `resume`.
     #[serde(default)]
     pub start_paused: bool,
@@ -73,6 +76,19 @@ pub struct MachineConfig {
     /// (JSON; for a daemon that was away at that moment).
     #[serde(default)]
     pub exit_record: Option<Resource>,
+}
+
+/// A saved machine to go on with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreConfig {
+    /// The image (`crate::saved`). It must not change as long as the machine lives, unless it is
+    /// copied; it may be unlinked.
+    pub image: Resource,
+    /// Guest memory is read whole, checked and copied before the machine counts as built. Otherwise
+    /// it is mapped: pages come when they are touched, and checking goes on in the background.
+    #[serde(default)]
+    pub copy: bool,
 }
 
 /// Which CPU runs the guest.

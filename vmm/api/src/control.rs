@@ -4,6 +4,10 @@
 //! value. The caller sends [`Request`]s; the VMM answers each with a [`Reply`] carrying the same
 //! id, and sends [`Event`]s of its own accord, in order, to every connection. Several connections
 //! may be open. A frame that is too long or not understood ends its connection, not the VMM.
+//!
+//! Descriptors go alongside (SCM_RIGHTS, with the frame's first bytes); a request says how many are
+//! its own. One job (a save, a dump) runs at a time: its call is answered when it is done, other
+//! calls meanwhile. If whoever asked for it goes away, it is given up, and the guest runs on.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +24,13 @@ pub struct Request {
     pub id: u64,
     /// What to do.
     pub call: Call,
+    /// How many descriptors were passed with it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub descriptors: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What can be asked of a machine.
@@ -85,6 +96,42 @@ pub enum Call {
         /// Bytes, a multiple of 512.
         bytes: u64,
     },
+    /// Writes the whole machine into the empty file that is passed along (open for reading and
+    /// writing, a regular file), as `crate::saved` has it. The machine stands still from the call
+    /// on, and after it: the caller then ends it, or has it resume.
+    Save {
+        /// The domain's XML.
+        xml: String,
+        /// What tells this save from others.
+        id: crate::saved::Id,
+        /// The guest is to run when it is restored; `None`: if it runs now.
+        running: Option<bool>,
+    },
+    /// Writes guest memory and registers into the empty file that is passed along, as an ELF core.
+    Dump {
+        /// The guest runs meanwhile. (Otherwise it goes on afterwards, if it ran.)
+        live: bool,
+        /// Device states too, as a note.
+        devices: bool,
+    },
+    /// How far the job is: `Answer::Job`.
+    JobStatus,
+    /// Gives the job up; it fails, and the guest runs on.
+    AbortJob,
+}
+
+/// How far a save or a dump is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobStatus {
+    /// Bytes of guest memory.
+    pub total: u64,
+    /// Of those, done.
+    pub processed: u64,
+    /// Of those, zero: not written.
+    pub zero: u64,
+    /// Milliseconds since it began.
+    pub elapsed_ms: u64,
 }
 
 /// The answer to a call.
@@ -106,6 +153,8 @@ pub enum Answer {
     Status(Status),
     /// To `Stats`.
     Stats(Stats),
+    /// To `JobStatus`, `None` without a job; to `Save` and `Dump`, at their end.
+    Job(Option<JobStatus>),
 }
 
 /// What devices have counted since the machine's start.

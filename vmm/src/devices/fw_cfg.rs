@@ -120,6 +120,11 @@ impl FwCfg {
         lock(&self.state).clone()
     }
 
+    /// Takes over a saved state.
+    pub fn load(&self, state: FwCfgState) {
+        *lock(&self.state) = state;
+    }
+
     /// Power-on state.
     pub fn reset(&self) {
         *lock(&self.state) = FwCfgState::default();

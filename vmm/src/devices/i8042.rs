@@ -19,6 +19,8 @@ pub const COMMAND: u16 = 0x64;
 const STATUS_OUTPUT: u8 = 1;
 const STATUS_SYSTEM: u8 = 4;
 const CONTROL_INTERRUPT: u8 = 1;
+/// Bytes the controller keeps for a guest that does not read.
+const BUFFER: usize = 16;
 /// A device that understood nothing asks to say it again.
 const RESEND: u8 = 0xfe;
 
@@ -49,7 +51,7 @@ impl Default for I8042State {
 impl I8042State {
     fn reply(&mut self, byte: u8) {
         // A guest that never reads gets no more than the controller's buffer holds.
-        if self.output.len() < 16 {
+        if self.output.len() < BUFFER {
             self.output.push_back(byte);
         }
     }
@@ -76,6 +78,14 @@ impl I8042 {
     /// What the guest can observe.
     pub fn state(&self) -> I8042State {
         lock(&self.state).clone()
+    }
+
+    /// Takes over a saved state.
+    pub fn load(&self, saved: I8042State) {
+        let mut state = lock(&self.state);
+        *state = saved;
+        state.output.truncate(BUFFER);
+        self.update(&state);
     }
 
     /// Power-on state.

@@ -109,6 +109,18 @@ impl IoApic {
         lock(&self.inner).state.clone()
     }
 
+    /// Takes over a saved state. Sends nothing: whatever was due had been sent.
+    pub fn load(&self, state: IoApicState) {
+        let mut inner = lock(&self.inner);
+        inner.state = IoApicState {
+            id: state.id & 0xf,
+            entries: state.entries.map(|entry| entry & (WRITABLE | REMOTE_IRR)),
+            lines: state.lines & ((1 << PINS) - 1),
+            ..state
+        };
+        self.publish(&mut inner);
+    }
+
     /// Power-on state; inputs stay as their devices drive them.
     pub fn reset(&self) {
         let mut inner = lock(&self.inner);

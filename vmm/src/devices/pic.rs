@@ -290,6 +290,17 @@ impl Pic {
         lock(&self.inner).state.clone()
     }
 
+    /// Takes over a saved state; the processor learns of the output anew.
+    pub fn load(&self, state: PicState) {
+        let mut inner = lock(&self.inner);
+        inner.state = state;
+        for chip in &mut inner.state.chips {
+            chip.lowest &= 7;
+        }
+        self.update(&mut inner);
+        self.output.set(inner.output);
+    }
+
     /// Power-on state; inputs stay as their devices drive them.
     pub fn reset(&self) {
         let mut inner = lock(&self.inner);

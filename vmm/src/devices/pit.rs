@@ -5,6 +5,7 @@
 //! channel 0's rising edges need somebody to wait for them; that thread starts with the first
 //! use of the channel.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -273,14 +274,26 @@ struct Shared {
     inner: Mutex<Inner>,
     changed: Condvar,
     origin: Instant,
+    /// What the timer's clock showed at `origin`, modulo 2^64.
+    ahead: AtomicU64,
     line: Line,
 }
 
 impl Shared {
     /// Nanoseconds on the timer's clock.
     fn now(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        let elapsed = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        elapsed.wrapping_add(self.ahead.load(Ordering::Relaxed))
     }
+}
+
+/// A timer's state, and when it was so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedPit {
+    /// What the guest can observe.
+    pub state: PitState,
+    /// What the timer's clock showed.
+    pub now: u64,
 }
 
 /// The timer.
@@ -332,6 +345,7 @@ impl Pit {
                 inner: Mutex::default(),
                 changed: Condvar::new(),
                 origin: Instant::now(),
+                ahead: AtomicU64::new(0),
                 line,
             }),
         }
@@ -340,6 +354,26 @@ impl Pit {
     /// What the guest can observe.
     pub fn state(&self) -> PitState {
         lock(&self.shared.inner).state.clone()
+    }
+
+    /// What to save.
+    pub fn save(&self) -> SavedPit {
+        SavedPit {
+            state: self.state(),
+            now: self.shared.now(),
+        }
+    }
+
+    /// Takes over a saved state; its clock goes on from there.
+    pub fn load(&self, saved: SavedPit) {
+        let mut inner = lock(&self.shared.inner);
+        let behind = saved.now.wrapping_sub(self.shared.now());
+        self.shared.ahead.fetch_add(behind, Ordering::Relaxed);
+        inner.state = saved.state;
+        for channel in &mut inner.state.channels {
+            channel.mode = channel.mode.min(5);
+        }
+        self.changed(&mut inner);
     }
 
     /// Power-on state.

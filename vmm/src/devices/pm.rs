@@ -92,6 +92,16 @@ impl Pm {
         }
     }
 
+    /// Takes over a saved state; the timer goes on from where it was.
+    pub fn load(&self, state: PmState) {
+        let mut inner = lock(&self.inner);
+        *inner = Inner {
+            state,
+            since: Instant::now(),
+        };
+        self.update(&inner.state);
+    }
+
     /// Power-on state.
     pub fn reset(&self) {
         *lock(&self.inner) = Inner {

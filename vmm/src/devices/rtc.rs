@@ -32,6 +32,11 @@ const STATUS_D: u8 = 13;
 /// Where the century is kept, as FADT says too.
 pub const CENTURY: u8 = 0x32;
 
+/// Bytes of CMOS RAM.
+const CELLS: usize = 128;
+/// A century off is a mistake, not a wish: keeps every later sum far from overflow.
+const OFFSET_MOST: i64 = 1 << 40;
+
 const B_24H: u8 = 2;
 const B_BINARY: u8 = 4;
 const B_SET: u8 = 0x80;
@@ -153,7 +158,7 @@ fn decode_hour(status_b: u8, cell: u8) -> i64 {
 
 impl RtcState {
     fn new(offset: i64) -> Self {
-        let mut cells = vec![0; 128];
+        let mut cells = vec![0; CELLS];
         cells[usize::from(STATUS_A)] = 0x26;
         cells[usize::from(STATUS_B)] = B_24H;
         Self {
@@ -209,11 +214,20 @@ impl Rtc {
     /// A clock `offset` seconds ahead of UTC.
     #[must_use]
     pub fn new(offset: i64) -> Self {
-        // A century off is a mistake, not a wish: keeps every later sum far from overflow.
-        let limit = 1 << 40;
         Self {
-            state: Mutex::new(RtcState::new(offset.clamp(-limit, limit))),
+            state: Mutex::new(RtcState::new(offset.clamp(-OFFSET_MOST, OFFSET_MOST))),
         }
+    }
+
+    /// Takes over a saved state: the time is the host's again, as far ahead as it was.
+    pub fn load(&self, saved: RtcState) {
+        let mut cells = saved.cells;
+        cells.resize(CELLS, 0);
+        *lock(&self.state) = RtcState {
+            index: saved.index,
+            cells,
+            offset: saved.offset.clamp(-OFFSET_MOST, OFFSET_MOST),
+        };
     }
 
     /// Tells the size of memory the way a PC's firmware looks for it: bytes below and above

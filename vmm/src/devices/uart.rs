@@ -163,6 +163,15 @@ impl Uart {
         lock(&self.state).clone()
     }
 
+    /// Takes over a saved state.
+    pub fn load(&self, saved: UartState) {
+        let mut state = lock(&self.state);
+        *state = saved;
+        let depth = state.depth();
+        state.received.truncate(depth);
+        self.update(&state);
+    }
+
     /// Power-on state.
     pub fn reset(&self) {
         let mut state = lock(&self.state);

@@ -12,6 +12,7 @@ use vmm_api::control::MachineState;
 
 use super::devices::{Parts, PciDevices};
 use super::pc::Pc;
+use super::save::SavedVcpus;
 use super::{Devices, Machine, MachineError};
 use crate::acpi::{Description, mptable};
 use crate::bus::{Buses, Device, Space};
@@ -32,6 +33,7 @@ use crate::memory::{GuestMemory, MemoryError};
 use crate::notices::Notices;
 use crate::pci::{self, Ecam};
 use crate::resource;
+use crate::state::image::Saved;
 use crate::vcpu::{Gate, Threads};
 
 /// Token of the vCPUs' messages.
@@ -40,6 +42,8 @@ pub(super) const TOKEN_GATE: u64 = 1;
 pub(super) const TOKEN_SIGNALS: u64 = 2;
 /// Token of the devices' notices.
 pub(super) const TOKEN_NOTICES: u64 = 3;
+/// Token of a job's end.
+pub(super) const TOKEN_JOB: u64 = 4;
 /// First token of the watchdogs' alarms.
 pub(super) const TOKEN_WATCHDOGS: u64 = 0x80;
 /// First token of the channels; each has `chardev::TOKENS`.
@@ -258,7 +262,19 @@ impl Machine {
                 config.vcpus
             )));
         }
-        let memory = Arc::new(GuestMemory::new(config.memory_bytes)?);
+        let mut saved = config.restore.as_ref().map(Saved::open).transpose()?;
+        let memory = match (&saved, &config.restore) {
+            (Some(saved), Some(from)) => saved.memory(config.memory_bytes, from.copy)?,
+            _ => GuestMemory::new(config.memory_bytes)?,
+        };
+        let memory = Arc::new(memory);
+        let saved_vcpus = saved
+            .as_mut()
+            .map(|saved| SavedVcpus::take(saved, config.vcpus))
+            .transpose()?;
+        if let Some(vcpus) = &saved_vcpus {
+            hypervisor::cpu::check_shown(&*vm, vcpus.cpuid(0))?;
+        }
         if memory.size() < layout::ACPI_END {
             return Err(MemoryError::Size(memory.size()).into());
         }
@@ -325,10 +341,15 @@ impl Machine {
         map(&*vm, &memory)?;
         let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
         let mut power_on = Vec::new();
+        let mut cpuid = Vec::new();
         let mut address_bits = 36;
         for id in 0..config.vcpus {
             let mut vcpu = vm.create_vcpu(id)?;
-            let leaves = template.for_vcpu(id);
+            let leaves = match &saved_vcpus {
+                // The guest has seen what it has seen.
+                Some(vcpus) => vcpus.cpuid(id).to_vec(),
+                None => template.for_vcpu(id),
+            };
             if let Some(sizes) = leaves.iter().find(|leaf| leaf.function == 0x8000_0008) {
                 address_bits = sizes.eax & 0xff;
             }
@@ -338,6 +359,7 @@ impl Machine {
             state.msrs.retain(|(index, _)| *index != MSR_TSC);
             power_on.push(state);
             vcpus.push(vcpu);
+            cpuid.push(leaves);
         }
         let description = Description {
             vcpus: config.vcpus,
@@ -389,6 +411,8 @@ impl Machine {
             boot: boot.map(Arc::new),
             description,
             power_on,
+            cpuid,
+            job: None,
             state: MachineState::Paused,
             was_stopped: false,
             devices_paused: false,
@@ -400,7 +424,10 @@ impl Machine {
             rom,
             config,
         };
-        machine.load()?;
+        match (saved, saved_vcpus) {
+            (Some(saved), Some(vcpus)) => machine.take_over(saved, vcpus)?,
+            _ => machine.load()?,
+        }
         Ok(machine)
     }
 }

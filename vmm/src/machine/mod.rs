@@ -6,6 +6,7 @@ mod devices;
 mod lifecycle;
 mod pc;
 mod run;
+mod save;
 
 use build::waits;
 pub use run::block_signals;
@@ -15,13 +16,14 @@ use pc::Pc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hypervisor::{VcpuState, Vm};
+use hypervisor::{CpuidEntry, VcpuState, Vm};
 use nix::sys::epoll::Epoll;
 use nix::sys::signalfd::SignalFd;
 use vmm_api::config::MachineConfig;
 use vmm_api::control::{ExitRecord, MachineState};
 
 use self::devices::PciDevices;
+use self::save::RunningJob;
 use crate::acpi::{AcpiError, Description};
 use crate::bus::Overlap;
 use crate::chardev::{Channel, CharError};
@@ -37,6 +39,7 @@ use crate::loader::{Boot, LoadError};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::notices::Notices;
 use crate::resource::ResourceError;
+use crate::state::image::RestoreError;
 use crate::vcpu::{Gate, NotStopping, Threads};
 
 /// How long the end waits for readers of consoles and control connections.
@@ -82,6 +85,9 @@ pub enum MachineError {
     /// The CPU model.
     #[error(transparent)]
     Cpu(#[from] hypervisor::cpu::CpuError),
+    /// The saved machine it was to go on from.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// A vCPU is stuck.
     #[error(transparent)]
     NotStopping(#[from] NotStopping),
@@ -137,6 +143,10 @@ pub struct Machine {
     description: Description,
     /// The vCPUs as the backend made them.
     power_on: Vec<VcpuState>,
+    /// What each is shown.
+    cpuid: Vec<Vec<CpuidEntry>>,
+    /// A save or a dump that is being written.
+    job: Option<RunningJob>,
     state: MachineState,
     /// The guest ran, and was stopped by its owner.
     was_stopped: bool,

@@ -33,9 +33,9 @@ impl Output for ToProcessor {
 /// The PC's parts.
 #[derive(Debug)]
 pub(super) struct Pc {
-    pic: Arc<Pic>,
-    pit: Arc<Pit>,
-    fw_cfg: Arc<FwCfg>,
+    pub(super) pic: Arc<Pic>,
+    pub(super) pit: Arc<Pit>,
+    pub(super) fw_cfg: Arc<FwCfg>,
     /// Where the other devices' interrupt lines go.
     pub(super) lines: Arc<dyn Interrupt>,
 }

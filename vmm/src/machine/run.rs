@@ -10,7 +10,9 @@ use vmm_api::control::{
     Answer, Call, Event, ExitCause, Failure, FromVmm, MachineState, Reply, Status,
 };
 
-use super::build::{TOKEN_CHANNELS, TOKEN_GATE, TOKEN_NOTICES, TOKEN_SIGNALS, TOKEN_WATCHDOGS, os};
+use super::build::{
+    TOKEN_CHANNELS, TOKEN_GATE, TOKEN_JOB, TOKEN_NOTICES, TOKEN_SIGNALS, TOKEN_WATCHDOGS, os,
+};
 use super::devices::net;
 use super::{Ending, FAREWELL, Machine, MachineError};
 use crate::chardev::{Outcome, TOKENS};
@@ -92,6 +94,7 @@ impl Machine {
             TOKEN_GATE => self.handle_messages(),
             TOKEN_SIGNALS => self.signalled(),
             TOKEN_NOTICES => self.handle_notices(),
+            TOKEN_JOB => self.job_done(),
             TOKEN_WATCHDOGS..TOKEN_CHANNELS => self.watchdog_rang(token - TOKEN_WATCHDOGS),
             TOKEN_CHANNELS..control::TOKEN => {
                 let index = to_usize((token - TOKEN_CHANNELS) / TOKENS);
@@ -108,6 +111,7 @@ impl Machine {
                 for asked in control.ready(&self.epoll, token, events) {
                     self.answer(asked);
                 }
+                self.check_asker();
             }
         }
     }
@@ -130,6 +134,14 @@ impl Machine {
     fn answer(&mut self, asked: Asked) {
         // What the guest did before comes first.
         self.handle_messages();
+        if let Call::Save { .. } | Call::Dump { .. } = asked.request.call {
+            let (by, id) = (asked.by, asked.request.id);
+            if let Err(message) = self.begin_job(asked) {
+                let result = Err(Failure { message });
+                self.send(by, &FromVmm::Reply(Reply { id, result }));
+            }
+            return;
+        }
         let result = self
             .carry_out(&asked.request.call)
             .map_err(|message| Failure { message });
@@ -137,15 +149,25 @@ impl Machine {
             id: asked.request.id,
             result,
         });
+        self.send(asked.by, &reply);
+    }
+
+    pub(super) fn send(&mut self, to: u64, message: &FromVmm) {
         if let Some(control) = &mut self.control {
-            control.send(&self.epoll, asked.by, &reply);
+            control.send(&self.epoll, to, message);
         }
     }
 
     fn carry_out(&mut self, call: &Call) -> Result<Answer, String> {
         match call {
             Call::Query => return Ok(Answer::Status(self.status())),
-            Call::Pause => self.pause()?,
+            Call::Pause => {
+                self.stay_paused();
+                self.pause()?;
+            }
+            Call::Resume | Call::Reset if self.job.is_some() => {
+                return Err("a job is running".to_owned());
+            }
             Call::Resume => match self.state {
                 MachineState::Paused => {
                     self.starts_by_itself = false;
@@ -199,6 +221,9 @@ impl Machine {
                 outbound,
             } => net::set_bandwidth(self.devices.pci.net(id)?, *inbound, *outbound),
             Call::SetDiskLimits { id, limits } => self.devices.pci.disk(id)?.set_limits(limits)?,
+            Call::JobStatus => return Ok(self.job_status()),
+            Call::AbortJob => self.abort_job()?,
+            Call::Save { .. } | Call::Dump { .. } => return Err("that is a job".to_owned()),
             Call::ResizeDisk { id, bytes } => self.devices.pci.disk(id)?.resize(*bytes)?,
         }
         Ok(Answer::Done)

@@ -23,6 +23,9 @@ pub const ECAM: u64 = 0xe000_0000;
 /// Bytes of ECAM.
 pub const ECAM_LEN: u32 = 0x1000_0000;
 
+/// Bits of the configuration address register.
+const ADDRESS: u32 = 0x80ff_ffff;
+
 /// Header type register (PCI 3.0, 6.2.1), and its bit for a slot with several functions.
 const HEADER_TYPE: u16 = 0x0e;
 const MULTIFUNCTION: u32 = 0x80;
@@ -165,6 +168,19 @@ impl PciRoot {
         self.slots.iter().map(|slot| &slot.function)
     }
 
+    /// Every function with its place, root ports before what is behind them.
+    pub fn placed(&self) -> impl Iterator<Item = (Place, &Arc<dyn Function>)> {
+        self.slots.iter().map(|slot| (slot.place, &slot.function))
+    }
+
+    /// Takes over a saved state of the root complex itself.
+    pub fn load(&self, state: PciState) {
+        *lock(&self.state) = PciState {
+            address: state.address & ADDRESS,
+            reset_control: state.reset_control & 0x0a,
+        };
+    }
+
     /// What the guest can observe.
     pub fn state(&self) -> PciState {
         lock(&self.state).clone()
@@ -252,7 +268,7 @@ impl Device for PciRoot {
     fn write(&self, offset: u32, width: u8, value: u32) -> Flow {
         let mut state = lock(&self.state);
         match (offset, width) {
-            (0, 4) => state.address = value & 0x80ff_ffff,
+            (0, 4) => state.address = value & ADDRESS,
             (1, 1) => {
                 state.reset_control = low8(value) & 0x0a;
                 if value & 4 != 0 {

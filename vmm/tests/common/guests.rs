@@ -209,3 +209,33 @@ pub fn multiboot(text: &[u8]) -> Vec<u8> {
     image.extend(text);
     image
 }
+
+guest! {
+    /// Says the alphabet again and again, counting in memory (at 2 MiB) and registers.
+    alphabet,
+    "mov dx, 0x3f8",
+    "mov edi, 0x200000",
+    "mov dword ptr [edi], 0",
+    "xor esi, esi",
+    "2: mov eax, [edi]",
+    "cmp eax, esi",
+    "jne 5f",
+    "cmp eax, 26",
+    "jb 3f",
+    "xor eax, eax",
+    "xor esi, esi",
+    "3: mov ecx, eax",
+    "add al, 'a'",
+    "out dx, al",
+    "inc ecx",
+    "mov [edi], ecx",
+    "inc esi",
+    "mov ecx, 20000",
+    "4: dec ecx",
+    "jnz 4b",
+    "jmp 2b",
+    // Memory and registers are not of the same moment.
+    "5: mov al, '!'",
+    "out dx, al",
+    "jmp 5b",
+}

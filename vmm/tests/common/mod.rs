@@ -4,13 +4,15 @@
 
 pub mod guests;
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vmm_api::config::{
     Backend, BootConfig, CONFIG_VERSION, CharBackend, CpuConfig, LifecycleAction, MachineConfig,
     Resource, SerialConfig,
@@ -103,6 +105,7 @@ impl Rig {
             on_poweroff: LifecycleAction::Destroy,
             on_reboot: LifecycleAction::Restart,
             on_crash: LifecycleAction::Destroy,
+            restore: None,
             start_paused: false,
             control: Some(Resource::Path(dir.join("control"))),
             exit_record: Some(Resource::Path(dir.join("record"))),
@@ -192,6 +195,12 @@ impl Rig {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    /// It has ended: what it said.
+    pub fn ended(&mut self) -> Option<String> {
+        let ended = self.child.as_mut()?.try_wait().unwrap()?;
+        Some(format!("{ended}: {}", self.stderr()))
+    }
+
     pub fn connect(&self) -> Client {
         Client::new(&self.path("control"))
     }
@@ -241,9 +250,43 @@ impl Client {
     }
 
     pub fn call(&mut self, call: Call) -> Result<Answer, String> {
+        self.call_with(call, &[])
+    }
+
+    /// Sends a call with a file; its id.
+    pub fn send_with(&mut self, call: Call, files: &[&std::fs::File]) -> u64 {
         let id = self.next;
         self.next += 1;
-        self.send_raw(&serde_json::to_vec(&Request { id, call }).unwrap());
+        let descriptors = u32::try_from(files.len()).unwrap();
+        let request = Request {
+            id,
+            call,
+            descriptors,
+        };
+        let body = serde_json::to_vec(&request).unwrap();
+        let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+        let frame = [&length[..], &body].concat();
+        let numbers: Vec<_> = files.iter().map(|file| file.as_raw_fd()).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let rights = if files.is_empty() {
+            &rights[..0]
+        } else {
+            &rights[..]
+        };
+        let parts = [IoSlice::new(&frame)];
+        let fd = self.stream.as_raw_fd();
+        let sent = sendmsg::<()>(fd, &parts, rights, MsgFlags::empty(), None).unwrap();
+        assert_eq!(sent, frame.len());
+        id
+    }
+
+    pub fn call_with(&mut self, call: Call, files: &[&std::fs::File]) -> Result<Answer, String> {
+        let id = self.send_with(call, files);
+        self.answer(id)
+    }
+
+    /// The answer to a call that was sent.
+    pub fn answer(&mut self, id: u64) -> Result<Answer, String> {
         loop {
             match self.receive().expect("a reply") {
                 FromVmm::Reply(reply) => {

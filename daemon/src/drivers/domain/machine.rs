@@ -221,6 +221,7 @@ impl Builder {
             on_reboot: action("on_reboot", live.on_reboot)?,
             on_crash: action("on_crash", live.on_crash)?,
             // Set going when everything about it is on record.
+            restore: None,
             start_paused: true,
             control: None,
             exit_record: None,

@@ -1,0 +1,417 @@
+//! The states of the machine and its devices: taken for an image, taken over from one; and the jobs
+//! that write them.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use hypervisor::{CpuidEntry, VcpuState};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use serde::{Deserialize, Serialize};
+use virtio::Payload;
+use vmm_api::config::LifecycleAction;
+use vmm_api::control::{Answer, Call, Event, Failure, FromVmm, MachineState, Reply};
+use vmm_api::saved::{Section, write_end, write_section};
+
+use super::build::TOKEN_JOB;
+use super::{Machine, MachineError};
+use crate::control::Asked;
+use crate::num::to_usize;
+use crate::state::core;
+use crate::state::image::{self, Parts, RestoreError, Saved};
+use crate::state::job::{Job, Progress};
+
+/// Layout of the sections that have no version of their own.
+const VERSION: u32 = 1;
+
+/// What the machine is, and what of it is nobody's else.
+#[derive(Debug, Serialize, Deserialize)]
+struct Facts {
+    vcpus: u32,
+    acpi: bool,
+    firmware: bool,
+    /// The paravirtual clock.
+    clock: u64,
+    on_poweroff: LifecycleAction,
+}
+
+/// A vCPU.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedVcpu {
+    cpuid: Vec<CpuidEntry>,
+    state: VcpuState,
+}
+
+/// A job, and who waits for it.
+#[derive(Debug)]
+pub(super) struct RunningJob {
+    job: Job,
+    by: u64,
+    id: u64,
+    /// The guest runs on when it has ended, if it fails.
+    resume_if_failed: bool,
+    /// And if it is done.
+    resume_if_done: bool,
+}
+
+/// What was saved of the vCPUs, needed before there are any.
+#[derive(Debug)]
+pub(super) struct SavedVcpus {
+    cpuid: Vec<Vec<CpuidEntry>>,
+    states: Vec<VcpuState>,
+}
+
+impl SavedVcpus {
+    /// Takes them out of an image.
+    ///
+    /// # Errors
+    /// There are more or fewer than `count`; one is not readable.
+    pub(super) fn take(saved: &mut Saved, count: u32) -> Result<Self, MachineError> {
+        let mut all = Self {
+            cpuid: Vec::new(),
+            states: Vec::new(),
+        };
+        for index in 0..count {
+            let vcpu: SavedVcpu = saved.state(&format!("vcpu{index}"), VERSION)?;
+            all.cpuid.push(vcpu.cpuid);
+            all.states.push(vcpu.state);
+        }
+        Ok(all)
+    }
+
+    /// What a vCPU's guest was shown.
+    pub(super) fn cpuid(&self, index: u32) -> &[CpuidEntry] {
+        self.cpuid
+            .get(to_usize(index.into()))
+            .map_or(&[], |leaves| leaves)
+    }
+}
+
+fn section(id: impl Into<String>, state: &impl Serialize) -> Result<Section, String> {
+    let id = id.into();
+    let state = serde_json::to_value(state).map_err(|error| format!("{id}: {error}"))?;
+    Ok(Section {
+        kind: id.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(),
+        id,
+        version: VERSION,
+        state,
+    })
+}
+
+fn function_id(place: crate::pci::Place) -> String {
+    format!("pci-{place}")
+}
+
+impl Machine {
+    /// Brings the machine to rest, jobs of its vCPUs done and their messages heard.
+    fn rest(&mut self) -> Result<(), String> {
+        /// A guest can ask for something each time; not for ever.
+        const ROUNDS: usize = 8;
+        for _ in 0..ROUNDS {
+            self.pause()?;
+            self.threads.settle().map_err(|error| error.to_string())?;
+            // What PCI functions have in hand: of a machine that never ran, too.
+            self.hold().map_err(|error| error.to_string())?;
+            if self.gate.is_quiet() {
+                return match self.ending {
+                    None => Ok(()),
+                    Some(_) => Err("the machine has ended".to_owned()),
+                };
+            }
+            self.handle_messages();
+            if let MachineState::Crashed | MachineState::Halted = self.state {
+                return Err("the guest has ended".to_owned());
+            }
+        }
+        Err("the guest resets itself again and again".to_owned())
+    }
+
+    /// The vCPUs' states, while they stand still.
+    fn vcpu_states(&self) -> Result<Vec<VcpuState>, String> {
+        (0..self.cpuid.len())
+            .map(|index| {
+                let state = self.threads.call(index, |vcpu| vcpu.state());
+                let state = state.map_err(|error| error.to_string())?;
+                state.map_err(|error| format!("vCPU {index}: {error}"))
+            })
+            .collect()
+    }
+
+    /// Everything but guest memory, while the machine stands still.
+    fn sections(&self) -> Result<Vec<Section>, String> {
+        let devices = &self.devices;
+        let clock = self.vm.clock().map_err(|error| error.to_string())?;
+        let facts = Facts {
+            vcpus: self.config.vcpus,
+            acpi: self.config.acpi,
+            firmware: devices.pc.is_some(),
+            clock,
+            on_poweroff: self.config.on_poweroff,
+        };
+        let mut all = vec![section("machine", &facts)?];
+        let states = self.vcpu_states()?;
+        for (index, (state, cpuid)) in states.into_iter().zip(&self.cpuid).enumerate() {
+            let vcpu = SavedVcpu {
+                cpuid: cpuid.clone(),
+                state,
+            };
+            all.push(section(format!("vcpu{index}"), &vcpu)?);
+        }
+        for (place, function) in devices.pci.root.placed() {
+            let id = function_id(place);
+            let payload = function.save().map_err(|error| format!("{id}: {error}"))?;
+            all.push(Section {
+                id,
+                kind: payload.kind,
+                version: payload.version,
+                state: payload.state,
+            });
+        }
+        all.push(section("pci", &devices.pci.root.state())?);
+        for (index, uart) in devices.uarts.iter().enumerate() {
+            all.push(section(format!("uart{index}"), &uart.state())?);
+        }
+        all.push(section("i8042", &devices.i8042.state())?);
+        all.push(section("pm", &devices.pm.state())?);
+        all.push(section("rtc", &devices.rtc.state())?);
+        all.push(section("ioapic", &devices.ioapic.state())?);
+        if let Some(pc) = &devices.pc {
+            all.push(section("pic", &pc.pic.state())?);
+            all.push(section("pit", &pc.pit.save())?);
+            all.push(section("fw_cfg", &pc.fw_cfg.state())?);
+        }
+        Ok(all)
+    }
+
+    /// Goes on from a saved machine instead of booting. The vCPUs come first, interrupt controllers
+    /// last: what devices say while they take over their states reaches nobody then, and whatever
+    /// was due had been said before.
+    pub(super) fn take_over(
+        &mut self,
+        mut saved: Saved,
+        vcpus: SavedVcpus,
+    ) -> Result<(), MachineError> {
+        let facts: Facts = saved.state("machine", VERSION)?;
+        let own = (
+            self.config.vcpus,
+            self.config.acpi,
+            self.devices.pc.is_some(),
+        );
+        if own != (facts.vcpus, facts.acpi, facts.firmware) {
+            let reason = format!(
+                "vCPUs, ACPI, firmware: it has {}, {}, {}, this one {}, {}, {}",
+                facts.vcpus, facts.acpi, facts.firmware, own.0, own.1, own.2
+            );
+            return Err(RestoreError::Other(reason).into());
+        }
+        for (index, state) in vcpus.states.into_iter().enumerate() {
+            let set = self.threads.call(index, move |vcpu| vcpu.set_state(&state));
+            let set = set.map_err(|source| MachineError::Os {
+                call: "restoring a vCPU",
+                source,
+            })?;
+            set.map_err(|error| RestoreError::State {
+                part: format!("vcpu{index}"),
+                reason: error.to_string(),
+            })?;
+        }
+        let devices = &self.devices;
+        for (place, function) in devices.pci.root.placed() {
+            let id = function_id(place);
+            let section = saved.take(&id)?;
+            let payload = Payload {
+                kind: section.kind,
+                version: section.version,
+                state: section.state,
+            };
+            function
+                .load(&payload)
+                .map_err(|error| RestoreError::State {
+                    part: id,
+                    reason: error.to_string(),
+                })?;
+        }
+        devices.pci.root.load(saved.state("pci", VERSION)?);
+        for (index, uart) in devices.uarts.iter().enumerate() {
+            uart.load(saved.state(&format!("uart{index}"), VERSION)?);
+        }
+        devices.i8042.load(saved.state("i8042", VERSION)?);
+        devices.pm.load(saved.state("pm", VERSION)?);
+        devices.rtc.load(saved.state("rtc", VERSION)?);
+        if let Some(pc) = &devices.pc {
+            pc.fw_cfg.load(saved.state("fw_cfg", VERSION)?);
+            pc.pic.load(saved.state("pic", VERSION)?);
+        }
+        devices.ioapic.load(saved.state("ioapic", VERSION)?);
+        self.vm.set_clock(facts.clock)?;
+        if let Some(pc) = &devices.pc {
+            // Its next edge may be due at once.
+            pc.pit.load(saved.state("pit", VERSION)?);
+        }
+        saved.finish()?;
+        self.config.on_poweroff = facts.on_poweroff;
+        self.was_stopped = true;
+        self.devices_paused = true;
+        if self.config.restore.as_ref().is_some_and(|from| !from.copy) {
+            let gate = self.gate.clone();
+            saved
+                .verify(move |what| gate.broken(what))
+                .map_err(|source| MachineError::Os {
+                    call: "a thread that checks the saved image",
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Begins a save or a dump; it is answered when it is done.
+    pub(super) fn begin_job(&mut self, asked: Asked) -> Result<(), String> {
+        if self.job.is_some() {
+            return Err("another job is running".to_owned());
+        }
+        let [file] = <[OwnedFd; 1]>::try_from(asked.descriptors)
+            .map_err(|all| format!("one descriptor is needed, not {}", all.len()))?;
+        let file = File::from(file);
+        let was_running = self.state == MachineState::Running;
+        let (job, done) = match asked.request.call {
+            Call::Save { xml, id, running } => {
+                if let MachineState::Crashed | MachineState::Halted = self.state {
+                    return Err("the guest has ended".to_owned());
+                }
+                let sections = self.rest().and_then(|()| self.sections());
+                let parts = Parts {
+                    id,
+                    xml,
+                    running: running.unwrap_or(was_running),
+                    sections: self.or_resume(was_running, sections)?,
+                };
+                let memory = self.memory.clone();
+                let work =
+                    move |progress: &Progress| image::write(&file, &parts, &memory, progress);
+                (Job::start(Progress::new(self.memory.size()), work), false)
+            }
+            Call::Dump { live, devices } => {
+                let states = self.dump_states(devices);
+                let (vcpus, devices) = self.or_resume(was_running, states)?;
+                if live && was_running {
+                    self.resume();
+                    self.event(Event::Resumed);
+                }
+                let memory = self.memory.clone();
+                let work = move |progress: &Progress| {
+                    core::write(&file, &vcpus, devices.as_deref(), &memory, progress, live)
+                        .map_err(|error| error.to_string())
+                };
+                let progress = Progress::new(self.memory.size());
+                (Job::start(progress, work), was_running && !live)
+            }
+            _ => return Err("that is no job".to_owned()),
+        };
+        let job = self.or_resume(was_running, job.map_err(|error| error.to_string()))?;
+        let watch = EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_JOB);
+        if let Err(error) = self.epoll.add(job.fd(), watch) {
+            job.progress.abort();
+            // It notices between two chunks.
+            drop(job.finish());
+            return self.or_resume(was_running, Err(format!("epoll: {error}")));
+        }
+        self.job = Some(RunningJob {
+            job,
+            by: asked.by,
+            id: asked.request.id,
+            resume_if_failed: was_running,
+            resume_if_done: done,
+        });
+        Ok(())
+    }
+
+    /// A machine that ended may be dumped too: it stands still as it is.
+    #[expect(clippy::type_complexity, reason = "registers, and device states")]
+    fn dump_states(&mut self, devices: bool) -> Result<(Vec<VcpuState>, Option<Vec<u8>>), String> {
+        if !matches!(self.state, MachineState::Crashed | MachineState::Halted) {
+            self.rest()?;
+        }
+        let states = self.vcpu_states()?;
+        if !devices {
+            return Ok((states, None));
+        }
+        let mut note = Vec::new();
+        for section in self.sections()? {
+            write_section(&mut note, &section).map_err(|error| error.to_string())?;
+        }
+        write_end(&mut note).map_err(|error| error.to_string())?;
+        Ok((states, Some(note)))
+    }
+
+    /// A job that could not begin leaves the guest as it was.
+    fn or_resume<T>(&mut self, was_running: bool, result: Result<T, String>) -> Result<T, String> {
+        if result.is_err() {
+            self.go_on(was_running);
+        }
+        result
+    }
+
+    fn go_on(&mut self, run: bool) {
+        if run && self.state == MachineState::Paused && self.ending.is_none() {
+            self.resume();
+            self.event(Event::Resumed);
+        }
+    }
+
+    /// The job has come to its end.
+    pub(super) fn job_done(&mut self) {
+        let Some(RunningJob {
+            job,
+            by,
+            id,
+            resume_if_failed,
+            resume_if_done,
+        }) = self.job.take()
+        else {
+            return;
+        };
+        let asker_there = self.control.as_ref().is_some_and(|control| control.has(by));
+        let result = job.finish();
+        let run = if result.is_ok() && asker_there {
+            resume_if_done
+        } else {
+            resume_if_failed
+        };
+        if let Err(error) = &result {
+            log::warn!("{}: a job failed: {error}", self.config.name);
+        }
+        self.go_on(run);
+        let result = result
+            .map(|status| Answer::Job(Some(status)))
+            .map_err(|message| Failure { message });
+        self.send(by, &FromVmm::Reply(Reply { id, result }));
+    }
+
+    /// A job whose asker is gone is given up.
+    pub(super) fn check_asker(&mut self) {
+        if let (Some(job), Some(control)) = (&self.job, &self.control)
+            && !control.has(job.by)
+        {
+            job.job.progress.abort();
+        }
+    }
+
+    /// The guest does not run on after the job: its owner has paused it meanwhile.
+    pub(super) fn stay_paused(&mut self) {
+        if let Some(job) = &mut self.job {
+            job.resume_if_done = false;
+            job.resume_if_failed = false;
+        }
+    }
+
+    /// How far the job is.
+    pub(super) fn job_status(&self) -> Answer {
+        Answer::Job(self.job.as_ref().map(|job| job.job.progress.status()))
+    }
+
+    /// Gives the job up.
+    pub(super) fn abort_job(&self) -> Result<(), String> {
+        let job = self.job.as_ref().ok_or("no job is running")?;
+        job.job.progress.abort();
+        Ok(())
+    }
+}

@@ -1,0 +1,273 @@
+//! A machine saved, restored, dumped, by hand.
+
+mod common;
+
+use std::fs::File;
+use std::path::Path;
+
+use common::{Rig, backends, guests, wait_for};
+use vmm_api::config::{Backend, Resource, RestoreConfig};
+use vmm_api::control::{Answer, Call, Event, MachineState};
+use vmm_api::saved::Image;
+
+fn empty(path: &Path) -> File {
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .unwrap()
+}
+
+fn save() -> Call {
+    Call::Save {
+        xml: "<domain/>".into(),
+        id: [1; 16],
+        running: None,
+    }
+}
+
+fn reciting(backend: Backend) -> Rig {
+    let mut rig = Rig::new(backend, &guests::elf(guests::alphabet()));
+    // One that every host's KVM has.
+    rig.config.cpu.model = Some("pentium2".into());
+    rig
+}
+
+fn grows(rig: &Rig, by: usize) {
+    let before = rig.serial().len();
+    wait_for("more output", || {
+        (rig.serial().len() >= before + by).then_some(())
+    });
+}
+
+/// Every letter follows the one before it.
+fn in_order(said: &str) {
+    for pair in said.as_bytes().windows(2) {
+        let next = if pair[0] == b'z' { b'a' } else { pair[0] + 1 };
+        assert_eq!(pair[1], next, "in {said}");
+    }
+}
+
+/// Saves the running machine of `rig` and ends it.
+fn save_and_end(rig: &mut Rig, image: &Path) {
+    let mut client = rig.connect();
+    let file = empty(image);
+    let answer = client.call_with(save(), &[&file]).unwrap();
+    assert!(matches!(answer, Answer::Job(Some(_))), "{answer:?}");
+    assert_eq!(client.state(), MachineState::Paused);
+    client.call(Call::Stop).unwrap();
+    rig.wait();
+}
+
+/// A machine of the same configuration that goes on from `image`, and what it said so far.
+fn restored(from: &Rig, backend: Backend, image: &Path, copy: bool) -> Rig {
+    let mut rig = reciting(backend);
+    rig.config.restore = Some(RestoreConfig {
+        image: Resource::Path(image.to_owned()),
+        copy,
+    });
+    rig.config.on_poweroff = from.config.on_poweroff;
+    rig
+}
+
+#[test]
+fn a_saved_machine_goes_on_wherever_it_is_restored() {
+    let all = backends();
+    for &first in &all {
+        for &second in &all {
+            let mut rig = reciting(first);
+            rig.start();
+            grows(&rig, 40);
+            let mut said = String::new();
+            for round in 0..3 {
+                let image = rig.path("image");
+                save_and_end(&mut rig, &image);
+                said += &rig.serial();
+                let mut next = restored(&rig, second, &image, round % 2 == 1);
+                next.start();
+                wait_for("the guest", || {
+                    assert_eq!(next.ended(), None, "{first:?} to {second:?}");
+                    (next.serial().len() > 30).then_some(())
+                });
+                rig = next;
+            }
+            said += &rig.serial();
+            assert!(said.len() > 120);
+            in_order(&said);
+        }
+    }
+}
+
+/// Either the guest goes on, or all CPU features in the way are named.
+#[test]
+fn a_guest_of_a_richer_cpu_is_refused_with_the_list() {
+    let all = backends();
+    for &first in &all {
+        for &second in &all {
+            let mut rig = reciting(first);
+            rig.config.cpu.model = None;
+            rig.start();
+            grows(&rig, 10);
+            let image = rig.path("image");
+            save_and_end(&mut rig, &image);
+            let mut next = restored(&rig, second, &image, false);
+            next.config.cpu.model = None;
+            next.start();
+            let before = next.serial().len();
+            wait_for("the guest or a refusal", || match next.ended() {
+                Some(said) => {
+                    assert!(first != second, "{said}");
+                    assert!(said.contains("lacks CPU features: "), "{said}");
+                    Some(())
+                }
+                None => (next.serial().len() > before + 10).then_some(()),
+            });
+        }
+    }
+}
+
+#[test]
+fn a_failed_save_leaves_the_guest_running() {
+    for backend in backends() {
+        let mut rig = reciting(backend);
+        rig.start();
+        grows(&rig, 10);
+        let mut client = rig.connect();
+        assert!(client.call(save()).unwrap_err().contains("descriptor"));
+        let read_only = File::open("/dev/null").unwrap();
+        let error = client.call_with(save(), &[&read_only]).unwrap_err();
+        println!("{error}");
+        assert_eq!(client.state(), MachineState::Running);
+        grows(&rig, 30);
+        in_order(&rig.serial());
+    }
+}
+
+#[test]
+fn a_save_is_given_up_when_its_asker_goes() {
+    let mut rig = reciting(Backend::Soft);
+    rig.start();
+    grows(&rig, 10);
+    let mut other = rig.connect();
+    let mut asker = rig.connect();
+    asker.send_with(save(), &[&empty(&rig.path("image"))]);
+    drop(asker);
+    wait_for("the guest", || {
+        (other.state() == MachineState::Running).then_some(())
+    });
+    grows(&rig, 30);
+    in_order(&rig.serial());
+}
+
+#[test]
+fn a_machine_that_never_ran_is_saved_too() {
+    for backend in backends() {
+        let mut rig = reciting(backend);
+        rig.config.start_paused = true;
+        rig.start();
+        let image = rig.path("image");
+        save_and_end(&mut rig, &image);
+        assert!(
+            !Image::open(&File::open(&image).unwrap())
+                .unwrap()
+                .header
+                .running
+        );
+        let mut next = restored(&rig, backend, &image, false);
+        next.start();
+        grows(&next, 30);
+        assert!(next.serial().starts_with('a'));
+        in_order(&next.serial());
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_reason_and_kept() {
+    let mut rig = reciting(Backend::Soft);
+    rig.start();
+    grows(&rig, 10);
+    let image = rig.path("image");
+    save_and_end(&mut rig, &image);
+    let refused = |change: &dyn Fn(&mut Rig), image: &Path, words: &str| {
+        let mut next = restored(&rig, Backend::Soft, image, true);
+        change(&mut next);
+        assert_eq!(next.run(), 1);
+        let said = next.stderr();
+        assert!(said.contains(words), "{said}");
+        assert!(image.exists());
+    };
+    refused(
+        &|r| r.config.memory_bytes = 32 << 20,
+        &image,
+        "bytes of memory",
+    );
+    refused(&|r| r.config.vcpus = 2, &image, "vcpu1");
+    refused(&|r| r.config.serials.clear(), &image, "uart0");
+    let bytes = std::fs::read(&image).unwrap();
+    let other = rig.path("other");
+    std::fs::write(&other, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&|_| (), &other, "truncated");
+    std::fs::write(&other, b"hello").unwrap();
+    refused(&|_| (), &other, "not a saved image");
+    let mut flipped = bytes.clone();
+    // The guest's counter.
+    let at = bytes.len() - (16 << 20) + (2 << 20);
+    flipped[at + 1] ^= 0x40;
+    std::fs::write(&other, &flipped).unwrap();
+    refused(
+        &|_| (),
+        &other,
+        "guest memory at 0x200000 has another checksum",
+    );
+    // Mapped, it is noticed in the background.
+    let mut next = restored(&rig, Backend::Soft, &other, false);
+    next.start();
+    let mut client = next.connect();
+    assert!(client.rest().iter().any(|event| matches!(event,
+            Event::Exiting(record) if record.message.contains("another checksum"))));
+}
+
+#[test]
+fn a_reset_after_a_restore_boots_with_clean_memory() {
+    for backend in backends() {
+        let mut rig = reciting(backend);
+        rig.start();
+        grows(&rig, 5);
+        let image = rig.path("image");
+        save_and_end(&mut rig, &image);
+        let mut next = restored(&rig, backend, &image, false);
+        next.start();
+        grows(&next, 5);
+        next.connect().call(Call::Reset).unwrap();
+        let before = next.serial().len();
+        grows(&next, 30);
+        let said = next.serial();
+        let again = said[before.saturating_sub(2)..].find('a').unwrap();
+        in_order(&said[before.saturating_sub(2) + again..]);
+    }
+}
+
+#[test]
+fn a_dump_is_an_elf_core() {
+    for backend in backends() {
+        let mut rig = reciting(backend);
+        rig.start();
+        grows(&rig, 10);
+        let mut client = rig.connect();
+        for live in [false, true] {
+            let path = rig.path(&format!("core-{live}"));
+            let dump = Call::Dump {
+                live,
+                devices: true,
+            };
+            let file = empty(&path);
+            client.call_with(dump, &[&file]).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!(&bytes[..4], b"\x7fELF");
+            assert_eq!(client.state(), MachineState::Running);
+            grows(&rig, 10);
+        }
+        in_order(&rig.serial());
+    }
+}
