@@ -253,6 +253,24 @@ impl Client {
         procedure: Procedure<A, R>,
         args: &A,
     ) -> Result<(R, Stream), ClientError> {
+        self.start_stream(procedure, args, false).await
+    }
+
+    /// The same for a call whose flags say that zeros may be skipped.
+    pub async fn call_sparse_stream<A: Encode, R: Decode>(
+        &self,
+        procedure: Procedure<A, R>,
+        args: &A,
+    ) -> Result<(R, Stream), ClientError> {
+        self.start_stream(procedure, args, true).await
+    }
+
+    async fn start_stream<A: Encode, R: Decode>(
+        &self,
+        procedure: Procedure<A, R>,
+        args: &A,
+        holes: bool,
+    ) -> Result<(R, Stream), ClientError> {
         let header = Header::call(procedure, self.next_serial());
         let frame = Frame::new(header, args)?;
         let Some(stream) =
@@ -262,6 +280,9 @@ impl Client {
         else {
             return Err(ClientError::Stream(StreamError::Closed));
         };
+        if holes {
+            stream.allow_holes();
+        }
         let answer = match self.exchange(frame).await {
             Ok(frame) => from_bytes(&frame.payload).map_err(ClientError::from),
             Err(error) => Err(error),

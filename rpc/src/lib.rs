@@ -9,6 +9,7 @@
 //! | [`server`] | connections, calls, the [`server::Router`] from procedures to functions, events |
 //! | [`client`] | connecting, calling, event reception |
 //! | [`stream`] | raw data behind a call: consoles, uploads, downloads |
+//! | [`tls`] | certificates on both sides |
 //! | [`frame`], [`xdr`], [`transport`], [`limits`] | what the others are made of |
 //!
 //! # A server
@@ -74,6 +75,7 @@ pub mod procs;
 mod queue;
 pub mod server;
 pub mod stream;
+pub mod tls;
 pub mod transport;
 pub mod types;
 pub mod xdr;

@@ -19,15 +19,26 @@ use crate::error::{ErrorCode, ErrorDomain, RemoteError};
 use crate::frame::{Frame, Header, MessageType, Status};
 use crate::limits::STREAM_CHUNK_MAX;
 use crate::queue::Queue;
+use crate::xdr::xdr_structs;
 
 /// Packets that wait for their reader before the connection is held up.
 const BACKLOG: usize = 8;
+
+xdr_structs! {
+    /// Bytes that are zero and were not sent.
+    StreamHole {
+        length: i64,
+        flags: u32,
+    }
+}
 
 /// What a stream's reader finds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamEvent {
     /// Raw data, never empty.
     Data(Vec<u8>),
+    /// So many zero bytes that were not sent; only where both sides agreed on holes ([`Stream::allow_holes`]).
+    Hole(u64),
     /// The server has no more data. Only clients see it.
     EndOfData,
     /// The client is through and awaits [`StreamWriter::finish`]. Only servers see it.
@@ -70,6 +81,8 @@ struct State {
     confirmed: bool,
     /// Nobody wants what still comes.
     discard: bool,
+    /// The call asked for holes.
+    holes: bool,
 }
 
 /// What both halves and the connection share.
@@ -169,8 +182,7 @@ impl Streams {
             return;
         }
         if frame.header.kind == MessageType::StreamHole {
-            // Holes come only to who asked for them by a flag that nothing here sets.
-            return core.abort(RemoteError::rpc("a hole in a stream was not asked for"));
+            return core.take_hole(&sender, &frame).await;
         }
         match (core.side, frame.header.status) {
             (Side::Server, Status::Continue) if frame.payload.is_empty() => {}
@@ -238,6 +250,21 @@ impl Core {
                 () = &mut changed => {}
                 () = self.queue.closed() => return false,
             }
+        }
+    }
+
+    async fn take_hole(&self, sender: &mpsc::Sender<StreamEvent>, frame: &Frame) {
+        let length = match crate::xdr::from_bytes::<StreamHole>(&frame.payload) {
+            Ok(hole) if hole.flags == 0 => u64::try_from(hole.length).ok(),
+            _ => None,
+        };
+        let allowed = self.state().holes;
+        match length {
+            Some(length) if allowed && frame.header.status == Status::Continue => {
+                self.deliver(sender, StreamEvent::Hole(length)).await;
+            }
+            _ if !allowed => self.abort(RemoteError::rpc("a hole in a stream was not asked for")),
+            _ => self.abort(RemoteError::rpc("a hole in a stream makes no sense")),
         }
     }
 
@@ -341,6 +368,14 @@ pub struct Stream {
     pub writer: StreamWriter,
 }
 
+impl Stream {
+    /// Both sides may skip zeros from now on: a server says so in the function that answers a call whose flags ask for
+    /// it; a client by the way it calls ([`crate::client::Client::call_sparse_stream`]).
+    pub fn allow_holes(&self) {
+        self.writer.core.state().holes = true;
+    }
+}
+
 /// The half that reads.
 #[derive(Debug)]
 pub struct StreamReader {
@@ -381,6 +416,34 @@ impl StreamWriter {
             self.packet(chunk.to_vec()).await?;
         }
         Ok(())
+    }
+
+    /// Says that so many zero bytes are not sent. Without [`Stream::allow_holes`] they are sent.
+    pub async fn hole(&self, length: u64) -> Result<(), StreamError> {
+        self.core.opened().await?;
+        if !self.core.state().holes {
+            let zeros = vec![0; STREAM_CHUNK_MAX];
+            let mut left = length;
+            while left > 0 {
+                let now = usize::try_from(left).map_or(zeros.len(), |left| left.min(zeros.len()));
+                self.write(&zeros[..now]).await?;
+                left -= now as u64;
+            }
+            return Ok(());
+        }
+        let hole = StreamHole {
+            length: i64::try_from(length).unwrap_or(i64::MAX),
+            flags: 0,
+        };
+        let mut header = self.core.header;
+        header.kind = MessageType::StreamHole;
+        header.status = Status::Continue;
+        let payload = crate::xdr::to_bytes(&hole).unwrap_or_default();
+        self.core
+            .queue
+            .push_when_room(Frame::raw(header, payload))
+            .await
+            .map_err(|_| StreamError::Disconnected)
     }
 
     /// Says that no more data will come; only a server does.
@@ -494,7 +557,8 @@ pub async fn serve_duplex(
         loop {
             match reader.next().await {
                 Ok(Some(StreamEvent::Data(data))) => to.write_all(&data).await?,
-                Ok(Some(StreamEvent::EndOfData)) => {}
+                // Nobody allowed any here.
+                Ok(Some(StreamEvent::EndOfData | StreamEvent::Hole(_))) => {}
                 Ok(Some(StreamEvent::Finish)) => return Ok(true),
                 Ok(None) | Err(_) => return Ok(false),
             }

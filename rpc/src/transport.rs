@@ -28,6 +28,7 @@ pub struct Transport {
     pub(crate) source: Source,
     pub(crate) sink: Sink,
     pub(crate) peer: Option<Peer>,
+    pub(crate) secure: bool,
 }
 
 impl From<UnixStream> for Transport {
@@ -45,6 +46,7 @@ impl From<UnixStream> for Transport {
             },
             sink: Sink(SinkKind::Unix(stream)),
             peer,
+            secure: true,
         }
     }
 }
@@ -60,6 +62,15 @@ impl Transport {
             },
             sink: Sink(SinkKind::Other(Box::new(write))),
             peer: None,
+            secure: false,
+        }
+    }
+
+    /// The same for a line that nobody can listen to.
+    pub fn secure(stream: impl AsyncRead + AsyncWrite + Send + Sync + 'static) -> Self {
+        Transport {
+            secure: true,
+            ..Self::new(stream)
         }
     }
 }

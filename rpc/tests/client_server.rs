@@ -564,6 +564,7 @@ async fn an_upload_arrives_whole_and_may_fail_at_its_end() {
                 while let Ok(Some(event)) = stream.reader.next().await {
                     match event {
                         StreamEvent::Data(data) => total += data.len() as u64,
+                        StreamEvent::Hole(length) => total += length,
                         StreamEvent::EndOfData => {}
                         StreamEvent::Finish if total == args.length => {
                             let _ = stream.writer.finish().await;

@@ -164,7 +164,9 @@ async fn show(reader: &mut StreamReader) -> Result<Ended> {
                         ))
                     })?;
             }
-            Some(StreamEvent::EndOfData | StreamEvent::Finish) | None => return Ok(Ended::ByGuest),
+            Some(StreamEvent::EndOfData | StreamEvent::Finish | StreamEvent::Hole(_)) | None => {
+                return Ok(Ended::ByGuest);
+            }
         }
     }
 }

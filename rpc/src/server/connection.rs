@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::{Keepalive, Request, Response, ServerConfig, Service, SocketAccess};
+use super::{
+    Authorizer, Entrance, Keepalive, Request, Response, ServerConfig, Service, SocketAccess,
+};
 use crate::args::{
-    AuthListRet, ConnectOpenArgs, ConnectSupportsFeatureArgs, ConnectSupportsFeatureRet,
+    AuthListRet, AuthPolkitRet, ConnectOpenArgs, ConnectSupportsFeatureArgs,
+    ConnectSupportsFeatureRet,
 };
 use crate::error::{ErrorCode, ErrorDomain, RemoteError};
 use crate::frame::{Frame, FrameError, Header, MessageType, Status};
@@ -40,7 +43,13 @@ pub struct Connection {
 struct Inner {
     id: u64,
     peer: Option<Peer>,
+    access: SocketAccess,
+    secure: bool,
     read_only: AtomicBool,
+    /// Whom to ask about the client, until it has been asked.
+    unproved: Mutex<Option<Arc<dyn Authorizer>>>,
+    /// Told when the client opens its connection.
+    opening: Notify,
     opened: AtomicBool,
     /// The client can answer keepalives.
     keepalive: AtomicBool,
@@ -61,12 +70,19 @@ pub enum EventError {
 }
 
 impl Connection {
-    pub(super) fn new(id: u64, peer: Option<Peer>, access: SocketAccess) -> Self {
+    pub(super) fn new(id: u64, transport: &Transport, entrance: Entrance) -> Self {
+        let (peer, access) = (transport.peer, entrance.access);
+        // The superuser needs nobody's leave, and gets in where polkit is broken.
+        let superuser = peer.is_some_and(|peer| peer.uid == 0);
         Connection {
             inner: Arc::new(Inner {
                 id,
                 peer,
+                access,
+                secure: transport.secure,
                 read_only: AtomicBool::new(access == SocketAccess::ReadOnly),
+                unproved: Mutex::new(entrance.authorizer.filter(|_| !superuser)),
+                opening: Notify::new(),
                 opened: AtomicBool::new(false),
                 keepalive: AtomicBool::new(false),
                 heard: Mutex::new(Instant::now()),
@@ -84,6 +100,11 @@ impl Connection {
     /// Who is at the other end, as the kernel says.
     pub fn peer(&self) -> Option<Peer> {
         self.inner.peer
+    }
+
+    /// Whether nobody can listen: a Unix socket, or TLS.
+    pub fn is_secure(&self) -> bool {
+        self.inner.secure
     }
 
     /// Whether the client may only look: by the socket it uses, or by its own wish.
@@ -122,8 +143,18 @@ impl Connection {
         transport: Transport,
         service: &Arc<dyn Service>,
         config: &ServerConfig,
+        place: OwnedSemaphorePermit,
     ) {
         let Transport { source, sink, .. } = transport;
+        let opening = async {
+            let opened = tokio::time::timeout(config.open_timeout, self.inner.opening.notified());
+            if opened.await.is_err() {
+                log::info!("client {} does not open its connection", self.inner.id);
+                return;
+            }
+            drop(place);
+            std::future::pending().await
+        };
         let reader = async {
             self.read(source, service, config).await;
             // What was answered already is still sent.
@@ -134,6 +165,7 @@ impl Connection {
             () = reader => {}
             () = self.write(sink) => {}
             () = self.keep_alive(config.keepalive) => {}
+            () = opening => {}
             () = self.closed() => {}
         }
         self.close();
@@ -285,6 +317,17 @@ impl Connection {
                 "connection already open",
             ));
         }
+        let proving = [
+            procs::CONNECT_CLOSE.number(),
+            procs::AUTH_LIST.number(),
+            procs::AUTH_SASL_INIT.number(),
+            procs::AUTH_SASL_START.number(),
+            procs::AUTH_SASL_STEP.number(),
+            procs::AUTH_POLKIT.number(),
+        ];
+        if !proving.contains(&number) && self.unproved().is_some() {
+            return Err(RemoteError::rpc("authentication required"));
+        }
         let before = [
             open,
             procs::CONNECT_CLOSE.number(),
@@ -318,8 +361,13 @@ impl Connection {
     ) -> Result<Response, RemoteError> {
         let number = info.number;
         if number == procs::AUTH_LIST.number() {
+            let kind = if self.unproved().is_some() {
+                AUTH_POLKIT
+            } else {
+                AUTH_NONE
+            };
             let list = AuthListRet {
-                types: vec![AUTH_NONE].into(),
+                types: vec![kind].into(),
             };
             let payload = to_bytes(&list).map_err(|error| RemoteError::rpc(error.to_string()))?;
             return Ok(Response {
@@ -329,6 +377,9 @@ impl Connection {
         }
         if number == procs::CONNECT_CLOSE.number() {
             return Ok(Response::default());
+        }
+        if number == procs::AUTH_POLKIT.number() {
+            return self.prove().await;
         }
         let stream = match info.stream {
             None => None,
@@ -378,6 +429,7 @@ impl Connection {
                 self.inner.read_only.store(true, Ordering::Release);
             }
             self.inner.opened.store(true, Ordering::Release);
+            self.inner.opening.notify_one();
         }
         if asks_keepalive
             && from_bytes::<ConnectSupportsFeatureRet>(&response.payload)
@@ -386,6 +438,36 @@ impl Connection {
             self.inner.keepalive.store(true, Ordering::Release);
         }
         Ok(response)
+    }
+
+    fn unproved(&self) -> Option<Arc<dyn Authorizer>> {
+        let unproved = self.inner.unproved.lock();
+        unproved.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks whether the client may be here.
+    async fn prove(&self) -> Result<Response, RemoteError> {
+        let denied = |text: &str| {
+            RemoteError::new(ErrorCode::AUTH_FAILED, ErrorDomain::RPC, text.to_owned())
+        };
+        let Some(authorizer) = self.unproved() else {
+            return Err(denied("client tried invalid PolicyKit init request"));
+        };
+        let Some(peer) = self.inner.peer else {
+            return Err(denied("the client's identity is not known"));
+        };
+        authorizer.authorize(peer, self.inner.access).await?;
+        *self
+            .inner
+            .unproved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        let payload = to_bytes(&AuthPolkitRet { complete: 1 })
+            .map_err(|error| RemoteError::rpc(error.to_string()))?;
+        Ok(Response {
+            payload,
+            fds: Vec::new(),
+        })
     }
 
     /// Sends the answer to a call, and opens or closes the stream behind it.
@@ -443,6 +525,8 @@ impl Connection {
 
 /// `REMOTE_AUTH_NONE`: nothing is to be proved.
 const AUTH_NONE: i32 = 0;
+/// `REMOTE_AUTH_POLKIT`: the client asks us to ask polkit.
+const AUTH_POLKIT: i32 = 2;
 
 /// Whether a read-only connection may make a call.
 fn permit(info: &ProcedureInfo, payload: &[u8]) -> Result<(), RemoteError> {

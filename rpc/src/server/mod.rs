@@ -8,23 +8,26 @@ mod connection;
 mod router;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Semaphore, watch};
 
 pub use self::connection::{Connection, EventError};
 pub use self::router::{Call, Router};
 use crate::error::RemoteError;
 pub use crate::keepalive::Keepalive;
 use crate::stream::Stream;
-use crate::transport::Transport;
+use crate::tls::TlsServer;
+use crate::transport::{Peer, Transport};
 
 /// What clients of a socket may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +38,43 @@ pub enum SocketAccess {
     ReadOnly,
 }
 
+/// Decides whether who is at the other end of a Unix socket may use it, as polkit does.
+pub trait Authorizer: Send + Sync + fmt::Debug {
+    /// Answers for one client; the error is what it is told. Must have a limit of its own.
+    fn authorize(&self, peer: Peer, access: SocketAccess) -> Authorized;
+}
+
+/// The future of an [`Authorizer`]'s answer.
+pub type Authorized = Pin<Box<dyn Future<Output = Result<(), RemoteError>> + Send>>;
+
+/// What clients of a socket may do, and what they must prove before.
+#[derive(Debug, Clone)]
+pub struct Entrance {
+    /// What they may do.
+    pub access: SocketAccess,
+    /// Asked about each client but the superuser (`auth_unix_rw = "polkit"`).
+    pub authorizer: Option<Arc<dyn Authorizer>>,
+}
+
+impl From<SocketAccess> for Entrance {
+    fn from(access: SocketAccess) -> Self {
+        Entrance {
+            access,
+            authorizer: None,
+        }
+    }
+}
+
 /// Limits and intervals; the default is libvirt's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerConfig {
     /// Connections at one time; further ones are closed at once.
     pub max_clients: usize,
+    /// Clients of one user, or all from the network, that have not opened their connection yet; nothing is read from
+    /// further ones until one of those has, or leaves.
+    pub max_anonymous_clients: usize,
+    /// How long a client may take to open its connection.
+    pub open_timeout: Duration,
     /// Calls of one client that run at one time; beyond that nothing is read from it.
     pub max_client_requests: usize,
     /// Open streams of one client.
@@ -52,6 +87,8 @@ impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig {
             max_clients: 5000,
+            max_anonymous_clients: 20,
+            open_timeout: Duration::from_secs(60),
             max_client_requests: 5,
             max_client_streams: 256,
             keepalive: Some(Keepalive {
@@ -112,6 +149,8 @@ struct Inner {
     service: Arc<dyn Service>,
     config: ServerConfig,
     connections: Mutex<HashMap<u64, Connection>>,
+    /// Room for clients that have not opened their connection, for each user; those of the network have none.
+    anonymous: Mutex<HashMap<Option<u32>, Arc<Semaphore>>>,
     next_id: AtomicU64,
     stop: watch::Sender<bool>,
 }
@@ -131,6 +170,18 @@ impl Inner {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The room that clients of a user have before they open their connections.
+    fn anonymous(&self, uid: Option<u32>) -> Arc<Semaphore> {
+        let mut all = self
+            .anonymous
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let room = all
+            .entry(uid)
+            .or_insert_with(|| Arc::new(Semaphore::new(self.config.max_anonymous_clients.max(1))));
+        Arc::clone(room)
+    }
 }
 
 /// How long accepting rests after it failed, as it does while there are no free descriptors.
@@ -144,6 +195,7 @@ impl Server {
                 service: Arc::new(service),
                 config,
                 connections: Mutex::default(),
+                anonymous: Mutex::default(),
                 next_id: AtomicU64::new(1),
                 stop: watch::Sender::new(false),
             }),
@@ -151,15 +203,20 @@ impl Server {
     }
 
     /// Accepts and serves clients of a Unix socket until [`Server::shutdown`].
-    pub async fn serve_unix(&self, listener: UnixListener, access: SocketAccess) -> io::Result<()> {
+    pub async fn serve_unix(
+        &self,
+        listener: UnixListener,
+        entrance: impl Into<Entrance>,
+    ) -> io::Result<()> {
+        let entrance = entrance.into();
         let mut stop = self.inner.stop.subscribe();
         loop {
             tokio::select! {
                 () = async { drop(stop.wait_for(|stop| *stop).await) } => return Ok(()),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        let server = self.clone();
-                        tokio::spawn(async move { server.serve(stream.into(), access).await });
+                        let (server, entrance) = (self.clone(), entrance.clone());
+                        tokio::spawn(async move { server.serve(stream.into(), entrance).await });
                     }
                     Err(error) => {
                         log::warn!("cannot accept a connection: {error}");
@@ -170,10 +227,65 @@ impl Server {
         }
     }
 
+    /// Accepts and serves clients of a TCP port until [`Server::shutdown`]: with TLS, or else for everybody who
+    /// reaches the port.
+    pub async fn serve_tcp(
+        &self,
+        listener: TcpListener,
+        tls: Option<TlsServer>,
+        access: SocketAccess,
+    ) -> io::Result<()> {
+        let mut stop = self.inner.stop.subscribe();
+        loop {
+            tokio::select! {
+                () = async { drop(stop.wait_for(|stop| *stop).await) } => return Ok(()),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, from)) => {
+                        let (server, tls) = (self.clone(), tls.clone());
+                        tokio::spawn(async move { server.welcome(stream, from, tls, access).await });
+                    }
+                    Err(error) => {
+                        log::warn!("cannot accept a connection: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn welcome(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        tls: Option<TlsServer>,
+        access: SocketAccess,
+    ) {
+        // Without it answers only come later.
+        let _ = stream.set_nodelay(true);
+        let transport = match tls {
+            None => Transport::new(stream),
+            Some(tls) => {
+                // Handshakes cost more than anything else that strangers can ask for.
+                let room = self.inner.anonymous(None);
+                let Ok(_place) = room.acquire().await else {
+                    return;
+                };
+                match tls.accept(stream).await {
+                    Ok(transport) => transport,
+                    Err(error) => {
+                        log::info!("a client from {from} is turned away: {error}");
+                        return;
+                    }
+                }
+            }
+        };
+        self.serve(transport, access).await;
+    }
+
     /// Serves one client until it leaves.
-    pub async fn serve(&self, transport: Transport, access: SocketAccess) {
+    pub async fn serve(&self, transport: Transport, entrance: impl Into<Entrance>) {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let connection = Connection::new(id, transport.peer, access);
+        let connection = Connection::new(id, &transport, entrance.into());
         {
             let mut connections = self.inner.connections();
             if *self.inner.stop.borrow() || connections.len() >= self.inner.config.max_clients {
@@ -186,9 +298,15 @@ impl Server {
             connections.insert(id, connection.clone());
         }
         log::debug!("client {id} connected: {:?}", transport.peer);
-        connection
-            .run(transport, &self.inner.service, &self.inner.config)
-            .await;
+        let room = self.inner.anonymous(transport.peer.map(|peer| peer.uid));
+        tokio::select! {
+            place = room.acquire_owned() => if let Ok(place) = place {
+                connection
+                    .run(transport, &self.inner.service, &self.inner.config, place)
+                    .await;
+            },
+            () = connection.closed() => {}
+        }
         self.inner.connections().remove(&id);
         self.inner.service.disconnected(&connection);
         log::debug!("client {id} is gone");
