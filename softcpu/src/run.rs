@@ -17,6 +17,10 @@ use crate::state::{rflags, seg};
 /// handlers' last calls may not be jumps, this also bounds the stack.
 const BLOCKS_BETWEEN_LOOKS: i32 = if cfg!(debug_assertions) { 32 } else { 512 };
 
+/// Events in a row after which a kick is obeyed wherever they have led: a guest can have each one
+/// cause the next, for ever.
+const EVENTS_IN_A_ROW: u32 = 64;
+
 /// Handler of operations whose guest code was overwritten: look the code up again.
 pub(crate) unsafe fn stale(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise.
@@ -187,20 +191,28 @@ impl Cpu {
 
     /// Everything that is looked at between blocks. `Some`: leave `run`.
     fn events(&mut self) -> Option<Exit> {
+        let mut rounds = 0;
         loop {
+            rounds += 1;
+            if rounds > EVENTS_IN_A_ROW {
+                // A benign exception on the way to another; a #DB whose own delivery meets a
+                // data breakpoint. What is pending stays so.
+                if self.attention.get() & Attention::MAIL != 0 {
+                    self.take_mail();
+                }
+                if self.attention.get() & Attention::KICK != 0 {
+                    if let Some(exit) = self.exit.take() {
+                        return Some(exit);
+                    }
+                    self.attention.clear(Attention::KICK);
+                    return Some(Exit::Kicked);
+                }
+            }
             if let Some(exception) = self.pending.take() {
                 if let Err(exit) = self.deliver_exception(exception) {
                     return Some(exit);
                 }
                 if self.pending.is_some() {
-                    // One benign exception on the way to another, perhaps without end.
-                    if self.attention.get() & Attention::MAIL != 0 {
-                        self.take_mail();
-                    }
-                    if self.attention.get() & Attention::KICK != 0 {
-                        self.attention.clear(Attention::KICK);
-                        return Some(Exit::Kicked);
-                    }
                     continue;
                 }
             }

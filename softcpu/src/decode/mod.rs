@@ -25,6 +25,8 @@ pub(crate) const MODE_SINGLE: u8 = 8;
 pub(crate) const MODE_SEGMENTED: u8 = 16;
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 48;
+/// So often code is read again that another vCPU changes meanwhile.
+const ATTEMPTS: u32 = 16;
 /// Most bytes looked at for one.
 const WINDOW: usize = 512;
 /// Bytes of the longest instruction.
@@ -283,15 +285,26 @@ impl Cpu {
             self.cache.clear();
             self.link = std::ptr::null_mut();
         }
-        // Guest code can change while it is decoded, by another vCPU; then once more.
+        // Guest code can change while it is decoded, by another vCPU; then once more. Where that
+        // doesn't end, what was read is run once: a processor may run any mixture of old and new.
+        let mut attempts = 0;
         loop {
-            if let Some(block) = self.try_decode(linear, gpa, mode)? {
+            attempts += 1;
+            if let Some(block) = self.try_decode(linear, gpa, mode, attempts > ATTEMPTS)? {
                 return Ok(block);
             }
         }
     }
 
-    fn try_decode(&mut self, linear: u64, gpa: u64, mode: u8) -> Fallible<Option<*const Block>> {
+    /// `None`: the code changed meanwhile. With `anyway` it is taken as it was read, and forgotten
+    /// at the next look at this vCPU's messages.
+    fn try_decode(
+        &mut self,
+        linear: u64,
+        gpa: u64,
+        mode: u8,
+        anyway: bool,
+    ) -> Fallible<Option<*const Block>> {
         let rip = self.s.rip;
         let mut room = WINDOW.min((4096 - (gpa & 0xfff)) as usize);
         let mut limited = false;
@@ -350,7 +363,13 @@ impl Cpu {
         let same = self.same_code(gpa, &window[..first])
             && (!block.crosses
                 || self.same_code(block.gpa2, &second[..usize::from(block.len) - first]));
-        let result = same.then(|| self.cache.insert(&ops, block));
+        if !same && anyway {
+            for &page in &[block.gpa & !0xfff, block.gpa2][..1 + usize::from(block.crosses)] {
+                let chunks = block.chunks(page);
+                self.peer.post(Mail::CodeWritten { page, chunks });
+            }
+        }
+        let result = (same || anyway).then(|| self.cache.insert(&ops, block));
         self.cache.scratch = ops;
         Ok(result)
     }

@@ -5,6 +5,7 @@ mod debug;
 mod exceptions;
 mod extensions;
 mod features;
+mod kick;
 mod paging;
 mod rig;
 mod smp;

@@ -11,7 +11,7 @@ use crate::rig::{CODE, DATA, Guest, Ports, STACK, leaves};
 const CODE_2: u64 = CODE + 0x2000;
 
 /// A second vCPU in the state of the first, at `CODE_2` with a stack of its own.
-fn second(g: &Guest, code: &[u8]) -> Box<Cpu> {
+pub(crate) fn second(g: &Guest, code: &[u8]) -> Box<Cpu> {
     g.put(CODE_2, code);
     let machine: &Arc<Machine> = &g.machine;
     let mut cpu = Cpu::new(machine, 1, &leaves());
