@@ -41,4 +41,5 @@ pub use exception::{Exception, Fallible};
 pub use features::Features;
 pub use machine::Machine;
 pub use mmu::Word;
+pub use msr_core::{MACHINE_CHECK_BANKS, MCG_CAP_VALUE as MCG_CAP};
 pub use op::{Block, Handler, Op, Plain};

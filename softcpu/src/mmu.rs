@@ -465,6 +465,7 @@ impl Cpu {
         self.mmio_pieces(gpa, data.len(), |cpu, gpa, range| {
             let piece = &mut data[range];
             if cpu.is_apic(gpa) {
+                cpu.settle_eoi();
                 let value = cpu.apic.mmio_read(gpa as u32 & 0xff0);
                 let bytes = (u64::from(value) >> (8 * (gpa & 15).min(7))).to_le_bytes();
                 let len = piece.len();
@@ -511,6 +512,7 @@ impl Cpu {
             let piece = &data[range];
             if cpu.is_apic(gpa) {
                 // Only whole registers can be written (Intel SDM vol. 3, 11.4.1).
+                cpu.settle_eoi();
                 if let (0, Some(bytes)) = (gpa & 15, piece.first_chunk::<4>()) {
                     let effect = cpu
                         .apic

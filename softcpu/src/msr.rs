@@ -15,7 +15,10 @@ const EXTD: u64 = 1 << 10;
 /// RDMSR of what the core doesn't know.
 pub fn read(cpu: &mut Cpu, index: u32) -> Fallible<u64> {
     match index {
-        APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => cpu.apic.msr_read(index),
+        APIC_BASE | X2APIC_FIRST..=X2APIC_LAST => {
+            cpu.settle_eoi();
+            cpu.apic.msr_read(index)
+        }
         TSC_DEADLINE if cpu.features.tsc_deadline() => cpu.apic.msr_read(index),
         _ => paravirt::read_msr(cpu, index),
     }
@@ -32,6 +35,7 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
         APIC_BASE | TSC_DEADLINE | X2APIC_FIRST..=X2APIC_LAST => {}
         _ => return paravirt::write_msr(cpu, index, value),
     }
+    cpu.settle_eoi();
     if index == TSC_DEADLINE {
         cpu.apic.set_tsc_offset(cpu.s.tsc_offset, host_tsc());
     }

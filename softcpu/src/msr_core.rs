@@ -3,7 +3,7 @@
 use crate::cpu::{Cpu, host_tsc};
 use crate::exception::{Exception, Fallible};
 use crate::msr;
-use crate::state::{CoreMsrs, cr0, efer, seg};
+use crate::state::{CoreMsrs, MC_BANKS, cr0, efer, seg};
 
 const TSC: u32 = 0x10;
 const SPEC_CTRL: u32 = 0x48;
@@ -16,6 +16,12 @@ const SYSENTER_ESP: u32 = 0x175;
 const SYSENTER_EIP: u32 = 0x176;
 const MCG_CAP: u32 = 0x179;
 const MCG_STATUS: u32 = 0x17a;
+const MCG_CTL: u32 = 0x17b;
+/// First register of the first machine-check bank (Intel SDM vol. 3, 16.3.2); four to a bank.
+const MC0: u32 = 0x400;
+/// The banks, a global control register, software error recovery: what QEMU's guests see. No
+/// machine check ever comes.
+pub const MCG_CAP_VALUE: u64 = MC_BANKS as u64 | 1 << 8 | 1 << 24;
 const MISC_ENABLE: u32 = 0x1a0;
 const DEBUGCTL: u32 = 0x1d9;
 const PAT: u32 = 0x277;
@@ -80,6 +86,15 @@ fn variable_mtrr(index: u32) -> Option<usize> {
         .then(|| (index - 0x200) as usize)
 }
 
+/// The machine-check banks' registers.
+pub const MACHINE_CHECK_BANKS: std::ops::Range<u32> = MC0..MC0 + 4 * MC_BANKS as u32;
+
+/// Bank and register of a machine-check bank's MSR.
+fn bank(index: u32) -> Option<(usize, usize)> {
+    let at = index.checked_sub(MC0)? as usize;
+    MACHINE_CHECK_BANKS.contains(&index).then_some((at / 4, at % 4))
+}
+
 /// The plain storage of an MSR that needs no more than that.
 fn storage(msr: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
     Some(match index {
@@ -90,9 +105,12 @@ fn storage(msr: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
         MISC_ENABLE => &mut msr.misc_enable,
         DEBUGCTL => &mut msr.debugctl,
         MCG_STATUS => &mut msr.mcg_status,
+        MCG_CTL => &mut msr.mcg_ctl,
         _ => {
             if let Some(i) = fixed_mtrr(index) {
                 &mut msr.mtrr_fixed[i]
+            } else if let Some((bank, register)) = bank(index) {
+                &mut msr.mc[bank][register]
             } else {
                 &mut msr.mtrr_variable[variable_mtrr(index)?]
             }
@@ -121,7 +139,8 @@ fn offered(cpu: &Cpu, index: u32) -> bool {
         FS_BASE | GS_BASE | KERNEL_GS_BASE => f.long_mode(),
         TSC_AUX => f.rdtscp() || f.rdpid(),
         PAT => f.pat(),
-        MCG_CAP | MCG_STATUS => f.mca(),
+        MCG_CAP | MCG_STATUS | MCG_CTL => f.mca(),
+        _ if bank(index).is_some() => f.mca(),
         MTRR_CAP | MTRR_DEF_TYPE => f.mtrr(),
         SPEC_CTRL => {
             let intel = SPEC_CTRL_BITS & f.l7_edx != 0;
@@ -176,8 +195,8 @@ pub fn read(cpu: &mut Cpu, index: u32) -> Fallible<u64> {
         XSS => cpu.s.msr.xss,
         SPEC_CTRL => cpu.s.msr.spec_ctrl,
         ARCH_CAPABILITIES => ARCH_CAPABILITIES_VALUE,
-        // No machine check ever comes: no bank that could hold one.
-        MCG_CAP | PLATFORM_ID | PERF_STATUS | P5_MC_ADDR | P5_MC_TYPE => 0,
+        MCG_CAP => MCG_CAP_VALUE,
+        PLATFORM_ID | PERF_STATUS | P5_MC_ADDR | P5_MC_TYPE => 0,
         // No known flaw.
         OSVW_LENGTH | OSVW_STATUS => 0,
         UCODE_REV => 1 << 32,
@@ -205,6 +224,15 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
         if value & reserved != 0 || value & !cpu.tlbs.phys_mask != 0 {
             return Err(Exception::GP0);
         }
+    }
+    // Control is all or nothing; a status can only be cleared (Intel SDM vol. 3, 16.3.2.2).
+    let wrong = match bank(index) {
+        Some((_, 0)) => value != 0 && value != u64::MAX,
+        Some((_, 1)) => value != 0,
+        _ => index == MCG_CTL && value != 0 && value != u64::MAX,
+    };
+    if wrong {
+        return Err(Exception::GP0);
     }
     if index == DEBUGCTL && value & !DEBUGCTL_BITS != 0 {
         return Err(Exception::GP0);

@@ -61,6 +61,7 @@ impl Cpu {
             }
             self.run_blocks();
         };
+        self.settle_eoi();
         self.debug_resumed = matches!(exit, Exit::Debug { .. });
         self.sync_fp();
         self.steal_away();
@@ -300,6 +301,8 @@ impl Cpu {
                 if nmi {
                     self.s.nmi_masked = true;
                     self.update_attention_mask();
+                } else {
+                    self.offer_eoi(vector);
                 }
             }
             Err(exception) => self.pending = Some(exception),
@@ -310,6 +313,7 @@ impl Cpu {
     /// The vector of the interrupt to deliver: the PC/AT's controllers come first, as their pin
     /// bypasses the APIC's priorities.
     fn take_interrupt(&mut self) -> Option<u8> {
+        self.settle_eoi();
         if self.apic.has_extint()
             && let Some(vector) = self.bus().and_then(|bus| bus.interrupt_acknowledge())
         {

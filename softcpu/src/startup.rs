@@ -56,6 +56,7 @@ impl Cpu {
         fresh.gpr[gpr::RDX] = u64::from(signature);
         self.s = fresh;
         self.apic.init();
+        self.pv.eoi = crate::paravirt::PvEoi::default();
         self.attention.clear(Attention::NMI);
         self.pending = None;
         self.dead_halt_reported = false;

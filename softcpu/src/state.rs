@@ -213,7 +213,7 @@ impl FpState {
 
 /// The MSRs that are the CPU core's own state.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct CoreMsrs {
     pub star: u64,
@@ -235,6 +235,41 @@ pub struct CoreMsrs {
     pub mtrr_fixed: [u64; 11],
     pub mtrr_variable: [u64; 16],
     pub mcg_status: u64,
+    pub mcg_ctl: u64,
+    /// Machine-check banks: control, status, address, miscellaneous.
+    pub mc: [[u64; 4]; MC_BANKS],
+}
+
+/// Machine-check banks, as many as QEMU gives its guests.
+pub const MC_BANKS: usize = 10;
+
+impl Default for CoreMsrs {
+    /// All zero, with every machine check reported.
+    fn default() -> Self {
+        Self {
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            sfmask: 0,
+            kernel_gs_base: 0,
+            sysenter_cs: 0,
+            sysenter_esp: 0,
+            sysenter_eip: 0,
+            tsc_aux: 0,
+            tsc_adjust: 0,
+            pat: 0,
+            misc_enable: 0,
+            spec_ctrl: 0,
+            debugctl: 0,
+            xss: 0,
+            mtrr_def_type: 0,
+            mtrr_fixed: [0; 11],
+            mtrr_variable: [0; 16],
+            mcg_status: 0,
+            mcg_ctl: u64::MAX,
+            mc: [[u64::MAX, 0, 0, 0]; MC_BANKS],
+        }
+    }
 }
 
 /// Everything architectural about one vCPU but its local APIC.

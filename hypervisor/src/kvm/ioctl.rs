@@ -28,6 +28,7 @@ const fn iow<T>(nr: u64) -> u64 {
 const KVM_INTERRUPT: u64 = iow::<kvm_interrupt>(0x86);
 const KVM_IRQFD: u64 = iow::<kvm_irqfd>(0x76);
 const KVM_IOEVENTFD: u64 = iow::<kvm_ioeventfd>(0x79);
+const KVM_X86_SETUP_MCE: u64 = iow::<u64>(0x9c);
 /// `KVM_IRQFD_FLAG_DEASSIGN`.
 const IRQFD_DEASSIGN: u32 = 1;
 
@@ -47,6 +48,11 @@ fn write_ioctl<T>(fd: &impl AsRawFd, call: &'static str, request: u64, value: &T
 pub(super) fn interrupt(vcpu: &impl AsRawFd, vector: u8) -> Result<()> {
     let request = kvm_interrupt { irq: vector.into() };
     write_ioctl(vcpu, "KVM_INTERRUPT", KVM_INTERRUPT, &request)
+}
+
+/// Gives a vCPU the machine-check banks of this IA32_MCG_CAP.
+pub(super) fn setup_mce(vcpu: &impl AsRawFd, mcg_cap: u64) -> Result<()> {
+    write_ioctl(vcpu, "KVM_X86_SETUP_MCE", KVM_X86_SETUP_MCE, &mcg_cap)
 }
 
 /// Connects `fd` with `gsi`, or undoes it.

@@ -56,6 +56,7 @@ struct Shared {
     xsave_size: usize,
     /// MSRs that are part of a vCPU's state.
     msrs: Vec<u32>,
+    has_mce: bool,
     has_xcrs: bool,
     has_debugregs: bool,
     /// The output of the PC/AT's interrupt controllers.
@@ -153,14 +154,20 @@ impl KvmVm {
         }
 
         let xsave_size = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
-        let msrs = os("KVM_GET_MSR_INDEX_LIST", kvm.get_msr_index_list())?
+        let mut msrs = os("KVM_GET_MSR_INDEX_LIST", kvm.get_msr_index_list())?
             .as_slice()
             .to_vec();
+        let has_mce = vm.check_extension(Cap::Mce);
+        if has_mce {
+            // The list leaves them out.
+            msrs.extend(softcpu::MACHINE_CHECK_BANKS);
+        }
         let max_vcpus = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
         let readonly_memory = vm.check_extension(Cap::ReadonlyMem);
         let shared = Shared {
             xsave_size,
             msrs,
+            has_mce,
             has_xcrs: vm.check_extension(Cap::Xcrs),
             has_debugregs: vm.check_extension(Cap::Debugregs),
             pic_output: AtomicBool::new(false),
@@ -355,6 +362,9 @@ impl Vm for KvmVm {
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
         let fd = os("KVM_CREATE_VCPU", self.shared.vm.create_vcpu(u64::from(id)))?;
+        if self.shared.has_mce {
+            ioctl::setup_mce(&fd, softcpu::MCG_CAP)?;
+        }
         let vcpu = KvmVcpu::new(id, fd, Arc::clone(&self.shared));
         if id == 0 {
             // There is one vCPU 0: the kernel refuses a second.

@@ -3,7 +3,7 @@
 use softcpu::attention::Attention;
 use softcpu::paravirt::msr as pv;
 use softcpu::state::{CoreMsrs, CpuState, FpState, seg};
-use softcpu::{Cpu, host_tsc};
+use softcpu::{Cpu, MACHINE_CHECK_BANKS, host_tsc};
 
 use crate::{Error, Events, Regs, Result, RunState, Segment, Sregs, Table, VcpuState};
 
@@ -74,6 +74,7 @@ pub(super) fn set(cpu: &mut Cpu, state: &VcpuState) -> Result<()> {
     cpu.pv.system_time = own.system_time;
     cpu.pv.wall_clock = own.wall_clock;
     cpu.pv.steal.msr = own.steal_time;
+    cpu.pv.eoi = softcpu::paravirt::PvEoi::at(own.eoi);
     let now = host_tsc();
     cpu.apic.load(&state.apic, state.sregs.apic_base, now);
     cpu.apic.set_tsc_offset(cpu.s.tsc_offset, now);
@@ -102,6 +103,7 @@ struct OwnMsrs {
     system_time: u64,
     wall_clock: u64,
     steal_time: u64,
+    eoi: u64,
 }
 
 /// MTRRs of fixed ranges (Intel SDM vol. 3, 12.11.2.2), in the order of `mtrr_fixed`.
@@ -119,6 +121,7 @@ fn core_msr(m: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
         0x175 => &mut m.sysenter_esp,
         0x176 => &mut m.sysenter_eip,
         0x17a => &mut m.mcg_status,
+        0x17b => &mut m.mcg_ctl,
         0x1a0 => &mut m.misc_enable,
         0x1d9 => &mut m.debugctl,
         0x277 => &mut m.pat,
@@ -131,6 +134,10 @@ fn core_msr(m: &mut CoreMsrs, index: u32) -> Option<&mut u64> {
         0xc000_0102 => &mut m.kernel_gs_base,
         0xc000_0103 => &mut m.tsc_aux,
         MTRR_VARIABLE..0x210 => &mut m.mtrr_variable[(index - MTRR_VARIABLE) as usize],
+        _ if MACHINE_CHECK_BANKS.contains(&index) => {
+            let at = (index - MACHINE_CHECK_BANKS.start) as usize;
+            &mut m.mc[at / 4][at % 4]
+        }
         _ => {
             let slot = MTRR_FIXED.iter().position(|&fixed| fixed == index)?;
             &mut m.mtrr_fixed[slot]
@@ -147,6 +154,7 @@ fn core_indices() -> impl Iterator<Item = u32> {
         0x175,
         0x176,
         0x17a,
+        0x17b,
         0x1a0,
         0x1d9,
         0x277,
@@ -162,6 +170,7 @@ fn core_indices() -> impl Iterator<Item = u32> {
     .into_iter()
     .chain(MTRR_VARIABLE..0x210)
     .chain(MTRR_FIXED)
+    .chain(MACHINE_CHECK_BANKS)
 }
 
 /// MSRs that another backend saves but that are its processor's identity or switched off by
@@ -169,7 +178,7 @@ fn core_indices() -> impl Iterator<Item = u32> {
 fn inert(index: u32) -> bool {
     matches!(
         index,
-        0x34 | 0x3a | 0x8b | 0x9e | 0xce | 0x10a | 0x140 | 0x17b | 0x345 | 0x480
+        0x34 | 0x3a | 0x8b | 0x9e | 0xce | 0x10a | 0x140 | 0x345 | 0x480
             ..=0x493 | 0xc001_0015 | 0xc001_1029 | 0x4b56_4d05
     )
 }
@@ -185,6 +194,7 @@ fn msrs_from(cpu: &Cpu) -> Vec<(u32, u64)> {
         (pv::WALL_CLOCK_NEW, cpu.pv.wall_clock),
         (pv::SYSTEM_TIME_NEW, cpu.pv.system_time),
         (pv::STEAL_TIME, cpu.pv.steal.msr),
+        (pv::EOI, cpu.pv.eoi.msr),
     ]);
     list
 }
@@ -197,6 +207,7 @@ fn set_msr(s: &mut CpuState, own: &mut OwnMsrs, index: u32, value: u64) -> Resul
         pv::WALL_CLOCK | pv::WALL_CLOCK_NEW => own.wall_clock = value,
         pv::SYSTEM_TIME | pv::SYSTEM_TIME_NEW => own.system_time = value,
         pv::STEAL_TIME => own.steal_time = value,
+        pv::EOI => own.eoi = value,
         _ => match core_msr(&mut s.msr, index) {
             Some(place) => *place = value,
             None if value == 0 || inert(index) => {}

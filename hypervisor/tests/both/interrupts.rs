@@ -190,6 +190,34 @@ fn an_ipi_by_hypercall_arrives() {
 }
 
 #[test]
+fn interrupts_end_by_a_bit_in_memory_unless_another_waits() {
+    let hardware = hypervisor::host::report().prefers_kvm();
+    if !hardware {
+        println!("left out on KVM: needs hardware virtualization (PV EOI)");
+    }
+    let run = |backend| {
+        let mut rig = Rig::new(backend, Mode::Long, guests::pv_eoi());
+        rig.gate(Mode::Long, 0x40, 0x100);
+        rig.gate(Mode::Long, 0x31, 0x180);
+        let vm = Arc::clone(&rig.vm);
+        rig.bus.on_port(move |port, _| match port {
+            0x81 => vm.signal_msi(msi(0x40)).unwrap(),
+            0x82 => vm.signal_msi(msi(0x31)).unwrap(),
+            _ => {}
+        });
+        rig.run_to_stop();
+        rig.bus.bytes(0x80)
+    };
+    // The word is set with each first interrupt, taken back when another comes, and set again
+    // with that one.
+    let expected = [0x40, 1, 0x40, 1, 0, 0x31, 1, 0];
+    assert_eq!(run(Backend::Soft), expected);
+    if hardware {
+        assert_eq!(run(Backend::Kvm), expected);
+    }
+}
+
+#[test]
 fn exceptions_reach_their_handlers() {
     let got = same(|backend| {
         let mut rig = Rig::new(backend, Mode::Long, guests::exceptions());

@@ -344,8 +344,20 @@ impl Apic {
         }
     }
 
+    /// Whether nobody but this APIC needs to hear of the end of `vector`'s interrupt, and no other
+    /// one waits for it.
+    pub(crate) fn ends_silently(&self, vector: u8) -> bool {
+        let (word, bit) = (usize::from(vector >> 5), vector & 31);
+        let level = self.regs[reg::TMR + word].load(Ordering::SeqCst) >> bit & 1 != 0;
+        let heard = self.ioapic_vectors[usize::from(vector >> 6)].load(Ordering::SeqCst);
+        !level
+            && heard >> (vector & 63) & 1 == 0
+            && self.highest(reg::ISR) == Some(vector)
+            && self.highest(reg::IRR).is_none()
+    }
+
     /// End of the interrupt in service.
-    fn end_of_interrupt(&self) -> ApicEffect {
+    pub(crate) fn end_of_interrupt(&self) -> ApicEffect {
         let Some(vector) = self.highest(reg::ISR) else {
             return ApicEffect::None;
         };

@@ -2,14 +2,15 @@
 //! steal time, TLB flushes that don't wake who sleeps, and the hypercalls that send interrupts
 //! to many and wake a vCPU that waits for a lock (Linux, Documentation/virt/kvm/x86).
 //!
-//! Not offered, because here they would cost more than they save: PV EOI (an EOI is no exit),
-//! asynchronous page faults.
+//! Not offered, because it would cost more than it saves here: asynchronous page faults.
 
 mod clock;
+mod eoi;
 mod hypercall;
 mod steal;
 
 pub use clock::{Clock, Reference};
+pub use eoi::PvEoi;
 pub use hypercall::hypercall;
 pub use steal::Steal;
 
@@ -23,6 +24,7 @@ pub mod feature {
     pub const NOP_IO_DELAY: u32 = 1 << 1;
     pub const CLOCKSOURCE2: u32 = 1 << 3;
     pub const STEAL_TIME: u32 = 1 << 5;
+    pub const PV_EOI: u32 = 1 << 6;
     pub const PV_UNHALT: u32 = 1 << 7;
     pub const PV_TLB_FLUSH: u32 = 1 << 9;
     pub const PV_SEND_IPI: u32 = 1 << 11;
@@ -32,6 +34,7 @@ pub mod feature {
         | NOP_IO_DELAY
         | CLOCKSOURCE2
         | STEAL_TIME
+        | PV_EOI
         | PV_UNHALT
         | PV_TLB_FLUSH
         | PV_SEND_IPI
@@ -46,6 +49,7 @@ pub mod msr {
     pub const WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
     pub const SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
     pub const STEAL_TIME: u32 = 0x4b56_4d03;
+    pub const EOI: u32 = 0x4b56_4d04;
 }
 
 /// A vCPU's own part.
@@ -57,6 +61,8 @@ pub struct Paravirt {
     pub wall_clock: u64,
     /// Steal time.
     pub steal: Steal,
+    /// PV EOI.
+    pub eoi: PvEoi,
     /// The machine was stopped: the clock's page is to say so.
     pub(crate) stopped: bool,
     /// `Reference::generation` the clock's page was written from.
@@ -77,6 +83,7 @@ pub(crate) fn read_msr(cpu: &Cpu, index: u32) -> Fallible<u64> {
         msr::WALL_CLOCK_NEW if offered(cpu, feature::CLOCKSOURCE2) => Ok(cpu.pv.wall_clock),
         msr::SYSTEM_TIME_NEW if offered(cpu, feature::CLOCKSOURCE2) => Ok(cpu.pv.system_time),
         msr::STEAL_TIME if offered(cpu, feature::STEAL_TIME) => Ok(cpu.pv.steal.msr),
+        msr::EOI if offered(cpu, feature::PV_EOI) => Ok(cpu.pv.eoi.msr),
         _ => Err(Exception::GP0),
     }
 }
@@ -95,6 +102,12 @@ pub(crate) fn write_msr(cpu: &mut Cpu, index: u32, value: u64) -> Fallible<()> {
                 return Err(Exception::GP0);
             }
             cpu.set_steal_time(value);
+        }
+        msr::EOI => {
+            if value & eoi::RESERVED != 0 {
+                return Err(Exception::GP0);
+            }
+            cpu.set_pv_eoi(value);
         }
         _ => {
             cpu.pv.system_time = value;
