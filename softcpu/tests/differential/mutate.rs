@@ -40,7 +40,13 @@ impl Generator {
                 let strings = bytes.windows(3).take(8).any(|b| {
                     b[0] == 0xc4 && b[1] & 31 == 3 || b[..2] == [0x0f, 0x3a] && b[2] >> 2 == 0x18
                 });
-                if strings {
+                // Hosts with AVX-512 run mask instructions (VEX.0F 41 to 4b and 90 to 99) that name
+                // a register beyond k7.
+                let mask = |op: u8| matches!(op, 0x41..=0x4b | 0x90..=0x99);
+                let masks = bytes.windows(4).take(8).any(|b| {
+                    b[0] == 0xc5 && mask(b[2]) || b[0] == 0xc4 && b[1] & 31 == 1 && mask(b[3])
+                });
+                if strings || masks {
                     return None;
                 }
                 case.instructions.push(insn);
