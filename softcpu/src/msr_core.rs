@@ -92,7 +92,9 @@ pub const MACHINE_CHECK_BANKS: std::ops::Range<u32> = MC0..MC0 + 4 * MC_BANKS as
 /// Bank and register of a machine-check bank's MSR.
 fn bank(index: u32) -> Option<(usize, usize)> {
     let at = index.checked_sub(MC0)? as usize;
-    MACHINE_CHECK_BANKS.contains(&index).then_some((at / 4, at % 4))
+    MACHINE_CHECK_BANKS
+        .contains(&index)
+        .then_some((at / 4, at % 4))
 }
 
 /// The plain storage of an MSR that needs no more than that.

@@ -67,7 +67,10 @@ impl Cpu {
     #[cold]
     fn settle_eoi_now(&mut self) {
         self.pv.eoi.outstanding = false;
-        if self.swap_eoi_word(0).is_some_and(|word| word & PENDING == 0) {
+        if self
+            .swap_eoi_word(0)
+            .is_some_and(|word| word & PENDING == 0)
+        {
             let effect = self.apic.end_of_interrupt();
             self.apic_effect(effect);
         }
