@@ -8,7 +8,8 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use crate::decode::FlagUse;
+use crate::decode::{FlagUse, has_first_slot};
+use crate::native::Native;
 use crate::op::{Block, Handler, Op};
 use crate::run::{stale, stale_block};
 
@@ -22,7 +23,8 @@ const HASH_BITS: u32 = 15;
 const JUMP_SIZE: usize = 4096;
 const SEEN_WORDS: usize = 64;
 
-/// An address recently jumped to.
+/// An address recently jumped to. Known to translated code.
+#[repr(C)]
 #[derive(Clone, Copy)]
 struct Jump {
     linear: u64,
@@ -58,6 +60,8 @@ pub(crate) struct CodeCache {
     pub scratch: Vec<Op>,
     /// What they do with the status flags.
     pub flags: Vec<FlagUse>,
+    /// Blocks translated into host code.
+    pub native: Native,
 }
 
 impl std::fmt::Debug for CodeCache {
@@ -87,9 +91,12 @@ impl Default for CodeCache {
             dropped: 0,
             scratch: Vec::new(),
             flags: Vec::new(),
+            native: Native::default(),
         }
     }
 }
+
+const _: () = assert!(size_of::<Jump>() == 32);
 
 /// Which jump entries are valid in an address space.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +123,14 @@ fn seen_slot(linear: u64) -> (usize, u32) {
 }
 
 impl CodeCache {
+    /// Distance of the keys by half: jump entries at 8 are compared with them.
+    pub(crate) const KEY: usize = std::mem::offset_of!(Self, key);
+
+    /// The jump cache, and the mask of its index.
+    pub(crate) fn jump_table(&self) -> (*const u8, usize) {
+        (self.jump.as_ptr().cast(), JUMP_SIZE - 1)
+    }
+
     fn update_keys(&mut self) {
         for half in 0..2 {
             self.key[half] = self.ways.generation[half] << 8 | self.context;
@@ -137,6 +152,7 @@ impl CodeCache {
         self.ops_used = PIECE;
         self.blocks.clear();
         self.jump.fill(NO_JUMP);
+        self.native.clear();
         self.dropped += 1;
         self.forget_addresses(true);
     }
@@ -239,23 +255,31 @@ impl CodeCache {
         self.ops.len() >= MAX_PIECES
     }
 
-    /// Adds a block.
-    pub(crate) fn insert(&mut self, ops: &[Op], mut block: Block) -> *const Block {
+    /// Keeps operations until everything is dropped. Null: there are none.
+    pub(crate) fn keep(&mut self, ops: &[Op]) -> *mut Op {
         if self.ops_used + ops.len() > PIECE {
             let Some(&filler) = ops.first() else {
-                return std::ptr::null();
+                return std::ptr::null_mut();
             };
             self.ops
                 .push(vec![filler; PIECE.max(ops.len())].into_boxed_slice());
             self.ops_used = 0;
         }
         let Some(piece) = self.ops.last_mut() else {
-            return std::ptr::null();
+            return std::ptr::null_mut();
         };
         let dest = &mut piece[self.ops_used..self.ops_used + ops.len()];
         dest.copy_from_slice(ops);
         self.ops_used += ops.len();
-        block.ops = dest.as_mut_ptr();
+        dest.as_mut_ptr()
+    }
+
+    /// Adds a block.
+    pub(crate) fn insert(&mut self, ops: &[Op], mut block: Block) -> *const Block {
+        block.ops = self.keep(ops);
+        if block.ops.is_null() {
+            return std::ptr::null();
+        }
         block.count = ops.len() as u16;
         let bucket = hash_slot(block.gpa, block.mode);
         block.hash_next = Cell::new(self.hash[bucket]);
@@ -295,6 +319,10 @@ impl CodeCache {
             }
             self.unlink(block);
             b.stale.set(true);
+            if has_first_slot(b.mode) {
+                // SAFETY: its first operation is one.
+                unsafe { self.native.void(b.ops) };
+            }
             let mut handler: Handler = stale_block;
             for i in 0..usize::from(b.count) {
                 // SAFETY: `ops` points to `count` operations of the arena. The block may be

@@ -157,6 +157,9 @@ impl Drop for Cpu {
 }
 
 impl Cpu {
+    /// Distance of the pointer to the attention flags.
+    pub(crate) const ATTENTION: usize = std::mem::offset_of!(Self, attention_ptr);
+
     /// A vCPU after power-up with initial APIC id `id`.
     pub fn new(machine: &Arc<Machine>, id: u32, leaves: &[Leaf]) -> Box<Self> {
         let attention = Arc::new(Attention::default());
@@ -229,6 +232,13 @@ impl Cpu {
         self.tlbs.phys_mask = (1 << self.features.phys_bits.clamp(32, 52)) - 1;
         self.flush_tlb_all();
         self.debug_registers_changed();
+    }
+
+    /// To be called instead of `state_changed` where only general, vector and flags registers, RIP
+    /// and the privilege level were changed: what is known of the address space stays.
+    pub fn registers_changed(&mut self) {
+        self.link = std::ptr::null_mut();
+        self.update_mode();
     }
 
     /// To be called after CS, SS, CR0, EFER, RFLAGS (VM, AC, IF, TF) or CPL changed.

@@ -21,6 +21,7 @@ pub mod memory;
 mod mmu;
 pub mod msr;
 mod msr_core;
+mod native;
 mod op;
 mod paging;
 pub mod paravirt;

@@ -10,6 +10,7 @@ use crate::decode::{MODE_SEGMENTED, MODE_SINGLE};
 use crate::exception::{Exception, Fallible};
 use crate::interrupt::Source;
 use crate::machine::Mail;
+use crate::native::Outcome;
 use crate::op::{Block, Op};
 use crate::state::{rflags, seg};
 
@@ -80,8 +81,13 @@ impl Cpu {
             && !self.busy()
             && let Some(block) = self.find_block(self.mode)
         {
+            if self.cache.native.take_wanted() && self.make_native(block) == Outcome::Full {
+                self.cache.clear();
+                self.link = std::ptr::null_mut();
+                continue;
+            }
             // SAFETY: blocks come from this vCPU's cache and live until it is dropped, which
-            // happens only in `find_block` and between runs.
+            // happens only here, in `find_block` and between runs.
             unsafe {
                 let ops = (*block).ops;
                 self.s.block_rip = self.s.rip;

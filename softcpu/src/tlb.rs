@@ -5,9 +5,9 @@
 //! in its tag and therefore never matches.
 
 /// Entries for each half of the address space, mode and kind.
-const HALF: usize = 256;
+pub(crate) const HALF: usize = 256;
 /// Entries of one kind in one mode.
-const SIZE: usize = 2 * HALF;
+pub(crate) const SIZE: usize = 2 * HALF;
 
 /// Bit of a tag: never hit directly.
 pub(crate) const SLOW: u64 = 1;

@@ -374,7 +374,7 @@ impl Cpu {
         Ok(result)
     }
 
-    fn read_code(&self, gpa: u64, bytes: &mut [u8]) {
+    pub(crate) fn read_code(&self, gpa: u64, bytes: &mut [u8]) {
         match self.slots.host(gpa) {
             // SAFETY: within one page of a slot.
             Some(host) => unsafe {
@@ -431,6 +431,10 @@ impl Cpu {
             MAX_INSTRUCTIONS
         };
         self.cache.flags.clear();
+        if has_first_slot(mode) {
+            let (op, _) = base_op(&Instruction::default(), 0, mode);
+            ops.push(self.cache.native.first_slot(op));
+        }
         let mut used = 0;
         let mut fusible = None;
         for _ in 0..max {
@@ -490,6 +494,31 @@ impl Cpu {
         ops.push(op);
         (used, true)
     }
+}
+
+/// Whether blocks decoded in `mode` begin with a slot for `native`.
+pub(crate) fn has_first_slot(mode: u8) -> bool {
+    mode & (3 | MODE_SINGLE) == 2
+}
+
+/// The operations of one instruction of `block` by itself: as `op`, the first of those in the
+/// block, but neither joined with others nor without flags. None if it ends its block.
+pub(crate) fn alone(cpu: &Cpu, insn: &Instruction, bytes: &[u8], op: Op, block: &Block) -> Vec<Op> {
+    let mode = block.mode;
+    let (op, class) = base_op(insn, op.off, mode);
+    let context = Context {
+        cpu,
+        insn,
+        mode64: mode & 3 == 2,
+        page_offset: block.gpa & 0xfff,
+        op,
+        class,
+    };
+    let mut ops = Vec::new();
+    if context.emit(bytes, &mut ops) {
+        ops.clear();
+    }
+    ops
 }
 
 /// Whether what starts at `bytes` is no instruction because it would be longer than any may be.

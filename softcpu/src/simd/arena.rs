@@ -1,31 +1,33 @@
-//! Executable memory for thunks: one memfd mapped twice, once writable and once executable, so
-//! that no page is ever both.
+//! Executable memory: one memfd mapped twice, once writable and once executable, so that no page
+//! is ever both.
 
 use std::io;
 use std::sync::OnceLock;
 
-/// Bytes of code the process may hold.
+/// Bytes of thunks the process may hold.
 const SIZE: usize = 4 << 20;
 /// Bytes at the start, rewritten for every run of an instruction that found no room.
 pub(super) const SCRATCH: usize = 512;
 
-/// The two mappings. Code is only ever added, except for the scratch part.
+/// The two mappings.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub(crate) struct Arena {
     write: *mut u8,
     execute: *const u8,
+    size: usize,
 }
 
-// SAFETY: the mappings live as long as the process; who may write where is decided under the
-// cache's lock.
+// SAFETY: the mappings live as long as the arena; who may write where is its owner's affair
+// (of the process's one: decided under the cache's lock).
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    fn new() -> io::Result<Self> {
-        // SAFETY: plain system calls with constant arguments. The descriptor is closed on every
-        // path, the mappings are ours until the process ends.
+    /// Room for `size` bytes of code. Pages nobody has written cost nothing.
+    pub(crate) fn new(size: usize) -> io::Result<Self> {
+        // SAFETY: plain system calls. The descriptor is closed on every path, the mappings are
+        // ours until `drop`.
         unsafe {
             let fd = libc::memfd_create(c"vireo-softcpu-code".as_ptr(), libc::MFD_CLOEXEC);
             if fd < 0 {
@@ -34,14 +36,14 @@ impl Arena {
             let map = |protection| {
                 libc::mmap(
                     std::ptr::null_mut(),
-                    SIZE,
+                    size,
                     protection,
                     libc::MAP_SHARED,
                     fd,
                     0,
                 )
             };
-            let result = if libc::ftruncate(fd, SIZE as libc::off_t) != 0 {
+            let result = if libc::ftruncate(fd, size as libc::off_t) != 0 {
                 Err(io::Error::last_os_error())
             } else {
                 let write = map(libc::PROT_READ | libc::PROT_WRITE);
@@ -50,7 +52,7 @@ impl Arena {
                     let error = io::Error::last_os_error();
                     for half in [write, execute] {
                         if half != libc::MAP_FAILED {
-                            libc::munmap(half, SIZE);
+                            libc::munmap(half, size);
                         }
                     }
                     Err(error)
@@ -58,6 +60,7 @@ impl Arena {
                     Ok(Self {
                         write: write.cast(),
                         execute: execute.cast_const().cast(),
+                        size,
                     })
                 }
             };
@@ -66,24 +69,35 @@ impl Arena {
         }
     }
 
-    /// The process's one arena, made at the first call.
+    /// The process's one arena for thunks, made at the first call.
     pub(super) fn get() -> Result<&'static Self, &'static io::Error> {
         static ARENA: OnceLock<io::Result<Arena>> = OnceLock::new();
-        ARENA.get_or_init(Self::new).as_ref()
+        ARENA.get_or_init(|| Self::new(SIZE)).as_ref()
     }
 
     /// Copies `code` to `offset`; its executable address, or `None` if it doesn't fit.
     ///
     /// # Safety
     /// Nobody executes or writes these bytes meanwhile.
-    pub(super) unsafe fn place(&self, offset: usize, code: &[u8]) -> Option<*const u8> {
-        if offset > SIZE || SIZE - offset < code.len() {
+    pub(crate) unsafe fn place(&self, offset: usize, code: &[u8]) -> Option<*const u8> {
+        if offset > self.size || self.size - offset < code.len() {
             return None;
         }
         // SAFETY: just checked to be inside both mappings; exclusive by the caller's promise.
         unsafe {
             std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(offset), code.len());
             Some(self.execute.add(offset))
+        }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: both are mappings of this size that `new` made; the owner executes nothing in
+        // them any more.
+        unsafe {
+            libc::munmap(self.write.cast(), self.size);
+            libc::munmap(self.execute.cast_mut().cast(), self.size);
         }
     }
 }

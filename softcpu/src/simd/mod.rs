@@ -34,6 +34,7 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 use crate::cpu::Cpu;
 use crate::op::Plain;
 
+pub(crate) use arena::Arena;
 pub use fast::Fast;
 pub use features::host_fp_features;
 pub use runtime::Runtime;
@@ -134,6 +135,31 @@ fn by_hand(insn: &Instruction) -> Option<FpOp> {
         M::Vzeroupper => plain(xsave::vzero, 0),
         M::Vzeroall => plain(xsave::vzero, 1),
         _ => element::decode(insn),
+    }
+}
+
+/// What translated code must see to for an SSE instruction that it runs itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plainly {
+    /// Mask of address bits that must be 0.
+    pub align: u8,
+    /// It uses MXCSR.
+    pub mxcsr: bool,
+}
+
+/// How an SSE instruction can be run as it is, on the guest's XMM registers. `None`: only by its
+/// thunk.
+pub(crate) fn plainly(cpu: &Cpu, insn: &Instruction) -> Option<Plainly> {
+    if !features::is_fp(insn) || !features::offered(insn, &cpu.features) || is_x87(insn) {
+        return None;
+    }
+    if by_hand(insn).is_some() {
+        return None;
+    }
+    let (key, _) = key::Key::new(insn, 0)?;
+    match cache::find(key)? {
+        cache::Found::Kept(desc) => desc.plainly(insn),
+        cache::Found::NoRoom(_) => None,
     }
 }
 

@@ -51,9 +51,12 @@ pub(super) struct Bounce(pub [u8; 128]);
 impl Runtime {
     pub(super) const RUN_MXCSR: i32 = std::mem::offset_of!(Self, run_mxcsr) as i32;
     pub(super) const OUT_MXCSR: i32 = std::mem::offset_of!(Self, out_mxcsr) as i32;
-    pub(super) const HOST_MXCSR: i32 = std::mem::offset_of!(Self, host_mxcsr) as i32;
+    /// Distance of the MXCSR that gathers.
+    pub(crate) const HOST_MXCSR: i32 = std::mem::offset_of!(Self, host_mxcsr) as i32;
     pub(super) const UNMASKED: i32 = std::mem::offset_of!(Self, unmasked) as i32;
     pub(super) const FLAGS: i32 = std::mem::offset_of!(Self, flags) as i32;
+    /// Distance of the flag that the host's MXCSR gathers the guest's flags.
+    pub(crate) const SIMD_LIVE: usize = std::mem::offset_of!(Self, simd_live);
     pub(super) const FSW: i32 = std::mem::offset_of!(Self, fsw) as i32;
 
     /// The host's x87 unit holds the guest's state, with nothing pending.

@@ -68,6 +68,18 @@ pub(super) struct Desc {
     pub fop: u16,
 }
 
+impl Desc {
+    /// See `simd::plainly`.
+    pub(super) fn plainly(&self, insn: &Instruction) -> Option<super::Plainly> {
+        let named = matches!(implied(insn.mnemonic()), Implied::None);
+        let fits = matches!(self.unit, Unit::Sse | Unit::Integer) && named && !self.two_stage;
+        fits.then_some(super::Plainly {
+            align: self.align,
+            mxcsr: self.mxcsr,
+        })
+    }
+}
+
 /// Why no thunk could be made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ThunkError {

@@ -25,7 +25,7 @@ mod soft;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 
-use case::{DATA_LEN, Shape};
+use case::{DATA_LEN, Input, Output, Shape};
 use generate::{Case, Generator};
 use native::{BATCH, Native};
 use soft::Soft;
@@ -38,6 +38,9 @@ fn from_environment(name: &str) -> Option<u64> {
     };
     Some(number.unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
+
+/// A way to run a case on the software CPU.
+type Way = fn(&mut Soft, &[u8; DATA_LEN], &Input) -> Result<Output, String>;
 
 /// The two sides, and what was found.
 struct Machines {
@@ -66,15 +69,22 @@ impl Machines {
             Err(error) => return self.found.push(error),
         };
         for (case, expected) in batch.iter().zip(&expected) {
-            let run = AssertUnwindSafe(|| self.soft.run(data, &case.input));
-            let result = std::panic::catch_unwind(run).unwrap_or_else(|_| {
-                self.soft = Soft::new();
-                Err("panicked".into())
+            let mut ways: Vec<(&str, Way)> = vec![("", Soft::run)];
+            if case.input.shape.bits == 64 {
+                ways.push(("translated: ", Soft::run_translated));
+            }
+            let text = ways.into_iter().find_map(|(way, run)| {
+                let run = AssertUnwindSafe(|| run(&mut self.soft, data, &case.input));
+                let result = std::panic::catch_unwind(run).unwrap_or_else(|_| {
+                    self.soft = Soft::new();
+                    Err("panicked".into())
+                });
+                let text = match result {
+                    Ok(actual) => compare::difference(case, data, expected, &actual),
+                    Err(error) => Some(format!("{error}\n{}", compare::listing(case))),
+                };
+                text.map(|text| format!("{way}{text}"))
             });
-            let text = match result {
-                Ok(actual) => compare::difference(case, data, expected, &actual),
-                Err(error) => Some(format!("{error}\n{}", compare::listing(case))),
-            };
             if let Some(text) = text {
                 let name = compare::forms(case);
                 let count = self.seen.entry(name.clone()).or_default();

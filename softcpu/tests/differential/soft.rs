@@ -170,12 +170,36 @@ impl Soft {
         assert!(self.machine.memory.write(CODE_PHYS, &code));
     }
 
-    /// Runs one case.
+    /// Runs one case by decoded operations.
     pub fn run(&mut self, data: &[u8; DATA_LEN], input: &Input) -> Result<Output, String> {
-        assert!(self.machine.memory.write(DATA_PHYS, data));
         assert!(self.machine.memory.write(CODE_PHYS, &input.code));
         // Drops code decoded from what was there before.
-        self.cpu.set_debug(softcpu::DebugRequest::default());
+        self.cpu.translate_after(u32::MAX);
+        self.begin(data, input);
+        self.cpu.state_changed();
+        self.finish()
+    }
+
+    /// Runs one case by translated code, for the second time: then memory has been found and
+    /// blocks are linked.
+    pub fn run_translated(
+        &mut self,
+        data: &[u8; DATA_LEN],
+        input: &Input,
+    ) -> Result<Output, String> {
+        assert!(self.machine.memory.write(CODE_PHYS, &input.code));
+        self.cpu.translate_after(0);
+        self.begin(data, input);
+        self.cpu.state_changed();
+        self.finish()?;
+        self.begin(data, input);
+        self.cpu.registers_changed();
+        self.finish()
+    }
+
+    /// The state and memory a case begins with.
+    fn begin(&mut self, data: &[u8; DATA_LEN], input: &Input) {
+        assert!(self.machine.memory.write(DATA_PHYS, data));
         let s = &mut self.cpu.s;
         *s = softcpu::state::CpuState::default();
         s.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
@@ -229,7 +253,10 @@ impl Soft {
         s.fp.ymm_high
             .as_flattened_mut()
             .copy_from_slice(&input.xsave[YMM_HIGH]);
-        self.cpu.state_changed();
+    }
+
+    /// Runs it to its end.
+    fn finish(&mut self) -> Result<Output, String> {
         LAST.with(|l| l.set(None));
         let exit = self.cpu.run(&Ports);
         self.cpu.sync_fp();

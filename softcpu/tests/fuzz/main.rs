@@ -155,6 +155,7 @@ fn case(seed: u64, kicker: &Kicker) {
         .map(|id| {
             let mut cpu = Cpu::new(&machine, id, &state::leaves(&mut random));
             state::random(&mut cpu, &mut random);
+            cpu.translate_after(random.pick(&[0, 2, 200]));
             cpu
         })
         .collect();

@@ -101,6 +101,9 @@ pub fn leaves() -> Vec<Leaf> {
     ]
 }
 
+/// These tests are compiled twice, the second time with all code translated.
+pub const TRANSLATED: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"system_translated");
+
 impl Guest {
     /// In real mode at CODE, segments at 0.
     pub fn real(code: &[u8]) -> Self {
@@ -121,6 +124,9 @@ impl Guest {
         // SAFETY: `drop` unmaps only after the slot is gone.
         unsafe { machine.map_memory(0, 0, RAM as u64, ram, false, true) }.unwrap();
         let mut cpu = Cpu::new(&machine, 0, &leaves());
+        if TRANSLATED {
+            cpu.translate_after(0);
+        }
         cpu.s.seg[seg::CS] = Segment {
             base: CODE,
             limit: 0xffff,

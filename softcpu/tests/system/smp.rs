@@ -5,7 +5,7 @@ use std::sync::Arc;
 use softcpu::state::gpr;
 use softcpu::{Cpu, Exit, Machine};
 
-use crate::rig::{CODE, DATA, Guest, Ports, STACK, leaves};
+use crate::rig::{CODE, DATA, Guest, Ports, STACK, TRANSLATED, leaves};
 
 /// Where the second vCPU's code is.
 const CODE_2: u64 = CODE + 0x2000;
@@ -15,6 +15,9 @@ pub(crate) fn second(g: &Guest, code: &[u8]) -> Box<Cpu> {
     g.put(CODE_2, code);
     let machine: &Arc<Machine> = &g.machine;
     let mut cpu = Cpu::new(machine, 1, &leaves());
+    if TRANSLATED {
+        cpu.translate_after(0);
+    }
     cpu.s = g.cpu.s.clone();
     cpu.s.rip = CODE_2;
     cpu.s.gpr[gpr::RSP] = STACK - 0x4000;
