@@ -199,6 +199,15 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// The host's I/O.
     fn flush(&self) -> Result<(), Error>;
 
+    /// Everything is written, and the files are as if this image had been closed: somebody else may
+    /// open them. It may be used again if nobody has written them meanwhile.
+    ///
+    /// # Errors
+    /// The host's I/O.
+    fn rest(&self) -> Result<(), Error> {
+        self.flush()
+    }
+
     /// The extent that begins at `offset`, at most `len` bytes of it.
     ///
     /// # Errors

@@ -617,6 +617,10 @@ impl Image for Luks {
         self.below.flush()
     }
 
+    fn rest(&self) -> Result<(), Error> {
+        self.below.rest()
+    }
+
     fn extent(&self, offset: u64, len: u64) -> Result<Extent, Error> {
         check_range(self, offset, len)?;
         Ok(Extent {

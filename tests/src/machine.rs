@@ -76,6 +76,7 @@ pub fn machine(kernel: Kernel, devices: Vec<DeviceConfig>) -> MachineConfig {
         on_reboot: LifecycleAction::Restart,
         on_crash: LifecycleAction::Destroy,
         restore: None,
+        incoming: Vec::new(),
         start_paused: false,
         control: None,
         exit_record: None,

@@ -25,6 +25,7 @@ pub mod loader;
 mod logger;
 pub mod machine;
 pub mod memory;
+pub mod migrate;
 pub mod notices;
 pub mod num;
 pub mod pci;

@@ -288,20 +288,27 @@ impl GuestMemory {
             return Ok(());
         }
         let offset = self.locate(range.start, len)?;
-        let outside = |_| MemoryError::Outside {
-            start: range.start,
-            len,
-        };
+        self.zero_bytes(offset as u64, len)
+    }
+
+    /// Whole pages become zero, and go back to the host: `len` bytes from `offset` on of
+    /// [`GuestMemory::bytes`].
+    ///
+    /// # Errors
+    /// Beyond RAM; the kernel's refusal.
+    pub fn zero_bytes(&self, offset: u64, len: u64) -> Result<(), MemoryError> {
+        let outside = MemoryError::Outside { start: offset, len };
+        if offset.checked_add(len).is_none_or(|end| end > self.size()) {
+            return Err(outside);
+        }
         let Backing::Own(fd) = &self.backing else {
-            return self.zero(offset, to_usize(len));
+            return self.zero(to_usize(offset), to_usize(len));
         };
-        nix::fcntl::fallocate(
-            fd,
-            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
-            i64::try_from(offset).map_err(outside)?,
-            i64::try_from(len).map_err(outside)?,
-        )
-        .map_err(os("fallocate"))
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return Err(outside);
+        };
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        nix::fcntl::fallocate(fd, flags, offset, len).map_err(os("fallocate"))
     }
 
     /// Puts zero pages in the place of a private file's. (Without them the file's old content

@@ -20,6 +20,8 @@ pub enum Notice {
     Tell(Event),
     /// The same, and the machine is paused for it.
     Pause(Event),
+    /// A migration has come to the point where the machine is to stand still.
+    StandStill,
 }
 
 /// A bounded queue with a wake-up.

@@ -479,6 +479,10 @@ impl Image for Qcow2 {
         self.discard_range(offset, len)
     }
 
+    fn rest(&self) -> Result<(), Error> {
+        self.close()
+    }
+
     fn flush(&self) -> Result<(), Error> {
         if !self.writable {
             return Ok(());

@@ -66,6 +66,10 @@ pub struct MachineConfig {
     /// The machine goes on from here instead of booting. (A later reset boots.)
     #[serde(default)]
     pub restore: Option<RestoreConfig>,
+    /// The machine comes over these connected stream sockets (`crate::migrate`, from the hello on)
+    /// instead of booting. It stays paused until `resume`.
+    #[serde(default)]
+    pub incoming: Vec<Resource>,
     /// vCPUs stay paused until `resume`.
     #[serde(default)]
     pub start_paused: bool,

@@ -114,13 +114,43 @@ pub enum Call {
         /// Device states too, as a note.
         devices: bool,
     },
+    /// Moves the machine to the process at the other end of the connected stream sockets that are
+    /// passed along, as `crate::migrate` has it. The guest runs meanwhile. When the other side has
+    /// everything, `Event::MigrationReady` says so, and both stand still until the other side asks
+    /// for the right to run: then this call is answered, and the process ends. Until then
+    /// `AbortJob` has the guest run on here.
+    Migrate(MigrateOptions),
+    /// Changes what the running migration keeps to.
+    SetMigration {
+        /// Bytes a second, 0: no limit.
+        bandwidth: Option<u64>,
+        /// Milliseconds the guest may stand still.
+        downtime_ms: Option<u64>,
+    },
     /// How far the job is: `Answer::Job`.
     JobStatus,
     /// Gives the job up; it fails, and the guest runs on.
     AbortJob,
 }
 
-/// How far a save or a dump is.
+/// How a machine is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateOptions {
+    /// Bytes a second, 0: no limit.
+    pub bandwidth: u64,
+    /// Milliseconds the guest may stand still.
+    pub downtime_ms: u64,
+    /// Guest memory is packed with zstd at this level.
+    pub zstd_level: Option<i32>,
+    /// The guest is slowed down where it writes faster than can be sent: percent at first, and what
+    /// is added each time.
+    pub auto_converge: Option<(u8, u8)>,
+    /// Nobody is between the two processes: a connection that is closed says that the other
+    /// process is gone.
+    pub direct: bool,
+}
+
+/// How far a save, a dump or a migration is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct JobStatus {
@@ -132,6 +162,34 @@ pub struct JobStatus {
     pub zero: u64,
     /// Milliseconds since it began.
     pub elapsed_ms: u64,
+    /// Of a migration.
+    pub migration: Option<MigrationStatus>,
+}
+
+/// How far a migration is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MigrationStatus {
+    /// Bytes sent over all connections.
+    pub transferred: u64,
+    /// Pages of guest memory sent with their content.
+    pub pages: u64,
+    /// Bytes of guest memory to be sent in this round and still to be.
+    pub remaining: u64,
+    /// Rounds begun.
+    pub iteration: u32,
+    /// Pages a second that the guest wrote during the last round.
+    pub dirty_rate: u64,
+    /// Bytes a second sent during the last round.
+    pub rate: u64,
+    /// Milliseconds the guest stands or stood still; before, what is to be expected.
+    pub downtime_ms: u64,
+    /// Milliseconds before the first page.
+    pub setup_ms: u64,
+    /// Percent of its time that the guest may not run, so that it writes less.
+    pub throttle: u8,
+    /// The other side has everything.
+    pub ready: bool,
 }
 
 /// The answer to a call.
@@ -338,6 +396,10 @@ pub enum Event {
         /// Open.
         open: bool,
     },
+    /// A migration's round begins.
+    MigrationRound(u32),
+    /// The other side of a migration has everything; both stand still.
+    MigrationReady,
     /// The process ends now; nothing follows.
     Exiting(ExitRecord),
 }
@@ -373,4 +435,6 @@ pub enum ExitCause {
     Crashed,
     /// The machine could not be built, or the backend cannot go on.
     Failed,
+    /// It goes on in another process.
+    Migrated,
 }

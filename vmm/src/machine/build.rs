@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use vmm_api::config::{Backend, CONFIG_VERSION, CharBackend, MachineConfig, Resource};
 use vmm_api::control::MachineState;
+use vmm_api::migrate::StreamError;
 
 use super::devices::{Parts, PciDevices};
 use super::pc::Pc;
@@ -30,6 +31,7 @@ use crate::firmware::Rom;
 use crate::layout;
 use crate::loader::{Boot, Named};
 use crate::memory::{GuestMemory, MemoryError};
+use crate::migrate::{Incoming, Permit};
 use crate::notices::Notices;
 use crate::pci::{self, Ecam};
 use crate::resource;
@@ -44,6 +46,8 @@ pub(super) const TOKEN_SIGNALS: u64 = 2;
 pub(super) const TOKEN_NOTICES: u64 = 3;
 /// Token of a job's end.
 pub(super) const TOKEN_JOB: u64 = 4;
+/// Token of the source of a machine that came from elsewhere.
+pub(super) const TOKEN_PERMIT: u64 = 5;
 /// First token of the watchdogs' alarms.
 pub(super) const TOKEN_WATCHDOGS: u64 = 0x80;
 /// First token of the channels; each has `chardev::TOKENS`.
@@ -237,6 +241,28 @@ impl Machine {
     /// # Errors
     /// Whatever keeps it from running, named.
     pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
+        if config.incoming.is_empty() {
+            return Self::build(config, &mut None);
+        }
+        let mut permit = None;
+        let machine = Self::build(config, &mut permit);
+        let Some(permit) = permit else { return machine };
+        match machine {
+            Ok(mut machine) => {
+                machine.starts_by_itself = false;
+                machine.arrived(permit)?;
+                Ok(machine)
+            }
+            Err(error) => {
+                permit.refuse(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// The same; `permit` is the right to run a machine that comes from elsewhere, as soon as all of
+    /// it has come.
+    fn build(config: MachineConfig, permit: &mut Option<Permit>) -> Result<Self, MachineError> {
         check(&config)?;
         if !config.acpi {
             log::warn!("without ACPI only kernels that read an MP table get interrupts of devices");
@@ -267,6 +293,14 @@ impl Machine {
             (Some(saved), Some(from)) => saved.memory(config.memory_bytes, from.copy)?,
             _ => GuestMemory::new(config.memory_bytes)?,
         };
+        if !config.incoming.is_empty() {
+            let incoming = Incoming::open(&config.incoming)?;
+            let failed = |error: StreamError| MachineError::Incoming(error.to_string());
+            incoming.greet(&*vm, &config).map_err(failed)?;
+            let (sections, right) = incoming.receive(&memory).map_err(failed)?;
+            *permit = Some(right);
+            saved = Some(Saved::received(sections));
+        }
         let memory = Arc::new(memory);
         let saved_vcpus = saved
             .as_mut()
@@ -338,7 +372,7 @@ impl Machine {
                 topology: Topology::flat(config.vcpus),
             },
         )?;
-        map(&*vm, &memory)?;
+        map(&*vm, &memory, false)?;
         let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
         let mut power_on = Vec::new();
         let mut cpuid = Vec::new();
@@ -413,6 +447,8 @@ impl Machine {
             power_on,
             cpuid,
             job: None,
+            leaving: None,
+            permit: None,
             state: MachineState::Paused,
             was_stopped: false,
             devices_paused: false,
@@ -463,8 +499,9 @@ fn awaited(config: &MachineConfig) -> Vec<usize> {
 }
 
 /// Makes RAM visible to the guest; a second time, tells the backend that its content is new.
-pub(super) fn map(vm: &dyn Vm, memory: &GuestMemory) -> Result<(), MachineError> {
-    for slot in memory.slots() {
+pub(super) fn map(vm: &dyn Vm, memory: &GuestMemory, log_dirty: bool) -> Result<(), MachineError> {
+    for mut slot in memory.slots() {
+        slot.log_dirty = log_dirty;
         // SAFETY: the machine keeps the memory as long as the VM (fields drop in order: vCPUs,
         // VM, memory), and nothing but short-lived loader slices ever refers to it.
         unsafe { vm.map_memory(slot)? };

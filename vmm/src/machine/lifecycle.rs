@@ -86,6 +86,7 @@ impl Machine {
         for notice in self.notices.take() {
             match notice {
                 Notice::Tell(event) => self.event(event),
+                Notice::StandStill => self.stand_still(),
                 Notice::Pause(event) => {
                     self.event(event);
                     if let Err(message) = self.pause() {
@@ -147,7 +148,14 @@ impl Machine {
         self.memory.clear()?;
         self.load()?;
         // The backend forgets what it knows of the old content.
-        build::map(&*self.vm, &self.memory)
+        build::map(&*self.vm, &self.memory, self.is_leaving())?;
+        if self.is_leaving() {
+            // The log began anew: all of it may have changed.
+            for range in [self.memory.low(), self.memory.high()] {
+                self.vm.memory_written(range.start, range.end - range.start);
+            }
+        }
+        Ok(())
     }
 
     /// Something the machine can't go on after.

@@ -4,6 +4,7 @@ mod build;
 mod cpu;
 mod devices;
 mod lifecycle;
+mod migrate;
 mod pc;
 mod run;
 mod save;
@@ -23,6 +24,7 @@ use vmm_api::config::MachineConfig;
 use vmm_api::control::{ExitRecord, MachineState};
 
 use self::devices::PciDevices;
+use self::migrate::Leaving;
 use self::save::RunningJob;
 use crate::acpi::{AcpiError, Description};
 use crate::bus::Overlap;
@@ -37,6 +39,7 @@ use crate::firmware::Rom;
 use crate::gdb;
 use crate::loader::{Boot, LoadError};
 use crate::memory::{GuestMemory, MemoryError};
+use crate::migrate::Permit;
 use crate::notices::Notices;
 use crate::resource::ResourceError;
 use crate::state::image::RestoreError;
@@ -88,6 +91,9 @@ pub enum MachineError {
     /// The saved machine it was to go on from.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The machine that was to come from another process.
+    #[error("migration: {0}")]
+    Incoming(String),
     /// A vCPU is stuck.
     #[error(transparent)]
     NotStopping(#[from] NotStopping),
@@ -147,6 +153,10 @@ pub struct Machine {
     cpuid: Vec<Vec<CpuidEntry>>,
     /// A save or a dump that is being written.
     job: Option<RunningJob>,
+    /// If that job moves it to another process.
+    leaving: Option<Leaving>,
+    /// It came from another process, which has not given it away yet.
+    permit: Option<Permit>,
     state: MachineState,
     /// The guest ran, and was stopped by its owner.
     was_stopped: bool,

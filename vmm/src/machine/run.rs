@@ -11,7 +11,8 @@ use vmm_api::control::{
 };
 
 use super::build::{
-    TOKEN_CHANNELS, TOKEN_GATE, TOKEN_JOB, TOKEN_NOTICES, TOKEN_SIGNALS, TOKEN_WATCHDOGS, os,
+    TOKEN_CHANNELS, TOKEN_GATE, TOKEN_JOB, TOKEN_NOTICES, TOKEN_PERMIT, TOKEN_SIGNALS,
+    TOKEN_WATCHDOGS, os,
 };
 use super::devices::net;
 use super::{Ending, FAREWELL, Machine, MachineError};
@@ -95,6 +96,7 @@ impl Machine {
             TOKEN_SIGNALS => self.signalled(),
             TOKEN_NOTICES => self.handle_notices(),
             TOKEN_JOB => self.job_done(),
+            TOKEN_PERMIT => self.permit_void(),
             TOKEN_WATCHDOGS..TOKEN_CHANNELS => self.watchdog_rang(token - TOKEN_WATCHDOGS),
             TOKEN_CHANNELS..control::TOKEN => {
                 let index = to_usize((token - TOKEN_CHANNELS) / TOKENS);
@@ -134,7 +136,7 @@ impl Machine {
     fn answer(&mut self, asked: Asked) {
         // What the guest did before comes first.
         self.handle_messages();
-        if let Call::Save { .. } | Call::Dump { .. } = asked.request.call {
+        if let Call::Save { .. } | Call::Dump { .. } | Call::Migrate(_) = asked.request.call {
             let (by, id) = (asked.by, asked.request.id);
             if let Err(message) = self.begin_job(asked) {
                 let result = Err(Failure { message });
@@ -165,11 +167,12 @@ impl Machine {
                 self.stay_paused();
                 self.pause()?;
             }
-            Call::Resume | Call::Reset if self.job.is_some() => {
+            Call::Resume | Call::Reset if self.job.is_some() && !self.is_leaving() => {
                 return Err("a job is running".to_owned());
             }
             Call::Resume => match self.state {
                 MachineState::Paused => {
+                    self.ask_to_run()?;
                     self.starts_by_itself = false;
                     self.resume();
                     self.event(Event::Resumed);
@@ -223,7 +226,13 @@ impl Machine {
             Call::SetDiskLimits { id, limits } => self.devices.pci.disk(id)?.set_limits(limits)?,
             Call::JobStatus => return Ok(self.job_status()),
             Call::AbortJob => self.abort_job()?,
-            Call::Save { .. } | Call::Dump { .. } => return Err("that is a job".to_owned()),
+            Call::SetMigration {
+                bandwidth,
+                downtime_ms,
+            } => self.set_migration(*bandwidth, *downtime_ms)?,
+            Call::Save { .. } | Call::Dump { .. } | Call::Migrate(_) => {
+                return Err("that is a job".to_owned());
+            }
             Call::ResizeDisk { id, bytes } => self.devices.pci.disk(id)?.resize(*bytes)?,
         }
         Ok(Answer::Done)

@@ -3,13 +3,14 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use hypervisor::{CpuidEntry, VcpuState};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use serde::{Deserialize, Serialize};
 use virtio::Payload;
 use vmm_api::config::LifecycleAction;
-use vmm_api::control::{Answer, Call, Event, Failure, FromVmm, MachineState, Reply};
+use vmm_api::control::{Answer, Call, Event, Failure, FromVmm, JobStatus, MachineState, Reply};
 use vmm_api::saved::{Section, write_end, write_section};
 
 use super::build::TOKEN_JOB;
@@ -103,7 +104,7 @@ fn function_id(place: crate::pci::Place) -> String {
 
 impl Machine {
     /// Brings the machine to rest, jobs of its vCPUs done and their messages heard.
-    fn rest(&mut self) -> Result<(), String> {
+    pub(super) fn rest(&mut self) -> Result<(), String> {
         /// A guest can ask for something each time; not for ever.
         const ROUNDS: usize = 8;
         for _ in 0..ROUNDS {
@@ -137,7 +138,7 @@ impl Machine {
     }
 
     /// Everything but guest memory, while the machine stands still.
-    fn sections(&self) -> Result<Vec<Section>, String> {
+    pub(super) fn sections(&self) -> Result<Vec<Section>, String> {
         let devices = &self.devices;
         let clock = self.vm.clock().map_err(|error| error.to_string())?;
         let facts = Facts {
@@ -268,15 +269,19 @@ impl Machine {
         if self.job.is_some() {
             return Err("another job is running".to_owned());
         }
-        let [file] = <[OwnedFd; 1]>::try_from(asked.descriptors)
-            .map_err(|all| format!("one descriptor is needed, not {}", all.len()))?;
-        let file = File::from(file);
         let was_running = self.state == MachineState::Running;
+        let one = |descriptors: Vec<OwnedFd>| {
+            <[OwnedFd; 1]>::try_from(descriptors)
+                .map(|[file]| File::from(file))
+                .map_err(|all| format!("one descriptor is needed, not {}", all.len()))
+        };
         let (job, done) = match asked.request.call {
+            Call::Migrate(options) => (Ok(self.leave(options, asked.descriptors)?), false),
             Call::Save { xml, id, running } => {
                 if let MachineState::Crashed | MachineState::Halted = self.state {
                     return Err("the guest has ended".to_owned());
                 }
+                let file = one(asked.descriptors)?;
                 let sections = self.rest().and_then(|()| self.sections());
                 let parts = Parts {
                     id,
@@ -286,10 +291,11 @@ impl Machine {
                 };
                 let memory = self.memory.clone();
                 let work =
-                    move |progress: &Progress| image::write(&file, &parts, &memory, progress);
+                    move |progress: &Arc<Progress>| image::write(&file, &parts, &memory, progress);
                 (Job::start(Progress::new(self.memory.size()), work), false)
             }
             Call::Dump { live, devices } => {
+                let file = one(asked.descriptors)?;
                 let states = self.dump_states(devices);
                 let (vcpus, devices) = self.or_resume(was_running, states)?;
                 if live && was_running {
@@ -297,7 +303,7 @@ impl Machine {
                     self.event(Event::Resumed);
                 }
                 let memory = self.memory.clone();
-                let work = move |progress: &Progress| {
+                let work = move |progress: &Arc<Progress>| {
                     core::write(&file, &vcpus, devices.as_deref(), &memory, progress, live)
                         .map_err(|error| error.to_string())
                 };
@@ -311,7 +317,10 @@ impl Machine {
         if let Err(error) = self.epoll.add(job.fd(), watch) {
             job.progress.abort();
             // It notices between two chunks.
-            drop(job.finish());
+            let result = job.finish().map(drop);
+            if self.is_leaving() {
+                self.left(&result);
+            }
             return self.or_resume(was_running, Err(format!("epoll: {error}")));
         }
         self.job = Some(RunningJob {
@@ -370,12 +379,18 @@ impl Machine {
             return;
         };
         let asker_there = self.control.as_ref().is_some_and(|control| control.has(by));
-        let result = job.finish();
-        let run = if result.is_ok() && asker_there {
-            resume_if_done
-        } else {
-            resume_if_failed
-        };
+        let mut result = job.finish();
+        if let Ok(status) = &mut result {
+            self.add_migration(status);
+        }
+        let may_run =
+            !self.is_leaving() || self.left(&result.as_ref().map(|_| ()).map_err(Clone::clone));
+        let run = may_run
+            && if result.is_ok() && asker_there {
+                resume_if_done
+            } else {
+                resume_if_failed
+            };
         if let Err(error) = &result {
             log::warn!("{}: a job failed: {error}", self.config.name);
         }
@@ -405,7 +420,16 @@ impl Machine {
 
     /// How far the job is.
     pub(super) fn job_status(&self) -> Answer {
-        Answer::Job(self.job.as_ref().map(|job| job.job.progress.status()))
+        let status = self.job.as_ref().map(|job| {
+            let mut status = job.job.progress.status();
+            self.add_migration(&mut status);
+            status
+        });
+        Answer::Job(status)
+    }
+
+    fn add_migration(&self, status: &mut JobStatus) {
+        status.migration = self.leaving.as_ref().map(|leaving| leaving.tuning.status());
     }
 
     /// Gives the job up.

@@ -68,11 +68,17 @@ pub fn write(
 /// A saved machine that is being taken over.
 #[derive(Debug)]
 pub struct Saved {
+    /// Where its memory is; `None`: it has come already.
+    image: Option<SavedImage>,
+    sections: BTreeMap<String, Section>,
+}
+
+#[derive(Debug)]
+struct SavedImage {
     file: File,
     name: String,
     header: Header,
     sums: Vec<u32>,
-    sections: BTreeMap<String, Section>,
 }
 
 /// Why a saved machine can't be taken over.
@@ -109,13 +115,24 @@ impl Saved {
         let name = resource::name(&config.image);
         match Self::read(&file) {
             Ok((header, sums, sections)) => Ok(Self {
-                file,
-                name,
-                header,
-                sums,
+                image: Some(SavedImage {
+                    file,
+                    name,
+                    header,
+                    sums,
+                }),
                 sections,
             }),
             Err(source) => Err(RestoreError::File { name, source }.into()),
+        }
+    }
+
+    /// One whose memory has come already, and these states with it.
+    #[must_use]
+    pub fn received(sections: BTreeMap<String, Section>) -> Self {
+        Self {
+            image: None,
+            sections,
         }
     }
 
@@ -145,27 +162,23 @@ impl Saved {
         size: u64,
         copy: bool,
     ) -> Result<GuestMemory, crate::machine::MachineError> {
-        let saved = self.header.ram_bytes;
+        let Some(image) = &self.image else {
+            return Err(RestoreError::Other("its memory came by itself".to_owned()).into());
+        };
+        let saved = image.header.ram_bytes;
         if saved != size {
             let reason = format!("it has {saved} bytes of memory, this one {size}");
             return Err(RestoreError::Other(reason).into());
         }
         if !copy {
-            let _cached = Cached::new(&self.file).map_err(|error| self.failed(error))?;
-            let memory = GuestMemory::from_file(size, &self.file, self.header.ram_offset)?;
+            let _cached = Cached::new(&image.file).map_err(|error| image.failed(error))?;
+            let memory = GuestMemory::from_file(size, &image.file, image.header.ram_offset)?;
             return Ok(memory);
         }
         let memory = GuestMemory::new(size)?;
-        ram::read(&memory, &self.file, self.header.ram_offset, &self.sums)
-            .map_err(|error| self.failed(error))?;
+        ram::read(&memory, &image.file, image.header.ram_offset, &image.sums)
+            .map_err(|error| image.failed(error))?;
         Ok(memory)
-    }
-
-    fn failed(&self, error: io::Error) -> RestoreError {
-        RestoreError::File {
-            name: self.name.clone(),
-            source: error.into(),
-        }
     }
 
     /// Takes the state of one part out.
@@ -222,17 +235,29 @@ impl Saved {
     pub fn verify(self, damaged: impl FnOnce(String) + Send + 'static) -> io::Result<()> {
         /// The guest's first moments are its own.
         const AFTER: Duration = Duration::from_millis(500);
+        let Some(image) = self.image else {
+            return Ok(());
+        };
         std::thread::Builder::new()
             .name("verify".into())
             .spawn(move || {
                 std::thread::sleep(AFTER);
                 idle();
-                let (at, size) = (self.header.ram_offset, self.header.ram_bytes);
-                if let Err(error) = ram::verify(&self.file, at, size, &self.sums, || true) {
-                    damaged(self.failed(error).to_string());
+                let (at, size) = (image.header.ram_offset, image.header.ram_bytes);
+                if let Err(error) = ram::verify(&image.file, at, size, &image.sums, || true) {
+                    damaged(image.failed(error).to_string());
                 }
             })?;
         Ok(())
+    }
+}
+
+impl SavedImage {
+    fn failed(&self, error: io::Error) -> RestoreError {
+        RestoreError::File {
+            name: self.name.clone(),
+            source: error.into(),
+        }
     }
 }
 

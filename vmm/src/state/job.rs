@@ -63,6 +63,7 @@ impl Progress {
             processed: self.processed.load(Ordering::Relaxed),
             zero: self.zero.load(Ordering::Relaxed),
             elapsed_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            migration: None,
         }
     }
 }
@@ -83,7 +84,7 @@ impl Job {
     /// No thread, or no eventfd.
     pub fn start(
         progress: Progress,
-        work: impl FnOnce(&Progress) -> Result<(), String> + Send + 'static,
+        work: impl FnOnce(&Arc<Progress>) -> Result<(), String> + Send + 'static,
     ) -> io::Result<Self> {
         let progress = Arc::new(progress);
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;

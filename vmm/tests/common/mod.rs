@@ -106,6 +106,7 @@ impl Rig {
             on_reboot: LifecycleAction::Restart,
             on_crash: LifecycleAction::Destroy,
             restore: None,
+            incoming: Vec::new(),
             start_paused: false,
             control: Some(Resource::Path(dir.join("control"))),
             exit_record: Some(Resource::Path(dir.join("record"))),

@@ -222,6 +222,7 @@ impl Builder {
             on_crash: action("on_crash", live.on_crash)?,
             // Set going when everything about it is on record.
             restore: None,
+            incoming: Vec::new(),
             start_paused: true,
             control: None,
             exit_record: None,

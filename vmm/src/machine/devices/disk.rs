@@ -28,6 +28,16 @@ const QUEUE_SIZE: u16 = 256;
 pub struct Disk {
     handle: Handle,
     engine: Arc<Engine>,
+    locks: Vec<Lock>,
+}
+
+/// The lock of one of its files.
+#[derive(Debug)]
+struct Lock {
+    /// Another descriptor of the same open file: locks are the file's.
+    fd: OwnedFd,
+    name: String,
+    usage: Usage,
 }
 
 impl Disk {
@@ -54,6 +64,41 @@ impl Disk {
             allocation: info.allocated,
             physical: info.end,
         }
+    }
+
+    /// Its files are somebody else's from now on: everything is written, nothing locked. No
+    /// request is in flight, and none comes before [`Disk::take_back`].
+    ///
+    /// # Errors
+    /// In words for the caller; the locks are as they were.
+    pub fn let_go(&self) -> Result<(), String> {
+        self.engine
+            .image()
+            .rest()
+            .map_err(|error| error.to_string())?;
+        for (index, lock) in self.locks.iter().enumerate() {
+            if let Err(error) = lock::change(&lock.fd, &lock.name, lock.usage, Usage::NONE) {
+                self.lock(index)?;
+                return Err(error.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Disk::let_go`]; nobody has written the files meanwhile.
+    ///
+    /// # Errors
+    /// In words for the caller: somebody has them.
+    pub fn take_back(&self) -> Result<(), String> {
+        self.lock(self.locks.len())
+    }
+
+    fn lock(&self, first: usize) -> Result<(), String> {
+        for lock in self.locks.iter().take(first) {
+            lock::change(&lock.fd, &lock.name, Usage::NONE, lock.usage)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// Changes its limits.
@@ -198,10 +243,19 @@ fn open_file(
     name: &str,
     access: Access,
     usage: Usage,
+    locks: &mut Vec<Lock>,
 ) -> Result<File, MachineError> {
     let fd: OwnedFd = resource::open_disk(at, access.writable, access.direct)?;
     let file = File::new(fd, name).map_err(|error| failed(device, error))?;
     lock::change(file.fd(), name, Usage::NONE, usage).map_err(|error| failed(device, error))?;
+    locks.push(Lock {
+        fd: file
+            .fd()
+            .try_clone_to_owned()
+            .map_err(|error| failed(device, error))?,
+        name: name.to_owned(),
+        usage,
+    });
     Ok(file)
 }
 
@@ -211,13 +265,14 @@ fn open_files(
     device: &DeviceConfig,
     config: &ImageConfig,
     access: Access,
+    locks: &mut Vec<Lock>,
 ) -> Result<chain::ImageConfig, MachineError> {
     let usage = access.usage(config.format);
     let data_file = match &config.data_file {
         Some(at) => {
             let name = format!("{} (data file)", config.name);
             let usage = access.usage(ImageFormat::Raw);
-            Some(open_file(device, at, &name, access, usage)?)
+            Some(open_file(device, at, &name, access, usage, locks)?)
         }
         None => None,
     };
@@ -228,7 +283,7 @@ fn open_files(
                 shareable: false,
                 ..access
             };
-            Some(Box::new(open_files(device, backing, access)?))
+            Some(Box::new(open_files(device, backing, access, locks)?))
         }
         None => None,
     };
@@ -252,7 +307,7 @@ fn open_files(
         read_only: !access.writable,
         ..chain::ImageConfig::new(
             chain::Format::Raw,
-            open_file(device, &config.file, &config.name, access, usage)?,
+            open_file(device, &config.file, &config.name, access, usage, locks)?,
         )
     })
 }
@@ -275,9 +330,10 @@ impl Builder {
             shareable: config.shareable,
             direct: options.cache.direct(),
         };
+        let mut locks = Vec::new();
+        let files = open_files(device, image, access, &mut locks)?;
         let engine = Engine::new(
-            chain::open(open_files(device, image, access)?)
-                .map_err(|error| failed(device, error))?,
+            chain::open(files).map_err(|error| failed(device, error))?,
             options,
         );
         engine
@@ -309,6 +365,7 @@ impl Builder {
         let disk = Disk {
             handle: block.handle(),
             engine,
+            locks,
         };
         self.disks.push((device.id.clone(), disk));
         self.virtio(device, Box::new(block))

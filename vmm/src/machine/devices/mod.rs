@@ -176,6 +176,32 @@ impl PciDevices {
         find(&self.disks, id).ok_or_else(|| format!("there is no disk '{id}'"))
     }
 
+    /// All disks' files are somebody else's from now on.
+    ///
+    /// # Errors
+    /// In words for the caller; they are this machine's as before.
+    pub fn let_go_of_disks(&self) -> Result<(), String> {
+        for (index, (id, disk)) in self.disks.iter().enumerate() {
+            if let Err(error) = disk.let_go() {
+                for (_, disk) in self.disks.iter().take(index) {
+                    disk.take_back()?;
+                }
+                return Err(format!("{id}: {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes [`PciDevices::let_go_of_disks`].
+    ///
+    /// # Errors
+    /// In words for the caller: somebody has them.
+    pub fn take_disks_back(&self) -> Result<(), String> {
+        self.disks
+            .iter()
+            .try_for_each(|(id, disk)| disk.take_back().map_err(|error| format!("{id}: {error}")))
+    }
+
     /// The balloon.
     ///
     /// # Errors

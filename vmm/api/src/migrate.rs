@@ -1,0 +1,365 @@
+//! The stream over which a machine moves from one process to another.
+//!
+//! Frames, little-endian: `u16` kind, `u16` version of the kind's layout, `u32` bytes that follow,
+//! then those. Readers know the versions of a kind one by one and refuse others by name; what a
+//! kind is missing is another kind, never another meaning of the same.
+//!
+//! ```text
+//! each connection   preamble          source's daemon → target's daemon: which migration this is
+//! the first one     hello             → what the machine is, and what its guest was shown of the CPU
+//!                   verdict           ← it fits, or why not; nothing has moved so far
+//! all               pages, zero,      → guest memory, round by round; a chunk of memory has one
+//!                   packed, round       connection, so that later content comes later
+//! the first one     state             → sections (`crate::saved`); the source stands still and has
+//!                                       let go of its disks
+//!                   verdict           ← the target has all of it, stands still too
+//!                   ask               ← may I run?
+//!                   grant, verdict    → yes, and the source never will again; or no, and why
+//!                   running           ← it does
+//! ```
+//!
+//! Who has the right to run is decided on the stream, by the two machines, and by nobody else: the
+//! source gives it away with `grant`, once, and the target runs only when it has it. If the stream
+//! breaks before, the source goes on.
+//!
+//! Left for later: post-copy (a kind that asks for a page), memory as a descriptor (a preamble
+//! with one).
+
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::saved::CHUNK;
+
+/// Longest JSON body, and longest row of sections in one frame.
+const TEXT_MOST: u32 = 4 << 20;
+/// Most connections.
+pub const CONNECTIONS_MOST: u32 = 64;
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// JSON, [`Preamble`].
+    Preamble = 1,
+    /// JSON, [`Hello`].
+    Hello = 2,
+    /// JSON, [`Verdict`].
+    Verdict = 3,
+    /// `u64` offset in guest memory, then whole pages.
+    Pages = 4,
+    /// `u64` offset, `u64` length: whole pages that are zero.
+    Zero = 5,
+    /// `u64` offset, `u32` length, then so many bytes of whole pages as one zstd frame.
+    Packed = 6,
+    /// `u32`: the round that ends here, or `u32::MAX`: no more memory will come.
+    Round = 7,
+    /// Bytes of a row of sections; the frame with none ends it.
+    State = 8,
+    /// Nothing.
+    Ask = 9,
+    /// Nothing.
+    Grant = 10,
+    /// Nothing.
+    Running = 11,
+    /// Nothing: the peer is alive.
+    Alive = 12,
+}
+
+impl Kind {
+    const ALL: [Self; 12] = [
+        Self::Preamble,
+        Self::Hello,
+        Self::Verdict,
+        Self::Pages,
+        Self::Zero,
+        Self::Packed,
+        Self::Round,
+        Self::State,
+        Self::Ask,
+        Self::Grant,
+        Self::Running,
+        Self::Alive,
+    ];
+
+    /// The version this build writes, and the newest it reads.
+    const fn version(self) -> u16 {
+        1
+    }
+
+    /// The longest body it can have.
+    const fn longest(self) -> u32 {
+        match self {
+            Self::Preamble | Self::Hello | Self::Verdict | Self::State => TEXT_MOST,
+            // A chunk that does not get smaller is not packed.
+            Self::Pages | Self::Packed => CHUNK as u32 + 12,
+            Self::Zero => 16,
+            Self::Round => 4,
+            Self::Ask | Self::Grant | Self::Running | Self::Alive => 0,
+        }
+    }
+}
+
+/// The number of the last `Round` frame.
+pub const LAST_ROUND: u32 = u32::MAX;
+/// Bytes of a frame before its body.
+pub const HEADER: usize = 8;
+
+/// Why a stream can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The connection.
+    #[error("the migration's connection: {0}")]
+    Io(#[from] io::Error),
+    /// The other side is of a Vireo that this one does not know.
+    #[error("the other side sends {kind:?} of version {version}, which is not known here")]
+    Version {
+        /// Of what.
+        kind: Kind,
+        /// Its version.
+        version: u16,
+    },
+    /// Not what belongs there.
+    #[error("the other side does not keep to the migration's protocol: {0}")]
+    Protocol(String),
+    /// The other side says no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+fn protocol<T>(what: impl Into<String>) -> Result<T, StreamError> {
+    Err(StreamError::Protocol(what.into()))
+}
+
+/// A frame's first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes of its body.
+    pub len: u32,
+}
+
+impl Header {
+    /// Of a frame of `kind` with so many bytes.
+    ///
+    /// # Errors
+    /// More than such a frame can have.
+    pub fn new(kind: Kind, len: usize) -> Result<Self, StreamError> {
+        match u32::try_from(len) {
+            Ok(len) if len <= kind.longest() => Ok(Self { kind, len }),
+            _ => protocol(format!("{kind:?} of {len} bytes")),
+        }
+    }
+
+    /// As it is sent.
+    #[must_use]
+    pub fn encode(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[..2].copy_from_slice(&(self.kind as u16).to_le_bytes());
+        bytes[2..4].copy_from_slice(&self.kind.version().to_le_bytes());
+        bytes[4..].copy_from_slice(&self.len.to_le_bytes());
+        bytes
+    }
+
+    /// As it was received.
+    ///
+    /// # Errors
+    /// An unknown kind or version, a body that is too long.
+    pub fn decode(bytes: [u8; HEADER]) -> Result<Self, StreamError> {
+        let [k0, k1, v0, v1, l0, l1, l2, l3] = bytes;
+        let (number, version) = (u16::from_le_bytes([k0, k1]), u16::from_le_bytes([v0, v1]));
+        let Some(kind) = Kind::ALL.into_iter().find(|kind| *kind as u16 == number) else {
+            return protocol(format!("frame of kind {number}"));
+        };
+        if version != kind.version() {
+            return Err(StreamError::Version { kind, version });
+        }
+        Self::new(kind, u32::from_le_bytes([l0, l1, l2, l3]) as usize)
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// As [`Header::decode`]; the connection's.
+    pub fn read(from: &mut impl Read) -> Result<Self, StreamError> {
+        let mut bytes = [0; HEADER];
+        from.read_exact(&mut bytes)?;
+        Self::decode(bytes)
+    }
+
+    /// Reads the body, of at most a few MiB.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn body(self, from: &mut impl Read) -> Result<Vec<u8>, StreamError> {
+        let mut body = vec![0; self.len as usize];
+        from.read_exact(&mut body)?;
+        Ok(body)
+    }
+}
+
+/// A whole frame.
+///
+/// # Errors
+/// It would be too long.
+pub fn frame(kind: Kind, body: &[u8]) -> Result<Vec<u8>, StreamError> {
+    Ok([&Header::new(kind, body.len())?.encode(), body].concat())
+}
+
+/// A whole frame with a value.
+///
+/// # Errors
+/// It would be too long, or can't be written down.
+pub fn json_frame(kind: Kind, value: &impl Serialize) -> Result<Vec<u8>, StreamError> {
+    frame(kind, &serde_json::to_vec(value).map_err(io::Error::from)?)
+}
+
+/// Sends one frame.
+///
+/// # Errors
+/// The connection's.
+pub fn send(to: &mut impl Write, kind: Kind, body: &[u8]) -> Result<(), StreamError> {
+    Ok(to.write_all(&frame(kind, body)?)?)
+}
+
+/// Reads a frame of this kind, and what it says. A verdict that comes in its place is a refusal.
+///
+/// # Errors
+/// Another frame; the connection's; the other side's refusal.
+pub fn expect(from: &mut impl Read, kind: Kind) -> Result<Vec<u8>, StreamError> {
+    loop {
+        let header = Header::read(from)?;
+        let body = header.body(from)?;
+        return match header.kind {
+            Kind::Alive => continue,
+            got if got == kind => Ok(body),
+            Kind::Verdict => {
+                let verdict: Verdict = parse(&body)?;
+                verdict.into_result()?;
+                protocol(format!("a verdict in place of {kind:?}"))
+            }
+            got => protocol(format!("{got:?} in place of {kind:?}")),
+        };
+    }
+}
+
+/// Reads a frame of this kind and its value.
+///
+/// # Errors
+/// As [`expect`]; the value is another.
+pub fn expect_json<T: DeserializeOwned>(
+    from: &mut impl Read,
+    kind: Kind,
+) -> Result<T, StreamError> {
+    parse(&expect(from, kind)?)
+}
+
+/// A frame's value.
+///
+/// # Errors
+/// It is another.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, StreamError> {
+    serde_json::from_slice(body).map_err(|error| StreamError::Protocol(error.to_string()))
+}
+
+/// Which migration a connection belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preamble {
+    /// The domain.
+    pub uuid: String,
+    /// The secret that the target gave to whoever may come.
+    pub token: String,
+    /// Which of the connections this is, from 0.
+    pub index: u32,
+    /// How many there are.
+    pub total: u32,
+}
+
+/// What the source is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The source's program, for people.
+    pub program: String,
+    /// Bytes of guest memory.
+    pub ram_bytes: u64,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// What CPUID answers on the first vCPU: function, index where it matters, EAX to EDX.
+    pub cpuid: Vec<(u32, Option<u32>, [u32; 4])>,
+}
+
+/// What one side thinks of what the other has sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Why not; `None`: well.
+    pub refused: Option<String>,
+}
+
+impl Verdict {
+    /// Go on.
+    #[must_use]
+    pub fn well() -> Self {
+        Self { refused: None }
+    }
+
+    /// No.
+    #[must_use]
+    pub fn refused(why: impl Into<String>) -> Self {
+        Self {
+            refused: Some(why.into()),
+        }
+    }
+
+    /// As a result.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn into_result(self) -> Result<(), StreamError> {
+        self.refused
+            .map_or(Ok(()), |why| Err(StreamError::Refused(why)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_keep_their_layout() {
+        // What an older Vireo has sent, to the byte.
+        assert_eq!(
+            frame(Kind::Round, &7u32.to_le_bytes()).unwrap(),
+            [7, 0, 1, 0, 4, 0, 0, 0, 7, 0, 0, 0]
+        );
+        let verdict = json_frame(Kind::Verdict, &Verdict::well()).unwrap();
+        assert_eq!(verdict[8..], *br#"{"refused":null}"#);
+        let got: Verdict = expect_json(&mut &verdict[..], Kind::Verdict).unwrap();
+        assert_eq!(got, Verdict::well());
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        let mut newer = frame(Kind::Grant, &[]).unwrap();
+        newer[2] = 2;
+        let error = expect(&mut &newer[..], Kind::Grant).unwrap_err();
+        assert!(error.to_string().contains("Grant of version 2"), "{error}");
+        let unknown = [99, 0, 1, 0, 0, 0, 0, 0];
+        let error = expect(&mut &unknown[..], Kind::Grant).unwrap_err();
+        assert!(error.to_string().contains("kind 99"), "{error}");
+        let long = [4, 0, 1, 0, 255, 255, 255, 255];
+        let error = expect(&mut &long[..], Kind::Pages).unwrap_err();
+        assert!(error.to_string().contains("bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_refusal_comes_in_any_place() {
+        let no = json_frame(Kind::Verdict, &Verdict::refused("the CPU lacks avx2")).unwrap();
+        let error = expect(&mut &no[..], Kind::Grant).unwrap_err();
+        assert_eq!(error.to_string(), "the CPU lacks avx2");
+        let alive = frame(Kind::Alive, &[]).unwrap();
+        let both = [alive, frame(Kind::Ask, &[]).unwrap()].concat();
+        expect(&mut &both[..], Kind::Ask).unwrap();
+    }
+}

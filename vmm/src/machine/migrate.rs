@@ -1,0 +1,198 @@
+//! A machine that moves to another process, or comes from one.
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use vmm_api::control::{ExitCause, MachineState, MigrateOptions};
+use vmm_api::migrate::{CONNECTIONS_MOST, Hello};
+use vmm_api::saved::{write_end, write_section};
+
+use super::build::{self, TOKEN_PERMIT, os};
+use super::{Machine, MachineError};
+use crate::migrate::link::Link;
+use crate::migrate::{Permit, Right, Source, Tuning};
+use crate::state::job::{Job, Progress};
+
+/// What the event loop keeps of a migration that runs.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub tuning: Arc<Tuning>,
+    states: SyncSender<Result<Vec<u8>, String>>,
+    /// The disks are not locked any more.
+    let_go: bool,
+}
+
+impl Machine {
+    /// Begins to move the machine over these connections.
+    pub(super) fn leave(
+        &mut self,
+        options: MigrateOptions,
+        connections: Vec<OwnedFd>,
+    ) -> Result<Job, String> {
+        let words = |error: std::io::Error| error.to_string();
+        if let MachineState::Crashed | MachineState::Halted = self.state {
+            return Err("the guest has ended".to_owned());
+        }
+        if self.permit.is_some() {
+            return Err("the machine has not come here yet".to_owned());
+        }
+        if connections.is_empty() || connections.len() > CONNECTIONS_MOST as usize {
+            return Err(format!("{} connections", connections.len()));
+        }
+        let links = connections.into_iter().map(Link::new);
+        let links = links.collect::<Result<Vec<_>, _>>().map_err(words)?;
+        let leaf = |leaf: &hypervisor::CpuidEntry| {
+            let index = leaf.index_significant.then_some(leaf.index);
+            let values = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+            (leaf.function, index, values)
+        };
+        let shown = self.cpuid.first().map_or(&[][..], Vec::as_slice);
+        let hello = Hello {
+            program: format!("vireo-vmm {}", env!("CARGO_PKG_VERSION")),
+            ram_bytes: self.memory.size(),
+            vcpus: self.config.vcpus,
+            cpuid: shown.iter().map(leaf).collect(),
+        };
+        let tuning = Arc::new(Tuning::new(&options));
+        // One answer to one question: it never has to wait.
+        let (sender, states) = std::sync::mpsc::sync_channel(1);
+        self.log_writes(true)?;
+        let source = Source {
+            links,
+            memory: self.memory.clone(),
+            vm: self.vm.clone(),
+            hello,
+            options,
+            tuning: tuning.clone(),
+            notices: self.notices.clone(),
+            states: Mutex::new(states),
+            vcpus: self.threads.debugger(false),
+        };
+        let progress = Progress::new(self.memory.size());
+        match Job::start(progress, move |progress| source.run(progress)) {
+            Ok(job) => {
+                self.leaving = Some(Leaving {
+                    tuning,
+                    states: sender,
+                    let_go: false,
+                });
+                Ok(job)
+            }
+            Err(error) => {
+                self.log_writes(false)?;
+                Err(words(error))
+            }
+        }
+    }
+
+    fn log_writes(&self, on: bool) -> Result<(), String> {
+        build::map(&*self.vm, &self.memory, on).map_err(|error| error.to_string())
+    }
+
+    /// Whether the dirty log has to be on.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// The time has come: nothing moves from now on, and the disks are the other side's.
+    pub(super) fn stand_still(&mut self) {
+        if self.leaving.is_none() {
+            return;
+        }
+        let states = self.rest().and_then(|()| {
+            let sections = self.sections()?;
+            let mut row = Vec::new();
+            for section in &sections {
+                write_section(&mut row, section).map_err(|error| error.to_string())?;
+            }
+            write_end(&mut row).map_err(|error| error.to_string())?;
+            self.devices.pci.let_go_of_disks()?;
+            Ok(row)
+        });
+        if let Some(leaving) = &mut self.leaving {
+            leaving.let_go = states.is_ok();
+            // A job that was given up meanwhile does not ask any more.
+            if leaving.states.try_send(states).is_err() {
+                log::debug!("nobody waits for the machine's states any more");
+            }
+        }
+    }
+
+    /// The migration has ended; whether the machine may go on here.
+    pub(super) fn left(&mut self, result: &Result<(), String>) -> bool {
+        let Some(leaving) = self.leaving.take() else {
+            return true;
+        };
+        match (result, leaving.tuning.right()) {
+            (Ok(()), _) | (_, Right::Given) => {
+                let message = "the guest goes on in another process".to_owned();
+                self.end(ExitCause::Migrated, message, 0);
+                false
+            }
+            (Err(error), Right::Unknown) => {
+                // Never two: it stays as it is, for a person to decide.
+                log::error!("{}: {error}", self.config.name);
+                false
+            }
+            (Err(_), Right::Own) => {
+                if leaving.let_go
+                    && let Err(error) = self.devices.pci.take_disks_back()
+                {
+                    log::error!("{}: it can't go on: {error}", self.config.name);
+                    return false;
+                }
+                if let Err(error) = self.log_writes(false) {
+                    log::warn!("{}: {error}", self.config.name);
+                }
+                true
+            }
+        }
+    }
+
+    /// Changes what the migration keeps to.
+    pub(super) fn set_migration(
+        &self,
+        bandwidth: Option<u64>,
+        downtime_ms: Option<u64>,
+    ) -> Result<(), String> {
+        let leaving = self.leaving.as_ref().ok_or("no migration is running")?;
+        leaving.tuning.set(bandwidth, downtime_ms);
+        Ok(())
+    }
+
+    /// The machine is built: what is left is the right to run it.
+    pub(super) fn arrived(&mut self, permit: Permit) -> Result<(), MachineError> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, TOKEN_PERMIT);
+        self.epoll.add(permit.fd(), event).map_err(os("epoll"))?;
+        permit
+            .ready()
+            .map_err(|source| MachineError::Incoming(source.to_string()))?;
+        self.permit = Some(permit);
+        Ok(())
+    }
+
+    /// The source has said something unasked, or gone: it does not want to give the machine away.
+    pub(super) fn permit_void(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            let why = match permit.is_void() {
+                true => "the source of the migration has gone",
+                false => "the source of the migration has changed its mind",
+            };
+            self.end(ExitCause::Failed, why.to_owned(), 1);
+        }
+    }
+
+    /// Before the first step of a machine that came from elsewhere: the other one gives it away.
+    pub(super) fn ask_to_run(&mut self) -> Result<(), String> {
+        let Some(permit) = self.permit.take() else {
+            return Ok(());
+        };
+        permit.ask().map_err(|error| {
+            let why = format!("the source keeps the guest: {error}");
+            self.end(ExitCause::Failed, why.clone(), 1);
+            why
+        })
+    }
+}

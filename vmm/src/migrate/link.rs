@@ -1,0 +1,240 @@
+//! One connection of a migration: blocking, but never for long without a look around.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::num::to_usize;
+use crate::state::job::Progress;
+
+/// How long a read or a write waits before it looks around.
+const STEP: Duration = Duration::from_millis(100);
+/// A peer from which, or to which, nothing moves for so long is gone.
+const STALL: Duration = Duration::from_secs(30);
+/// Parts in one call (`UIO_MAXIOV` is 1024).
+pub const PARTS_MOST: usize = 512;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Link {
+    // Any connected stream socket: the calls are the same.
+    stream: UnixStream,
+    /// Waiting ends when this job is given up.
+    job: Option<Arc<Progress>>,
+}
+
+impl Link {
+    /// Over a connected stream socket.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let stream = UnixStream::from(fd);
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(STEP))?;
+        stream.set_write_timeout(Some(STEP))?;
+        no_delay(&stream);
+        Ok(Self { stream, job: None })
+    }
+
+    /// Waiting ends when `job` is given up.
+    pub fn heed(&mut self, job: Arc<Progress>) {
+        self.job = Some(job);
+    }
+
+    /// For waiting until the peer sends something or goes.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// After a wait of one step: whether to go on.
+    fn look_around(&self, since: Instant) -> io::Result<()> {
+        if let Some(job) = &self.job {
+            job.check()?;
+        }
+        if since.elapsed() >= STALL {
+            let text = format!("nothing moved for {} s", STALL.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        Ok(())
+    }
+
+    /// Runs `step`, which moves some bytes, until it has moved some.
+    fn persist(&self, mut step: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        let since = Instant::now();
+        loop {
+            match step() {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    self.look_around(since)?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Sends all of `parts`, in order.
+    ///
+    /// # Errors
+    /// The connection's; it stalls; the job was given up.
+    ///
+    /// # Safety
+    /// Every part is memory that may be read until this returns. (Others may change it meanwhile.)
+    pub unsafe fn send_parts(&self, mut parts: &mut [libc::iovec]) -> io::Result<()> {
+        while let Some(first) = parts.first_mut() {
+            if first.iov_len == 0 {
+                parts = &mut parts[1..];
+                continue;
+            }
+            let count = parts.len().min(PARTS_MOST);
+            let mut sent = self.persist(|| {
+                // SAFETY: zero bytes are a valid msghdr.
+                let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+                message.msg_iov = parts.as_mut_ptr();
+                message.msg_iovlen = count as _;
+                let fd = self.stream.as_raw_fd();
+                // SAFETY: the header refers to `count` parts, which the caller vouches for.
+                let sent = unsafe { libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL) };
+                usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+            })?;
+            while sent > 0 {
+                let Some(part) = parts.first_mut() else { break };
+                let taken = sent.min(part.iov_len);
+                part.iov_base = part.iov_base.cast::<u8>().wrapping_add(taken).cast();
+                part.iov_len -= taken;
+                sent -= taken;
+                if part.iov_len == 0 {
+                    parts = &mut parts[1..];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives exactly `len` bytes to `to`.
+    ///
+    /// # Errors
+    /// The connection's; it ends or stalls.
+    ///
+    /// # Safety
+    /// `len` bytes from `to` on may be written until this returns, and are no reference's target.
+    pub unsafe fn receive_to(&self, to: *mut u8, len: usize) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            done += self.persist(|| {
+                let (fd, at) = (self.stream.as_raw_fd(), to.wrapping_add(done).cast());
+                // SAFETY: inside the bytes that the caller vouches for.
+                let got = unsafe { libc::recv(fd, at, len - done, 0) };
+                match usize::try_from(got) {
+                    Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(got) => Ok(got),
+                    Err(_) => Err(io::Error::last_os_error()),
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the peer has closed its end, without waiting.
+    pub fn is_closed(&self) -> bool {
+        let mut byte = 0u8;
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: one byte of ours.
+        let got = unsafe {
+            let at = (&raw mut byte).cast();
+            libc::recv(self.stream.as_raw_fd(), at, 1, flags)
+        };
+        got == 0 || (got < 0 && Errno::last() != Errno::EAGAIN && Errno::last() != Errno::EINTR)
+    }
+}
+
+/// Whether this error says that the process at the other end is gone.
+#[must_use]
+pub fn says_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted
+    )
+}
+
+fn no_delay(stream: &UnixStream) {
+    let on: libc::c_int = 1;
+    // SAFETY: an option whose value is an int of ours. A socket that is not TCP has no such option.
+    unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NODELAY,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        );
+    }
+}
+
+impl Read for &Link {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.persist(|| (&self.stream).read(buffer))
+    }
+}
+
+impl Write for &Link {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.persist(|| (&self.stream).write(buffer))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Bytes as a part for [`Link::send_parts`].
+#[must_use]
+pub fn part(start: *const u8, len: u64) -> libc::iovec {
+    libc::iovec {
+        iov_base: start.cast_mut().cast(),
+        iov_len: to_usize(len),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_parts_arrive_in_order() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let (one, other) = (
+            Link::new(one.into()).unwrap(),
+            Link::new(other.into()).unwrap(),
+        );
+        let data: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+        let expected = data.clone();
+        let sender = std::thread::spawn(move || {
+            let mut parts: Vec<_> = data
+                .chunks(1999)
+                .map(|chunk| part(chunk.as_ptr(), chunk.len() as u64))
+                .collect();
+            // SAFETY: parts of `data`, which outlives the call.
+            unsafe { one.send_parts(&mut parts) }.unwrap();
+            one
+        });
+        let mut got = vec![0; expected.len()];
+        // SAFETY: a buffer of that length, not looked at meanwhile.
+        unsafe { other.receive_to(got.as_mut_ptr(), got.len()) }.unwrap();
+        assert!(got == expected);
+        assert!(!other.is_closed());
+        drop(sender.join().unwrap());
+        assert!(other.is_closed());
+    }
+}

@@ -1,0 +1,311 @@
+//! The side that a machine comes to.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use hypervisor::{CpuidEntry, Vm};
+use nix::errno::Errno;
+use vmm_api::config::{MachineConfig, Resource};
+use vmm_api::migrate::{self, Header, Hello, Kind, LAST_ROUND, StreamError, Verdict};
+use vmm_api::saved::{PAGE, STATE_MOST, Section, read_section};
+
+use super::link::Link;
+use crate::memory::{GuestMemory, Scratch};
+use crate::num::to_usize;
+use crate::resource;
+
+/// Ranges from so many bytes on are made present at once, not page by page.
+const POPULATE: u64 = 16 * PAGE;
+
+/// A machine that is coming, before its memory has.
+#[derive(Debug)]
+pub struct Incoming {
+    links: Vec<Link>,
+}
+
+/// The right to run it, which the source still has.
+#[derive(Debug)]
+pub struct Permit {
+    link: Link,
+}
+
+impl Incoming {
+    /// Over these connections; the first one leads.
+    ///
+    /// # Errors
+    /// A descriptor that was not handed over.
+    pub fn open(connections: &[Resource]) -> Result<Self, crate::machine::MachineError> {
+        let mut links = Vec::new();
+        for at in connections {
+            let link = Link::new(resource::connect(at)?);
+            links.push(link.map_err(|source| crate::machine::MachineError::Os {
+                call: "a migration's connection",
+                source,
+            })?);
+        }
+        Ok(Self { links })
+    }
+
+    fn main(&self) -> Result<&Link, StreamError> {
+        let none = || StreamError::Protocol("no connection".to_owned());
+        self.links.first().ok_or_else(none)
+    }
+
+    /// Hears what the machine is, and says whether it fits: before anything else is sent.
+    ///
+    /// # Errors
+    /// It does not; the connection's.
+    pub fn greet(&self, vm: &dyn Vm, config: &MachineConfig) -> Result<(), StreamError> {
+        let mut link = self.main()?;
+        let hello: Hello = migrate::expect_json(&mut link, Kind::Hello)?;
+        let fits = fits(&hello, vm, config);
+        let verdict = match &fits {
+            Ok(()) => Verdict::well(),
+            Err(why) => Verdict::refused(why),
+        };
+        let frame = migrate::json_frame(Kind::Verdict, &verdict)?;
+        io::Write::write_all(&mut link, &frame)?;
+        fits.map_err(StreamError::Refused)
+    }
+
+    /// Receives guest memory, then the states; what is left is the right to run.
+    ///
+    /// # Errors
+    /// The connection's; what the source should not have sent.
+    pub fn receive(
+        self,
+        memory: &GuestMemory,
+    ) -> Result<(BTreeMap<String, Section>, Permit), StreamError> {
+        std::thread::scope(|scope| -> Result<(), StreamError> {
+            let mut others = Vec::new();
+            for link in &self.links[1..] {
+                let thread = std::thread::Builder::new()
+                    .name("incoming".into())
+                    .spawn_scoped(scope, || pages(link, memory))?;
+                others.push(thread);
+            }
+            pages(self.main()?, memory)?;
+            for thread in others {
+                let ended = |_| StreamError::Protocol("a receiving thread panicked".to_owned());
+                thread.join().map_err(ended)??;
+            }
+            Ok(())
+        })?;
+        let sections = states(self.main()?)?;
+        let none = StreamError::Protocol("no connection".to_owned());
+        let link = self.links.into_iter().next().ok_or(none)?;
+        Ok((sections, Permit { link }))
+    }
+
+    /// Tells the source why nothing comes of it.
+    pub fn refuse(&self, why: &str) {
+        if let Ok(link) = self.main() {
+            refuse(link, why);
+        }
+    }
+}
+
+fn refuse(mut link: &Link, why: &str) {
+    let frame = migrate::json_frame(Kind::Verdict, &Verdict::refused(why));
+    // Who does not hear it sees the connection end.
+    if let Ok(frame) = frame
+        && let Err(error) = io::Write::write_all(&mut link, &frame)
+    {
+        log::debug!("{error}");
+    }
+}
+
+impl Permit {
+    /// The machine is built, and stands still.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn ready(&self) -> Result<(), StreamError> {
+        let frame = migrate::json_frame(Kind::Verdict, &Verdict::well())?;
+        Ok(io::Write::write_all(&mut &self.link, &frame)?)
+    }
+
+    /// It could not be built.
+    pub fn refuse(&self, why: &str) {
+        refuse(&self.link, why);
+    }
+
+    /// Asks the source for the right to run. From its `Ok` on the source never runs again.
+    ///
+    /// # Errors
+    /// The source says no, or is not there: then this machine must not run.
+    pub fn ask(&self) -> Result<(), StreamError> {
+        let mut link = &self.link;
+        migrate::send(&mut link, Kind::Ask, &[])?;
+        migrate::expect(&mut link, Kind::Grant)?;
+        migrate::send(&mut link, Kind::Running, &[])
+    }
+
+    /// Readable when the source says something unasked, or goes.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.link.fd()
+    }
+
+    /// Whether the source has gone.
+    pub fn is_void(&self) -> bool {
+        self.link.is_closed()
+    }
+}
+
+/// Whether this process can go on with that machine.
+fn fits(hello: &Hello, vm: &dyn Vm, config: &MachineConfig) -> Result<(), String> {
+    let (own, its) = (config.memory_bytes, hello.ram_bytes);
+    if own != its {
+        return Err(format!(
+            "the guest has {its} bytes of memory there, {own} here"
+        ));
+    }
+    let (own, its) = (config.vcpus, hello.vcpus);
+    if own != its {
+        return Err(format!("the guest has {its} vCPUs there, {own} here"));
+    }
+    let leaf =
+        |(function, index, [eax, ebx, ecx, edx]): &(u32, Option<u32>, [u32; 4])| CpuidEntry {
+            function: *function,
+            index: index.unwrap_or(0),
+            index_significant: index.is_some(),
+            eax: *eax,
+            ebx: *ebx,
+            ecx: *ecx,
+            edx: *edx,
+        };
+    let leaves: Vec<CpuidEntry> = hello.cpuid.iter().map(leaf).collect();
+    hypervisor::cpu::check_shown(vm, &leaves).map_err(|error| error.to_string())
+}
+
+/// A range of guest memory as offsets in the host's mapping.
+fn range(memory: &GuestMemory, start: u64, len: u64) -> Result<*mut u8, StreamError> {
+    let end = start.checked_add(len);
+    let good = start.is_multiple_of(PAGE)
+        && len.is_multiple_of(PAGE)
+        && len > 0
+        && end.is_some_and(|end| end <= memory.size());
+    if !good {
+        let text = format!("{len} bytes of guest memory at {start:#x}");
+        return Err(StreamError::Protocol(text));
+    }
+    Ok(memory.bytes().0.wrapping_add(to_usize(start)))
+}
+
+fn words(link: &Link, count: usize) -> Result<[u64; 2], StreamError> {
+    let mut bytes = [0; 16];
+    let part = bytes.get_mut(..count * 8).unwrap_or(&mut []);
+    io::Read::read_exact(&mut &*link, part)?;
+    let (words, _) = bytes.as_chunks::<8>();
+    Ok([0, 1].map(|n| words.get(n).map_or(0, |w| u64::from_le_bytes(*w))))
+}
+
+/// Receives memory until no more comes on this connection.
+fn pages(link: &Link, memory: &GuestMemory) -> Result<(), StreamError> {
+    let mut unpack: Option<(Scratch, zstd_safe::DCtx<'_>)> = None;
+    loop {
+        let header = Header::read(&mut &*link)?;
+        let len = u64::from(header.len);
+        match header.kind {
+            Kind::Pages if len > 8 => {
+                let [start, _] = words(link, 1)?;
+                let to = range(memory, start, len - 8)?;
+                populate(to, len - 8);
+                // SAFETY: `range` has checked that it is guest memory, which no Rust reference ever
+                // points at, and which lives as long as `memory`.
+                unsafe { link.receive_to(to, to_usize(len - 8))? };
+            }
+            Kind::Zero if len == 16 => {
+                let [start, len] = words(link, 2)?;
+                range(memory, start, len)?;
+                memory.zero_bytes(start, len).map_err(io::Error::other)?;
+            }
+            Kind::Packed if len > 12 => {
+                let body = header.body(&mut &*link)?;
+                packed(&body, memory, &mut unpack)?;
+            }
+            Kind::Round if len == 4 => {
+                let body = header.body(&mut &*link)?;
+                if body == LAST_ROUND.to_le_bytes() {
+                    return Ok(());
+                }
+            }
+            Kind::Alive => {}
+            Kind::Verdict => {
+                let verdict: Verdict = migrate::parse(&header.body(&mut &*link)?)?;
+                verdict.into_result()?;
+            }
+            kind => {
+                let text = format!("{kind:?} of {len} bytes in place of guest memory");
+                return Err(StreamError::Protocol(text));
+            }
+        }
+    }
+}
+
+fn packed(
+    body: &[u8],
+    memory: &GuestMemory,
+    state: &mut Option<(Scratch, zstd_safe::DCtx<'_>)>,
+) -> Result<(), StreamError> {
+    let bad = || StreamError::Protocol("packed guest memory that can't be unpacked".to_owned());
+    let (start, rest) = body.split_first_chunk::<8>().ok_or_else(bad)?;
+    let (len, data) = rest.split_first_chunk::<4>().ok_or_else(bad)?;
+    let (start, len) = (u64::from_le_bytes(*start), u32::from_le_bytes(*len));
+    let to = range(memory, start, len.into())?;
+    if u64::from(len) > vmm_api::saved::CHUNK {
+        return Err(bad());
+    }
+    if state.is_none() {
+        let scratch = Scratch::new(to_usize(vmm_api::saved::CHUNK)).map_err(io::Error::other)?;
+        *state = Some((scratch, zstd_safe::DCtx::create()));
+    }
+    let (scratch, context) = state.as_mut().ok_or_else(bad)?;
+    let out = scratch.get_mut(..to_usize(len.into())).ok_or_else(bad)?;
+    let got = context.decompress(out, data).map_err(|_| bad())?;
+    if got != out.len() {
+        return Err(bad());
+    }
+    // SAFETY: `range` has checked that these are `len` bytes of guest memory; the scratch is ours.
+    unsafe { std::ptr::copy_nonoverlapping(out.as_ptr(), to, got) };
+    Ok(())
+}
+
+/// Has the host give the pages of a longer range now, instead of at the first touch of each.
+fn populate(start: *mut u8, len: u64) {
+    if len < POPULATE {
+        return;
+    }
+    // SAFETY: a range of whole pages in the mapping of guest memory; its content stays as it is.
+    let result = unsafe { libc::madvise(start.cast(), to_usize(len), libc::MADV_POPULATE_WRITE) };
+    // An older kernel: they come one by one.
+    if result != 0 && Errno::last() != Errno::EINVAL {
+        log::debug!("MADV_POPULATE_WRITE: {}", Errno::last());
+    }
+}
+
+/// The row of sections.
+fn states(link: &Link) -> Result<BTreeMap<String, Section>, StreamError> {
+    let mut row = Vec::new();
+    loop {
+        let body = migrate::expect(&mut &*link, Kind::State)?;
+        if body.is_empty() {
+            break;
+        }
+        if (row.len() + body.len()) as u64 > STATE_MOST {
+            return Err(StreamError::Protocol("too much state".to_owned()));
+        }
+        row.extend(body);
+    }
+    let mut rest = &row[..];
+    let mut sections = BTreeMap::new();
+    let bad = |error: vmm_api::saved::SavedError| StreamError::Protocol(error.to_string());
+    while let Some(section) = read_section(&mut rest).map_err(bad)? {
+        let id = section.id.clone();
+        if sections.insert(id.clone(), section).is_some() {
+            return Err(StreamError::Protocol(format!("two states of {id}")));
+        }
+    }
+    Ok(sections)
+}
