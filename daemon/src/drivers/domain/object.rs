@@ -76,6 +76,8 @@ pub struct Live {
     pub resetting: bool,
     /// Taken by the open console: dropping the sender closes it.
     pub console: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Told when the other side of its migration has everything.
+    pub migration_ready: Option<tokio::sync::oneshot::Sender<()>>,
     /// Becomes true when everything about its end is done.
     pub ended: watch::Receiver<bool>,
 }

@@ -207,6 +207,7 @@ async fn take_up(
             rebooting: false,
             resetting: false,
             console: None,
+            migration_ready: None,
             ended,
         });
     }

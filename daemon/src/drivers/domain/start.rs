@@ -172,6 +172,7 @@ impl Started {
                 rebooting: false,
                 resetting: false,
                 console: None,
+                migration_ready: None,
                 ended: ended.clone(),
             });
             // From here on its end is the watcher's business.

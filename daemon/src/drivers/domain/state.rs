@@ -56,6 +56,8 @@ pub enum ShutoffReason {
     Destroyed = 2,
     /// The guest panicked, or the process died.
     Crashed = 3,
+    /// It runs on another host.
+    Migrated = 4,
     /// The machine could not go on.
     Failed = 6,
 }
@@ -102,6 +104,8 @@ pub enum Lifecycle {
     StoppedDestroyed,
     /// Off, after a panic.
     StoppedCrashed,
+    /// Off here: it runs on another host.
+    StoppedMigrated,
     /// Off: its process died or could not go on.
     StoppedFailed,
     /// The guest has powered off.
@@ -129,6 +133,7 @@ impl Lifecycle {
             Self::StoppedShutdown => (5, 0),
             Self::StoppedDestroyed => (5, 1),
             Self::StoppedCrashed => (5, 2),
+            Self::StoppedMigrated => (5, 3),
             Self::StoppedFailed => (5, 5),
             Self::ShutdownGuest => (6, 1),
             Self::ShutdownHost => (6, 2),

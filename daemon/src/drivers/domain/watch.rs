@@ -144,6 +144,17 @@ impl Watched {
                 self.balloon_changed(&mut inner);
             }
             Event::PortState { id, open } => self.port_changed(&mut inner, id, *open),
+            Event::MigrationRound(number) => {
+                let number = i32::try_from(*number).unwrap_or(i32::MAX);
+                self.emit(&inner, &DomainEvent::MigrationIteration(number));
+            }
+            Event::MigrationReady => {
+                let waiting = inner.live.as_mut().and_then(|l| l.migration_ready.take());
+                if let Some(waiting) = waiting {
+                    // Whoever waited may have given up.
+                    let _ = waiting.send(());
+                }
+            }
         }
     }
 
@@ -384,7 +395,8 @@ pub(super) fn verdict(
     destroying: bool,
     exit: Option<&ExitRecord>,
 ) -> (ShutoffReason, Option<Lifecycle>, Lifecycle) {
-    if destroying {
+    let migrated = exit.is_some_and(|exit| exit.cause == ExitCause::Migrated);
+    if destroying && !migrated {
         let host = Some(Lifecycle::ShutdownHost);
         return (ShutoffReason::Destroyed, host, Lifecycle::StoppedDestroyed);
     }
@@ -396,6 +408,7 @@ pub(super) fn verdict(
             Lifecycle::StoppedShutdown,
         ),
         Some(ExitCause::Crashed) => (ShutoffReason::Crashed, None, Lifecycle::StoppedCrashed),
+        Some(ExitCause::Migrated) => (ShutoffReason::Migrated, None, Lifecycle::StoppedMigrated),
         Some(ExitCause::Failed) => (ShutoffReason::Failed, None, Lifecycle::StoppedFailed),
         None => (ShutoffReason::Crashed, None, Lifecycle::StoppedFailed),
     }
@@ -480,6 +493,7 @@ mod tests {
         assert_eq!(of(false, Some(ExitCause::Stopped)), (1, host, (5, 0)));
         assert_eq!(of(false, Some(ExitCause::Crashed)), (3, None, (5, 2)));
         assert_eq!(of(false, Some(ExitCause::Failed)), (6, None, (5, 5)));
+        assert_eq!(of(true, Some(ExitCause::Migrated)), (4, None, (5, 3)));
         assert_eq!(of(false, None), (3, None, (5, 5)));
     }
 }
