@@ -25,6 +25,11 @@ lint: ## formatting, clippy, shell scripts
 	$(CARGO) clippy --workspace --all-targets --release -- -D warnings
 	shellcheck scripts/guest-assets scripts/guest/init scripts/need scripts/quickstart scripts/test scripts/bench scripts/bench-guest examples/debian/make-disk examples/debian/run .ci/run
 
+.PHONY: docs
+docs: ## docs/compatibility.md from the programs' own tables
+	$(CARGO) build --release --bins
+	VIREO_UPDATE_DOCS=1 $(CARGO) nextest run --release -p vireo-tests --test compatibility
+
 .PHONY: test
 test: ## everything that the tests need, and the tests
 	@scripts/test

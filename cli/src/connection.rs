@@ -13,10 +13,12 @@ use rpc::procs::{self, Access, Procedure};
 use rpc::stream::StreamError;
 use rpc::transport::Transport as Carrier;
 use rpc::xdr::{Decode, Encode};
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::commands::os_message;
 use crate::failure::{Failure, Result};
+use crate::far::{self, Passing};
 use crate::uri::{Target, Transport};
 
 /// How often, and how often in vain, a daemon is asked whether it is alive; `None` is virsh's default.
@@ -69,6 +71,8 @@ pub struct Connection {
     // Before the runtime, which the client's task lives in.
     client: Client,
     runtime: Runtime,
+    /// What passes the connection on, if something does.
+    _passing: Option<Passing>,
     uri: String,
     readonly: bool,
 }
@@ -101,6 +105,7 @@ impl Connection {
             ))
         })?;
         let config = keepalive.config();
+        let mut passing = None;
         let client = match &target.transport {
             Transport::Local { root, socket } if starts => {
                 reach_local(&runtime, root.as_deref(), socket, config)?
@@ -110,6 +115,16 @@ impl Connection {
                     .map_err(|error| unreachable_socket(socket, &error))?
             }
             Transport::Tcp { host, port } => connect_tcp(&runtime, host, *port, config)?,
+            Transport::Tls {
+                host,
+                port,
+                certificates,
+            } => far::connect_tls(&runtime, host, *port, certificates, config)?,
+            Transport::Ssh(ssh) => {
+                let (client, ssh) = far::connect_ssh(&runtime, ssh, config)?;
+                passing = Some(ssh);
+                client
+            }
         };
         runtime
             .block_on(client.open(Some(&target.name), readonly))
@@ -117,6 +132,7 @@ impl Connection {
         Ok(Self {
             client,
             runtime,
+            _passing: passing,
             uri: target.uri,
             readonly,
         })
@@ -223,19 +239,53 @@ fn unreachable_socket(socket: &Path, error: &ClientError) -> Failure {
 
 fn connect_tcp(runtime: &Runtime, host: &str, port: u16, config: ClientConfig) -> Result<Client> {
     runtime.block_on(async {
-        let connecting = tokio::net::TcpStream::connect((host, port));
-        let stream = within(config.connect_timeout, connecting)
-            .await
-            .map_err(|error| {
-                Failure::new(format!(
-                    "unable to connect to server at '{host}:{port}': {}",
-                    os_message(&error)
-                ))
-            })?;
-        // Calls are small and each waits for its answer; if this fails, they are only slower.
-        let _ = stream.set_nodelay(true);
+        let stream = reach_tcp(host, port, config).await?;
         Ok(Client::new(Carrier::new(stream), config))
     })
+}
+
+/// Connects to a port.
+///
+/// # Errors
+///
+/// Nobody answers there.
+pub async fn reach_tcp(host: &str, port: u16, config: ClientConfig) -> Result<TcpStream> {
+    let connecting = TcpStream::connect((host, port));
+    let stream = within(config.connect_timeout, connecting)
+        .await
+        .map_err(|error| {
+            Failure::new(format!(
+                "unable to connect to server at '{host}:{port}': {}",
+                os_message(&error)
+            ))
+        })?;
+    // Calls are small and each waits for its answer; if this fails, they are only slower.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// Passes standard input and output on to a daemon on this host, which is started if it is ours and isn't running.
+///
+/// # Errors
+///
+/// It cannot be reached, or is on another host.
+pub fn pass(target: &Target) -> Result {
+    let socket = match &target.transport {
+        Transport::Unix(socket) => socket,
+        Transport::Local { root, socket } => {
+            let runtime = Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| Failure::new(os_message(&error)))?;
+            // This one says nothing and goes: it only sees to it that somebody listens.
+            reach_local(&runtime, root.as_deref(), socket, ClientConfig::default())?;
+            socket
+        }
+        _ => {
+            return Err(Failure::new(
+                "only a daemon on this host can be passed on to",
+            ));
+        }
+    };
+    far::pass(socket)
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -2,10 +2,12 @@
 
 mod command;
 mod commands;
+mod compatibility;
 mod completion;
 mod connection;
 mod editor;
 mod failure;
+mod far;
 mod help;
 mod names;
 mod options;

@@ -15,7 +15,7 @@ use crate::failure::{Failure, Result};
 use crate::options::{Escape, Options};
 use crate::output::Output;
 use crate::parser::{self, Parsed};
-use crate::uri::Surroundings;
+use crate::uri::{Surroundings, Target};
 use rpc::procs::Procedure;
 
 /// The state that commands share.
@@ -92,6 +92,15 @@ impl Shell {
         self.uri = wanted;
         self.readonly = readonly;
         Ok(())
+    }
+
+    /// Where a URI leads.
+    ///
+    /// # Errors
+    ///
+    /// It makes no sense, or asks for something that is not there.
+    pub fn resolve(&self, uri: &str, readonly: bool) -> Result<Target> {
+        self.surroundings.resolve(Some(uri), readonly)
     }
 
     /// The connection, made now if there is none.

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use crate::failure::{Failure, Result};
+use crate::far::{Certificates, Ssh, SshParts};
 
 /// A daemon and the way to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,17 @@ pub enum Transport {
     },
     /// A socket that the user named.
     Unix(PathBuf),
+    /// TLS.
+    Tls {
+        /// Host name or address.
+        host: String,
+        /// Port number.
+        port: u16,
+        /// Where the certificates are.
+        certificates: Certificates,
+    },
+    /// A program that passes on.
+    Ssh(Ssh),
     /// Plain TCP.
     Tcp {
         /// Host name or address.
@@ -116,7 +128,7 @@ impl Surroundings {
         };
         let ours = matches!(parts.driver, "vireo" | "qemu");
         let transport = match parts.transport {
-            None | Some("unix") if parts.host.is_empty() => match parts.socket.clone() {
+            None | Some("unix") if parts.host.is_empty() => match parts.option("socket") {
                 Some(socket) => Transport::Unix(PathBuf::from(socket)),
                 None if ours => {
                     let system = match parts.path {
@@ -147,7 +159,7 @@ impl Surroundings {
                 host: if parts.host.is_empty() {
                     "localhost".into()
                 } else {
-                    parts.host.to_owned()
+                    parts.host.clone()
                 },
                 port: parts.port.unwrap_or(16509),
             },
@@ -157,14 +169,49 @@ impl Surroundings {
                     parts.host
                 )));
             }
-            None => {
-                return Err(Failure::new(
-                    "TLS connections are not there yet: use +tcp, or a socket forwarded by ssh with ?socket=PATH",
-                ));
+            None | Some("tls") => Transport::Tls {
+                host: if parts.host.is_empty() {
+                    "localhost".into()
+                } else {
+                    parts.host.clone()
+                },
+                port: parts.port.unwrap_or(16514),
+                certificates: Certificates {
+                    folder: parts.option("pkipath").map(PathBuf::from),
+                    own: self
+                        .home
+                        .as_ref()
+                        .filter(|_| !self.superuser)
+                        .map(|home| home.join(".pki/libvirt")),
+                    unverified: parts.flag("no_verify"),
+                },
+            },
+            Some("ssh") if parts.host.is_empty() => {
+                return Err(Failure::new(format!(
+                    "invalid argument: '{chosen}' names no host"
+                )));
             }
+            Some("ssh") => Transport::Ssh(
+                SshParts {
+                    host: &parts.host,
+                    user: parts.user,
+                    port: parts.port,
+                    command: parts.option("command"),
+                    keyfile: parts.option("keyfile"),
+                    netcat: parts.option("netcat"),
+                    proxy: parts.option("proxy"),
+                    socket: parts.option("socket"),
+                    unverified: parts.flag("no_verify"),
+                    silent: parts.flag("no_tty"),
+                    driver: parts.driver,
+                    path: parts.path,
+                    readonly,
+                }
+                .ssh(),
+            ),
             Some(other) => {
                 return Err(Failure::new(format!(
-                    "invalid argument: transport '{other}' in '{chosen}' is not supported: use +unix or +tcp"
+                    "invalid argument: transport '{other}' in '{chosen}' is not supported: use +unix, +tcp, +tls or +ssh"
                 )));
             }
         };
@@ -176,14 +223,33 @@ impl Surroundings {
     }
 }
 
+/// Options that tell this side how to reach the daemon, which does not hear of them.
+const OWN_OPTIONS: &[&str] = &[
+    "command",
+    "keyfile",
+    "known_hosts",
+    "known_hosts_verify",
+    "mode",
+    "name",
+    "netcat",
+    "no_tty",
+    "no_verify",
+    "pkipath",
+    "proxy",
+    "socket",
+    "sshauth",
+];
+
 /// The parts of a URI.
 struct Parts<'a> {
     driver: &'a str,
     transport: Option<&'a str>,
-    host: &'a str,
+    user: Option<&'a str>,
+    host: String,
     port: Option<u16>,
     path: &'a str,
-    socket: Option<String>,
+    /// Options that are for this side.
+    own: Vec<(&'a str, String)>,
     /// Options that are for the daemon.
     other: Vec<&'a str>,
 }
@@ -210,9 +276,10 @@ impl<'a> Parts<'a> {
         };
         let slash = rest.find('/').unwrap_or(rest.len());
         let (authority, path) = rest.split_at(slash);
-        let authority = authority
-            .rsplit_once('@')
-            .map_or(authority, |(_, host)| host);
+        let (user, authority) = match authority.rsplit_once('@') {
+            Some((user, host)) => (Some(user), host),
+            None => (None, authority),
+        };
         let (host, port) = match authority.strip_prefix('[') {
             Some(v6) => {
                 let (host, port) = v6
@@ -229,31 +296,39 @@ impl<'a> Parts<'a> {
             .map(str::parse)
             .transpose()
             .map_err(|_| malformed("not a port number"))?;
-        let mut socket = None;
+        let mut own = Vec::new();
         let mut other = Vec::new();
         for option in query.split(['&', ';']).filter(|option| !option.is_empty()) {
             match option.split_once('=') {
-                Some(("socket", value)) => {
-                    socket =
-                        Some(percent_decode(value).ok_or_else(|| malformed("bad % sequence"))?);
+                Some((name, value)) if OWN_OPTIONS.contains(&name) => {
+                    let value = percent_decode(value).ok_or_else(|| malformed("bad % sequence"))?;
+                    own.push((name, value));
                 }
-                // What else is for the client's side only.
-                Some((
-                    "mode" | "name" | "keyfile" | "command" | "netcat" | "no_verify" | "no_tty",
-                    _,
-                )) => {}
                 _ => other.push(option),
             }
         }
+        let host = percent_decode(host).ok_or_else(|| malformed("bad % sequence"))?;
         Ok(Self {
             driver,
             transport,
+            user,
             host,
             port,
             path,
-            socket,
+            own,
             other,
         })
+    }
+
+    /// The value of an option for this side.
+    fn option(&self, name: &str) -> Option<&str> {
+        let found = self.own.iter().find(|(option, _)| *option == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Whether an option for this side is on.
+    fn flag(&self, name: &str) -> bool {
+        self.option(name).is_some_and(|value| value != "0")
     }
 
     fn name(&self) -> String {
@@ -399,6 +474,37 @@ mod tests {
     }
 
     #[test]
+    fn other_hosts_are_reached_by_tls_or_ssh() {
+        let transport = |uri| user().resolve(Some(uri), true).unwrap().transport;
+        for uri in ["qemu://h/system", "vireo+tls://h/system"] {
+            let Transport::Tls {
+                host,
+                port,
+                certificates,
+            } = transport(uri)
+            else {
+                panic!("{uri}");
+            };
+            assert_eq!((host.as_str(), port), ("h", 16514));
+            assert_eq!(certificates.own, Some("/home/u/.pki/libvirt".into()));
+        }
+        let Transport::Tls { certificates, .. } =
+            transport("vireo+tls://h:1/system?pkipath=/p&no_verify=1")
+        else {
+            panic!();
+        };
+        assert_eq!(certificates.folder, Some("/p".into()));
+        assert!(certificates.unverified);
+        let Transport::Ssh(ssh) = transport("vireo+ssh://u@h:7/system?keyfile=/k%20k&command=/c")
+        else {
+            panic!();
+        };
+        assert_eq!(ssh.program, "/c");
+        assert_eq!(&ssh.args[..6], ["-p", "7", "-l", "u", "-i", "/k k"]);
+        assert!(ssh.args.last().unwrap().contains("ssh-helper --readonly"));
+    }
+
+    #[test]
     fn what_is_not_there_is_refused() {
         for uri in [
             "x",
@@ -406,8 +512,8 @@ mod tests {
             "vireo://",
             "vireo:///foo",
             "xen:///system",
-            "qemu://host/system",
-            "qemu+ssh://host/system",
+            "qemu+ssh:///system",
+            "qemu+libssh2://host/system",
             "qemu+unix://host/system",
             "vireo+tcp://[::1/system",
             "vireo+tcp://h:x/system",

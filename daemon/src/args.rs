@@ -13,6 +13,11 @@ The daemon of Vireo: manages domains for clients that speak libvirt's protocol.
 Options:
       --root DIR      keep everything below DIR instead of /etc, /var and /run
                       (default: the environment variable VIREO_ROOT)
+      --config FILE   the settings (default: vireod.conf below /etc/vireo)
+      --listen-tcp ADDRESS:PORT
+                      serve everybody who reaches that port, too
+      --listen-tls ADDRESS:PORT
+                      serve clients with a certificate there, too
       --timeout SECS  end after SECS seconds without clients and running domains
   -v, --verbose       log more; twice: log everything
       --version       print the version and end
@@ -24,6 +29,12 @@ Options:
 pub struct Args {
     /// `--root`
     pub root: Option<PathBuf>,
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// `--listen-tcp`
+    pub listen_tcp: Option<String>,
+    /// `--listen-tls`
+    pub listen_tls: Option<String>,
     /// `--timeout`
     pub timeout: Option<Duration>,
     /// How often `-v` was given.
@@ -39,6 +50,8 @@ pub enum Print {
     Help,
     /// Name and version.
     Version,
+    /// The names of all procedures that are answered.
+    Procedures,
 }
 
 /// Reads the arguments after the program's name.
@@ -62,6 +75,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, String> {
         };
         match name {
             "--root" => parsed.root = Some(PathBuf::from(value(name)?)),
+            "--config" => parsed.config = Some(PathBuf::from(value(name)?)),
+            "--listen-tcp" => parsed.listen_tcp = Some(address(&value(name)?)?),
+            "--listen-tls" => parsed.listen_tls = Some(address(&value(name)?)?),
             "--timeout" => {
                 let text = value(name)?;
                 let seconds = text.to_str().and_then(|s| s.parse::<u32>().ok());
@@ -75,6 +91,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, String> {
             "-v" | "--verbose" => parsed.verbose = parsed.verbose.saturating_add(1),
             "-vv" => parsed.verbose = 2,
             "-V" | "--version" => parsed.print = Some(Print::Version),
+            // For the documentation.
+            "--procedures" => parsed.print = Some(Print::Procedures),
             "-h" | "--help" => parsed.print = Some(Print::Help),
             _ => return Err(format!("unknown argument '{text}'")),
         }
@@ -83,6 +101,16 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, String> {
         }
     }
     Ok(parsed)
+}
+
+fn address(text: &OsString) -> Result<String, String> {
+    text.to_str()
+        .filter(|text| {
+            let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+            matches!(port, Some(Ok(_)))
+        })
+        .map(str::to_owned)
+        .ok_or_else(|| format!("'{}' is no ADDRESS:PORT", text.display()))
 }
 
 #[cfg(test)]
@@ -107,6 +135,11 @@ mod tests {
         assert!(of(&["--timeout", "x"]).unwrap_err().contains("'x'"));
         assert!(of(&["--timeout", "0"]).is_err());
         assert!(of(&["--help=1"]).unwrap_err().contains("no value"));
+        assert!(
+            of(&["--listen-tcp", "x"])
+                .unwrap_err()
+                .contains("ADDRESS:PORT")
+        );
         assert!(of(&["frob"]).unwrap_err().contains("'frob'"));
     }
 }

@@ -2,14 +2,17 @@
 
 mod args;
 mod capabilities;
+mod config;
 mod control;
 mod drivers;
 mod error;
 mod events;
 mod files;
 mod killpoint;
+mod listeners;
 mod logger;
 mod node;
+mod polkit;
 mod roots;
 mod server;
 mod sockets;
@@ -23,11 +26,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rpc::server::{Server, ServerConfig, SocketAccess};
+use rpc::server::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::args::{Args, Print};
+use crate::config::Config;
 use crate::drivers::domain::{Driver, recover};
 use crate::roots::Roots;
 use crate::server::{Calls, Daemon};
@@ -54,6 +58,15 @@ fn main() -> ExitCode {
             println!("vireod {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
+        Some(Print::Procedures) => {
+            return match print_procedures() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("vireod: {error}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         None => {}
     }
     match prepare_and_serve(&args) {
@@ -65,6 +78,23 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what the dispatch table has, from a daemon that is never started.
+fn print_procedures() -> io::Result<()> {
+    let folder = env::temp_dir().join(format!("vireod-procedures-{}", std::process::id()));
+    std::fs::create_dir(&folder)?;
+    let names = (|| {
+        let roots = Roots::choose(Some(&folder), true, |_| None).map_err(io::Error::other)?;
+        roots.make()?;
+        let driver = Driver::new(roots, PathBuf::new())?;
+        Ok::<_, io::Error>(Calls::new(Arc::new(Daemon::new(Arc::new(driver)))).names())
+    })();
+    std::fs::remove_dir_all(&folder)?;
+    for name in names? {
+        println!("{name}");
+    }
+    Ok(())
 }
 
 fn prepare_and_serve(args: &Args) -> Result<(), String> {
@@ -92,6 +122,11 @@ fn prepare_and_serve(args: &Args) -> Result<(), String> {
     if let Err(error) = logging {
         log::warn!("cannot log to {}: {error}", roots.daemon_log().display());
     }
+    let file = args.config.clone();
+    let file = file.unwrap_or_else(|| roots.config.join("vireod.conf"));
+    let mut config = config::read(&file)?;
+    config.tcp = args.listen_tcp.clone().or(config.tcp);
+    config.tls = args.listen_tls.clone().or(config.tls);
     if let Err(error) = raise_descriptor_limit() {
         log::warn!("cannot raise the limit of open files: {error}");
     }
@@ -101,7 +136,7 @@ fn prepare_and_serve(args: &Args) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|e| format!("cannot start: {e}"))?;
-    let served = runtime.block_on(serve(roots, args.timeout));
+    let served = runtime.block_on(serve(roots, &config, args.timeout));
     // What still blocks (a disk, a name server) must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
@@ -146,7 +181,7 @@ fn find_vmm() -> PathBuf {
         .unwrap_or_else(|| Path::new("/usr/bin").join(NAME))
 }
 
-async fn serve(roots: Roots, timeout: Option<Duration>) -> Result<(), String> {
+async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Result<(), String> {
     let cannot = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| format!("{what}: {error}")
@@ -169,20 +204,8 @@ async fn serve(roots: Roots, timeout: Option<Duration>) -> Result<(), String> {
         .await
         .map_err(cannot("cannot read the definitions"))?;
     let daemon = Arc::new(Daemon::new(Arc::clone(&driver)));
-    let server = Server::new(Calls::new(daemon), ServerConfig::default());
-    let mut serving = Vec::new();
-    for (path, access) in [
-        (roots.socket(), SocketAccess::ReadWrite),
-        (roots.read_only_socket(), SocketAccess::ReadOnly),
-    ] {
-        let what = format!("cannot listen on {}", path.display());
-        let listener =
-            sockets::listen(&path, access == SocketAccess::ReadOnly).map_err(cannot(&what))?;
-        let server = server.clone();
-        serving.push(tokio::spawn(async move {
-            server.serve_unix(listener, access).await
-        }));
-    }
+    let server = Server::new(Calls::new(daemon), config.server);
+    let serving = listeners::serve(&server, &roots, config).await?;
     log::info!("serving {}", roots.socket().display());
     let starting = Arc::clone(&driver);
     let autostart = tokio::spawn(async move { recover::autostart(&starting).await });

@@ -10,9 +10,6 @@ use tokio::net::UnixListener;
 
 use crate::files;
 
-/// Members of this group may manage domains, as with libvirt.
-const GROUP: &str = "libvirt";
-
 /// Held by the one daemon of a root, for as long as it lives.
 #[derive(Debug)]
 pub struct Lock {
@@ -77,11 +74,20 @@ pub fn lock(run: &Path) -> Result<Lock, LockError> {
     Ok(Lock { _file: file })
 }
 
+/// Who may connect to a socket.
+#[derive(Debug, Clone, Copy)]
+pub struct Mode<'a> {
+    /// The group that it belongs to, where there is such a group.
+    pub group: Option<&'a str>,
+    /// Its permissions; else the owner's and the group's.
+    pub mode: Option<u32>,
+}
+
 /// Listens at `path`, replacing what a daemon before left there. The lock must be held.
 ///
 /// # Errors
 /// The system's.
-pub fn listen(path: &Path, read_only: bool) -> io::Result<UnixListener> {
+pub fn listen(path: &Path, who: &Mode<'_>) -> io::Result<UnixListener> {
     files::remove_if_there(path)?;
     // Nobody gets in before the right mode is set.
     // SAFETY: umask(2) takes and returns a number.
@@ -90,11 +96,11 @@ pub fn listen(path: &Path, read_only: bool) -> io::Result<UnixListener> {
     // SAFETY: as above.
     unsafe { libc::umask(before) };
     let listener = listener?;
-    let mode = match (read_only, group(GROUP)) {
-        (true, _) => 0o777,
-        (false, Some(group)) if chown(path, None, Some(group)).is_ok() => 0o770,
-        (false, _) => 0o700,
+    let grouped = match who.group.and_then(group) {
+        Some(group) => chown(path, None, Some(group)).is_ok(),
+        None => false,
     };
+    let mode = who.mode.unwrap_or(if grouped { 0o770 } else { 0o700 });
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
@@ -130,9 +136,15 @@ mod tests {
     async fn a_stale_socket_is_replaced() {
         let folder = TempFolder::new();
         let path = folder.0.join("sock");
-        drop(listen(&path, false).unwrap());
-        assert!(path.exists());
-        let _listener = listen(&path, true).unwrap();
+        let mut who = Mode {
+            group: None,
+            mode: None,
+        };
+        drop(listen(&path, &who).unwrap());
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        who.mode = Some(0o777);
+        let _listener = listen(&path, &who).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o777);
     }

@@ -150,7 +150,9 @@ impl TlsServer {
             builder.with_no_client_auth()
         };
         let chain = certificates("the server certificate", &files.certificate)?;
-        let config = builder.with_single_cert(chain, key(&files.key)?)?;
+        let mut config = builder.with_single_cert(chain, key(&files.key)?)?;
+        // libvirt's clients take the first thing that comes for the welcome, and give up on a ticket.
+        config.send_tls13_tickets = 0;
         Ok(TlsServer {
             acceptor: TlsAcceptor::from(Arc::new(config)),
         })

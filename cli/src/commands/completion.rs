@@ -25,6 +25,22 @@ pub const COMPLETE: Command = Command {
     connects: false,
 };
 
+/// `compatibility`, from which docs/compatibility.md is made.
+pub const COMPATIBILITY: Command = Command {
+    name: "compatibility",
+    summary: "internal command for the documentation",
+    description: "Prints which of virsh's commands are there, in Markdown.",
+    options: &[],
+    handler: compatibility,
+    connects: false,
+};
+
+fn compatibility(shell: &mut Shell, _: &Args) -> Result {
+    shell.out.quiet = true;
+    shell.out.print(crate::compatibility::table(super::GROUPS));
+    Ok(())
+}
+
 fn script(shell: &mut Shell, args: &Args) -> Result {
     let script = match args.required("shell")? {
         "bash" => include_str!("../../completions/vireo.bash"),

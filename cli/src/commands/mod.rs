@@ -14,6 +14,7 @@ pub mod monitor;
 pub mod params;
 pub mod resources;
 pub mod secret;
+pub mod ssh_helper;
 pub mod stats;
 pub mod virsh;
 
@@ -126,7 +127,11 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "",
         keyword: "",
-        commands: &[completion::COMPLETE],
+        commands: &[
+            completion::COMPLETE,
+            completion::COMPATIBILITY,
+            ssh_helper::SSH_HELPER,
+        ],
     },
 ];
 

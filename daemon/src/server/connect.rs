@@ -160,9 +160,9 @@ async fn supports_feature(
     })
 }
 
-async fn is_secure(_call: Call, (): ()) -> Answer<ConnectIsSecureRet> {
-    // A UNIX socket.
-    Ok(ConnectIsSecureRet { secure: 1 })
+async fn is_secure(call: Call, (): ()) -> Answer<ConnectIsSecureRet> {
+    let secure = i32::from(call.connection().is_secure());
+    Ok(ConnectIsSecureRet { secure })
 }
 
 async fn get_max_vcpus(call: Call, args: ConnectGetMaxVcpusArgs) -> Answer<ConnectGetMaxVcpusRet> {

@@ -152,6 +152,20 @@ impl Calls {
         let known = router.procedures().into_iter().collect();
         Self { router, known }
     }
+
+    /// The names of all procedures that have a function or are answered by the connection itself.
+    pub fn names(&self) -> Vec<&'static str> {
+        let own = [
+            procs::AUTH_LIST.number(),
+            procs::AUTH_POLKIT.number(),
+            procs::CONNECT_CLOSE.number(),
+        ];
+        procs::PROCEDURES
+            .iter()
+            .filter(|info| self.known.contains(&info.number) || own.contains(&info.number))
+            .map(|info| info.name)
+            .collect()
+    }
 }
 
 /// The driver that a procedure belongs to, of those that are not there yet.

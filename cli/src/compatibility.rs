@@ -1,0 +1,166 @@
+//! Which of virsh's commands are there, as a table made from the commands themselves: `docs/compatibility.md`.
+
+use std::fmt::Write;
+
+use crate::command::{self, Group};
+
+/// virsh 9.0's commands by group, each with its options.
+const VIRSH: &str = include_str!("compatibility/virsh.txt");
+
+/// Commands that are there, and what of them is not, beyond options that are missing: those are found by comparing.
+const IN_PART: &[(&str, &str)] = &[(
+    "start",
+    "devices that need a screen are left out of the machine; others that are not there are refused by name",
+)];
+
+/// Commands that mean nothing for this virtual machine monitor.
+const NOT_APPLICABLE: &[(&str, &str)] = &[
+    ("domdisplay", "guests have no graphics"),
+    ("vncdisplay", "guests have no graphics"),
+    ("screenshot", "guests have no graphics"),
+    ("lxc-enter-namespace", "there are no containers"),
+    ("qemu-attach", "there is no QEMU"),
+    ("qemu-monitor-command", "there is no QEMU monitor"),
+    ("qemu-monitor-event", "there is no QEMU monitor"),
+    (
+        "domlaunchsecinfo",
+        "no encrypted guests: neither SEV nor TDX",
+    ),
+    (
+        "domsetlaunchsecstate",
+        "no encrypted guests: neither SEV nor TDX",
+    ),
+    ("nodesevinfo", "no encrypted guests: neither SEV nor TDX"),
+    ("dompmwakeup", "guests have no S3"),
+    (
+        "send-process-signal",
+        "QEMU's driver does not have it either",
+    ),
+    ("migrate-compcache", "XBZRLE is QEMU's"),
+];
+
+/// Families whose driver is not there: each answers as a libvirt without that driver does.
+const ABSENT: &[(&str, &str)] = &[
+    ("iface-", "no interface driver"),
+    ("nwfilter-", "no network filter driver"),
+    ("checkpoint-", "no checkpoints yet"),
+    ("backup-", "no backup jobs yet"),
+];
+
+/// What is said of one command.
+struct Row {
+    name: &'static str,
+    state: &'static str,
+    note: String,
+}
+
+fn find(notes: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
+    notes
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, note)| *note)
+}
+
+fn row(groups: &[Group], name: &'static str, options: &[&str]) -> Row {
+    let Some(command) = command::find(groups, name) else {
+        let absent = ABSENT.iter().find(|(family, _)| name.starts_with(family));
+        let (state, note) = match (find(NOT_APPLICABLE, name), absent) {
+            (Some(why), _) => ("not applicable", why),
+            (None, Some((_, why))) => ("not there", *why),
+            (None, None) => ("not there", ""),
+        };
+        let note = note.to_owned();
+        return Row { name, state, note };
+    };
+    let mut notes: Vec<String> = Vec::new();
+    let missing: Vec<String> = options
+        .iter()
+        .filter(|option| !command.options.iter().any(|own| own.name == **option))
+        .map(|option| format!("`--{option}`"))
+        .collect();
+    if !missing.is_empty() {
+        notes.push(format!("without {}", missing.join(", ")));
+    }
+    notes.extend(find(IN_PART, name).map(str::to_owned));
+    let state = if notes.is_empty() { "works" } else { "in part" };
+    let note = notes.join("; ");
+    Row { name, state, note }
+}
+
+/// The table, in Markdown.
+pub fn table(groups: &[Group]) -> String {
+    let mut body = String::new();
+    let mut counts = [0; 4];
+    const STATES: [&str; 4] = ["works", "in part", "not applicable", "not there"];
+    let mut known = Vec::new();
+    for line in VIRSH.lines() {
+        // Writing to a String cannot fail.
+        if let Some(title) = line.strip_prefix("# ") {
+            let _ = write!(body, "\n### {title}\n\n| command | | |\n|---|---|---|\n");
+            continue;
+        }
+        let mut words = line.split(' ');
+        let Some(name) = words.next() else { continue };
+        let options: Vec<&str> = words.collect();
+        let row = row(groups, name, &options);
+        known.push(name);
+        if let Some(at) = STATES.iter().position(|state| *state == row.state) {
+            counts[at] += 1;
+        }
+        let _ = writeln!(body, "| {} | {} | {} |", row.name, row.state, row.note);
+    }
+    let own: Vec<String> = groups
+        .iter()
+        .filter(|group| !group.is_hidden())
+        .flat_map(|group| group.commands)
+        .filter(|command| !known.contains(&command.name))
+        .map(|command| format!("`{}`", command.name))
+        .collect();
+    let mut text = String::from("## Commands\n\n");
+    let total: usize = counts.iter().sum();
+    let said: Vec<String> = STATES
+        .iter()
+        .zip(counts)
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    let _ = writeln!(
+        text,
+        "Of virsh 9.0's {total} commands: {}.",
+        said.join(", ")
+    );
+    if !own.is_empty() {
+        let _ = writeln!(text, "Beyond virsh's: {}.", own.join(", "));
+    }
+    text.push_str(&body);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::GROUPS;
+
+    fn is_virshs(name: &str) -> bool {
+        VIRSH
+            .lines()
+            .any(|line| line.split(' ').next() == Some(name))
+    }
+
+    #[test]
+    fn notes_are_on_what_they_say() {
+        for (name, _) in IN_PART.iter().chain(NOT_APPLICABLE) {
+            assert!(is_virshs(name), "{name}");
+        }
+        for (name, _) in NOT_APPLICABLE {
+            assert!(command::find(GROUPS, name).is_none(), "{name} is there");
+        }
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_each_of_virshs_commands() {
+        let table = table(GROUPS);
+        assert!(table.contains("Of virsh 9.0's 274 commands"), "{table}");
+        assert!(table.contains("\n| list | works |  |\n"), "{table}");
+        assert!(table.contains("\n| iface-list | not there | no interface driver |\n"));
+    }
+}

@@ -1,0 +1,42 @@
+//! docs/compatibility.md is what the programs say.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::Path;
+
+use vireo_tests::Rig;
+
+const HEAD: &str = "# Compatibility with libvirt\n\nMade by `make docs` from vireo's table of commands and vireod's \
+                    table of procedures; not written by hand.\n\n";
+
+#[test]
+fn the_documentation_is_what_the_programs_say() {
+    let rig = Rig::new();
+    let commands = rig.vireo(&["compatibility"]).ok();
+    let procedures = rig.command("vireod").arg("--procedures").output().unwrap();
+    let procedures = String::from_utf8(procedures.stdout).unwrap();
+    let answered: BTreeSet<&str> = procedures.lines().collect();
+    let mut text = format!("{HEAD}{}\n\n## Procedures\n\n", commands.trim_end());
+    writeln!(
+        text,
+        "vireod answers {} of the protocol's procedures. Any other gets the answer that libvirt gives where a driver \
+         lacks the function, or `unknown procedure`.\n",
+        answered.len()
+    )
+    .unwrap();
+    for name in &answered {
+        writeln!(text, "- {name}").unwrap();
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/compatibility.md");
+    if std::env::var_os("VIREO_UPDATE_DOCS").is_some() {
+        std::fs::write(&file, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    if written != text {
+        let line = written
+            .lines()
+            .zip(text.lines())
+            .find(|(old, new)| old != new);
+        panic!("docs/compatibility.md is stale: run `make docs`; the first difference: {line:?}");
+    }
+}

@@ -1,0 +1,368 @@
+//! The ways to the daemon beside its socket: ports, TLS, ssh, polkit; with our client and with stock virsh.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
+use vireo_tests::{Rig, Run, left_out, tiny_guest, which};
+
+/// Starts the daemon with these arguments and waits until it says that it serves `what`; returns the port.
+fn daemon_with_port(rig: &Rig, args: &[&str], what: &str) -> u16 {
+    let log = rig.path("daemon.log");
+    let mut command = rig.command("vireod");
+    command
+        .args(args)
+        .arg("-v")
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&log).unwrap());
+    drop(command.spawn().unwrap());
+    let wanted = format!("serving {what} ");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        let found = said.lines().find_map(|line| {
+            let (_, address) = line.split_once(&wanted)?;
+            address.trim().rsplit_once(':')?.1.parse().ok()
+        });
+        if let Some(port) = found {
+            return port;
+        }
+        assert!(Instant::now() < deadline, "it does not listen: {said}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A command of ours without the rig's own root, so that only the URI says where to go.
+fn far(rig: &Rig, uri: &str, args: &[&str]) -> Run {
+    let mut command = rig.command("vireo");
+    command
+        .env_remove("VIREO_ROOT")
+        .env("HOME", rig.root())
+        .args(["-c", uri])
+        .args(args);
+    command.output().unwrap().into()
+}
+
+fn stock(rig: &Rig, uri: &str, args: &[&str]) -> Run {
+    let mut command = Command::new("virsh");
+    command
+        .env("LC_ALL", "C.UTF-8")
+        .env("HOME", rig.root())
+        .env("XDG_CACHE_HOME", rig.path("cache"))
+        .args(["-c", uri])
+        .args(args)
+        .stdin(Stdio::null());
+    command.output().unwrap().into()
+}
+
+#[test]
+fn a_port_for_everybody_is_off_until_it_is_asked_for() {
+    let rig = Rig::new();
+    rig.write("etc/vireo/vireod.conf", "listen_tcp = 1\n");
+    let error = rig.vireo(&["list"]).fails();
+    assert!(error.contains("auth_tcp"), "{error}");
+    rig.write("etc/vireo/vireod.conf", "# nothing\n");
+    let port = daemon_with_port(&rig, &["--listen-tcp", "127.0.0.1:0"], "TCP");
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    let uri = format!("vireo+tcp://127.0.0.1:{port}/system");
+    assert_eq!(
+        far(&rig, &uri, &["list", "--all", "--name"]).ok(),
+        "one\n\n"
+    );
+    if which("virsh") {
+        let uri = format!("qemu+tcp://127.0.0.1:{port}/system");
+        assert_eq!(
+            stock(&rig, &uri, &["list", "--all", "--name"]).ok(),
+            "one\n\n"
+        );
+    }
+}
+
+/// Makes a CA, a server's and a client's certificate where libvirt's `pkipath` wants them.
+fn certificates(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    let params = |name: &str, names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+    };
+    let mut ca = params("a test's CA", &[]);
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+    fs::write(folder.join("cacert.pem"), ca.pem()).unwrap();
+    for (name, names, usage) in [
+        (
+            "server",
+            &["localhost", "127.0.0.1"][..],
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ),
+        ("client", &[][..], ExtendedKeyUsagePurpose::ClientAuth),
+    ] {
+        let mut params = params(name, names);
+        params.extended_key_usages = vec![usage];
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &ca).unwrap();
+        fs::write(folder.join(format!("{name}cert.pem")), certificate.pem()).unwrap();
+        fs::write(folder.join(format!("{name}key.pem")), key.serialize_pem()).unwrap();
+    }
+}
+
+#[test]
+fn certificates_open_the_tls_port_to_both_clients() {
+    let rig = Rig::new();
+    let ours = rig.path("pki");
+    certificates(&ours);
+    let others = rig.path("others");
+    certificates(&others);
+    let conf = format!(
+        "listen_tls = 1\nlisten_addr = \"127.0.0.1\"\ntls_port = \"0\"\nca_file = \"{0}/cacert.pem\"\n\
+         cert_file = \"{0}/servercert.pem\"\nkey_file = \"{0}/serverkey.pem\"\n",
+        ours.display()
+    );
+    rig.write("etc/vireo/vireod.conf", conf);
+    let port = daemon_with_port(&rig, &[], "TLS");
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    let uri = |scheme: &str, folder: &Path| {
+        format!(
+            "{scheme}://localhost:{port}/system?pkipath={}",
+            folder.display()
+        )
+    };
+    let list = ["list", "--all", "--name"];
+    assert_eq!(far(&rig, &uri("vireo+tls", &ours), &list).ok(), "one\n\n");
+    // Without a transport, a host means TLS.
+    assert_eq!(far(&rig, &uri("qemu", &ours), &list).ok(), "one\n\n");
+    let error = far(&rig, &uri("vireo+tls", &others), &list).fails();
+    assert!(error.contains("unable to use TLS"), "{error}");
+    if !which("virsh") {
+        left_out("stock virsh through TLS needs virsh");
+        return;
+    }
+    assert_eq!(stock(&rig, &uri("qemu", &ours), &list).ok(), "one\n\n");
+    stock(&rig, &uri("qemu", &others), &list).fails();
+}
+
+/// An ssh server of the test's own on the loopback.
+struct Sshd {
+    child: Child,
+    port: u16,
+    key: PathBuf,
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Sshd {
+    fn start(rig: &Rig) -> Self {
+        let folder = rig.path("ssh");
+        fs::create_dir_all(&folder).unwrap();
+        for key in ["host", "user"] {
+            let made = Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                .arg(folder.join(key))
+                .status();
+            assert!(made.unwrap().success());
+        }
+        // Where the parent of its sessions lives; distributions make it at boot.
+        fs::create_dir_all("/run/sshd").unwrap();
+        fs::copy(folder.join("user.pub"), folder.join("authorized")).unwrap();
+        let own = rig.command("vireo");
+        let bin = Path::new(own.get_program()).parent().unwrap();
+        // A free port: found, let go, and taken again at once.
+        for _ in 0..10 {
+            let port = std::net::TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port();
+            let config = format!(
+                "ListenAddress 127.0.0.1:{port}\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\n\
+                 StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\n\
+                 PermitRootLogin prohibit-password\n\
+                 SetEnv VIREO_ROOT={1} PATH={2}:/usr/bin:/bin VIREO_TEST_RIG={3}\n",
+                folder.display(),
+                rig.root().display(),
+                bin.display(),
+                rig.root().file_name().unwrap().to_str().unwrap(),
+            );
+            fs::write(folder.join("config"), config).unwrap();
+            let mut child = Command::new("/usr/sbin/sshd")
+                .arg("-D")
+                .arg("-e")
+                .arg("-f")
+                .arg(folder.join("config"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(fs::File::create(folder.join("log")).unwrap())
+                .spawn()
+                .unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+                if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                    return Sshd {
+                        child,
+                        port,
+                        key: folder.join("user"),
+                    };
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        panic!(
+            "sshd does not listen: {}",
+            fs::read_to_string(folder.join("log")).unwrap_or_default()
+        );
+    }
+}
+
+#[test]
+fn ssh_leads_to_the_daemon_which_is_started_there() {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    let superuser = unsafe { libc::geteuid() } == 0;
+    if !superuser || !Path::new("/usr/sbin/sshd").exists() || !which("ssh") {
+        left_out("a connection through ssh needs root, ssh and sshd");
+        return;
+    }
+    let rig = Rig::new();
+    let sshd = Sshd::start(&rig);
+    let options = format!(
+        "keyfile={}&no_verify=1&no_tty=1&known_hosts=/dev/null",
+        sshd.key.display()
+    );
+    let uri = |scheme: &str, more: &str| {
+        format!(
+            "{scheme}+ssh://root@127.0.0.1:{}/system?{options}{more}",
+            sshd.port
+        )
+    };
+    // The helper on the far side starts the daemon.
+    let list = ["list", "--all", "--name"];
+    assert_eq!(far(&rig, &uri("vireo", ""), &list).ok(), "\n");
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    assert_eq!(far(&rig, &uri("qemu", ""), &list).ok(), "one\n\n");
+    assert_eq!(
+        far(&rig, &uri("vireo", ""), &["uri"]).ok().trim(),
+        uri("vireo", "")
+    );
+    let looking = |args: &[&str]| far(&rig, &uri("vireo", ""), &[&["-r"], args].concat());
+    assert_eq!(looking(&list).ok(), "one\n\n");
+    let error = looking(&["undefine", "one"]).fails();
+    assert!(error.contains("read only access prevents"), "{error}");
+    let socket = format!("&socket={}", rig.socket().display());
+    if which("nc") {
+        let netcat = format!("{socket}&proxy=netcat");
+        assert_eq!(far(&rig, &uri("vireo", &netcat), &list).ok(), "one\n\n");
+    } else {
+        left_out("ssh with netcat needs nc");
+    }
+    if which("virsh") && which("nc") {
+        let netcat = format!("{socket}&proxy=netcat");
+        assert_eq!(stock(&rig, &uri("qemu", &netcat), &list).ok(), "one\n\n");
+        // Under libvirt's name our helper is found by stock clients.
+        let own = rig.command("vireo-ssh-helper");
+        let folder = Path::new(own.get_program()).parent().unwrap();
+        let there = folder.join("vireo-ssh-helper");
+        let name = rig.path("virt-ssh-helper");
+        std::os::unix::fs::symlink(there, &name).unwrap();
+        let native = format!("&proxy=native&netcat={}", name.display());
+        let run = stock(&rig, &uri("qemu", &native), &list);
+        // virsh looks for it in the far side's PATH, where it is only on a host that has it.
+        assert!(
+            run.status == 0 || run.err.contains("virt-ssh-helper"),
+            "{run:?}"
+        );
+    }
+    // A daemon that cannot be reached is told as what ssh said.
+    let error = far(&rig, &uri("vireo", "&socket=/nonexistent/sock"), &list).fails();
+    assert!(error.contains("failed to connect"), "{error}");
+}
+
+#[test]
+fn polkit_decides_for_who_is_not_root() {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    let superuser = unsafe { libc::geteuid() } == 0;
+    if !superuser || !which("setpriv") || !which("virsh") {
+        left_out("clients of another user need root, setpriv and virsh");
+        return;
+    }
+    let rig = Rig::new();
+    // Stands for polkit: it says what the file says, and notes what it was asked.
+    let pkcheck = rig.write(
+        "bin/pkcheck",
+        format!(
+            "#!/bin/sh\necho \"$@\" >>{0}/asked\nexit $(cat {0}/answer)\n",
+            rig.root().display()
+        ),
+    );
+    let executable = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    executable(Path::new(&pkcheck));
+    executable(rig.root());
+    rig.write("etc/vireo/vireod.conf", "auth_unix_rw = \"polkit\"\n");
+    let mut daemon = rig.command("vireod");
+    let path = std::env::var("PATH").unwrap_or_default();
+    daemon.env("PATH", format!("{}/bin:{path}", rig.root().display()));
+    daemon.stdout(Stdio::null()).stderr(Stdio::null());
+    drop(daemon.spawn().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let as_nobody = |args: &[&str]| -> Run {
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                "virsh",
+                "-c",
+            ])
+            .arg(rig.uri())
+            .args(args)
+            .env("LC_ALL", "C.UTF-8")
+            .env("HOME", "/nonexistent")
+            .env("XDG_CACHE_HOME", "/nonexistent")
+            .env("VIREO_TEST_RIG", rig.root().file_name().unwrap())
+            .stdin(Stdio::null());
+        command.output().unwrap().into()
+    };
+    rig.write("answer", "1");
+    let error = as_nobody(&["list"]).fails();
+    assert!(error.contains("access denied by policy"), "{error}");
+    rig.write("answer", "0");
+    as_nobody(&["list"]).ok();
+    let asked = fs::read_to_string(rig.path("asked")).unwrap();
+    // virsh asks again and again while it is refused.
+    assert!(asked.lines().count() >= 2, "{asked}");
+    assert!(
+        asked.lines().all(
+            |line| line.starts_with("--action-id org.libvirt.unix.manage --process")
+                && line.contains(",65534 ")
+        ),
+        "{asked}"
+    );
+    // Root is not asked about.
+    rig.write("answer", "1");
+    rig.virsh(&["list"]).ok();
+}
