@@ -150,7 +150,8 @@ fn certificates_open_the_tls_port_to_both_clients() {
         return;
     }
     assert_eq!(stock(&rig, &uri("qemu", &ours), &list).ok(), "one\n\n");
-    stock(&rig, &uri("qemu", &others), &list).fails();
+    // virsh may die of a signal when it is hung up on.
+    assert_ne!(stock(&rig, &uri("qemu", &others), &list).status, 0);
 }
 
 /// An ssh server of the test's own on the loopback.
@@ -183,6 +184,10 @@ impl Sshd {
         fs::copy(folder.join("user.pub"), folder.join("authorized")).unwrap();
         let own = rig.command("vireo");
         let bin = Path::new(own.get_program()).parent().unwrap();
+        // As on a host without libvirt whose owner wants stock clients to find ours.
+        fs::create_dir_all(rig.path("bin")).unwrap();
+        let helper = bin.join("vireo-ssh-helper");
+        std::os::unix::fs::symlink(helper, rig.path("bin/virt-ssh-helper")).unwrap();
         // A free port: found, let go, and taken again at once.
         for _ in 0..10 {
             let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -194,7 +199,7 @@ impl Sshd {
                 "ListenAddress 127.0.0.1:{port}\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\n\
                  StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\n\
                  PermitRootLogin prohibit-password\n\
-                 SetEnv VIREO_ROOT={1} PATH={2}:/usr/bin:/bin VIREO_TEST_RIG={3}\n",
+                 SetEnv VIREO_ROOT={1} PATH={2}:{1}/bin:/usr/bin:/bin VIREO_TEST_RIG={3}\n",
                 folder.display(),
                 rig.root().display(),
                 bin.display(),
@@ -276,18 +281,8 @@ fn ssh_leads_to_the_daemon_which_is_started_there() {
         let netcat = format!("{socket}&proxy=netcat");
         assert_eq!(stock(&rig, &uri("qemu", &netcat), &list).ok(), "one\n\n");
         // Under libvirt's name our helper is found by stock clients.
-        let own = rig.command("vireo-ssh-helper");
-        let folder = Path::new(own.get_program()).parent().unwrap();
-        let there = folder.join("vireo-ssh-helper");
-        let name = rig.path("virt-ssh-helper");
-        std::os::unix::fs::symlink(there, &name).unwrap();
-        let native = format!("&proxy=native&netcat={}", name.display());
-        let run = stock(&rig, &uri("qemu", &native), &list);
-        // virsh looks for it in the far side's PATH, where it is only on a host that has it.
-        assert!(
-            run.status == 0 || run.err.contains("virt-ssh-helper"),
-            "{run:?}"
-        );
+        let native = uri("qemu", "&proxy=native");
+        assert_eq!(stock(&rig, &native, &list).ok(), "one\n\n");
     }
     // A daemon that cannot be reached is told as what ssh said.
     let error = far(&rig, &uri("vireo", "&socket=/nonexistent/sock"), &list).fails();
