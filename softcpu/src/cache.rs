@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::decode::{FlagUse, has_first_slot};
 use crate::native::Native;
@@ -14,12 +15,16 @@ use crate::op::{Block, Handler, Op};
 use crate::run::{stale, stale_block};
 
 /// Slots of operations in one piece of the arena.
-const PIECE: usize = 4096;
-/// The cache is dropped at this many pieces (16 MiB of operations).
-const MAX_PIECES: usize = 128;
+const PIECE: usize = 1024;
 /// Blocks in one piece of their arena.
-const BLOCK_PIECE: usize = 1024;
-const HASH_BITS: u32 = 15;
+const BLOCK_PIECE: usize = 256;
+/// Bytes that all caches of the process may fill together.
+const MOST: usize = 12 << 20;
+/// Bytes that each may fill in any case.
+const SHARE: usize = 1 << 20;
+/// Bytes that they fill.
+static FILLED: AtomicUsize = AtomicUsize::new(0);
+const HASH_BITS: u32 = 14;
 const JUMP_SIZE: usize = 4096;
 const SEEN_WORDS: usize = 64;
 
@@ -51,6 +56,10 @@ pub(crate) struct CodeCache {
     /// What a jump entry of the lower (upper) half must carry to be valid now.
     key: [u64; 2],
     ways: Ways,
+    /// Ways in the upper half by global pages alone, which all address spaces have in common.
+    common: Half,
+    /// Bytes of operations, blocks and translated code.
+    filled: usize,
     /// The generation used last.
     newest: u64,
     context: u64,
@@ -83,10 +92,12 @@ impl Default for CodeCache {
             jump: vec![NO_JUMP; JUMP_SIZE].into(),
             key: [0; 2],
             ways: Ways {
-                generation: [0; 2],
-                seen: [[0; SEEN_WORDS]; 2],
+                lower: Half::new(1),
+                upper: None,
             },
-            newest: 0,
+            common: Half::new(2),
+            filled: 0,
+            newest: 2,
             context: 0,
             dropped: 0,
             scratch: Vec::new(),
@@ -98,13 +109,59 @@ impl Default for CodeCache {
 
 const _: () = assert!(size_of::<Jump>() == 32);
 
+impl Drop for CodeCache {
+    fn drop(&mut self) {
+        self.emptied();
+    }
+}
+
+/// Which jump entries are valid in half an address space.
+#[derive(Debug, Clone, Copy)]
+struct Half {
+    /// No two halves share one.
+    generation: u64,
+    /// Hashed linear pages that jump entries may exist for.
+    seen: [u64; SEEN_WORDS],
+}
+
+impl Half {
+    fn new(generation: u64) -> Self {
+        Self {
+            generation,
+            seen: [0; SEEN_WORDS],
+        }
+    }
+
+    fn has_seen(&self, linear: u64) -> bool {
+        let (word, bit) = seen_slot(linear);
+        self.seen[word] >> bit & 1 != 0
+    }
+}
+
 /// Which jump entries are valid in an address space.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ways {
-    /// Of the lower and the upper half. No two address spaces share one.
-    generation: [u64; 2],
-    /// Hashed linear pages, by half, that jump entries may exist for.
-    seen: [[u64; SEEN_WORDS]; 2],
+    lower: Half,
+    /// Of the upper half, once it has led through a page that is not global: until then the
+    /// common ones hold.
+    upper: Option<Half>,
+}
+
+impl Ways {
+    /// Forgets those of a linear page that are its own.
+    fn forget_page(&mut self, linear: u64, newest: &mut u64) {
+        let half = if linear >> 63 == 0 {
+            Some(&mut self.lower)
+        } else {
+            self.upper.as_mut()
+        };
+        if let Some(half) = half
+            && half.has_seen(linear)
+        {
+            *newest += 1;
+            *half = Half::new(*newest);
+        }
+    }
 }
 
 #[inline(always)]
@@ -131,10 +188,32 @@ impl CodeCache {
         (self.jump.as_ptr().cast(), JUMP_SIZE - 1)
     }
 
+    /// Accounts for `bytes` more.
+    fn fill(&mut self, bytes: usize) {
+        self.filled += bytes;
+        FILLED.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn emptied(&mut self) {
+        FILLED.fetch_sub(std::mem::take(&mut self.filled), Ordering::Relaxed);
+    }
+
+    /// Puts translated code where it is to run. `None`: there is no room.
+    pub(crate) fn place(&mut self, code: &[u8]) -> Option<u64> {
+        let at = self.native.place(code)?;
+        self.fill(code.len());
+        Some(at)
+    }
+
     fn update_keys(&mut self) {
-        for half in 0..2 {
-            self.key[half] = self.ways.generation[half] << 8 | self.context;
-        }
+        let upper = self.ways.upper.as_ref().unwrap_or(&self.common);
+        self.key[0] = self.ways.lower.generation << 8 | self.context;
+        self.key[1] = upper.generation << 8 | self.context;
+    }
+
+    fn next_half(&mut self) -> Half {
+        self.newest += 1;
+        Half::new(self.newest)
     }
 
     /// The mode code runs in now.
@@ -147,7 +226,8 @@ impl CodeCache {
     /// Drops everything. No block may be running.
     pub(crate) fn clear(&mut self) {
         self.hash.fill(std::ptr::null());
-        self.pages.clear();
+        self.pages = HashMap::new();
+        self.emptied();
         self.ops.clear();
         self.ops_used = PIECE;
         self.blocks.clear();
@@ -157,25 +237,29 @@ impl CodeCache {
         self.forget_addresses(true);
     }
 
-    /// The way from linear addresses to blocks is void: in the lower half, and in the upper
-    /// one too if `upper`.
-    pub(crate) fn forget_addresses(&mut self, upper: bool) {
-        self.newest += 1;
-        self.ways.generation[0] = self.newest;
-        if upper {
-            self.ways.generation[1] = self.newest;
-            self.ways.seen[1] = [0; SEEN_WORDS];
+    /// The ways from linear addresses to blocks are void: those by pages that are not global,
+    /// and the others too if `global`.
+    pub(crate) fn forget_addresses(&mut self, global: bool) {
+        self.ways = self.fresh_ways();
+        if global {
+            self.common = self.next_half();
         }
-        self.ways.seen[0] = [0; SEEN_WORDS];
         self.update_keys();
     }
 
     /// The ways of an address space nothing is known of.
     pub(crate) fn fresh_ways(&mut self) -> Ways {
-        self.newest += 1;
         Ways {
-            generation: [self.newest; 2],
-            seen: [[0; SEEN_WORDS]; 2],
+            lower: self.next_half(),
+            upper: None,
+        }
+    }
+
+    /// Code was found by a page of the upper half that is not global.
+    pub(crate) fn local_upper(&mut self) {
+        if self.ways.upper.is_none() {
+            self.ways.upper = Some(self.next_half());
+            self.update_keys();
         }
     }
 
@@ -188,14 +272,16 @@ impl CodeCache {
 
     /// The same for one linear page.
     pub(crate) fn forget_page(&mut self, linear: u64) {
-        let (word, bit) = seen_slot(linear);
-        let half = (linear >> 63) as usize;
-        if self.ways.seen[half][word] >> bit & 1 != 0 {
-            self.newest += 1;
-            self.ways.generation[half] = self.newest;
-            self.ways.seen[half] = [0; SEEN_WORDS];
-            self.update_keys();
+        self.ways.forget_page(linear, &mut self.newest);
+        if linear >> 63 != 0 && self.common.has_seen(linear) {
+            self.common = self.next_half();
         }
+        self.update_keys();
+    }
+
+    /// The same for an address space that is not running; what is common is `forget_page`'s.
+    pub(crate) fn forget_page_of(&mut self, ways: &mut Ways, linear: u64) {
+        ways.forget_page(linear, &mut self.newest);
     }
 
     /// The block at a linear address, if the way there is still known.
@@ -233,7 +319,12 @@ impl CodeCache {
         let len = u64::from(unsafe { &*block }.len);
         for addr in [linear, linear.wrapping_add(len.saturating_sub(1))] {
             let (word, bit) = seen_slot(addr);
-            self.ways.seen[(addr >> 63) as usize][word] |= 1 << bit;
+            let half = if addr >> 63 == 0 {
+                &mut self.ways.lower
+            } else {
+                self.ways.upper.as_mut().unwrap_or(&mut self.common)
+            };
+            half.seen[word] |= 1 << bit;
         }
     }
 
@@ -252,7 +343,7 @@ impl CodeCache {
 
     /// The cache has reached its limit: `clear` it before inserting more.
     pub(crate) fn full(&self) -> bool {
-        self.ops.len() >= MAX_PIECES
+        self.filled > SHARE && FILLED.load(Ordering::Relaxed) > MOST
     }
 
     /// Keeps operations until everything is dropped. Null: there are none.
@@ -261,8 +352,9 @@ impl CodeCache {
             let Some(&filler) = ops.first() else {
                 return std::ptr::null_mut();
             };
-            self.ops
-                .push(vec![filler; PIECE.max(ops.len())].into_boxed_slice());
+            let len = PIECE.max(ops.len());
+            self.ops.push(vec![filler; len].into_boxed_slice());
+            self.fill(len * size_of::<Op>());
             self.ops_used = 0;
         }
         let Some(piece) = self.ops.last_mut() else {
@@ -286,6 +378,8 @@ impl CodeCache {
 
         if self.blocks.last().is_none_or(|p| p.len() == BLOCK_PIECE) {
             self.blocks.push(Vec::with_capacity(BLOCK_PIECE));
+            // With their places in the pages' lists.
+            self.fill(BLOCK_PIECE * (size_of::<Block>() + 16));
         }
         let Some(piece) = self.blocks.last_mut() else {
             return std::ptr::null();

@@ -301,7 +301,7 @@ impl Cpu {
             (&set.read[i], &set.read_aux[i])
         };
         if entry.tag & !SLOW == addr & !0xfff {
-            let gpa = aux.gpa | addr & 0xfff;
+            let gpa = aux.gpa() | addr & 0xfff;
             // A page that holds no code any more may be written directly again.
             let again = write
                 && entry.tag & SLOW != 0
@@ -346,7 +346,7 @@ impl Cpu {
         let user = self.s.cpl == 3;
         let entry = &self.tlbs.fetch[usize::from(user)][slot(addr)];
         if entry.tag == addr & !0xfff {
-            return Ok(entry.gpa | addr & 0xfff);
+            return Ok(entry.to.gpa() | addr & 0xfff);
         }
         self.check_canonical(addr)?;
         let Translation { gpa, global, size } = self.walk(
@@ -358,6 +358,9 @@ impl Cpu {
                 smap: false,
             },
         )?;
+        if addr >> 63 != 0 && !global {
+            self.cache.local_upper();
+        }
         self.tlbs.fill_fetch(user, addr, gpa, global, size);
         Ok(gpa)
     }
@@ -589,14 +592,17 @@ impl Cpu {
 
     /// Forgets translations that are not global.
     pub(crate) fn flush_tlb_local(&mut self) {
-        let upper = self.tlbs.clear_local();
-        self.cache.forget_addresses(upper);
+        self.tlbs.clear_local();
+        self.cache.forget_addresses(false);
     }
 
     /// Forgets the translation of one page (INVLPG).
     pub(crate) fn flush_tlb_page(&mut self, addr: u64) {
-        self.tlbs.clear_page(addr);
-        self.cache.forget_page(addr);
+        if self.tlbs.clear_page(addr) {
+            self.cache.forget_addresses(addr >> 63 != 0);
+        } else {
+            self.cache.forget_page(addr);
+        }
         self.flush_parked_page(addr);
     }
 

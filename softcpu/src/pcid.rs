@@ -87,10 +87,12 @@ impl Cpu {
 
     /// Forgets a page in the address spaces that are not running: it may be global.
     pub(crate) fn flush_parked_page(&mut self, addr: u64) {
-        for i in 0..self.parked.len() {
-            let ways = self.cache.fresh_ways();
-            self.parked[i].tlbs.clear_page(addr);
-            self.parked[i].ways = ways;
+        for parked in &mut self.parked {
+            if parked.tlbs.clear_page(addr) {
+                parked.ways = self.cache.fresh_ways();
+            } else {
+                self.cache.forget_page_of(&mut parked.ways, addr);
+            }
         }
     }
 

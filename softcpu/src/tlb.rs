@@ -32,18 +32,29 @@ pub(crate) struct Entry {
 
 const NO_ENTRY: Entry = Entry { tag: EMPTY, add: 0 };
 
-/// What else is known about an entry: page address with flags, guest-physical page.
+/// What else is known about an entry: guest-physical page, with `LARGE` or `HUGE` in its low bits
+/// (not in the tag: a large page must still hit).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Aux {
-    pub gpa: u64,
-    /// `LARGE`, `HUGE`; kept apart because a large page must still hit.
-    pub size: u64,
-}
+pub(crate) struct Aux(u64);
 
-const NO_AUX: Aux = Aux {
-    gpa: EMPTY,
-    size: 0,
-};
+const NO_AUX: Aux = Aux(EMPTY);
+
+impl Aux {
+    fn new(gpa: u64, size: u64) -> Self {
+        Self(gpa & !0xfff | size)
+    }
+
+    /// The guest-physical page.
+    #[inline(always)]
+    pub(crate) fn gpa(self) -> u64 {
+        self.0 & !0xfff
+    }
+
+    /// `LARGE`, `HUGE` or 0.
+    fn size(self) -> u64 {
+        self.0 & (LARGE | HUGE)
+    }
+}
 
 /// Reads and writes in one access mode.
 #[repr(C)]
@@ -62,14 +73,12 @@ pub(crate) struct TlbSet {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FetchEntry {
     pub tag: u64,
-    pub gpa: u64,
-    pub size: u64,
+    pub to: Aux,
 }
 
 const NO_FETCH: FetchEntry = FetchEntry {
     tag: EMPTY,
-    gpa: 0,
-    size: 0,
+    to: NO_AUX,
 };
 
 /// All TLBs of a vCPU.
@@ -86,12 +95,27 @@ pub(crate) struct Tlbs {
     /// 2 MiB regions and 1 GiB regions (hashed) that large entries were made for.
     large: [u64; 16],
     huge: u64,
+    /// The same for fetches.
+    large_code: [u64; 16],
+    huge_code: u64,
 }
 
 /// Slot of a linear address: halves apart, so that a CR3 switch clears only the lower one.
 #[inline(always)]
 pub(crate) fn slot(addr: u64) -> usize {
     ((addr >> 12) as usize & (HALF - 1)) | ((addr >> 63) as usize * HALF)
+}
+
+/// Marks the region of a large page at `addr`.
+fn note_region(large: &mut [u64; 16], huge: &mut u64, addr: u64, size: u64) {
+    // A 4 MiB page counts for both its 2 MiB regions.
+    if size == LARGE {
+        for region in [addr >> 21, addr >> 21 ^ 1] {
+            large[(region >> 6) as usize % 16] |= 1 << (region % 64);
+        }
+    } else if size == HUGE {
+        *huge |= 1 << (addr >> 30 & 63);
+    }
 }
 
 impl TlbSet {
@@ -126,6 +150,8 @@ impl Tlbs {
             phys_mask: (1 << 36) - 1,
             large: [0; 16],
             huge: 0,
+            large_code: [0; 16],
+            huge_code: 0,
         })
     }
 
@@ -141,11 +167,12 @@ impl Tlbs {
         self.fetch_upper_local = false;
         self.large = [0; 16];
         self.huge = 0;
+        self.large_code = [0; 16];
+        self.huge_code = 0;
     }
 
-    /// Forgets what may be local to an address space. Whether the upper half was affected.
-    pub(crate) fn clear_local(&mut self) -> bool {
-        let upper = self.fetch_upper_local || self.data.iter().any(|s| s.upper_local);
+    /// Forgets what may be local to an address space.
+    pub(crate) fn clear_local(&mut self) {
         for set in &mut self.data {
             set.clear_half(0);
             if set.upper_local {
@@ -159,11 +186,11 @@ impl Tlbs {
             }
         }
         self.fetch_upper_local = false;
-        upper
     }
 
-    /// Forgets the page of `addr`, however large it is.
-    pub(crate) fn clear_page(&mut self, addr: u64) {
+    /// Forgets the page of `addr`, however large it is. Whether code may have been found by more
+    /// than its 4 KiB.
+    pub(crate) fn clear_page(&mut self, addr: u64) -> bool {
         let page = addr & !0xfff;
         let i = slot(addr);
         for set in &mut self.data {
@@ -180,29 +207,31 @@ impl Tlbs {
             }
         }
         let region = addr >> 21;
-        if self.large[(region >> 6) as usize % 16] >> (region % 64) & 1 != 0 {
+        let (word, bit) = ((region >> 6) as usize % 16, region % 64);
+        if self.large[word] >> bit & 1 != 0 {
             self.clear_region(LARGE, addr, 22);
         }
         if self.huge >> (addr >> 30 & 63) & 1 != 0 {
             self.clear_region(HUGE, addr, 30);
         }
+        (self.large_code[word] >> bit | self.huge_code >> (addr >> 30 & 63)) & 1 != 0
     }
 
     fn clear_region(&mut self, size: u64, addr: u64, shift: u32) {
         let hit = |tag: u64, entry_size: u64| entry_size == size && tag >> shift == addr >> shift;
         for set in &mut self.data {
             for i in 0..SIZE {
-                if hit(set.read[i].tag, set.read_aux[i].size) {
+                if hit(set.read[i].tag, set.read_aux[i].size()) {
                     set.read[i] = NO_ENTRY;
                 }
-                if hit(set.write[i].tag, set.write_aux[i].size) {
+                if hit(set.write[i].tag, set.write_aux[i].size()) {
                     set.write[i] = NO_ENTRY;
                 }
             }
         }
         for fetch in &mut self.fetch {
             for entry in fetch {
-                if hit(entry.tag, entry.size) {
+                if hit(entry.tag, entry.to.size()) {
                     *entry = NO_FETCH;
                 }
             }
@@ -210,14 +239,7 @@ impl Tlbs {
     }
 
     fn note_size(&mut self, addr: u64, size: u64) {
-        // A 4 MiB page counts for both its 2 MiB regions.
-        if size == LARGE {
-            for region in [addr >> 21, addr >> 21 ^ 1] {
-                self.large[(region >> 6) as usize % 16] |= 1 << (region % 64);
-            }
-        } else if size == HUGE {
-            self.huge |= 1 << (addr >> 30 & 63);
-        }
+        note_region(&mut self.large, &mut self.huge, addr, size);
     }
 
     /// Enters a data translation. `host` is null where there is no RAM: then the entry is
@@ -250,10 +272,7 @@ impl Tlbs {
                 },
             add: (host as u64).wrapping_sub(page),
         };
-        let aux = Aux {
-            gpa: gpa & !0xfff,
-            size,
-        };
+        let aux = Aux::new(gpa, size);
         if write {
             set.write[i] = entry;
             set.write_aux[i] = aux;
@@ -266,13 +285,13 @@ impl Tlbs {
     /// Enters a fetch translation.
     pub(crate) fn fill_fetch(&mut self, user: bool, addr: u64, gpa: u64, global: bool, size: u64) {
         self.note_size(addr, size);
+        note_region(&mut self.large_code, &mut self.huge_code, addr, size);
         if addr >> 63 != 0 && !global {
             self.fetch_upper_local = true;
         }
         self.fetch[usize::from(user)][slot(addr)] = FetchEntry {
             tag: addr & !0xfff,
-            gpa: gpa & !0xfff,
-            size,
+            to: Aux::new(gpa, size),
         };
     }
 
@@ -282,7 +301,7 @@ impl Tlbs {
         let mut found = false;
         for set in &mut self.data {
             for (entry, aux) in set.write.iter_mut().zip(&set.write_aux) {
-                if aux.gpa == gpa && entry.tag != EMPTY && entry.tag & SLOW == 0 {
+                if aux.gpa() == gpa && entry.tag != EMPTY && entry.tag & SLOW == 0 {
                     entry.tag |= SLOW;
                     found = true;
                 }

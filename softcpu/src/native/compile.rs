@@ -119,6 +119,7 @@ fn emit(cpu: &Cpu, block: &Block, ops: &[Op], listing: &Listing) -> Result<Vec<u
         block.stale.as_ptr().cast(),
         JumpTable::of(&cpu.cache),
     );
+    emitter.begin();
     for (n, item) in listing.items.iter().enumerate() {
         emitter.item(item).map_err(|_| n)?;
     }

@@ -7,7 +7,7 @@ use super::asm::{Asm, Mem, Patch, at, cond};
 use super::item::{Item, Kind, by_cl, general_form, guest_gpr, writes};
 use super::layout;
 use super::registers::{Registers, Unsaved};
-use super::{JumpTable, LEAVE_AT, PEXT_MASK_AT, run_one};
+use super::{AWAY_AT, JumpTable, LEAVE_AT, PEXT_MASK_AT, run_one};
 use crate::decode::seg_number;
 use crate::op::Op;
 use crate::simd::Plainly;
@@ -42,7 +42,7 @@ pub(super) struct Emitter {
     sse_known: bool,
     mxcsr_known: bool,
     /// Ways out in the middle: where from, what to save, which operation to leave to.
-    leaves: Vec<(Patch, Unsaved, *const Op)>,
+    leaves: Vec<(Vec<Patch>, Unsaved, *const Op)>,
     factory: InstructionInfoFactory,
     encoder: Encoder,
     /// Where the code will be, as distance from the start of the memory for code.
@@ -96,7 +96,9 @@ impl Emitter {
     pub(super) fn finish(mut self) -> Vec<u8> {
         let leave = self.leave_position();
         for (from, unsaved, op) in std::mem::take(&mut self.leaves) {
-            self.asm.here(from);
+            for jump in from {
+                self.asm.here(jump);
+            }
             unsaved.store(&mut self.asm);
             self.asm.imm64(RAX, op.addr() as u64);
             let out = self.asm.jmp();
@@ -108,7 +110,27 @@ impl Emitter {
     /// Leaves at `from` to operation number `slot`, all of the instruction still to be done.
     pub(super) fn leave_at(&mut self, from: Patch, slot: usize) {
         let op = self.op(slot);
-        self.leaves.push((from, self.registers.unsaved(), op));
+        let unsaved = self.registers.unsaved();
+        match self.leaves.last_mut() {
+            Some((jumps, same, to)) if *to == op && *same == unsaved => jumps.push(from),
+            _ => self.leaves.push((vec![from], unsaved, op)),
+        }
+    }
+
+    /// A block's beginning: leaves to whoever entered if something wants attention, as
+    /// `Cpu::busy` does.
+    pub(super) fn begin(&mut self) {
+        let away = AWAY_AT as i64 - self.place as i64;
+        let asm = &mut self.asm;
+        asm.mem(false, &[0x83], 5, at(RDI, layout::LEFT)); // sub dword [..], 1
+        asm.bytes(&[1]);
+        let over = asm.jcc(cond::S);
+        asm.load(RAX, at(RDI, layout::ATTENTION));
+        asm.load32(RAX, at(RAX, 0));
+        asm.mem(false, &[0x85], RAX, at(RDI, layout::ATTENTION_MASK)); // test
+        let wanted = asm.jcc(cond::NE);
+        asm.patch(over, away);
+        asm.patch(wanted, away);
     }
 
     /// Makes `CpuState::cc` right. Changes no flags, but RAX.
@@ -497,6 +519,7 @@ impl Emitter {
         self.asm.imm64(RSI, item.copy.addr() as u64);
         let run: unsafe extern "sysv64" fn(*mut crate::cpu::Cpu, *const Op) -> u32 = run_one;
         self.asm.imm64(RAX, run as usize as u64);
+        self.asm.alu(true, 0, RDI, -layout::BIAS);
         self.asm.bytes(&[0xff, 0xd0]); // call rax
         self.asm.load(RDI, at(RSP, 0));
         self.asm.bytes(&[0x85, 0xc0]); // test eax, eax

@@ -198,7 +198,6 @@ impl Emitter {
         self.asm.reg(true, &[0x85], RDX, RDX); // test
         let unknown = self.asm.jcc(cond::E);
         self.leave_at(unknown, leave);
-        self.look_up(leave);
         true
     }
 
@@ -225,21 +224,6 @@ impl Emitter {
         asm.load(RDX, at(RAX, 16));
         self.leave_at(other, leave);
         self.leave_at(void, leave);
-        self.look_up(leave);
-    }
-
-    /// Leaves if something wants attention: `Cpu::busy`.
-    fn look_up(&mut self, leave: usize) {
-        let asm = &mut self.asm;
-        asm.mem(false, &[0x83], 5, at(RDI, layout::LEFT)); // sub dword [..], 1
-        asm.bytes(&[1]);
-        let over = asm.jcc(cond::S);
-        asm.load(RAX, at(RDI, layout::ATTENTION));
-        asm.load32(RAX, at(RAX, 0));
-        asm.mem(false, &[0x85], RAX, at(RDI, layout::ATTENTION_MASK)); // test
-        let wanted = asm.jcc(cond::NE);
-        self.leave_at(over, leave);
-        self.leave_at(wanted, leave);
     }
 
     /// To the block in RDX, `target` from this one, by `find_direct`.

@@ -28,6 +28,8 @@ use crate::simd::Arena;
 
 /// Bytes of translated code of one vCPU: when they are used up everything decoded is dropped.
 const SIZE: usize = 8 << 20;
+/// Memory for code is looked after in pieces of this many bytes.
+const WRITTEN: usize = 64 << 10;
 /// Runs of a block before it is translated.
 const THRESHOLD: u32 = 200;
 
@@ -66,8 +68,9 @@ pub(crate) enum Outcome {
     Full,
 }
 
-/// RBX, RBP, R12 to R15 and the `Cpu` on the stack, then to the code.
+/// RBX, RBP, R12 to R15 and RDI, which leads into the `Cpu`, on the stack, then to the code.
 const ENTER: &[u8] = &[
+    0x48, 0x83, 0xef, 0x80, // sub rdi, -BIAS
     0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57, // push rbx, rbp, r12..r15
     0x57, // push rdi
     0xff, 0xe6, // jmp rsi
@@ -80,13 +83,29 @@ const LEAVE: &[u8] = &[
     0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, // pop r15..r12, rbp, rbx
     0xc3, // ret
 ];
+/// Leaves to nothing at the address of a block that is not to run now. Followed by `LEAVE`.
+const AWAY: &[u8] = &[
+    0x48,
+    0x8b,
+    0x47,
+    layout::BLOCK_RIP as u8, // mov rax, [block_rip]
+    0x48,
+    0x89,
+    0x47,
+    layout::RIP as u8, // mov [rip], rax
+    0x31,
+    0xc0, // xor eax, eax
+];
+const _: () = assert!(layout::BIAS == 128 && layout::RIP < 128 && layout::BLOCK_RIP >= 0);
 /// Distance of `LEAVE` from the start.
 const LEAVE_AT: usize = ENTER.len() + STUB.len();
+/// Distance of `AWAY`.
+const AWAY_AT: usize = LEAVE_AT + LEAVE.len();
 /// Where PEXT's mask for TLB slots is.
-const PEXT_MASK_AT: usize = 48;
+const PEXT_MASK_AT: usize = 64;
 /// Bytes they take.
-const FIXED: usize = 64;
-const _: () = assert!(LEAVE_AT + LEAVE.len() <= PEXT_MASK_AT);
+const FIXED: usize = 80;
+const _: () = assert!(AWAY_AT + AWAY.len() + LEAVE.len() <= PEXT_MASK_AT);
 
 /// The jump cache's place and the mask of its index.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +160,7 @@ fn quick_pext() -> bool {
 
 impl Native {
     fn set_arena(&mut self, arena: Arena) {
-        let mut fixed = [ENTER, STUB, LEAVE].concat();
+        let mut fixed = [ENTER, STUB, LEAVE, AWAY, LEAVE].concat();
         fixed.resize(PEXT_MASK_AT, 0xcc);
         fixed.extend_from_slice(&emit::PEXT_MASK.to_le_bytes());
         // SAFETY: nobody knows this memory yet.
@@ -158,6 +177,11 @@ impl Native {
     /// Forgets all code. None may be running.
     pub(crate) fn clear(&mut self) {
         self.again |= self.used > FIXED;
+        if let Some(arena) = &self.arena
+            && self.used > WRITTEN
+        {
+            arena.discard(WRITTEN, self.used);
+        }
         self.used = FIXED;
         self.wanted = false;
     }
@@ -188,11 +212,17 @@ impl Native {
     }
 
     /// Puts code where `used` says. `None`: no room.
-    fn place(&mut self, code: &[u8]) -> Option<u64> {
+    pub(crate) fn place(&mut self, code: &[u8]) -> Option<u64> {
+        let arena = self.arena.as_ref()?;
         // SAFETY: nothing of this vCPU runs translated code now, and these bytes belong to no
         // block.
-        let at = unsafe { self.arena.as_ref()?.place(self.used, code)? };
+        let at = unsafe { arena.place(self.used, code)? };
+        let before = self.used / WRITTEN;
         self.used += code.len().next_multiple_of(16);
+        let now = self.used / WRITTEN;
+        if now != before {
+            arena.written(before * WRITTEN, now * WRITTEN);
+        }
         if self.again {
             // Written under another address than it is fetched from (Intel SDM vol. 3, 8.1.3).
             std::arch::x86_64::__cpuid(0);
@@ -267,9 +297,12 @@ impl Cpu {
         if op.f as usize != warming as Handler as usize || op.disp >= 0 {
             return Outcome::Settled;
         }
+        if self.cache.full() {
+            return Outcome::Full;
+        }
         op.f = exec::nop;
         match compile::compile(self, block) {
-            compile::Made::Code(code) => match self.cache.native.place(&code) {
+            compile::Made::Code(code) => match self.cache.place(&code) {
                 Some(at) => {
                     op.imm = at;
                     op.f = native;

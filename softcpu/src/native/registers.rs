@@ -9,7 +9,7 @@ const POOL: [u8; 10] = [RBX, RBP, R12, R13, R14, R15, R8, R9, R10, R11];
 const NONE: u8 = 0xff;
 
 /// What must be written to the state where a block is left in its middle.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Unsaved {
     /// Guest register, host register.
     gprs: Vec<(u8, u8)>,

@@ -91,6 +91,36 @@ impl Arena {
     }
 }
 
+/// Size of a page of the mappings.
+const PAGE: usize = 4096;
+
+impl Arena {
+    /// Lets go of the pages of the writable mapping from `from` to `to`, which are written: what
+    /// is in them stays.
+    pub(crate) fn written(&self, from: usize, to: usize) {
+        self.advise(from, to, libc::MADV_DONTNEED);
+    }
+
+    /// Gives back the memory from `from` to `to`. Nobody may run what is in it.
+    pub(crate) fn discard(&self, from: usize, to: usize) {
+        self.advise(from, to, libc::MADV_REMOVE);
+    }
+
+    fn advise(&self, from: usize, to: usize, advice: libc::c_int) {
+        let (from, to) = (from.next_multiple_of(PAGE), to.min(self.size) & !(PAGE - 1));
+        if from >= to {
+            return;
+        }
+        // SAFETY: a part of the writable mapping, which is shared: neither piece of advice takes
+        // it away.
+        let result = unsafe { libc::madvise(self.write.add(from).cast(), to - from, advice) };
+        if result != 0 {
+            // Only memory is lost.
+            log::debug!("madvise of code: {}", io::Error::last_os_error());
+        }
+    }
+}
+
 impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: both are mappings of this size that `new` made; the owner executes nothing in
