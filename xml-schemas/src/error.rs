@@ -19,10 +19,16 @@ pub enum ErrorCode {
     Xml = 27,
     /// VIR_ERR_XML_DETAIL: an object described wrongly.
     XmlDetail = 35,
+    /// VIR_ERR_SYSTEM_ERROR: libvirt's own choice for an address that is none.
+    System = 38,
+    /// VIR_ERR_OPERATION_INVALID: it does not fit what is there.
+    OperationInvalid = 55,
     /// VIR_ERR_CONFIG_UNSUPPORTED: understood, but not offered here.
     ConfigUnsupported = 67,
     /// VIR_ERR_OVERFLOW: a number beyond what can be represented.
     Overflow = 82,
+    /// VIR_ERR_OPERATION_UNSUPPORTED.
+    OperationUnsupported = 84,
     /// VIR_ERR_XML_INVALID_SCHEMA: the schema does not allow it.
     InvalidSchema = 92,
 }
@@ -41,7 +47,9 @@ impl ErrorCode {
             Self::OsType => "unknown OS type ",
             Self::NoName | Self::NoTarget => "",
             Self::Xml => "XML error: ",
-            Self::XmlDetail => "",
+            Self::XmlDetail | Self::System => "",
+            Self::OperationInvalid => "Requested operation is not valid: ",
+            Self::OperationUnsupported => "Operation not supported: ",
             Self::ConfigUnsupported => "unsupported configuration: ",
             Self::Overflow => "numerical overflow: ",
             Self::InvalidSchema => "XML document failed to validate against schema: ",
@@ -52,8 +60,12 @@ impl ErrorCode {
 /// libvirt's error domains (virErrorDomain) that documents can earn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorDomain {
+    /// VIR_FROM_NONE.
+    None = 0,
     /// VIR_FROM_XML: the text itself.
     Xml = 5,
+    /// VIR_FROM_NETWORK: a network definition.
+    Network = 19,
     /// VIR_FROM_DOMAIN: a domain definition.
     Domain = 20,
     /// VIR_FROM_SECRET.

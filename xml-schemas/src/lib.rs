@@ -10,11 +10,13 @@ pub mod domain;
 pub mod domcaps;
 mod error;
 pub mod grammar;
+pub mod network;
 pub mod secret;
 pub mod units;
 
 pub use domain::{Domain, Parsed};
 pub use error::{ErrorCode, ErrorDomain, Warning, XmlError};
+pub use network::Network;
 
 /// What happens to elements and attributes that libvirt's schema does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,6 +23,7 @@ pub use cpu::{Cpu, CpuFeature, CpuModel, CpuTopology, FeaturePolicy};
 pub use defaults::{HostFacts, MAX_VCPUS, MachineName};
 pub use os::{BootDevice, Os};
 pub use parse::check_name;
+pub(crate) use parse::metadata as kept_metadata;
 pub use support::{Startable, Unsupported};
 pub use uuid::Uuid;
 

@@ -227,7 +227,7 @@ fn uuid(element: &Element) -> Result<Uuid, XmlError> {
 }
 
 /// The element with every namespace it uses declared in it, and only what has a namespace.
-fn metadata(element: &Element, root: &Element) -> Element {
+pub(crate) fn metadata(element: &Element, root: &Element) -> Element {
     let mut kept = element.clone();
     kept.children
         .retain(|n| matches!(n, Node::Element(e) if e.namespace.is_some()));

@@ -44,6 +44,28 @@ pub fn domain() -> &'static Grammar {
     })
 }
 
+/// The table of network definitions.
+pub fn network() -> &'static Grammar {
+    static NETWORK: OnceLock<Grammar> = OnceLock::new();
+    NETWORK.get_or_init(|| {
+        let table = Table::parse(&[
+            include_str!("virtual-network.txt"),
+            include_str!("domain.txt"),
+            include_str!("tuning.txt"),
+            include_str!("devices.txt"),
+            include_str!("storage.txt"),
+            include_str!("network.txt"),
+            include_str!("media.txt"),
+            include_str!("kinds.txt"),
+        ]);
+        match table {
+            Ok(table) => Grammar { table },
+            // Part of the program, and read by every test: no input gets here.
+            Err(e) => unreachable!("the network table: {e}"),
+        }
+    })
+}
+
 /// What one element with its attributes may hold.
 #[derive(Debug, Default)]
 struct Allowed<'g> {

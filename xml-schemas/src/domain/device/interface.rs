@@ -59,7 +59,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    fn read(interface: &Element, direction: &str) -> Result<Option<Self>, XmlError> {
+    pub(crate) fn read(interface: &Element, direction: &str) -> Result<Option<Self>, XmlError> {
         let Some(e) = interface
             .child("bandwidth")
             .and_then(|bandwidth| bandwidth.child(direction))
@@ -79,7 +79,7 @@ impl Rate {
         Ok(Some(rate))
     }
 
-    fn element(self, direction: &str) -> Element {
+    pub(crate) fn element(self, direction: &str) -> Element {
         let mut e = Element::new(direction);
         for (name, value) in [
             ("average", self.average),
@@ -96,7 +96,7 @@ impl Rate {
 }
 
 /// `52:54:00:12:34:56` as bytes.
-pub(super) fn mac(text: &str) -> Option<[u8; 6]> {
+pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
     let mut bytes = [0; 6];
     let mut parts = text.trim().split(':');
     for byte in &mut bytes {

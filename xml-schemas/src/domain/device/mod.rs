@@ -11,6 +11,7 @@ mod simple;
 pub use channel::Channel;
 pub(super) use channel::place;
 pub use disk::{BackingImage, Disk, DiskSource, IoTune, SecretUse};
+pub(crate) use interface::mac as parse_mac;
 pub use interface::{Interface, Rate};
 pub use simple::{Balloon, Rng, Vsock, Watchdog};
 
