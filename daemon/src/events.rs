@@ -420,7 +420,6 @@ impl Hub {
     }
 
     /// Something happened to a network.
-    #[allow(dead_code, reason = "the network driver's")]
     pub fn network(&self, name: &str, uuid: Uuid, event: NetworkEvent) {
         self.tell(&Event::Network(name, uuid, event));
     }

@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod files;
 mod killpoint;
+mod link;
 mod listeners;
 mod logger;
 mod node;
@@ -200,6 +201,13 @@ async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Resu
     );
     let driver = Driver::new(roots.clone(), vmm).map_err(cannot("cannot open the definitions"))?;
     let driver = Arc::new(driver);
+    // Before domains, whose cards may be in them.
+    let networks = Arc::clone(&driver.networks);
+    let loaded = tokio::task::spawn_blocking(move || drivers::network::recover::load(&networks));
+    match loaded.await {
+        Ok(loaded) => loaded.map_err(cannot("cannot read the networks' definitions"))?,
+        Err(error) => return Err(format!("cannot read the networks' definitions: {error}")),
+    }
     recover::load(&driver)
         .await
         .map_err(cannot("cannot read the definitions"))?;
@@ -208,7 +216,10 @@ async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Resu
     let serving = listeners::serve(&server, &roots, config).await?;
     log::info!("serving {}", roots.socket().display());
     let starting = Arc::clone(&driver);
-    let autostart = tokio::spawn(async move { recover::autostart(&starting).await });
+    let autostart = tokio::spawn(async move {
+        drivers::network::recover::autostart(&starting.networks).await;
+        recover::autostart(&starting).await;
+    });
     let idle = async {
         match timeout {
             Some(timeout) => {
@@ -245,7 +256,7 @@ async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Resu
 async fn until_idle(server: &Server, driver: &Driver, timeout: Duration) {
     let mut since = Instant::now();
     loop {
-        if server.clients() > 0 || driver.running() > 0 {
+        if server.clients() > 0 || driver.running() > 0 || driver.networks.running() > 0 {
             since = Instant::now();
         }
         let left = timeout.saturating_sub(since.elapsed());

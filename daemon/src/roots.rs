@@ -88,6 +88,21 @@ impl Roots {
         self.config.join("domains")
     }
 
+    /// Persistent network definitions.
+    pub fn networks(&self) -> PathBuf {
+        self.config.join("networks")
+    }
+
+    /// One folder for each network that is up, named by uuid.
+    pub fn live_networks(&self) -> PathBuf {
+        self.run.join("networks")
+    }
+
+    /// Addresses that networks have given to guests.
+    pub fn leases(&self) -> PathBuf {
+        self.data.join("dnsmasq")
+    }
+
     /// Definitions and values of secrets.
     pub fn secrets(&self) -> PathBuf {
         self.config.join("secrets")

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -125,6 +126,36 @@ impl Spawned {
     pub fn kill(&self) -> io::Result<()> {
         send_signal(&self.pidfd, libc::SIGKILL)
     }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// The system's; that it has ended already is none.
+    pub fn signal(&self, signal: libc::c_int) -> io::Result<()> {
+        send_signal(&self.pidfd, signal)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        has_ended(&self.pidfd)
+    }
+
+    /// Ends it: it is asked first, killed after `grace`, and gone when this returns.
+    ///
+    /// # Errors
+    /// The system's; it does not end.
+    pub fn end(&self, grace: Duration) -> io::Result<()> {
+        const KILL_LIMIT: Duration = Duration::from_secs(5);
+        send_signal(&self.pidfd, libc::SIGTERM)?;
+        if wait_for_end(&self.pidfd, grace) {
+            return Ok(());
+        }
+        self.kill()?;
+        if wait_for_end(&self.pidfd, KILL_LIMIT) {
+            return Ok(());
+        }
+        Err(io::Error::from(io::ErrorKind::TimedOut))
+    }
 }
 
 /// Finds a process that an earlier daemon started; `None` if it has ended.
@@ -226,7 +257,7 @@ fn in_child(inherited: &[RawFd], stat_copy: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open(2) takes two numbers and returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if fd < 0 {
@@ -255,13 +286,19 @@ fn send_signal(pidfd: &OwnedFd, signal: libc::c_int) -> io::Result<()> {
 }
 
 fn has_ended(pidfd: &OwnedFd) -> bool {
+    wait_for_end(pidfd, Duration::ZERO)
+}
+
+/// Whether the process ends within `limit`.
+pub(crate) fn wait_for_end(pidfd: &OwnedFd, limit: Duration) -> bool {
     let mut poll = libc::pollfd {
         fd: pidfd.as_raw_fd(),
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: one valid pollfd, and no waiting.
-    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+    let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&mut poll, 1, limit) == 1 }
 }
 
 /// Takes the exit status of a child; another daemon's child has none for us.

@@ -367,6 +367,7 @@ codes! {
     NO_HOSTNAME = 108, "no hostname found: {}";
     CHECKPOINT_INCONSISTENT = 109, "checkpoint inconsistent: {}";
     MULTIPLE_DOMAINS = 110, "multiple matching domains found: {}";
+    NO_NETWORK_METADATA = 111, "metadata not found: {}";
 }
 
 domains! {

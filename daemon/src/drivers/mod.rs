@@ -1,4 +1,5 @@
 //! One module for each libvirt driver that Vireo has.
 
 pub mod domain;
+pub mod network;
 pub mod secret;

@@ -406,8 +406,10 @@ async fn interface_addresses(
     let domain = call.state().find(&args.dom)?;
     let definition = running(&domain)?;
     let found = match args.source {
-        // Networks, and so their leases, come later: no interface here has one.
-        LEASE => Vec::new(),
+        LEASE => {
+            let domains = std::sync::Arc::clone(&call.state().domains);
+            blocking(move || domains.leased(&definition)).await??
+        }
         AGENT => blocking(move || agent::interfaces(&definition)).await??,
         ARP => blocking(move || leases::neighbours(&definition)).await??,
         other => {

@@ -6,6 +6,7 @@ mod devices;
 mod domain;
 mod events;
 mod monitor;
+mod network;
 mod secret;
 
 use std::collections::{HashMap, HashSet};
@@ -147,6 +148,7 @@ impl Calls {
         let router = monitor::routes(router);
         let router = events::routes(router);
         let router = secret::routes(router);
+        let router = network::routes(router);
         let router = devices::routes(router);
         let router = router.on_disconnect(|daemon, connection| daemon.see_off(connection));
         let known = router.procedures().into_iter().collect();

@@ -272,6 +272,13 @@ pub struct Range {
     pub lease: Option<Lease>,
 }
 
+impl Range {
+    /// How many addresses are in it.
+    pub fn size(&self) -> u32 {
+        address::count(self.start, self.end).unwrap_or(0)
+    }
+}
+
 /// `<lease>`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {

@@ -139,6 +139,9 @@ impl Network {
             name,
         };
         let name = &network.name;
+        if let Some(bridge) = &network.bridge {
+            device_name(&bridge.replace("%d", ""), name)?;
+        }
         for element in root.elements() {
             match element.name.as_str() {
                 "ip" => network.ips.push(ip(element, name)?),

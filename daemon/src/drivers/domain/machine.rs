@@ -19,7 +19,7 @@ use xml_schemas::domain::{
     LifecycleAction as XmlAction, SocketMode, TcpProtocol,
 };
 
-use super::devices::{self, Surroundings};
+use super::devices::Surroundings;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::vmm_process::{self, Identity};
@@ -97,7 +97,7 @@ impl Made {
             }
         }
         for name in &self.links {
-            if let Err(error) = devices::remove_link(name) {
+            if let Err(error) = crate::link::remove(name) {
                 log::warn!("cannot remove network device {name}: {error}");
             }
         }

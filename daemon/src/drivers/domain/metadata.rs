@@ -220,7 +220,7 @@ fn apply(definition: &mut Definition, kind: &Kind, text: Option<String>, element
 }
 
 /// An element that a client gives, put into the namespace it gives with it.
-fn parse_element(text: &str, uri: &str, key: Option<&str>) -> Result<Element> {
+pub(in crate::drivers) fn parse_element(text: &str, uri: &str, key: Option<&str>) -> Result<Element> {
     let key = key.filter(|key| !key.is_empty()).ok_or_else(|| {
         Error::new(
             ErrorCode::INVALID_ARG,
@@ -253,7 +253,7 @@ fn put_in_namespace(element: &mut Element, uri: &str, key: &str) {
 }
 
 /// As the client gave it: without the prefix that was put in.
-fn strip_namespace(element: &mut Element, uri: &str) {
+pub(in crate::drivers) fn strip_namespace(element: &mut Element, uri: &str) {
     element
         .attributes
         .retain(|(name, value)| !(name.starts_with("xmlns:") && value == uri));

@@ -8,6 +8,7 @@ pub mod leases;
 pub mod lifecycle;
 pub mod machine;
 pub mod metadata;
+pub mod networks;
 pub mod object;
 pub mod query;
 pub mod record;
@@ -27,7 +28,7 @@ use xml_schemas::domain::HostFacts;
 
 use self::object::{Domain, Inner, Pinned, Registry};
 use self::record::{Folder, Record};
-use crate::drivers::secret;
+use crate::drivers::{network, secret};
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::{DomainEvent, DomainName, Hub};
 use crate::files::{self, Durability};
@@ -44,6 +45,8 @@ pub struct Driver {
     pub store: Store,
     /// All domains.
     pub registry: Arc<Registry>,
+    /// What cards are connected to.
+    pub networks: Arc<network::Driver>,
     /// What opens images.
     pub secrets: Arc<secret::Driver>,
     /// Who wants to know.
@@ -64,6 +67,7 @@ impl Driver {
         let store = Store::open(roots.domains())?;
         let hub = Arc::new(Hub::default());
         let secrets = Arc::new(secret::Driver::open(roots.secrets(), Arc::clone(&hub))?);
+        let networks = Arc::new(network::Driver::new(roots.clone(), Arc::clone(&hub))?);
         files::remove_leftovers(&roots.live_domains())?;
         let next_id = fs::read_to_string(next_id_file(&roots))
             .ok()
@@ -73,6 +77,7 @@ impl Driver {
             roots,
             store,
             registry: Arc::default(),
+            networks,
             secrets,
             hub,
             vmm,

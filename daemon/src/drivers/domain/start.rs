@@ -23,6 +23,7 @@ use super::state::{Lifecycle, PausedReason, RunningReason, State};
 use super::{Driver, watch};
 use crate::control::{self, Control, Frames};
 use crate::error::{Error, ErrorCode, Result};
+use crate::drivers::network::plug::Owner;
 use crate::events::DomainEvent;
 use crate::files::{self, Durability};
 use crate::killpoint::killpoint;
@@ -342,6 +343,11 @@ fn prepare(
         logs: driver.roots.domain_logs(),
         taken_cids: driver.guest_cids(),
         secrets: Arc::clone(&driver.secrets),
+        networks: Arc::clone(&driver.networks),
+        owner: Owner {
+            name: definition.name.clone(),
+            uuid,
+        },
     };
     let machine = machine::build(definition, id, around)?;
     let Machine {

@@ -1,7 +1,6 @@
 //! A definition's devices as the VMM's configuration, with everything they need opened or made.
 
 mod disk;
-mod link;
 mod net;
 mod passt;
 mod tap;
@@ -20,7 +19,6 @@ use xml_schemas::domain::device::{self, Balloon, Channel, Rng, Vsock, Watchdog};
 use xml_schemas::domain::{CharSource, SocketMode};
 
 pub use self::disk::{image_info, limits as disk_limits};
-pub use self::link::remove as remove_link;
 pub use self::net::bandwidth;
 
 use super::machine::Builder;
@@ -43,6 +41,10 @@ pub struct Surroundings {
     pub taken_cids: Vec<u32>,
     /// Values of secrets.
     pub secrets: std::sync::Arc<crate::drivers::secret::Driver>,
+    /// What cards are connected to.
+    pub networks: std::sync::Arc<crate::drivers::network::Driver>,
+    /// Whose machine it is.
+    pub owner: crate::drivers::network::plug::Owner,
 }
 
 /// A device's place for the VMM.

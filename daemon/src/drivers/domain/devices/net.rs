@@ -7,19 +7,28 @@ use std::os::unix::fs::OpenOptionsExt;
 use vmm_api::devices::{Bandwidth, NetBackend, NetConfig};
 use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{Interface, Rate};
+use xml_schemas::network::port::Plug;
 
-use super::{link, passt, tap};
+use super::{passt, tap};
+use crate::drivers::domain::networks::note_plug;
 use crate::drivers::domain::machine::Builder;
 use crate::error::{Error, ErrorCode, Result};
+use crate::link;
 
 impl Builder {
     /// Makes a network card's other end, and notes its name in the element.
     pub(super) fn net(&mut self, element: &mut Element, log: &str) -> Result<NetConfig> {
-        let card = Interface::read(element)?;
+        let mut card = Interface::read(element)?;
+        let isolated = card.kind == "network" && self.plug(element, &mut card)?;
         let pairs = card.queues.unwrap_or(1).clamp(1, 8);
         let backend = match card.kind.as_str() {
             "bridge" | "ethernet" => {
                 let (files, name) = self.tap(&card, pairs)?;
+                if isolated {
+                    link::index(&name)
+                        .and_then(|index| link::isolate_port(index, true))
+                        .map_err(|e| Error::system(format!("cannot isolate port {name}"), &e))?;
+                }
                 note_target(element, &name);
                 self.taps(files, &name)
             }
@@ -54,6 +63,39 @@ impl Builder {
             inbound: card.inbound.map(bandwidth).unwrap_or_default(),
             outbound: card.outbound.map(bandwidth).unwrap_or_default(),
         })
+    }
+
+    /// Gives a card its place in a network: from here on it is a card on what it got there.
+    /// Whether it is kept from other isolated ones.
+    fn plug(&mut self, element: &mut Element, card: &mut Interface) -> Result<bool> {
+        let network = card.source.take().unwrap_or_default();
+        let group = element.child("source").and_then(|s| s.attr("portgroup"));
+        let around = &self.around;
+        let plugged = around.networks.plug(&network, group, &around.owner, card.mac)?;
+        // The port goes with this file, and the file with the domain.
+        self.made.sockets.push(plugged.file.clone());
+        note_plug(element, &network, &plugged);
+        match &plugged.plug {
+            Plug::Network { bridge } | Plug::Bridge { bridge } => {
+                card.kind = "bridge".to_owned();
+                card.source = Some(bridge.clone());
+            }
+            Plug::Direct { dev, mode } => {
+                card.kind = "direct".to_owned();
+                card.source = Some(dev.clone());
+                card.mode = Some(mode.clone());
+            }
+        }
+        card.mtu = card.mtu.or(plugged.mtu);
+        if card.inbound.is_none() && card.outbound.is_none() {
+            card.inbound = plugged.bandwidth.inbound;
+            card.outbound = plugged.bandwidth.outbound;
+        }
+        let isolated = match element.child("port").and_then(|p| p.attr("isolated")) {
+            Some(word) => word == "yes",
+            None => plugged.isolated,
+        };
+        Ok(isolated)
     }
 
     fn taps(&mut self, files: Vec<File>, name: &str) -> NetBackend {

@@ -2,15 +2,28 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// struct nlmsghdr and struct ifinfomsg, bytes.
+use xml_schemas::network::Subnet;
+
+/// struct nlmsghdr, bytes.
 const HEADER: usize = 16;
-const INFO: usize = 16;
 
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_MACVLAN_MODE: u16 = 1;
+const IFLA_BR_FORWARD_DELAY: u16 = 1;
+const IFLA_BR_STP_STATE: u16 = 5;
+const IFLA_PROTINFO: u16 = 12;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+const NLA_F_NESTED: u16 = 1 << 15;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+/// `/proc/sys/net/ipv4/conf` counts in hundredths of a second.
+const USER_HZ: u64 = 100;
 
 /// How long the kernel may take to answer, seconds.
 const LIMIT: libc::time_t = 5;
@@ -42,7 +55,33 @@ impl Message {
 
     /// Sends it as a message about device `index`, and waits for the kernel's answer.
     fn send(self, kind: u16, flags: libc::c_int, index: u32, up: Option<bool>) -> io::Result<()> {
-        let length = u32::try_from(HEADER + INFO + self.body.len())
+        self.send_link(kind, flags, libc::AF_UNSPEC as u8, index, up)
+    }
+
+    fn send_link(
+        self,
+        kind: u16,
+        flags: libc::c_int,
+        family: u8,
+        index: u32,
+        up: Option<bool>,
+    ) -> io::Result<()> {
+        // struct ifinfomsg
+        let mut info = vec![family, 0, 0, 0];
+        info.extend(index.to_ne_bytes());
+        let up_flag = libc::IFF_UP as u32;
+        let (value, mask) = match up {
+            None => (0, 0),
+            Some(up) => (if up { up_flag } else { 0 }, up_flag),
+        };
+        info.extend(value.to_ne_bytes());
+        info.extend(mask.to_ne_bytes());
+        self.send_as(kind, flags, &info)
+    }
+
+    /// Sends it behind the structure that its kind of message begins with.
+    fn send_as(self, kind: u16, flags: libc::c_int, info: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(HEADER + info.len() + self.body.len())
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut bytes = Vec::new();
         bytes.extend(length.to_ne_bytes());
@@ -50,15 +89,7 @@ impl Message {
         let flags = flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK;
         bytes.extend((flags as u16).to_ne_bytes());
         bytes.extend([0; 8]);
-        bytes.extend([0; 4]);
-        bytes.extend(index.to_ne_bytes());
-        let up_flag = libc::IFF_UP as u32;
-        let (value, mask) = match up {
-            None => (0, 0),
-            Some(up) => (if up { up_flag } else { 0 }, up_flag),
-        };
-        bytes.extend(value.to_ne_bytes());
-        bytes.extend(mask.to_ne_bytes());
+        bytes.extend(info);
         bytes.extend(self.body);
         let mut socket = socket()?;
         socket.write_all(&bytes)?;
@@ -182,6 +213,149 @@ pub fn make_macvtap(name: &str, lower: u32, mode: u32, mac: [u8; 6]) -> io::Resu
     message.nested(libc::IFLA_LINKINFO, info)?;
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     message.send(libc::RTM_NEWLINK, flags, 0, None)
+}
+
+/// A bridge to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Bridge<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Its longest packet, bytes.
+    pub mtu: Option<u32>,
+    /// It takes part in the spanning tree protocol.
+    pub stp: bool,
+    /// Its forward delay, seconds.
+    pub delay: u64,
+}
+
+/// Makes a bridge, which is down.
+///
+/// # Errors
+/// The system's; there is a device of that name.
+pub fn make_bridge(bridge: Bridge<'_>) -> io::Result<()> {
+    let mut data = Message::default();
+    let delay = u32::try_from(bridge.delay.saturating_mul(USER_HZ)).unwrap_or(u32::MAX);
+    data.word(IFLA_BR_FORWARD_DELAY, delay)?;
+    data.word(IFLA_BR_STP_STATE, u32::from(bridge.stp))?;
+    let mut info = Message::default();
+    info.attribute(IFLA_INFO_KIND, b"bridge\0")?;
+    info.nested(IFLA_INFO_DATA, data)?;
+    let mut message = Message::default();
+    let mut bytes = bridge.name.as_bytes().to_vec();
+    bytes.push(0);
+    message.attribute(libc::IFLA_IFNAME, &bytes)?;
+    message.attribute(libc::IFLA_ADDRESS, &bridge.mac)?;
+    if let Some(mtu) = bridge.mtu {
+        message.word(libc::IFLA_MTU, mtu)?;
+    }
+    message.nested(libc::IFLA_LINKINFO, info)?;
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    message.send(libc::RTM_NEWLINK, flags, 0, None)
+}
+
+/// Whether a bridge's port reaches other isolated ports.
+///
+/// # Errors
+/// The system's; it is no bridge's port.
+pub fn isolate_port(index: u32, isolated: bool) -> io::Result<()> {
+    let mut settings = Message::default();
+    settings.attribute(IFLA_BRPORT_ISOLATED, &[u8::from(isolated)])?;
+    let mut message = Message::default();
+    message.nested(IFLA_PROTINFO | NLA_F_NESTED, settings)?;
+    message.send_link(libc::RTM_SETLINK, 0, libc::AF_BRIDGE as u8, index, None)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
+}
+
+fn family(address: IpAddr) -> u8 {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    family as u8
+}
+
+/// Gives the device with that number an address.
+///
+/// # Errors
+/// The system's.
+pub fn add_address(index: u32, subnet: Subnet) -> io::Result<()> {
+    // A bridge without ports never finishes the detection of duplicates, and nothing can be
+    // bound to the address until then.
+    let flags = if subnet.address.is_ipv6() { libc::IFA_F_NODAD as u8 } else { 0 };
+    // struct ifaddrmsg
+    let mut info = vec![family(subnet.address), subnet.prefix, flags, libc::RT_SCOPE_UNIVERSE];
+    info.extend(index.to_ne_bytes());
+    let mut message = Message::default();
+    let bytes = octets(subnet.address);
+    message.attribute(libc::IFA_LOCAL, &bytes)?;
+    message.attribute(libc::IFA_ADDRESS, &bytes)?;
+    if let Some(broadcast) = subnet.broadcast().filter(|_| subnet.prefix < 31) {
+        message.attribute(libc::IFA_BROADCAST, &broadcast.octets())?;
+    }
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    message.send_as(libc::RTM_NEWADDR, flags, &info)
+}
+
+/// Adds a route by a gateway behind the device with that number.
+///
+/// # Errors
+/// The system's.
+pub fn add_route(index: u32, to: Subnet, gateway: IpAddr, metric: u32) -> io::Result<()> {
+    // struct rtmsg
+    let mut info = vec![
+        family(to.address),
+        to.prefix,
+        0,
+        0,
+        libc::RT_TABLE_MAIN,
+        libc::RTPROT_STATIC,
+        libc::RT_SCOPE_UNIVERSE,
+        libc::RTN_UNICAST,
+    ];
+    info.extend(0u32.to_ne_bytes());
+    let mut message = Message::default();
+    message.attribute(RTA_DST, &octets(to.network()))?;
+    message.attribute(RTA_GATEWAY, &octets(gateway))?;
+    message.word(RTA_OIF, index)?;
+    message.word(RTA_PRIORITY, metric)?;
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    message.send_as(libc::RTM_NEWROUTE, flags, &info)
+}
+
+/// The hardware address of the device called `name`; `None` if there is none.
+pub fn mac(name: &str) -> Option<[u8; 6]> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0)).ok()?;
+    // SAFETY: an ifreq of zeroes is valid: numbers, and a union of numbers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+        return None;
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: SIOCGIFHWADDR reads and writes the request, which lives here.
+    let done = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCGIFHWADDR as libc::Ioctl,
+            &mut request,
+        )
+    };
+    if done < 0 {
+        return None;
+    }
+    // SAFETY: the call filled this member of the union.
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr };
+    let mut mac = [0; 6];
+    for (to, from) in mac.iter_mut().zip(address.sa_data) {
+        *to = from as u8;
+    }
+    Some(mac)
 }
 
 /// Removes a device; that it is not there is fine.

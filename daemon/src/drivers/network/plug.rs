@@ -1,0 +1,242 @@
+//! Guests' cards in networks.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::PoisonError;
+
+use uuid::Uuid;
+use xml_schemas::network::port::{Plug, Port};
+use xml_schemas::network::{Bandwidth, ForwardMode, Network as Definition};
+
+use super::object::{Live, Network};
+use super::record::Folder;
+use super::{Driver, cannot, error, invalid, unsupported};
+use crate::error::{ErrorCode, Result};
+
+/// Whose card it is.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    /// The domain's name.
+    pub name: String,
+    /// Its uuid.
+    pub uuid: Uuid,
+}
+
+/// A card's place in a network.
+#[derive(Debug)]
+pub struct Plugged {
+    /// The port's uuid.
+    pub port: Uuid,
+    /// The port is there as long as this file is.
+    pub file: PathBuf,
+    /// How the card is connected.
+    pub plug: Plug,
+    /// It does not reach other isolated ports.
+    pub isolated: bool,
+    /// The network's longest packet.
+    pub mtu: Option<u16>,
+    /// Limits of its group.
+    pub bandwidth: Bandwidth,
+}
+
+impl Driver {
+    /// Gives a card a place.
+    ///
+    /// # Errors
+    /// There is no such network or group, it is not up, or has no device to give.
+    pub fn plug(
+        &self,
+        name: &str,
+        group: Option<&str>,
+        owner: &Owner,
+        mac: [u8; 6],
+    ) -> Result<Plugged> {
+        let network = self.registry.by_name(name)?;
+        let port = Port {
+            uuid: Uuid::new_v4(),
+            owner: owner.name.clone(),
+            owner_uuid: owner.uuid,
+            group: group.map(str::to_owned),
+            mac,
+            virtualport: None,
+            bandwidth: Bandwidth::default(),
+            vlan: None,
+            isolated: None,
+            trust_guest_rx_filters: None,
+            plug: None,
+        };
+        let (live, port) = self.make_port(&network, port)?;
+        Ok(Plugged {
+            port: port.uuid,
+            file: live.folder.port(port.uuid),
+            isolated: port.isolated == Some(true),
+            mtu: live.definition.mtu.and_then(|mtu| u16::try_from(mtu).ok()),
+            bandwidth: port.bandwidth,
+            plug: port.plug.ok_or_else(|| no_device(&network.name))?,
+        })
+    }
+
+    /// Fills what a port gets from its network, and keeps it.
+    ///
+    /// # Errors
+    /// As [`Driver::plug`].
+    pub fn make_port(&self, network: &Network, mut port: Port) -> Result<(Live, Port)> {
+        let live = running(network)?;
+        let definition = &live.definition;
+        let group = definition.portgroup(port.group.as_deref())?;
+        let virtualport = group.and_then(|g| g.virtualport.as_ref()).or(definition.virtualport.as_ref());
+        if let Some(kind) = virtualport.and_then(|v| v.attr("type")) {
+            return Err(unsupported(format!(
+                "network '{}': virtualport type='{kind}' is not offered",
+                network.name
+            )));
+        }
+        if let Some(group) = group {
+            port.group = Some(group.name.clone());
+            if port.bandwidth == Bandwidth::default() {
+                port.bandwidth = group.bandwidth;
+            }
+        }
+        port.trust_guest_rx_filters = port
+            .trust_guest_rx_filters
+            .or(group.and_then(|g| g.trust_guest_rx_filters))
+            .or(definition.trust_guest_rx_filters);
+        port.isolated = port.isolated.or(definition.isolated_ports);
+        let _plugging = self.plugging.lock().unwrap_or_else(PoisonError::into_inner);
+        let ports = live.folder.ports();
+        if ports.iter().any(|known| known.uuid == port.uuid) {
+            return Err(error(
+                ErrorCode::NETWORK_PORT_EXIST,
+                format!("network port with UUID {} already exists", port.uuid),
+            ));
+        }
+        port.plug = Some(choose(&network.name, definition, &ports)?);
+        live.folder
+            .write_port(&port)
+            .map_err(|e| cannot(format!("cannot write a port of network '{}'", network.name), &e))?;
+        // It may have gone meanwhile, and its folder with it; then this file is nobody's.
+        running(network)?;
+        Ok((live, port))
+    }
+
+    /// The ports of a network.
+    pub fn ports(&self, network: &Network) -> Vec<Port> {
+        let folder = network.lock().live.as_ref().map(|live| live.folder.clone());
+        folder.map(|folder| folder.ports()).unwrap_or_default()
+    }
+
+    /// One port.
+    ///
+    /// # Errors
+    /// VIR_ERR_NO_NETWORK_PORT.
+    pub fn port(&self, network: &Network, uuid: Uuid) -> Result<Port> {
+        let found = self.ports(network).into_iter().find(|port| port.uuid == uuid);
+        found.ok_or_else(|| no_port(uuid))
+    }
+
+    /// Removes a port; the card that may be behind it is left as it is.
+    ///
+    /// # Errors
+    /// VIR_ERR_NO_NETWORK_PORT; the system's.
+    pub fn delete_port(&self, network: &Network, uuid: Uuid) -> Result<()> {
+        let Live { folder, .. } = running(network)?;
+        self.port(network, uuid)?;
+        remove(&folder, uuid)
+    }
+
+    /// Keeps a port again whose network has been away, for a card that is still there.
+    ///
+    /// # Errors
+    /// The network is not up, or has no bridge of its own; the system's.
+    pub fn plug_again(&self, name: &str, port: Uuid, group: Option<&str>, owner: &Owner, mac: [u8; 6]) -> Result<Plugged> {
+        let network = self.registry.by_name(name)?;
+        let folder = running(&network)?.folder;
+        if folder.port(port).exists() {
+            remove(&folder, port)?;
+        }
+        let wanted = Port {
+            uuid: port,
+            owner: owner.name.clone(),
+            owner_uuid: owner.uuid,
+            group: group.map(str::to_owned),
+            mac,
+            virtualport: None,
+            bandwidth: Bandwidth::default(),
+            vlan: None,
+            isolated: None,
+            trust_guest_rx_filters: None,
+            plug: None,
+        };
+        let (live, port) = self.make_port(&network, wanted)?;
+        Ok(Plugged {
+            port: port.uuid,
+            file: live.folder.port(port.uuid),
+            isolated: port.isolated == Some(true),
+            mtu: None,
+            bandwidth: port.bandwidth,
+            plug: port.plug.ok_or_else(|| no_device(&network.name))?,
+        })
+    }
+}
+
+fn remove(folder: &Folder, uuid: Uuid) -> Result<()> {
+    crate::files::remove_if_there(&folder.port(uuid))
+        .map_err(|e| cannot(format!("cannot remove port {uuid}"), &e))
+}
+
+fn no_port(uuid: Uuid) -> crate::error::Error {
+    error(
+        ErrorCode::NO_NETWORK_PORT,
+        format!("Network port with UUID {uuid} does not exist"),
+    )
+}
+
+fn no_device(name: &str) -> crate::error::Error {
+    error(
+        ErrorCode::INTERNAL_ERROR,
+        format!("network '{name}' requires exclusive access to interfaces, but none are available"),
+    )
+}
+
+fn running(network: &Network) -> Result<Live> {
+    let live = network.lock().live.clone();
+    live.ok_or_else(|| invalid(format!("network '{}' is not active", network.name)))
+}
+
+/// What a card is connected to.
+fn choose(name: &str, definition: &Definition, ports: &[Port]) -> Result<Plug> {
+    let mode = definition.forward.mode;
+    match (mode, definition.bridge.clone()) {
+        (_, Some(bridge)) if mode.has_own_bridge() => return Ok(Plug::Network { bridge }),
+        (ForwardMode::Bridge, Some(bridge)) => return Ok(Plug::Bridge { bridge }),
+        (ForwardMode::Hostdev, _) => {
+            return Err(unsupported(format!(
+                "network '{name}': forward mode='hostdev' is not offered"
+            )));
+        }
+        _ => {}
+    }
+    let mut used: HashMap<&str, usize> = HashMap::new();
+    for port in ports {
+        if let Some(Plug::Direct { dev, .. }) = &port.plug {
+            *used.entry(dev).or_default() += 1;
+        }
+    }
+    let count = |dev: &String| used.get(dev.as_str()).copied().unwrap_or(0);
+    let devices = &definition.forward.interfaces;
+    if devices.is_empty() {
+        return Err(error(
+            ErrorCode::INTERNAL_ERROR,
+            format!("network '{name}' uses a direct mode, but has no forward dev and no interface pool"),
+        ));
+    }
+    let chosen = if mode == ForwardMode::Passthrough {
+        devices.iter().find(|dev| count(dev) == 0)
+    } else {
+        devices.iter().min_by_key(|dev| count(dev))
+    };
+    Ok(Plug::Direct {
+        dev: chosen.cloned().ok_or_else(|| no_device(name))?,
+        mode: mode.name().to_owned(),
+    })
+}
