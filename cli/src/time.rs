@@ -12,6 +12,11 @@ pub fn local(format: &str) -> String {
     strftime(format, seconds, false)
 }
 
+/// A time, seconds since the epoch, as local time in a format of `strftime(3)`.
+pub fn local_at(format: &str, seconds: i64) -> String {
+    strftime(format, seconds, false)
+}
+
 /// The current time in UTC as libvirt stamps events: `2026-01-31 12:34:56.789+0000`.
 pub fn event_stamp() -> String {
     let now = SystemTime::now()

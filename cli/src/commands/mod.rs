@@ -11,6 +11,8 @@ pub mod interface;
 pub mod list;
 pub mod metadata;
 pub mod monitor;
+pub mod network;
+pub mod network_parts;
 pub mod params;
 pub mod resources;
 pub mod secret;
@@ -84,7 +86,29 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Networking",
         keyword: "network",
-        commands: &[events::object_events::NET_EVENT],
+        commands: &[
+            network::NET_AUTOSTART,
+            network::NET_CREATE,
+            network::NET_DEFINE,
+            network_parts::NET_DESC,
+            network::NET_DESTROY,
+            network::NET_DHCP_LEASES,
+            network::NET_DUMPXML,
+            network::NET_EDIT,
+            events::object_events::NET_EVENT,
+            network::NET_INFO,
+            network::NET_LIST,
+            network_parts::NET_METADATA,
+            network::NET_NAME,
+            network_parts::NET_PORT_CREATE,
+            network_parts::NET_PORT_DELETE,
+            network_parts::NET_PORT_DUMPXML,
+            network_parts::NET_PORT_LIST,
+            network::NET_START,
+            network::NET_UNDEFINE,
+            network_parts::NET_UPDATE,
+            network::NET_UUID,
+        ],
     },
     Group {
         title: "Node Device",
