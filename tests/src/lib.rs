@@ -6,6 +6,7 @@
 
 mod guests;
 mod machine;
+pub mod namespace;
 mod rig;
 mod terminal;
 
