@@ -275,7 +275,11 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 fn family(address: IpAddr) -> u8 {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let family = if address.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
     family as u8
 }
 
@@ -286,9 +290,18 @@ fn family(address: IpAddr) -> u8 {
 pub fn add_address(index: u32, subnet: Subnet) -> io::Result<()> {
     // A bridge without ports never finishes the detection of duplicates, and nothing can be
     // bound to the address until then.
-    let flags = if subnet.address.is_ipv6() { libc::IFA_F_NODAD as u8 } else { 0 };
+    let flags = if subnet.address.is_ipv6() {
+        libc::IFA_F_NODAD as u8
+    } else {
+        0
+    };
     // struct ifaddrmsg
-    let mut info = vec![family(subnet.address), subnet.prefix, flags, libc::RT_SCOPE_UNIVERSE];
+    let mut info = vec![
+        family(subnet.address),
+        subnet.prefix,
+        flags,
+        libc::RT_SCOPE_UNIVERSE,
+    ];
     info.extend(index.to_ne_bytes());
     let mut message = Message::default();
     let bytes = octets(subnet.address);

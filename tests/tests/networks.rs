@@ -46,7 +46,10 @@ fn define(rig: &Rig, inside: &str) {
 }
 
 fn nft(words: &str) -> String {
-    let output = Command::new("/usr/sbin/nft").args(words.split(' ')).output().unwrap();
+    let output = Command::new("/usr/sbin/nft")
+        .args(words.split(' '))
+        .output()
+        .unwrap();
     vireo_tests::Run::from(output).ok()
 }
 
@@ -62,8 +65,16 @@ fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 /// Nothing of a network is left on the host.
 #[track_caller]
 fn assert_clean(rig: &Rig, bridge: &str) {
-    assert!(!ip("-o link").contains(&format!(": {bridge}:")), "{}", ip("-o link"));
-    assert!(!nft("list tables").contains("vireo_net_"), "{}", nft("list tables"));
+    assert!(
+        !ip("-o link").contains(&format!(": {bridge}:")),
+        "{}",
+        ip("-o link")
+    );
+    assert!(
+        !nft("list tables").contains("vireo_net_"),
+        "{}",
+        nft("list tables")
+    );
     assert_eq!(rig.processes("dnsmasq"), [0i32; 0]);
     let left: Vec<_> = fs::read_dir(rig.path("run/vireo/networks"))
         .unwrap()
@@ -85,7 +96,11 @@ fn a_network_lives_through_all_its_commands() {
     }
     let rig = Rig::new();
     // The network that every installation begins with is there, and not up.
-    assert!(rig.vireo(&["net-list", "--all"]).ok().contains(" default   inactive   no          yes\n"));
+    assert!(
+        rig.vireo(&["net-list", "--all"])
+            .ok()
+            .contains(" default   inactive   no          yes\n")
+    );
     both(&rig, &["net-dumpxml", "default"]);
     define(
         &rig,
@@ -93,14 +108,25 @@ fn a_network_lives_through_all_its_commands() {
          <dhcp><range start='192.168.150.2' end='192.168.150.99'/></dhcp></ip>",
     );
     assert!(both(&rig, &["net-dumpxml", "lab"]).contains("<forward mode='nat'/>\n"));
-    assert_eq!(rig.vireo(&["net-start", "lab"]).ok().trim(), "Network lab started");
+    assert_eq!(
+        rig.vireo(&["net-start", "lab"]).ok().trim(),
+        "Network lab started"
+    );
     let error = rig.virsh(&["net-start", "lab"]).fails();
-    assert!(error.contains("Requested operation is not valid: network is already active"), "{error}");
+    assert!(
+        error.contains("Requested operation is not valid: network is already active"),
+        "{error}"
+    );
     let live = both(&rig, &["net-dumpxml", "lab"]);
     assert!(live.contains("<port start='1024' end='65535'/>"), "{live}");
     assert!(!both(&rig, &["net-dumpxml", "lab", "--inactive"]).contains("<port"));
     let info = both(&rig, &["net-info", "lab"]);
-    assert!(info.contains("Active:         yes\nPersistent:     yes\nAutostart:      no\nBridge:         virbr1\n"), "{info}");
+    assert!(
+        info.contains(
+            "Active:         yes\nPersistent:     yes\nAutostart:      no\nBridge:         virbr1\n"
+        ),
+        "{info}"
+    );
     for list in [
         &["net-list"][..],
         &["net-list", "--all"],
@@ -121,7 +147,12 @@ fn a_network_lives_through_all_its_commands() {
         for flag in ["--inactive", "--xpath=/network"] {
             let file = rig.write("out.xml", rig.vireo(&["net-dumpxml", "lab", flag]).ok());
             let checked = Command::new("xmllint")
-                .args(["--noout", "--relaxng", "/usr/share/libvirt/schemas/network.rng", &file])
+                .args([
+                    "--noout",
+                    "--relaxng",
+                    "/usr/share/libvirt/schemas/network.rng",
+                    &file,
+                ])
                 .output()
                 .unwrap();
             vireo_tests::Run::from(checked).ok();
@@ -132,33 +163,82 @@ fn a_network_lives_through_all_its_commands() {
 
     // Parts are changed while it is up.
     let host = "<host mac='52:54:00:00:00:01' name='one' ip='192.168.150.7'/>";
-    rig.virsh(&["net-update", "lab", "add", "ip-dhcp-host", host, "--live", "--config"]).ok();
-    let again = rig.vireo(&["net-update", "lab", "add", "ip-dhcp-host", host, "--live"]).fails();
-    assert!(again.contains("there is an existing dhcp host entry"), "{again}");
-    rig.vireo(&["net-update", "lab", "add", "dns-txt", "<txt name='t' value='v'/>", "--live"]).ok();
+    rig.virsh(&[
+        "net-update",
+        "lab",
+        "add",
+        "ip-dhcp-host",
+        host,
+        "--live",
+        "--config",
+    ])
+    .ok();
+    let again = rig
+        .vireo(&["net-update", "lab", "add", "ip-dhcp-host", host, "--live"])
+        .fails();
+    assert!(
+        again.contains("there is an existing dhcp host entry"),
+        "{again}"
+    );
+    rig.vireo(&[
+        "net-update",
+        "lab",
+        "add",
+        "dns-txt",
+        "<txt name='t' value='v'/>",
+        "--live",
+    ])
+    .ok();
     let live = both(&rig, &["net-dumpxml", "lab"]);
-    assert!(live.contains("name='one'") && live.contains("<txt name='t'"), "{live}");
+    assert!(
+        live.contains("name='one'") && live.contains("<txt name='t'"),
+        "{live}"
+    );
     let stored = both(&rig, &["net-dumpxml", "lab", "--inactive"]);
-    assert!(stored.contains("name='one'") && !stored.contains("<txt"), "{stored}");
+    assert!(
+        stored.contains("name='one'") && !stored.contains("<txt"),
+        "{stored}"
+    );
     rig.virsh(&["net-autostart", "lab"]).ok();
     assert!(rig.path("etc/vireo/networks/autostart/lab.xml").exists());
     rig.vireo(&["net-autostart", "lab", "--disable"]).ok();
-    rig.vireo(&["net-desc", "lab", "--config", "--title", "The lab"]).ok();
-    assert_eq!(rig.vireo(&["net-desc", "lab", "--config", "--title"]).ok(), "The lab");
+    rig.vireo(&["net-desc", "lab", "--config", "--title", "The lab"])
+        .ok();
+    assert_eq!(
+        rig.vireo(&["net-desc", "lab", "--config", "--title"]).ok(),
+        "The lab"
+    );
 
     // Undefined while it is up, it is transient, and gone when it stops.
     rig.vireo(&["net-undefine", "lab"]).ok();
     assert!(both(&rig, &["net-info", "lab"]).contains("Persistent:     no"));
-    assert!(rig.virsh(&["net-autostart", "lab"]).fails().contains("cannot set autostart for transient network"));
+    assert!(
+        rig.virsh(&["net-autostart", "lab"])
+            .fails()
+            .contains("cannot set autostart for transient network")
+    );
     rig.virsh(&["net-destroy", "lab"]).ok();
-    assert!(rig.vireo(&["net-info", "lab"]).fails().contains("no network with matching name 'lab'"));
+    assert!(
+        rig.vireo(&["net-info", "lab"])
+            .fails()
+            .contains("no network with matching name 'lab'")
+    );
     assert_clean(&rig, "virbr1");
-    assert_eq!(fs::read_dir(rig.path("var/lib/vireo/dnsmasq")).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(rig.path("var/lib/vireo/dnsmasq"))
+            .unwrap()
+            .count(),
+        0
+    );
     let file = rig.write("t.xml", "<network><name>t</name></network>");
     rig.virsh(&["net-create", &file]).ok();
     assert!(both(&rig, &["net-list", "--transient", "--name"]).contains("t\n"));
     rig.vireo(&["net-destroy", "t"]).ok();
-    assert!(!rig.vireo(&["net-list", "--all", "--name"]).ok().contains("t\n\n"));
+    assert!(
+        !rig.vireo(&["net-list", "--all", "--name"])
+            .ok()
+            .contains("t\n\n")
+    );
 }
 
 #[test]
@@ -177,7 +257,9 @@ fn a_network_survives_its_daemon_and_other_peoples_flushes() {
     nft("delete table inet others");
     assert!(nft("list ruleset").contains("masquerade"));
     nft("flush ruleset");
-    wait_for("the rules do not come back", || nft("list ruleset").contains("masquerade"));
+    wait_for("the rules do not come back", || {
+        nft("list ruleset").contains("masquerade")
+    });
 
     kill(daemon);
     let daemon = rig.daemon();
@@ -185,9 +267,13 @@ fn a_network_survives_its_daemon_and_other_peoples_flushes() {
     assert_eq!(rig.processes("dnsmasq"), dnsmasq);
     // Without a daemon, and without dnsmasq and rules.
     kill(daemon);
-    Command::new("kill").args(["-9", &dnsmasq[0].to_string()]).status().unwrap();
+    Command::new("kill")
+        .args(["-9", &dnsmasq[0].to_string()])
+        .status()
+        .unwrap();
     wait_for("dnsmasq lives", || {
-        fs::read_to_string(format!("/proc/{}/stat", dnsmasq[0])).map_or(true, |stat| stat.contains(") Z "))
+        fs::read_to_string(format!("/proc/{}/stat", dnsmasq[0]))
+            .map_or(true, |stat| stat.contains(") Z "))
     });
     nft("flush ruleset");
     let daemon = rig.daemon();
@@ -214,7 +300,12 @@ fn a_network_survives_its_daemon_and_other_peoples_flushes() {
         assert_eq!(rig.vireo(&["net-start", "default"]).status, 1, "{point}");
         daemon.wait().unwrap();
         let daemon = rig.daemon();
-        assert!(rig.vireo(&["net-list", "--all"]).ok().contains(" default   inactive "), "{point}");
+        assert!(
+            rig.vireo(&["net-list", "--all"])
+                .ok()
+                .contains(" default   inactive "),
+            "{point}"
+        );
         assert_clean(&rig, "virbr0");
         kill(daemon);
     }
@@ -242,19 +333,42 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
     let options = "<dnsmasq:options xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>\
                    <dnsmasq:option value='no-such-option=1'/></dnsmasq:options>";
     for (definition, words) in [
-        (net("a", "", "192.168.122.129"), "internal error: Network is already in use by interface virbr0"),
-        (net("a", "", "10.77.5.1"), "internal error: Network is already in use by interface eth7"),
-        (net("a", "<bridge name='taken'/>", "10.5.0.1"), "Unable to create bridge taken: File exists"),
+        (
+            net("a", "", "192.168.122.129"),
+            "internal error: Network is already in use by interface virbr0",
+        ),
+        (
+            net("a", "", "10.77.5.1"),
+            "internal error: Network is already in use by interface eth7",
+        ),
+        (
+            net("a", "<bridge name='taken'/>", "10.5.0.1"),
+            "Unable to create bridge taken: File exists",
+        ),
         (net("a", options, "10.5.0.1"), "bad option"),
-        (net("a", "<bridge name='a234567890123456'/>", "10.5.0.1"), "Unable to create bridge a234567890123456"),
-        (net("a", "<bridge name='vb' macTableManager='libvirt'/>", "10.5.0.1"), "macTableManager='libvirt'"),
+        (
+            net("a", "<bridge name='a234567890123456'/>", "10.5.0.1"),
+            "Unable to create bridge a234567890123456",
+        ),
+        (
+            net(
+                "a",
+                "<bridge name='vb' macTableManager='libvirt'/>",
+                "10.5.0.1",
+            ),
+            "macTableManager='libvirt'",
+        ),
     ] {
         define(&rig, &definition);
         let error = rig.vireo(&["net-start", "a"]).fails();
         assert!(error.contains(words), "{error}");
         rig.vireo(&["net-undefine", "a"]).ok();
         assert!(!ip("-o link").contains("virbr1"), "{error}");
-        assert_eq!(nft("list tables").matches("vireo_net_").count(), 1, "{error}");
+        assert_eq!(
+            nft("list tables").matches("vireo_net_").count(),
+            1,
+            "{error}"
+        );
         assert_eq!(rig.processes("dnsmasq").len(), 1, "{error}");
     }
     for (definition, words) in [
@@ -283,22 +397,38 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
 
     // Programs that are not there, or that hang: that holds up nobody else.
     let hangs = rig.write("hangs", "#!/bin/sh\nexec sleep 3600\n");
-    Command::new("chmod").args(["755", &hangs]).status().unwrap();
+    Command::new("chmod")
+        .args(["755", &hangs])
+        .status()
+        .unwrap();
     define(&rig, "<name>quiet</name>");
     let daemon_sees = |program: &str, with: &str| {
         // A daemon of this thread's mounts.
         for pid in rig.processes("vireod") {
-            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+            Command::new("kill")
+                .args(["-9", &pid.to_string()])
+                .status()
+                .unwrap();
         }
         wait_for("the daemon lives", || rig.processes("vireod").is_empty());
         namespace::replace_program(program, with);
     };
     daemon_sees("/usr/sbin/dnsmasq", &hangs);
     rig.vireo(&["net-list"]).ok();
-    let mut slow = rig.command("vireo").args(["net-start", "default"]).spawn().unwrap();
-    wait_for("the bridge does not come", || ip("-o link").contains("virbr0"));
+    let mut slow = rig
+        .command("vireo")
+        .args(["net-start", "default"])
+        .spawn()
+        .unwrap();
+    wait_for("the bridge does not come", || {
+        ip("-o link").contains("virbr0")
+    });
     rig.vireo(&["net-start", "quiet"]).ok();
-    assert!(rig.vireo(&["net-list", "--all"]).ok().contains(" quiet     active "));
+    assert!(
+        rig.vireo(&["net-list", "--all"])
+            .ok()
+            .contains(" quiet     active ")
+    );
     rig.vireo(&["net-destroy", "quiet"]).ok();
     assert_eq!(slow.wait().unwrap().code(), Some(1));
     assert_clean(&rig, "virbr0");
@@ -341,13 +471,19 @@ fn guests_get_leases_names_and_the_world_unless_isolated() {
             "</devices>",
             &format!("<interface type='network'><mac address='{mac}'/><source network='lab'/></interface></devices>"),
         ));
-        guests.push(Terminal::start(rig.command("vireo").args(["start", name, "--console"])));
+        guests.push(Terminal::start(rig.command("vireo").args([
+            "start",
+            name,
+            "--console",
+        ])));
     }
     for (guest, name) in guests.iter_mut().zip(["one", "two"]) {
         guest.expect(&format!("{name}:/root# "), BOOT);
         let lease = shell(
             guest,
-            &format!("ip link set eth0 up; udhcpc -i eth0 -q -n -t 10 -x hostname:{name} -s /etc/udhcpc.script 2>&1"),
+            &format!(
+                "ip link set eth0 up; udhcpc -i eth0 -q -n -t 10 -x hostname:{name} -s /etc/udhcpc.script 2>&1"
+            ),
         );
         assert!(lease.contains("lease of 192.168.151."), "{lease}");
     }
@@ -356,17 +492,32 @@ fn guests_get_leases_names_and_the_world_unless_isolated() {
     assert!(xml.contains("bridge='vlab'/>"), "{xml}");
     let leases = both(&rig, &["net-dhcp-leases", "lab"]);
     assert!(leases.contains("192.168.151.77/24"), "{leases}");
-    assert!(leases.contains("52:54:00:15:00:01") && leases.contains("   one "), "{leases}");
+    assert!(
+        leases.contains("52:54:00:15:00:01") && leases.contains("   one "),
+        "{leases}"
+    );
     let addresses = both(&rig, &["domifaddr", "two", "--source", "lease"]);
     assert!(addresses.contains("192.168.151.77/24"), "{addresses}");
     assert!(both(&rig, &["net-dumpxml", "lab"]).starts_with("<network connections='2'>"));
-    assert_eq!(both(&rig, &["net-port-list", "lab", "--uuid"]).lines().filter(|l| !l.is_empty()).count(), 2);
+    assert_eq!(
+        both(&rig, &["net-port-list", "lab", "--uuid"])
+            .lines()
+            .filter(|l| !l.is_empty())
+            .count(),
+        2
+    );
 
     let reach = |guest: &mut Terminal, who: &str| {
         shell(guest, &format!("ping -c 2 -W 5 {who} 2>&1")).contains(" 0% packet loss")
     };
-    assert!(reach(&mut guests[0], "two.lab"), "one does not reach two by its name");
-    assert!(reach(&mut guests[1], "one"), "two does not reach one by its name");
+    assert!(
+        reach(&mut guests[0], "two.lab"),
+        "one does not reach two by its name"
+    );
+    assert!(
+        reach(&mut guests[1], "one"),
+        "two does not reach one by its name"
+    );
     assert!(reach(&mut guests[0], "10.99.0.2"), "no way out");
     // The peer knows no way to the guests: what it heard came from the host's address.
     assert!(!peer.run("ip route").ok().contains("192.168.151"));
@@ -377,8 +528,14 @@ fn guests_get_leases_names_and_the_world_unless_isolated() {
     rig.vireo(&["net-destroy", "lab"]).ok();
     assert!(!reach(&mut guests[0], "192.168.151.77"));
     rig.vireo(&["net-start", "lab"]).ok();
-    assert!(reach(&mut guests[0], "192.168.151.77"), "not connected again");
-    assert!(!reach(&mut guests[0], "10.99.0.2"), "an isolated network has a way out");
+    assert!(
+        reach(&mut guests[0], "192.168.151.77"),
+        "not connected again"
+    );
+    assert!(
+        !reach(&mut guests[0], "10.99.0.2"),
+        "an isolated network has a way out"
+    );
     assert!(both(&rig, &["net-dumpxml", "lab"]).starts_with("<network connections='2'>"));
 
     // Ports go with their guests.

@@ -68,7 +68,10 @@ command!(
     "net-dhcp-leases",
     "print lease info for a given network",
     "Shows the addresses that a network has given to guests.",
-    &[NETWORK, text("mac", "only this hardware address").named_only()],
+    &[
+        NETWORK,
+        text("mac", "only this hardware address").named_only()
+    ],
     leases
 );
 command!(
@@ -175,7 +178,10 @@ fn lookup(shell: &mut Shell, word: &str, by_uuid: bool, by_name: bool) -> Result
     }
     if by_name {
         let name = word.to_owned();
-        match shell.call(procs::NETWORK_LOOKUP_BY_NAME, &NetworkLookupByNameArgs { name }) {
+        match shell.call(
+            procs::NETWORK_LOOKUP_BY_NAME,
+            &NetworkLookupByNameArgs { name },
+        ) {
             Ok(ret) => return Ok(ret.net),
             Err(failure) if failure.disconnected => return Err(failure),
             Err(failure) => last = Some(failure),
@@ -212,10 +218,14 @@ fn create(shell: &mut Shell, args: &Args) -> Result {
     let xml = read_definition(path)?;
     let made = if args.has("validate") {
         let asked = NetworkCreateXmlFlagsArgs { xml, flags: 1 };
-        shell.call(procs::NETWORK_CREATE_XML_FLAGS, &asked).map(|ret| ret.net)
+        shell
+            .call(procs::NETWORK_CREATE_XML_FLAGS, &asked)
+            .map(|ret| ret.net)
     } else {
         let asked = NetworkCreateXmlArgs { xml };
-        shell.call(procs::NETWORK_CREATE_XML, &asked).map(|ret| ret.net)
+        shell
+            .call(procs::NETWORK_CREATE_XML, &asked)
+            .map(|ret| ret.net)
     };
     let net = made.with_context(|| format!("Failed to create network from {path}"))?;
     shell
@@ -229,7 +239,9 @@ fn define_xml(shell: &mut Shell, xml: String, validate: bool) -> Result<Network>
         let asked = NetworkDefineXmlFlagsArgs { xml, flags: 1 };
         return Ok(shell.call(procs::NETWORK_DEFINE_XML_FLAGS, &asked)?.net);
     }
-    Ok(shell.call(procs::NETWORK_DEFINE_XML, &NetworkDefineXmlArgs { xml })?.net)
+    Ok(shell
+        .call(procs::NETWORK_DEFINE_XML, &NetworkDefineXmlArgs { xml })?
+        .net)
 }
 
 fn define(shell: &mut Shell, args: &Args) -> Result {
@@ -403,7 +415,10 @@ struct State {
 impl State {
     fn ask(shell: &mut Shell, net: &Network) -> Result<Self> {
         let active = shell
-            .call(procs::NETWORK_IS_ACTIVE, &NetworkIsActiveArgs { net: net.clone() })?
+            .call(
+                procs::NETWORK_IS_ACTIVE,
+                &NetworkIsActiveArgs { net: net.clone() },
+            )?
             .active;
         let persistent = shell
             .call(
@@ -457,14 +472,21 @@ fn filters(args: &Args) -> u32 {
     } else {
         2
     };
-    [("persistent", 4), ("transient", 8), ("autostart", 16), ("no-autostart", 32)]
-        .iter()
-        .filter(|(name, _)| args.has(name))
-        .fold(shown, |flags, (_, flag)| flags | flag)
+    [
+        ("persistent", 4),
+        ("transient", 8),
+        ("autostart", 16),
+        ("no-autostart", 32),
+    ]
+    .iter()
+    .filter(|(name, _)| args.has(name))
+    .fold(shown, |flags, (_, flag)| flags | flag)
 }
 
 fn list(shell: &mut Shell, args: &Args) -> Result {
-    let kinds = ["table", "name", "uuid"].iter().filter(|kind| args.has(kind));
+    let kinds = ["table", "name", "uuid"]
+        .iter()
+        .filter(|kind| args.has(kind));
     if kinds.count() > 1 {
         return Err(Failure::new(
             "Only one argument from --table, --name and --uuid may be specified.",

@@ -40,7 +40,8 @@ pub const NET_UPDATE: Command = Command {
     description: "Adds a part to a network, changes it or takes it out, at once or from the next start on.",
     options: &[
         NETWORK,
-        data("command", "add-first, add-last (add), delete or modify").values(Values::Words(COMMANDS)),
+        data("command", "add-first, add-last (add), delete or modify")
+            .values(Values::Words(COMMANDS)),
         data("section", "which part").values(Values::Words(SECTIONS)),
         data("xml", "the part in XML, or a file with it"),
         number("parent-index", "in which of several <ip>").named_only(),
@@ -171,11 +172,19 @@ fn update(shell: &mut Shell, args: &Args) -> Result {
     let (live, config) = (args.has("live"), args.has("config"));
     let flags = if live { AFFECT_LIVE } else { 0 } | if config { AFFECT_CONFIG } else { 0 };
     let affected = if config {
-        if live { "persistent config and live state" } else { "persistent config" }
+        if live {
+            "persistent config and live state"
+        } else {
+            "persistent config"
+        }
     } else {
         let asked = NetworkIsActiveArgs { net: net.clone() };
         let active = shell.call(procs::NETWORK_IS_ACTIVE, &asked)?.active != 0;
-        if live || active { "live state" } else { "persistent config" }
+        if live || active {
+            "live state"
+        } else {
+            "persistent config"
+        }
     };
     let name = net.name.clone();
     let asked = NetworkUpdateArgs {
@@ -275,9 +284,14 @@ fn port_delete(shell: &mut Shell, args: &Args) -> Result {
     let port = port(shell, args)?;
     let uuid = format_uuid(&port.uuid);
     shell
-        .call(procs::NETWORK_PORT_DELETE, &NetworkPortDeleteArgs { port, flags: 0 })
+        .call(
+            procs::NETWORK_PORT_DELETE,
+            &NetworkPortDeleteArgs { port, flags: 0 },
+        )
         .with_context(|| format!("Failed to delete network port {uuid}"))?;
-    shell.out.print_extra(format!("Network port {uuid} deleted\n"));
+    shell
+        .out
+        .print_extra(format!("Network port {uuid} deleted\n"));
     Ok(())
 }
 

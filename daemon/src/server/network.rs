@@ -102,7 +102,10 @@ async fn num_of_networks(call: Call, (): ()) -> Answer<ConnectNumOfNetworksRet> 
     Ok(ConnectNumOfNetworksRet { num })
 }
 
-async fn list_networks(call: Call, args: ConnectListNetworksArgs) -> Answer<ConnectListNetworksRet> {
+async fn list_networks(
+    call: Call,
+    args: ConnectListNetworksArgs,
+) -> Answer<ConnectListNetworksRet> {
     let names = names(&call, true, args.maxnames).into();
     Ok(ConnectListNetworksRet { names })
 }
@@ -144,7 +147,11 @@ async fn list_all(
         .map(|network| reference(&network))
         .collect();
     let ret = u32::try_from(found.len()).unwrap_or(u32::MAX);
-    let nets = if args.need_results != 0 { found } else { Vec::new() };
+    let nets = if args.need_results != 0 {
+        found
+    } else {
+        Vec::new()
+    };
     Ok(ConnectListAllNetworksRet {
         nets: nets.into(),
         ret,
@@ -165,7 +172,9 @@ async fn lookup_by_uuid(
     call: Call,
     args: NetworkLookupByUuidArgs,
 ) -> Answer<NetworkLookupByUuidRet> {
-    let network = driver(&call).registry.by_uuid(Uuid::from_bytes(args.uuid))?;
+    let network = driver(&call)
+        .registry
+        .by_uuid(Uuid::from_bytes(args.uuid))?;
     Ok(NetworkLookupByUuidRet {
         net: reference(&network),
     })
@@ -320,9 +329,15 @@ async fn get_dhcp_leases(
     check_flags(args.flags, 0, "networkGetDHCPLeases")?;
     let (driver, network) = (driver(&call), find(&call, &args.net)?);
     let definition = network.lock().definition().cloned();
-    let iface = definition.as_ref().and_then(|d| d.bridge.clone()).unwrap_or_default();
+    let iface = definition
+        .as_ref()
+        .and_then(|d| d.bridge.clone())
+        .unwrap_or_default();
     let prefix = |address: std::net::IpAddr| {
-        let subnets = definition.iter().flat_map(|d| &d.ips).filter_map(|ip| ip.subnet());
+        let subnets = definition
+            .iter()
+            .flat_map(|d| &d.ips)
+            .filter_map(|ip| ip.subnet());
         let found = subnets.into_iter().find(|subnet| subnet.contains(address));
         found.map_or(0, |subnet| u32::from(subnet.prefix))
     };
@@ -330,7 +345,9 @@ async fn get_dhcp_leases(
     let found = blocking(move || driver.leases(&target)).await??;
     let wanted = |mac: &Option<String>| match &args.mac {
         None => true,
-        Some(wanted) => mac.as_ref().is_some_and(|mac| mac.eq_ignore_ascii_case(wanted)),
+        Some(wanted) => mac
+            .as_ref()
+            .is_some_and(|mac| mac.eq_ignore_ascii_case(wanted)),
     };
     let leases: Vec<NetworkDhcpLease> = found
         .into_iter()
@@ -349,7 +366,11 @@ async fn get_dhcp_leases(
         })
         .collect();
     let ret = u32::try_from(leases.len()).unwrap_or(u32::MAX);
-    let leases = if args.need_results != 0 { leases } else { Vec::new() };
+    let leases = if args.need_results != 0 {
+        leases
+    } else {
+        Vec::new()
+    };
     Ok(NetworkGetDhcpLeasesRet {
         leases: leases.into(),
         ret,
@@ -389,7 +410,10 @@ async fn list_all_ports(
     let found = blocking(move || driver.ports(&target)).await?;
     let ret = u32::try_from(found.len()).unwrap_or(u32::MAX);
     let ports = if args.need_results != 0 {
-        found.iter().map(|port| port_reference(&network, port.uuid)).collect()
+        found
+            .iter()
+            .map(|port| port_reference(&network, port.uuid))
+            .collect()
     } else {
         Vec::new().into()
     };
@@ -409,7 +433,10 @@ async fn port_lookup(
     })
 }
 
-async fn port_create(call: Call, args: NetworkPortCreateXmlArgs) -> Answer<NetworkPortCreateXmlRet> {
+async fn port_create(
+    call: Call,
+    args: NetworkPortCreateXmlArgs,
+) -> Answer<NetworkPortCreateXmlRet> {
     /// VIR_NETWORK_PORT_CREATE_VALIDATE: what is unknown has no effect either way.
     const VALIDATE: u32 = 2;
     check_flags(args.flags, VALIDATE, "networkPortCreateXML")?;

@@ -1,10 +1,12 @@
 //! `make bench`: figures as ratios against a peer measured in the same run, in turn (A B A B ...).
 //!
 //! Medians of VIREO_BENCH_RUNS runs (default 5). VIREO_BENCH chooses among `start`, `boot`,
-//! `manager`, `devices` and `workloads`, VIREO_BENCH_ONLY among the workloads (commas between). Nothing here passes or fails.
+//! `manager`, `networks`, `devices` and `workloads`, VIREO_BENCH_ONLY among the workloads (commas between). Nothing here
+//! passes or fails.
 
 mod devices;
 mod manager;
+mod networks;
 mod workloads;
 
 use std::fs;
@@ -43,6 +45,9 @@ fn main() {
     }
     if wanted("manager") {
         manager::run(runs);
+    }
+    if wanted("networks") {
+        networks::run(runs);
     }
     if wanted("devices") {
         devices::run(runs);

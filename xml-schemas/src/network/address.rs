@@ -109,7 +109,11 @@ pub(super) fn count(start: IpAddr, end: IpAddr) -> Option<u32> {
     let (first, last) = (bits(start), bits(end));
     let shift = if start.is_ipv4() { 96 } else { 0 };
     let steps = last.checked_sub(first)? >> shift;
-    Some(u32::try_from(steps).map_or(u32::MAX >> 1, |n| n.saturating_add(1)).min(u32::MAX >> 1))
+    Some(
+        u32::try_from(steps)
+            .map_or(u32::MAX >> 1, |n| n.saturating_add(1))
+            .min(u32::MAX >> 1),
+    )
 }
 
 #[cfg(test)]
@@ -136,14 +140,22 @@ mod tests {
             net("192.168.122.77/24").broadcast().unwrap().to_string(),
             "192.168.122.255"
         );
-        assert_eq!(net("1.2.3.4/0").broadcast().unwrap().to_string(), "255.255.255.255");
+        assert_eq!(
+            net("1.2.3.4/0").broadcast().unwrap().to_string(),
+            "255.255.255.255"
+        );
         assert_eq!(net("1.2.3.4/20").netmask().to_string(), "255.255.240.0");
     }
 
     #[test]
     fn masks_are_prefixes_or_nothing() {
         let of = |mask: &str| {
-            subnet("10.1.2.3".parse().unwrap(), Some(mask.parse().unwrap()), None).map(|s| s.prefix)
+            subnet(
+                "10.1.2.3".parse().unwrap(),
+                Some(mask.parse().unwrap()),
+                None,
+            )
+            .map(|s| s.prefix)
         };
         assert_eq!(of("255.255.255.0"), Some(24));
         assert_eq!(of("0.0.0.0"), Some(0));

@@ -40,7 +40,10 @@ impl Network {
         if self.ipv6 {
             root.set_attr("ipv6", "yes");
         }
-        root.set_opt_attr("trustGuestRxFilters", self.trust_guest_rx_filters.map(yes_no));
+        root.set_opt_attr(
+            "trustGuestRxFilters",
+            self.trust_guest_rx_filters.map(yes_no),
+        );
         root.push(Element::with_text("name", &self.name));
         if let Some(uuid) = self.uuid {
             root.push(Element::with_text("uuid", uuid.to_string()));
@@ -142,7 +145,8 @@ impl Network {
         // One that nothing but `dev` names would be said twice all the same: so does libvirt.
         for dev in &forward.interfaces {
             let mut interface = Element::new("interface").with_attr("dev", dev);
-            let by = |port: &&Port| matches!(&port.plug, Some(Plug::Direct { dev: d, .. }) if d == dev);
+            let by =
+                |port: &&Port| matches!(&port.plug, Some(Plug::Direct { dev: d, .. }) if d == dev);
             let ports = match view {
                 NetworkView::Inactive => 0,
                 NetworkView::Active(ports) => ports.iter().filter(by).count(),
@@ -189,7 +193,10 @@ impl PortGroup {
         if self.default == Some(true) {
             e.set_attr("default", "yes");
         }
-        e.set_opt_attr("trustGuestRxFilters", self.trust_guest_rx_filters.map(yes_no));
+        e.set_opt_attr(
+            "trustGuestRxFilters",
+            self.trust_guest_rx_filters.map(yes_no),
+        );
         e.children
             .extend(self.vlan.clone().map(crate::dom::Node::Element));
         push_bandwidth(&mut e, self.bandwidth);
@@ -215,7 +222,10 @@ fn range_element<T: ToString>(name: &str, start: T, end: T) -> Element {
 
 pub(super) fn push_bandwidth(parent: &mut Element, bandwidth: Bandwidth) {
     let mut e = Element::new("bandwidth");
-    for (direction, rate) in [("inbound", bandwidth.inbound), ("outbound", bandwidth.outbound)] {
+    for (direction, rate) in [
+        ("inbound", bandwidth.inbound),
+        ("outbound", bandwidth.outbound),
+    ] {
         if let Some(rate) = rate {
             e.push(rate.element(direction));
         }

@@ -53,11 +53,17 @@ impl Network {
             .filter(|n| !n.is_empty())
             .ok_or_else(|| error(ErrorCode::NoName, "missing name information"))?;
         if let Some(bad) = name.chars().find(|c| *c == '/' || c.is_control()) {
-            let bad = if bad == '/' { "/".to_owned() } else { bad.escape_default().to_string() };
+            let bad = if bad == '/' {
+                "/".to_owned()
+            } else {
+                bad.escape_default().to_string()
+            };
             return Err(detail(format!("invalid char in name: {bad}")));
         }
         if name.len() > LONGEST_NAME {
-            return Err(detail(format!("a network's name has at most {LONGEST_NAME} bytes")));
+            return Err(detail(format!(
+                "a network's name has at most {LONGEST_NAME} bytes"
+            )));
         }
         let uuid = match root.child_text("uuid") {
             None => None,
@@ -158,7 +164,10 @@ impl Network {
 }
 
 fn attr(element: &Element, name: &str) -> Option<String> {
-    element.attr(name).map(str::to_owned).filter(|v| !v.is_empty())
+    element
+        .attr(name)
+        .map(str::to_owned)
+        .filter(|v| !v.is_empty())
 }
 
 fn yes_no(element: &Element, name: &str) -> Result<Option<bool>, XmlError> {
@@ -233,7 +242,9 @@ fn plain_words(value: &str) -> bool {
 fn word(value: Option<String>, what: &str, network: &str) -> Result<Option<String>, XmlError> {
     match value {
         Some(value)
-            if value.contains(|c: char| c.is_whitespace() || c.is_control() || c == ',' || c == '#') =>
+            if value.contains(|c: char| {
+                c.is_whitespace() || c.is_control() || c == ',' || c == '#'
+            }) =>
         {
             Err(xml(format!(
                 "prohibited character in {what} '{}' of network '{network}'",
@@ -287,7 +298,12 @@ fn forward(e: &Element, network: &str) -> Result<Forward, XmlError> {
                     let digits = text.strip_prefix("0x").unwrap_or(text);
                     u32::from_str_radix(digits, 16).map_err(|_| invalid_attr(child, name, text))
                 };
-                let place = [part("domain")?, part("bus")?, part("slot")?, part("function")?];
+                let place = [
+                    part("domain")?,
+                    part("bus")?,
+                    part("slot")?,
+                    part("function")?,
+                ];
                 forward.addresses.push(place);
             }
             _ => {}
@@ -415,11 +431,7 @@ fn dns(e: &Element, network: &str) -> Result<Dns, XmlError> {
 }
 
 /// `partial`: as one that is looked for.
-pub(super) fn txt(
-    e: &Element,
-    network: &str,
-    partial: bool,
-) -> Result<(String, String), XmlError> {
+pub(super) fn txt(e: &Element, network: &str, partial: bool) -> Result<(String, String), XmlError> {
     let name = attr(e, "name").ok_or_else(|| {
         detail(format!(
             "missing required name attribute in DNS TXT record of network {network}"
@@ -478,9 +490,13 @@ pub(super) fn srv(e: &Element, network: &str, partial: bool) -> Result<Srv, XmlE
         protocol: named("protocol")?.unwrap_or_default(),
     };
     if srv.target.is_none()
-        && let Some(what) = [("port", srv.port), ("priority", srv.priority), ("weight", srv.weight)]
-            .iter()
-            .find(|(_, value)| value.is_some())
+        && let Some(what) = [
+            ("port", srv.port),
+            ("priority", srv.priority),
+            ("weight", srv.weight),
+        ]
+        .iter()
+        .find(|(_, value)| value.is_some())
         && !partial
     {
         return Err(detail(format!(
@@ -531,7 +547,8 @@ pub(super) fn dns_host(e: &Element, network: &str, partial: bool) -> Result<DnsH
 }
 
 pub(super) fn bandwidth(e: &Element) -> Result<Bandwidth, XmlError> {
-    let in_network = |error: XmlError| XmlError::verbatim(error.code(), ErrorDomain::Network, error.to_string());
+    let in_network =
+        |error: XmlError| XmlError::verbatim(error.code(), ErrorDomain::Network, error.to_string());
     let read = |direction: &str| match Rate::read(e, direction) {
         Err(error) if error.to_string().contains("Missing mandatory") => {
             Err(detail("Missing mandatory average or floor attributes"))
@@ -552,8 +569,7 @@ pub(super) fn bandwidth(e: &Element) -> Result<Bandwidth, XmlError> {
 
 pub(super) fn portgroup(e: &Element) -> Result<PortGroup, XmlError> {
     Ok(PortGroup {
-        name: attr(e, "name")
-            .ok_or_else(|| xml("Missing required name attribute in portgroup"))?,
+        name: attr(e, "name").ok_or_else(|| xml("Missing required name attribute in portgroup"))?,
         default: yes_no(e, "default")?,
         trust_guest_rx_filters: yes_no(e, "trustGuestRxFilters")?,
         vlan: e.child("vlan").cloned(),
@@ -572,15 +588,18 @@ fn placed(e: &Element, network: &str) -> Result<Placed, XmlError> {
         .map_err(|_| xml(format!("Invalid address '{text}' in network '{network}'")))?;
     let netmask = match attr(e, "netmask") {
         None => None,
-        Some(mask) => Some(mask.parse::<IpAddr>().map_err(|_| {
-            xml(format!("Invalid netmask '{mask}' in network '{network}'"))
-        })?),
+        Some(mask) => Some(
+            mask.parse::<IpAddr>()
+                .map_err(|_| xml(format!("Invalid netmask '{mask}' in network '{network}'")))?,
+        ),
     };
     let prefix = match attr(e, "prefix") {
         None => None,
-        Some(prefix) => Some(prefix.parse::<u8>().map_err(|_| {
-            xml(format!("Invalid prefix in network '{network}'"))
-        })?),
+        Some(prefix) => Some(
+            prefix
+                .parse::<u8>()
+                .map_err(|_| xml(format!("Invalid prefix in network '{network}'")))?,
+        ),
     };
     let family = attr(e, "family");
     match (family.as_deref(), address) {
@@ -647,7 +666,11 @@ fn ip(e: &Element, network: &str) -> Result<Ip, XmlError> {
         hosts: Vec::new(),
         bootp: None,
     };
-    if ip.tftp_root.as_ref().is_some_and(|root| root.contains(['\n', '\r'])) {
+    if ip
+        .tftp_root
+        .as_ref()
+        .is_some_and(|root| root.contains(['\n', '\r']))
+    {
         return Err(xml(format!("invalid tftp root in network '{network}'")));
     }
     for dhcp in e.elements().filter(|e| e.name == "dhcp") {
@@ -660,7 +683,8 @@ fn ip(e: &Element, network: &str) -> Result<Ip, XmlError> {
                 "host" => ip.hosts.push(dhcp_host(child, ip.address, network, false)?),
                 "bootp" if ip.bootp.is_none() && address.is_ipv4() => {
                     if let Some(file) = word(attr(child, "file"), "bootp file", network)? {
-                        ip.bootp = Some((file, word(attr(child, "server"), "bootp server", network)?));
+                        ip.bootp =
+                            Some((file, word(attr(child, "server"), "bootp server", network)?));
                     }
                 }
                 _ => {}
@@ -682,7 +706,9 @@ pub(super) fn range(e: &Element, ip: &Ip, network: &str) -> Result<Range, XmlErr
     let (start, end) = (part("start")?, part("end")?);
     let internal = |message: String| Err(error(ErrorCode::Internal, message));
     let Some(subnet) = ip.subnet() else {
-        return internal(format!("invalid netmask or IP address in network '{network}'"));
+        return internal(format!(
+            "invalid netmask or IP address in network '{network}'"
+        ));
     };
     let prefix = subnet.prefix;
     if start.is_ipv4() != end.is_ipv4() || start.is_ipv4() != subnet.address.is_ipv4() {
@@ -722,9 +748,7 @@ fn lease(e: &Element) -> Result<Option<Lease>, XmlError> {
         return Ok(None);
     };
     let text = e.attr("expiry").unwrap_or_default();
-    let expiry: u32 = text
-        .parse()
-        .map_err(|_| invalid_attr(e, "expiry", text))?;
+    let expiry: u32 = text.parse().map_err(|_| invalid_attr(e, "expiry", text))?;
     let unit = match e.attr("unit") {
         None => None,
         Some("seconds") => Some(LeaseUnit::Seconds),
@@ -785,7 +809,9 @@ pub(super) fn dhcp_host(
     };
     let id = attr(e, "id");
     if let Some(id) = &id
-        && !id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '.' | '_' | '*'))
+        && !id
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '.' | '_' | '*'))
     {
         return Err(xml(format!(
             "Invalid character '{}' in id '{}' of network '{network}'",
@@ -807,7 +833,9 @@ pub(super) fn dhcp_host(
     let address: Option<IpAddr> = match attr(e, "ip") {
         None => None,
         Some(text) => Some(text.parse().map_err(|_| {
-            xml(format!("Invalid IP address in static host definition for network '{network}'"))
+            xml(format!(
+                "Invalid IP address in static host definition for network '{network}'"
+            ))
         })?),
     };
     if address.is_some_and(|a| a.is_ipv4() != v4) {
@@ -850,15 +878,21 @@ pub(super) fn dhcp_host(
 fn route(e: &Element, network: &str) -> Result<Route, XmlError> {
     let words = |what: &str| xml(format!("{network}: {what}"));
     if attr(e, "address").is_none() {
-        return Err(words("Missing required address attribute in route definition"));
+        return Err(words(
+            "Missing required address attribute in route definition",
+        ));
     }
     let Some(gateway) = attr(e, "gateway") else {
-        return Err(words("Missing required gateway attribute in route definition"));
+        return Err(words(
+            "Missing required gateway attribute in route definition",
+        ));
     };
     let (family, address, netmask, prefix) = placed(e, network)?;
-    let gateway: IpAddr = gateway
-        .parse()
-        .map_err(|_| words(&format!("Bad network gateway '{gateway}' in route definition")))?;
+    let gateway: IpAddr = gateway.parse().map_err(|_| {
+        words(&format!(
+            "Bad network gateway '{gateway}' in route definition"
+        ))
+    })?;
     if gateway.is_ipv4() != address.is_ipv4() {
         return Err(words("Bad gateway family in route definition"));
     }
@@ -899,11 +933,15 @@ fn route(e: &Element, network: &str) -> Result<Route, XmlError> {
 fn options(root: &Element) -> Result<Vec<String>, XmlError> {
     let ours = |e: &&Element| e.namespace.as_deref() == Some(DNSMASQ_NAMESPACE);
     let mut options = Vec::new();
-    for list in root.elements().filter(ours).filter(|e| e.local_name() == "options") {
+    for list in root
+        .elements()
+        .filter(ours)
+        .filter(|e| e.local_name() == "options")
+    {
         for option in list.elements().filter(|e| e.local_name() == "option") {
-            let value = option.attr("value").ok_or_else(|| {
-                error(ErrorCode::Internal, "No dnsmasq options value specified")
-            })?;
+            let value = option
+                .attr("value")
+                .ok_or_else(|| error(ErrorCode::Internal, "No dnsmasq options value specified"))?;
             if value.contains(['\n', '\r', '\0']) {
                 return Err(xml("a dnsmasq option is one line"));
             }

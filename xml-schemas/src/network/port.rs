@@ -91,9 +91,9 @@ impl Port {
             .child("mac")
             .and_then(|m| m.attr("address"))
             .ok_or_else(|| xml("Missing network port mac"))?;
-        let mac = mac(text)
-            .ok_or_else(|| xml(format!("Unable to parse MAC address '{text}'")))?;
-        let flag = |element: &str, name: &str| match root.child(element).and_then(|e| e.attr(name)) {
+        let mac = mac(text).ok_or_else(|| xml(format!("Unable to parse MAC address '{text}'")))?;
+        let flag = |element: &str, name: &str| match root.child(element).and_then(|e| e.attr(name))
+        {
             None => Ok(None),
             Some("yes") => Ok(Some(true)),
             Some("no") => Ok(Some(false)),

@@ -158,7 +158,9 @@ impl Network {
         // The one that has DHCP, else the first IPv4 one.
         let with = self.ips.iter().position(Ip::has_dhcp);
         let first = || self.ips.iter().position(|ip| ip.address.is_ipv4());
-        let at = with.or_else(first).or(if self.ips.is_empty() { None } else { Some(0) });
+        let at = with
+            .or_else(first)
+            .or(if self.ips.is_empty() { None } else { Some(0) });
         match at.and_then(|at| self.ips.get_mut(at)) {
             Some(ip) => Ok(ip),
             None => Err(invalid(format!(
@@ -167,7 +169,12 @@ impl Network {
         }
     }
 
-    fn update_dhcp_host(&mut self, command: Command, index: i32, e: &Element) -> Result<(), XmlError> {
+    fn update_dhcp_host(
+        &mut self,
+        command: Command,
+        index: i32,
+        e: &Element,
+    ) -> Result<(), XmlError> {
         let name = self.name.clone();
         let ip = self.ip_at(index, "dhcp host")?;
         let host = parse::dhcp_host(e, ip.address, &name, command == Command::Delete)?;
@@ -327,7 +334,8 @@ impl Network {
             .filter(|(_, known)| {
                 let at_address = host.address.is_some() && known.address == host.address;
                 if delete {
-                    (host.address.is_none() || at_address) && (host.names.is_empty() || shared(known))
+                    (host.address.is_none() || at_address)
+                        && (host.names.is_empty() || shared(known))
                 } else {
                     at_address || shared(known)
                 }

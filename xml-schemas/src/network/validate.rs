@@ -49,9 +49,7 @@ impl Network {
                     "forward dev not allowed for network '{name}' with forward mode='open'"
                 )));
             }
-            ForwardMode::Bridge
-                if self.bridge.is_some() && !self.forward.interfaces.is_empty() =>
-            {
+            ForwardMode::Bridge if self.bridge.is_some() && !self.forward.interfaces.is_empty() => {
                 return Err(xml(format!(
                     "A network with forward mode='bridge' can specify a bridge name or a forward dev, \
                      but not both (network '{name}')"
@@ -68,7 +66,8 @@ impl Network {
             _ => {}
         }
         let nat = &self.forward.nat;
-        if mode != ForwardMode::Nat && (nat.ports.is_some() || nat.addresses.is_some() || nat.ipv6) {
+        if mode != ForwardMode::Nat && (nat.ports.is_some() || nat.addresses.is_some() || nat.ipv6)
+        {
             return Err(xml(format!(
                 "The <nat> element can only be used when <forward> 'mode' is 'nat' in network {name}"
             )));
@@ -122,7 +121,8 @@ impl Network {
         }
         for ip in &self.ips {
             for (at, host) in ip.hosts.iter().enumerate() {
-                let twice = |same: &dyn Fn(&super::DhcpHost) -> bool| ip.hosts[..at].iter().any(same);
+                let twice =
+                    |same: &dyn Fn(&super::DhcpHost) -> bool| ip.hosts[..at].iter().any(same);
                 if let Some(mac) = host.mac
                     && twice(&|h| h.mac == Some(mac))
                 {

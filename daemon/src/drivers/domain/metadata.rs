@@ -220,7 +220,11 @@ fn apply(definition: &mut Definition, kind: &Kind, text: Option<String>, element
 }
 
 /// An element that a client gives, put into the namespace it gives with it.
-pub(in crate::drivers) fn parse_element(text: &str, uri: &str, key: Option<&str>) -> Result<Element> {
+pub(in crate::drivers) fn parse_element(
+    text: &str,
+    uri: &str,
+    key: Option<&str>,
+) -> Result<Element> {
     let key = key.filter(|key| !key.is_empty()).ok_or_else(|| {
         Error::new(
             ErrorCode::INVALID_ARG,

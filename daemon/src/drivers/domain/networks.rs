@@ -22,7 +22,11 @@ fn network_of(interface: &Element) -> Option<&str> {
 }
 
 /// Notes in a running card's definition what it is connected to.
-pub(in crate::drivers::domain) fn note_plug(interface: &mut Element, network: &str, plugged: &Plugged) {
+pub(in crate::drivers::domain) fn note_plug(
+    interface: &mut Element,
+    network: &str,
+    plugged: &Plugged,
+) {
     let group = interface
         .child("source")
         .and_then(|source| source.attr("portgroup"))
@@ -57,7 +61,12 @@ impl Driver {
                 let mut cards = definition.devices.rest.iter();
                 cards.any(|e| e.name == "interface" && network_of(e) == Some(network))
             };
-            if !domain.lock().live.as_ref().is_some_and(|live| in_it(&live.definition)) {
+            if !domain
+                .lock()
+                .live
+                .as_ref()
+                .is_some_and(|live| in_it(&live.definition))
+            {
                 continue;
             }
             let done = match pinned.job().await {
@@ -82,7 +91,12 @@ impl Driver {
         let Some((mut definition, folder)) = ({
             let inner = domain.lock();
             let live = inner.live.as_ref();
-            live.map(|live| (Definition::clone(&live.definition), Folder(live.folder.clone())))
+            live.map(|live| {
+                (
+                    Definition::clone(&live.definition),
+                    Folder(live.folder.clone()),
+                )
+            })
         }) else {
             return Ok(());
         };
@@ -115,16 +129,25 @@ impl Driver {
         fault.map_or(Ok(()), Err)
     }
 
-    fn plug_card(&self, element: &mut Element, network: &str, owner: &Owner) -> Result<Option<Plugged>> {
+    fn plug_card(
+        &self,
+        element: &mut Element,
+        network: &str,
+        owner: &Owner,
+    ) -> Result<Option<Plugged>> {
         let card = Interface::read(element)?;
         let source = element.child("source");
-        let port = source.and_then(|s| s.attr("portid")).and_then(|id| id.parse::<Uuid>().ok());
+        let port = source
+            .and_then(|s| s.attr("portid"))
+            .and_then(|id| id.parse::<Uuid>().ok());
         // A macvtap is on its device whatever becomes of the network.
         let (Some(device), Some(port), true) = (card.target, port, card.kind != "direct") else {
             return Ok(None);
         };
         let group = source.and_then(|s| s.attr("portgroup"));
-        let plugged = self.networks.plug_again(network, port, group, owner, card.mac)?;
+        let plugged = self
+            .networks
+            .plug_again(network, port, group, owner, card.mac)?;
         if let Plug::Network { bridge } | Plug::Bridge { bridge } = &plugged.plug {
             attach(&device, bridge, plugged.isolated)?;
         }
@@ -141,18 +164,28 @@ impl Driver {
     /// A file of leases cannot be read.
     pub fn leased(&self, definition: &Definition) -> Result<Vec<Card>> {
         let mut found = Vec::new();
-        for element in definition.devices.rest.iter().filter(|e| e.name == "interface") {
+        for element in definition
+            .devices
+            .rest
+            .iter()
+            .filter(|e| e.name == "interface")
+        {
             let Some(name) = network_of(element) else {
                 continue;
             };
-            let (Ok(card), Ok(network)) = (Interface::read(element), self.networks.registry.by_name(name))
-            else {
+            let (Ok(card), Ok(network)) = (
+                Interface::read(element),
+                self.networks.registry.by_name(name),
+            ) else {
                 continue;
             };
             let mac = card.mac_text();
             let definition = network.lock().definition().cloned();
             let prefix = |address: std::net::IpAddr| {
-                let mut subnets = definition.iter().flat_map(|d| &d.ips).filter_map(|ip| ip.subnet());
+                let mut subnets = definition
+                    .iter()
+                    .flat_map(|d| &d.ips)
+                    .filter_map(|ip| ip.subnet());
                 subnets
                     .find(|subnet| subnet.contains(address))
                     .map_or(0, |subnet| u32::from(subnet.prefix))
@@ -161,7 +194,12 @@ impl Driver {
                 .networks
                 .leases(&network)?
                 .into_iter()
-                .filter(|lease| lease.mac.as_deref().is_some_and(|m| m.eq_ignore_ascii_case(&mac)))
+                .filter(|lease| {
+                    lease
+                        .mac
+                        .as_deref()
+                        .is_some_and(|m| m.eq_ignore_ascii_case(&mac))
+                })
                 .map(|lease| (lease.address, prefix(lease.address)))
                 .collect();
             if let (Some(name), false) = (card.target, addresses.is_empty()) {

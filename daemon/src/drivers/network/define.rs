@@ -71,7 +71,8 @@ impl Driver {
                 let free = (0..MOST)
                     .map(|n| template.replacen("%d", &n.to_string(), 1))
                     .find(|name| {
-                        !self.registry.bridge_in_use(name, network.uuid) && link::index(name).is_err()
+                        !self.registry.bridge_in_use(name, network.uuid)
+                            && link::index(name).is_err()
                     });
                 definition.bridge = Some(free.ok_or_else(|| {
                     error(
@@ -91,7 +92,9 @@ impl Driver {
     pub async fn define(self: &Arc<Self>, xml: &str, flags: u32) -> Result<Arc<Network>> {
         check_flags(flags, VALIDATE, "networkDefineXMLFlags")?;
         let definition = Definition::parse(xml, validation(flags))?;
-        let network = self.registry.get_or_make(&definition.name, definition.uuid)?;
+        let network = self
+            .registry
+            .get_or_make(&definition.name, definition.uuid)?;
         let _job = network.job().await?;
         let (driver, target) = (Arc::clone(self), Arc::clone(&network));
         blocking(move || driver.store_definition(&target, definition)).await??;
@@ -100,7 +103,11 @@ impl Driver {
     }
 
     /// The work of [`Driver::define`], and of the definition that comes with the first start.
-    pub(super) fn store_definition(&self, network: &Network, mut definition: Definition) -> Result<()> {
+    pub(super) fn store_definition(
+        &self,
+        network: &Network,
+        mut definition: Definition,
+    ) -> Result<()> {
         let _defining = self.defining.lock().unwrap_or_else(PoisonError::into_inner);
         self.fill(network, &mut definition)?;
         self.save(&definition)?;
@@ -112,7 +119,10 @@ impl Driver {
         let name = &definition.name;
         let text = definition.format(NetworkView::Inactive);
         self.store.save(name, &text).map_err(|e| {
-            cannot(format!("cannot write {}", self.store.path(name).display()), &e)
+            cannot(
+                format!("cannot write {}", self.store.path(name).display()),
+                &e,
+            )
         })
     }
 
@@ -128,17 +138,28 @@ impl Driver {
             && known.lock().live.is_some()
             && definition.uuid.is_none_or(|uuid| uuid == known.uuid)
         {
-            return Err(invalid(format!("network is already active as '{}'", known.name)));
+            return Err(invalid(format!(
+                "network is already active as '{}'",
+                known.name
+            )));
         }
-        let network = self.registry.get_or_make(&definition.name, definition.uuid)?;
+        let network = self
+            .registry
+            .get_or_make(&definition.name, definition.uuid)?;
         let _job = network.job().await?;
         if network.lock().live.is_some() {
-            return Err(invalid(format!("network is already active as '{}'", network.name)));
+            return Err(invalid(format!(
+                "network is already active as '{}'",
+                network.name
+            )));
         }
         let (driver, target) = (Arc::clone(self), Arc::clone(&network));
         blocking(move || {
             {
-                let _defining = driver.defining.lock().unwrap_or_else(PoisonError::into_inner);
+                let _defining = driver
+                    .defining
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 driver.fill(&target, &mut definition)?;
             }
             driver.bring_up(&target, &Arc::new(definition))
@@ -161,7 +182,10 @@ impl Driver {
         blocking(move || {
             driver.store.remove(&target.name).map_err(|e| {
                 cannot(
-                    format!("cannot remove {}", driver.store.path(&target.name).display()),
+                    format!(
+                        "cannot remove {}",
+                        driver.store.path(&target.name).display()
+                    ),
                     &e,
                 )
             })?;
@@ -200,7 +224,10 @@ impl Driver {
         let (driver, target) = (Arc::clone(self), Arc::clone(network));
         blocking(move || {
             driver.store.set_autostart(&target.name, on).map_err(|e| {
-                cannot(format!("cannot write the autostart link of '{}'", target.name), &e)
+                cannot(
+                    format!("cannot write the autostart link of '{}'", target.name),
+                    &e,
+                )
             })?;
             target.lock().autostart = on;
             Ok(())
@@ -228,7 +255,10 @@ impl Driver {
                 let ports = live.folder.ports();
                 Ok(live.definition.format(NetworkView::Active(&ports)))
             }
-            (_, None) => Err(super::no_network(format!("network '{}' is gone", network.name))),
+            (_, None) => Err(super::no_network(format!(
+                "network '{}' is gone",
+                network.name
+            ))),
         }
     }
 
@@ -247,10 +277,16 @@ impl Driver {
     ) -> Result<()> {
         check_flags(flags, affect::LIVE | affect::CONFIG, "networkUpdate")?;
         let command = Command::from_number(command).ok_or_else(|| {
-            error(ErrorCode::INVALID_ARG, format!("unknown update command {command}"))
+            error(
+                ErrorCode::INVALID_ARG,
+                format!("unknown update command {command}"),
+            )
         })?;
         let section = Section::from_number(section).ok_or_else(|| {
-            unsupported(format!("can't update unknown section {section} of network '{}'", network.name))
+            unsupported(format!(
+                "can't update unknown section {section} of network '{}'",
+                network.name
+            ))
         })?;
         let _job = network.job().await?;
         let (to_live, to_config) = impact(network, flags)?;
@@ -305,8 +341,9 @@ impl Driver {
                 }
             }
             Section::DhcpHost | Section::DnsHost
-                if served(&definition) && before.ips.iter().any(|ip| ip.has_dhcp())
-                    == definition.ips.iter().any(|ip| ip.has_dhcp()) =>
+                if served(&definition)
+                    && before.ips.iter().any(|ip| ip.has_dhcp())
+                        == definition.ips.iter().any(|ip| ip.has_dhcp()) =>
             {
                 if let Some(identity) = live.record.dnsmasq {
                     dnsmasq::reload(&place, &definition, identity)?;
@@ -324,7 +361,8 @@ impl Driver {
                         Ok(identity) => identity,
                         Err(error) => {
                             // Back to what worked.
-                            let back = dnsmasq::write(&place, &before).and_then(|()| dnsmasq::start(&place));
+                            let back = dnsmasq::write(&place, &before)
+                                .and_then(|()| dnsmasq::start(&place));
                             match back {
                                 Ok(identity) => live.record.dnsmasq = Some(identity),
                                 Err(again) => log::error!("network '{}': {again}", network.name),
@@ -384,7 +422,9 @@ pub(super) fn impact(network: &Network, flags: u32) -> Result<(bool, bool)> {
         return Err(invalid("network is not running"));
     }
     if config && inner.persistent.is_none() {
-        return Err(invalid("cannot change persistent config of a transient network"));
+        return Err(invalid(
+            "cannot change persistent config of a transient network",
+        ));
     }
     Ok((live, config))
 }

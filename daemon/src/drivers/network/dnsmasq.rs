@@ -58,7 +58,10 @@ impl Place {
 /// Whether a network needs one.
 pub fn needed(network: &Network) -> bool {
     let serves = network.dns.enable != Some(false)
-        || network.ips.iter().any(|ip| ip.has_dhcp() || ip.address.is_ipv6());
+        || network
+            .ips
+            .iter()
+            .any(|ip| ip.has_dhcp() || ip.address.is_ipv6());
     network.forward.mode.has_own_bridge() && !network.ips.is_empty() && serves
 }
 
@@ -89,7 +92,11 @@ fn put(path: &Path, text: &str, mode: u32) -> Result<()> {
 /// It is missing, says no, or does not come up in time.
 pub fn start(place: &Place) -> Result<Identity> {
     let path = program::find("dnsmasq")?;
-    let name = format!("{} --conf-file={}", path.display(), place.config().display());
+    let name = format!(
+        "{} --conf-file={}",
+        path.display(),
+        place.config().display()
+    );
     let failed = |e: &std::io::Error| cannot("cannot start dnsmasq", e);
     files::remove_if_there(&place.pid()).map_err(|e| failed(&e))?;
     let words = OpenOptions::new()
@@ -141,13 +148,19 @@ pub fn start(place: &Place) -> Result<Identity> {
         if Instant::now() >= deadline {
             break Err(error(
                 ErrorCode::OPERATION_TIMEOUT,
-                format!("dnsmasq did not come up within {} seconds", START_LIMIT.as_secs()),
+                format!(
+                    "dnsmasq did not come up within {} seconds",
+                    START_LIMIT.as_secs()
+                ),
             ));
         }
         pause = (pause * 2).min(Duration::from_millis(20));
     };
     let identity = Identity::of(pid).ok_or_else(|| {
-        error(ErrorCode::INTERNAL_ERROR, format!("dnsmasq (process {pid}) ended at once"))
+        error(
+            ErrorCode::INTERNAL_ERROR,
+            format!("dnsmasq (process {pid}) ended at once"),
+        )
     });
     if (outcome.is_err() || identity.is_err())
         && let Err(error) = running.child.kill()
@@ -155,12 +168,12 @@ pub fn start(place: &Place) -> Result<Identity> {
         log::error!("cannot kill dnsmasq (process {pid}): {error}");
     }
     // Whoever ends it, its exit status must be taken.
-    let reaping = std::thread::Builder::new().name("dnsmasq".to_owned()).spawn(move || {
-        match running.child.wait() {
+    let reaping = std::thread::Builder::new()
+        .name("dnsmasq".to_owned())
+        .spawn(move || match running.child.wait() {
             Ok(status) => log::debug!("dnsmasq (process {pid}): {status}"),
             Err(error) => log::warn!("dnsmasq (process {pid}): {error}"),
-        }
-    });
+        });
     if let Err(error) = reaping {
         log::warn!("dnsmasq (process {pid}) will stay as a zombie: {error}");
     }
@@ -201,8 +214,10 @@ pub fn stop_unknown(place: &Place) {
         return;
     };
     let wanted = format!("--conf-file={}", place.config().display());
-    let is_ours = fs::read(format!("/proc/{}/cmdline", identity.pid))
-        .is_ok_and(|line| line.split(|&b| b == 0).any(|word| word == wanted.as_bytes()));
+    let is_ours = fs::read(format!("/proc/{}/cmdline", identity.pid)).is_ok_and(|line| {
+        line.split(|&b| b == 0)
+            .any(|word| word == wanted.as_bytes())
+    });
     if is_ours && let Err(error) = stop(identity) {
         log::error!("{error}");
     }
@@ -219,7 +234,12 @@ pub fn reload(place: &Place, network: &Network, identity: Identity) -> Result<()
         Ok(None) => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
         Err(error) => Err(error),
     };
-    told.map_err(|e| cannot(format!("cannot tell dnsmasq (process {})", identity.pid), &e))
+    told.map_err(|e| {
+        cannot(
+            format!("cannot tell dnsmasq (process {})", identity.pid),
+            &e,
+        )
+    })
 }
 
 fn expiry(lease: Option<Lease>) -> String {
@@ -263,7 +283,9 @@ fn host_line(ip: &Ip, host: &DhcpHost) -> String {
 fn names(network: &Network) -> String {
     let mut text = String::new();
     for host in &network.dns.hosts {
-        let Some(address) = host.address else { continue };
+        let Some(address) = host.address else {
+            continue;
+        };
         let _ = writeln!(text, "{address}\t{}\t", host.names.join("\t"));
     }
     text
@@ -315,7 +337,10 @@ fn config(place: &Place, network: &Network) -> String {
     lines.add(format_args!("pid-file={}", place.pid().display()));
     lines.add("except-interface=lo");
     lines.add("bind-dynamic");
-    lines.add(format_args!("interface={}", network.bridge.as_deref().unwrap_or_default()));
+    lines.add(format_args!(
+        "interface={}",
+        network.bridge.as_deref().unwrap_or_default()
+    ));
     if network.forward.mode == ForwardMode::None {
         // No way out: no router, and nobody to ask.
         lines.add("dhcp-option=3");
@@ -333,7 +358,10 @@ fn config(place: &Place, network: &Network) -> String {
         if let Some(target) = &srv.target {
             let _ = write!(line, ",{target}");
             let numbers = [srv.port, srv.priority, srv.weight];
-            let stated = numbers.iter().rposition(Option::is_some).map_or(0, |at| at + 1);
+            let stated = numbers
+                .iter()
+                .rposition(Option::is_some)
+                .map_or(0, |at| at + 1);
             for (at, number) in numbers[..stated].iter().enumerate() {
                 // dnsmasq's own default for a port that is left out is 1.
                 let number = number.unwrap_or(if at == 0 { 1 } else { 0 });
@@ -355,8 +383,13 @@ fn dns(lines: &mut Lines, network: &Network) {
         lines.add("no-resolv");
     }
     for forwarder in &dns.forwarders {
-        let domain = forwarder.domain.as_ref().map_or_else(String::new, |d| format!("/{d}/"));
-        let server = forwarder.address.map_or_else(|| "#".to_owned(), |a| a.to_string());
+        let domain = forwarder
+            .domain
+            .as_ref()
+            .map_or_else(String::new, |d| format!("/{d}/"));
+        let server = forwarder
+            .address
+            .map_or_else(|| "#".to_owned(), |a| a.to_string());
         lines.add(format_args!("server={domain}{server}"));
     }
     let domain = network.domain.as_ref();
@@ -370,7 +403,10 @@ fn dns(lines: &mut Lines, network: &Network) {
     for ip in network.ips.iter().filter(|ip| ip.local_ptr == Some(true)) {
         match reverse_zone(ip) {
             Some(zone) => lines.add(format_args!("local=/{zone}/")),
-            None => log::warn!("network '{}': localPtr needs a prefix of whole digits", network.name),
+            None => log::warn!(
+                "network '{}': localPtr needs a prefix of whole digits",
+                network.name
+            ),
         }
     }
     if dns.forward_plain_names == Some(false) {
@@ -387,8 +423,16 @@ fn dns(lines: &mut Lines, network: &Network) {
 fn dhcp(lines: &mut Lines, place: &Place, network: &Network) {
     let dns = network.dns.enable != Some(false);
     let with_dhcp = |v6: bool| {
-        let found = network.ips.iter().find(|ip| ip.address.is_ipv6() == v6 && ip.has_dhcp());
-        found.or_else(|| network.ips.iter().find(|ip| ip.address.is_ipv6() == v6 && ip.bootp.is_some()))
+        let found = network
+            .ips
+            .iter()
+            .find(|ip| ip.address.is_ipv6() == v6 && ip.has_dhcp());
+        found.or_else(|| {
+            network
+                .ips
+                .iter()
+                .find(|ip| ip.address.is_ipv6() == v6 && ip.bootp.is_some())
+        })
     };
     let mut leases: u64 = 0;
     let v4 = with_dhcp(false);
@@ -401,11 +445,20 @@ fn dhcp(lines: &mut Lines, place: &Place, network: &Network) {
             subnet.netmask().to_string()
         };
         for range in &ip.ranges {
-            lines.add(format_args!("dhcp-range={},{},{size}{}", range.start, range.end, expiry(range.lease)));
+            lines.add(format_args!(
+                "dhcp-range={},{},{size}{}",
+                range.start,
+                range.end,
+                expiry(range.lease)
+            ));
             leases = leases.saturating_add(u64::from(range.size()));
         }
         if ip.ranges.is_empty() && !ip.hosts.is_empty() {
-            lines.add(format_args!("dhcp-range={},static{}", ip.address, if ip.address.is_ipv6() { ",64" } else { "" }));
+            lines.add(format_args!(
+                "dhcp-range={},static{}",
+                ip.address,
+                if ip.address.is_ipv6() { ",64" } else { "" }
+            ));
         }
         leases = leases.saturating_add(ip.hosts.len() as u64 * u64::from(ip.ranges.is_empty()));
         if ip.address.is_ipv4() {
@@ -466,7 +519,12 @@ mod tests {
         let network = Network::parse(&text, Validation::Lenient).unwrap();
         let all = config(&place(), &network);
         let lines: Vec<&str> = all.lines().filter(|l| !l.starts_with("##")).collect();
-        format!("{}\n{}{}", lines.join("\n"), hosts(&network), names(&network))
+        format!(
+            "{}\n{}{}",
+            lines.join("\n"),
+            hosts(&network),
+            names(&network)
+        )
     }
 
     /// Held against what libvirt 9.0 writes for the same networks.
@@ -499,9 +557,11 @@ mod tests {
         ] {
             assert!(named.contains(line), "no {line:?} in {named}");
         }
-        let v6 = of("<forward mode='route'/><ip family='ipv6' address='fd00:abce::1' prefix='64'><dhcp>\
+        let v6 = of(
+            "<forward mode='route'/><ip family='ipv6' address='fd00:abce::1' prefix='64'><dhcp>\
              <range start='fd00:abce::10' end='fd00:abce::20'/>\
-             <host id='0:4:7e' name='p' ip='fd00:abce::30'/></dhcp></ip>");
+             <host id='0:4:7e' name='p' ip='fd00:abce::30'/></dhcp></ip>",
+        );
         for line in [
             "\ndhcp-range=fd00:abce::10,fd00:abce::20,64\ndhcp-lease-max=17\n",
             "\nenable-ra\n",

@@ -53,7 +53,12 @@ pub fn remove(uuid: Uuid) -> Result<()> {
 /// # Errors
 /// As [`apply`].
 pub fn tables() -> Result<Vec<String>> {
-    let text = program::run(&program::find("nft")?, &["list", "tables", "inet"], "", LIMIT)?;
+    let text = program::run(
+        &program::find("nft")?,
+        &["list", "tables", "inet"],
+        "",
+        LIMIT,
+    )?;
     let names = text.lines().filter_map(|line| line.split(' ').nth(2));
     Ok(names.map(str::to_owned).collect())
 }
@@ -75,7 +80,13 @@ fn rules(uuid: Uuid, network: &Network) -> String {
     let name: String = network
         .name
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "-_. ".contains(c) { c } else { '?' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-_. ".contains(c) {
+                c
+            } else {
+                '?'
+            }
+        })
         .take(100)
         .collect();
     // `delete` of what is not there would fail; what is there is replaced in one transaction.
@@ -100,22 +111,34 @@ fn subnets(network: &Network) -> impl Iterator<Item = Subnet> {
 }
 
 fn ip_word(subnet: Subnet) -> &'static str {
-    if subnet.address.is_ipv4() { "ip" } else { "ip6" }
+    if subnet.address.is_ipv4() {
+        "ip"
+    } else {
+        "ip6"
+    }
 }
 
 /// Only what is the guests' own leaves, and only what is meant for them comes.
 fn forward(text: &mut String, network: &Network, bridge: &str) {
     text.push_str("chain forward {\ntype filter hook forward priority filter; policy accept;\n");
-    let _ = writeln!(text, "iifname \"{bridge}\" oifname \"{bridge}\" counter accept");
+    let _ = writeln!(
+        text,
+        "iifname \"{bridge}\" oifname \"{bridge}\" counter accept"
+    );
     let mode = network.forward.mode;
     let dev = network.forward.interfaces.first();
-    let by = |direction: &str| dev.map_or_else(String::new, |dev| format!(" {direction} \"{dev}\""));
+    let by =
+        |direction: &str| dev.map_or_else(String::new, |dev| format!(" {direction} \"{dev}\""));
     if mode != ForwardMode::None {
         for subnet in subnets(network) {
             let ip = ip_word(subnet);
             let translated =
                 mode == ForwardMode::Nat && (subnet.address.is_ipv4() || network.forward.nat.ipv6);
-            let state = if translated { " ct state established,related" } else { "" };
+            let state = if translated {
+                " ct state established,related"
+            } else {
+                ""
+            };
             let _ = writeln!(
                 text,
                 "oifname \"{bridge}\"{} {ip} daddr {subnet}{state} counter accept",
@@ -135,7 +158,9 @@ fn forward(text: &mut String, network: &Network, bridge: &str) {
 /// The guests' addresses become the host's.
 fn translate(text: &mut String, network: &Network) {
     let nat = &network.forward.nat;
-    text.push_str("chain postrouting {\ntype nat hook postrouting priority srcnat; policy accept;\n");
+    text.push_str(
+        "chain postrouting {\ntype nat hook postrouting priority srcnat; policy accept;\n",
+    );
     for subnet in subnets(network) {
         let ip = ip_word(subnet);
         if subnet.address.is_ipv6() && !nat.ipv6 {
@@ -149,16 +174,15 @@ fn translate(text: &mut String, network: &Network) {
             &["ff02::/16"]
         };
         for target in local {
-            let _ = writeln!(text, "{out}{ip} saddr {subnet} {ip} daddr {target} counter return");
+            let _ = writeln!(
+                text,
+                "{out}{ip} saddr {subnet} {ip} daddr {target} counter return"
+            );
         }
         let from = format!("{out}{ip} saddr {subnet} {ip} daddr != {subnet}");
         let to = |ports: bool| target(nat, subnet, ports);
         for protocol in ["tcp", "udp"] {
-            let _ = writeln!(
-                text,
-                "meta l4proto {protocol} {from} counter {}",
-                to(true)
-            );
+            let _ = writeln!(text, "meta l4proto {protocol} {from} counter {}", to(true));
         }
         let _ = writeln!(text, "{from} counter {}", to(false));
     }
@@ -167,7 +191,11 @@ fn translate(text: &mut String, network: &Network) {
 
 fn target(nat: &Nat, subnet: Subnet, with_ports: bool) -> String {
     let (first, last) = nat.ports.unwrap_or((1024, 65535));
-    let ports = if with_ports { format!(":{first}-{last}") } else { String::new() };
+    let ports = if with_ports {
+        format!(":{first}-{last}")
+    } else {
+        String::new()
+    };
     match nat.addresses.filter(|_| subnet.address.is_ipv4()) {
         Some((start, end)) if start == end => format!("snat ip to {start}{ports}"),
         Some((start, end)) => format!("snat ip to {start}-{end}{ports}"),
@@ -179,9 +207,16 @@ fn target(nat: &Nat, subnet: Subnet, with_ports: bool) -> String {
 /// The network's limits, by dropping what is beyond them.
 fn limit(text: &mut String, network: &Network, bridge: &str) {
     let line = |rate: Rate, direction: &str| {
-        let burst = if rate.burst > 0 { rate.burst } else { rate.average.max(64) };
+        let burst = if rate.burst > 0 {
+            rate.burst
+        } else {
+            rate.average.max(64)
+        };
         // libvirt's kilobytes are 1000 bytes, nft's 1024; its counters have 32 bits.
-        let bytes = rate.average.saturating_mul(1000).clamp(1, u64::from(u32::MAX));
+        let bytes = rate
+            .average
+            .saturating_mul(1000)
+            .clamp(1, u64::from(u32::MAX));
         let burst = burst.saturating_mul(1024).clamp(1, u64::from(u32::MAX));
         format!(
             "{direction} \"{bridge}\" limit rate over {bytes} bytes/second burst {burst} bytes counter drop\n"
@@ -189,12 +224,16 @@ fn limit(text: &mut String, network: &Network, bridge: &str) {
     };
     let average = |rate: Option<Rate>| rate.filter(|rate| rate.average > 0);
     if let Some(rate) = average(network.bandwidth.outbound) {
-        text.push_str("chain from_guests {\ntype filter hook prerouting priority mangle; policy accept;\n");
+        text.push_str(
+            "chain from_guests {\ntype filter hook prerouting priority mangle; policy accept;\n",
+        );
         text.push_str(&line(rate, "iifname"));
         text.push_str("}\n");
     }
     if let Some(rate) = average(network.bandwidth.inbound) {
-        text.push_str("chain to_guests {\ntype filter hook postrouting priority mangle; policy accept;\n");
+        text.push_str(
+            "chain to_guests {\ntype filter hook postrouting priority mangle; policy accept;\n",
+        );
         text.push_str(&line(rate, "oifname"));
         text.push_str("}\n");
     }
@@ -220,6 +259,21 @@ pub fn watch(gone: impl Fn()) -> io::Result<()> {
     }
     // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
     let mut socket = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    // SAFETY: a sockaddr_nl of zeroes is valid: numbers only.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    // Without an address of its own it would be taken for the sender, and told nothing.
+    // SAFETY: the address lives here and has the size that is named.
+    let bound = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_nl>() as libc::socklen_t,
+        )
+    };
+    if bound < 0 {
+        return Err(io::Error::last_os_error());
+    }
     // SAFETY: the number lives here and has the size that is named.
     let joined = unsafe {
         libc::setsockopt(
@@ -251,10 +305,12 @@ pub fn watch(gone: impl Fn()) -> io::Result<()> {
 
 /// Whether a message of that type is among those in `bytes` (struct nlmsghdr).
 fn has_message(mut bytes: &[u8], wanted: u16) -> bool {
-    while let Some((length, kind)) = bytes
-        .get(..6)
-        .map(|h| (u32::from_ne_bytes([h[0], h[1], h[2], h[3]]), u16::from_ne_bytes([h[4], h[5]])))
-    {
+    while let Some((length, kind)) = bytes.get(..6).map(|h| {
+        (
+            u32::from_ne_bytes([h[0], h[1], h[2], h[3]]),
+            u16::from_ne_bytes([h[4], h[5]]),
+        )
+    }) {
         if kind == wanted {
             return true;
         }
@@ -272,24 +328,33 @@ mod tests {
 
     fn of(inside: &str) -> String {
         let text = format!("<network><name>n\"x</name><bridge name='br9'/>{inside}</network>");
-        rules(Uuid::from_u128(1), &Network::parse(&text, Validation::Lenient).unwrap())
+        rules(
+            Uuid::from_u128(1),
+            &Network::parse(&text, Validation::Lenient).unwrap(),
+        )
     }
 
     #[test]
     fn each_mode_has_its_rules() {
         let ip = "<ip address='10.5.0.1' prefix='24'/>";
         let nat = of(&format!("<forward mode='nat'/>{ip}"));
-        assert!(nat.contains("oifname \"br9\" ip daddr 10.5.0.0/24 ct state established,related counter accept"));
+        assert!(nat.contains(
+            "oifname \"br9\" ip daddr 10.5.0.0/24 ct state established,related counter accept"
+        ));
         assert!(nat.contains("meta l4proto tcp ip saddr 10.5.0.0/24 ip daddr != 10.5.0.0/24 counter masquerade to :1024-65535"));
         assert!(nat.contains("comment \"network n?x\""));
         let route = of(&format!("<forward mode='route' dev='e0'/>{ip}"));
-        assert!(route.contains("oifname \"br9\" iifname \"e0\" ip daddr 10.5.0.0/24 counter accept"));
+        assert!(
+            route.contains("oifname \"br9\" iifname \"e0\" ip daddr 10.5.0.0/24 counter accept")
+        );
         assert!(!route.contains("masquerade"));
         let isolated = of(ip);
         assert!(!isolated.contains("10.5.0.0"));
         assert_eq!(isolated.matches("reject").count(), 2);
         assert_eq!(of(&format!("<forward mode='open'/>{ip}")), "");
-        let limited = of(&format!("<forward mode='open'/><bandwidth><outbound average='100'/></bandwidth>{ip}"));
+        let limited = of(&format!(
+            "<forward mode='open'/><bandwidth><outbound average='100'/></bandwidth>{ip}"
+        ));
         assert!(limited.contains("iifname \"br9\" limit rate over 100000 bytes/second"));
         assert!(!limited.contains("reject"));
     }

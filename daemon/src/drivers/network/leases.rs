@@ -104,7 +104,13 @@ mod tests {
         let leases = parse(text, 500);
         assert_eq!(leases.len(), 3, "{leases:?}");
         assert_eq!(leases[0].mac.as_deref(), Some("52:54:00:00:00:02"));
-        assert_eq!((leases[0].hostname.as_deref(), leases[0].client_id.as_deref()), (None, None));
+        assert_eq!(
+            (
+                leases[0].hostname.as_deref(),
+                leases[0].client_id.as_deref()
+            ),
+            (None, None)
+        );
         assert_eq!(leases[1].expiry, 0);
         assert_eq!(leases[2].mac.as_deref(), Some("52:54:00:00:00:09"));
         assert_eq!(leases[2].iaid.as_deref(), Some("5505"));

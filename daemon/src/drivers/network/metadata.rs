@@ -31,7 +31,9 @@ impl Driver {
             Kind::Title => definition.title.clone(),
             Kind::Element(uri) => {
                 let metadata = definition.metadata.as_ref()?;
-                let found = metadata.elements().find(|e| e.namespace.as_deref() == Some(uri))?;
+                let found = metadata
+                    .elements()
+                    .find(|e| e.namespace.as_deref() == Some(uri))?;
                 let mut element = found.clone();
                 strip_namespace(&mut element, uri);
                 let mut text = String::new();
@@ -67,7 +69,10 @@ impl Driver {
         let element = match (&kind, &text) {
             (Kind::Element(uri), Some(text)) => Some(parse_element(text, uri, key.as_deref())?),
             (Kind::Title, Some(title)) if title.contains('\n') => {
-                return Err(error(ErrorCode::INVALID_ARG, "Network title can't contain newlines"));
+                return Err(error(
+                    ErrorCode::INVALID_ARG,
+                    "Network title can't contain newlines",
+                ));
             }
             _ => None,
         };

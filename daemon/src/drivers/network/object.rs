@@ -105,7 +105,10 @@ impl Registry {
     pub fn all(&self) -> Vec<Arc<Network>> {
         let mut map = self.lock();
         Self::sweep(&mut map);
-        map.values().filter(|n| n.lock().visible()).cloned().collect()
+        map.values()
+            .filter(|n| n.lock().visible())
+            .cloned()
+            .collect()
     }
 
     /// The network with that name.
@@ -113,7 +116,11 @@ impl Registry {
     /// # Errors
     /// VIR_ERR_NO_NETWORK.
     pub fn by_name(&self, name: &str) -> Result<Arc<Network>> {
-        let found = self.lock().get(name).filter(|n| n.lock().visible()).cloned();
+        let found = self
+            .lock()
+            .get(name)
+            .filter(|n| n.lock().visible())
+            .cloned();
         found.ok_or_else(|| no_network(format!("no network with matching name '{name}'")))
     }
 
@@ -169,10 +176,12 @@ impl Registry {
         map.values().filter(|n| n.uuid != except).any(|network| {
             let inner = network.lock();
             let live = inner.live.as_ref().map(|live| &live.definition);
-            live.into_iter().chain(inner.persistent.as_ref()).any(|definition| {
-                definition.forward.mode.has_own_bridge()
-                    && definition.bridge.as_deref() == Some(bridge)
-            })
+            live.into_iter()
+                .chain(inner.persistent.as_ref())
+                .any(|definition| {
+                    definition.forward.mode.has_own_bridge()
+                        && definition.bridge.as_deref() == Some(bridge)
+                })
         })
     }
 }

@@ -84,7 +84,9 @@ impl Driver {
         let live = running(network)?;
         let definition = &live.definition;
         let group = definition.portgroup(port.group.as_deref())?;
-        let virtualport = group.and_then(|g| g.virtualport.as_ref()).or(definition.virtualport.as_ref());
+        let virtualport = group
+            .and_then(|g| g.virtualport.as_ref())
+            .or(definition.virtualport.as_ref());
         if let Some(kind) = virtualport.and_then(|v| v.attr("type")) {
             return Err(unsupported(format!(
                 "network '{}': virtualport type='{kind}' is not offered",
@@ -111,9 +113,12 @@ impl Driver {
             ));
         }
         port.plug = Some(choose(&network.name, definition, &ports)?);
-        live.folder
-            .write_port(&port)
-            .map_err(|e| cannot(format!("cannot write a port of network '{}'", network.name), &e))?;
+        live.folder.write_port(&port).map_err(|e| {
+            cannot(
+                format!("cannot write a port of network '{}'", network.name),
+                &e,
+            )
+        })?;
         // It may have gone meanwhile, and its folder with it; then this file is nobody's.
         running(network)?;
         Ok((live, port))
@@ -130,7 +135,10 @@ impl Driver {
     /// # Errors
     /// VIR_ERR_NO_NETWORK_PORT.
     pub fn port(&self, network: &Network, uuid: Uuid) -> Result<Port> {
-        let found = self.ports(network).into_iter().find(|port| port.uuid == uuid);
+        let found = self
+            .ports(network)
+            .into_iter()
+            .find(|port| port.uuid == uuid);
         found.ok_or_else(|| no_port(uuid))
     }
 
@@ -148,7 +156,14 @@ impl Driver {
     ///
     /// # Errors
     /// The network is not up, or has no bridge of its own; the system's.
-    pub fn plug_again(&self, name: &str, port: Uuid, group: Option<&str>, owner: &Owner, mac: [u8; 6]) -> Result<Plugged> {
+    pub fn plug_again(
+        &self,
+        name: &str,
+        port: Uuid,
+        group: Option<&str>,
+        owner: &Owner,
+        mac: [u8; 6],
+    ) -> Result<Plugged> {
         let network = self.registry.by_name(name)?;
         let folder = running(&network)?.folder;
         if folder.port(port).exists() {
@@ -227,7 +242,9 @@ fn choose(name: &str, definition: &Definition, ports: &[Port]) -> Result<Plug> {
     if devices.is_empty() {
         return Err(error(
             ErrorCode::INTERNAL_ERROR,
-            format!("network '{name}' uses a direct mode, but has no forward dev and no interface pool"),
+            format!(
+                "network '{name}' uses a direct mode, but has no forward dev and no interface pool"
+            ),
         ));
     }
     let chosen = if mode == ForwardMode::Passthrough {

@@ -168,10 +168,19 @@ mod tests {
     fn programs_are_run_to_their_end_or_to_the_limit() {
         let sh = find("sh").unwrap();
         let second = Duration::from_secs(20);
-        assert_eq!(run(&sh, &["-c", "cat; echo y"], "x", second).unwrap(), "xy\n");
+        assert_eq!(
+            run(&sh, &["-c", "cat; echo y"], "x", second).unwrap(),
+            "xy\n"
+        );
         let error = run(&sh, &["-c", "echo why >&2; exit 3"], "", second).unwrap_err();
         assert!(error.message.contains("exit status 3: why"), "{error}");
-        let error = run(&sh, &["-c", "exec sleep 600"], "", Duration::from_millis(50)).unwrap_err();
+        let error = run(
+            &sh,
+            &["-c", "exec sleep 600"],
+            "",
+            Duration::from_millis(50),
+        )
+        .unwrap_err();
         assert_eq!(error.code, ErrorCode::OPERATION_TIMEOUT);
         let error = find("no-such-program-anywhere").unwrap_err();
         assert_eq!(error.code, ErrorCode::SYSTEM_ERROR);

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use xml_schemas::Validation;
 use xml_schemas::network::port::Port;
 use xml_schemas::network::{Network, NetworkView};
-use xml_schemas::Validation;
 
 use crate::files::{self, Durability};
 use crate::vmm_process::Identity;
@@ -75,7 +75,11 @@ impl Folder {
     /// The system's.
     pub fn write_definition(&self, network: &Network) -> io::Result<()> {
         let xml = network.format(NetworkView::Inactive);
-        files::write_atomically(&self.0.join("live.xml"), xml.as_bytes(), Durability::Process)
+        files::write_atomically(
+            &self.0.join("live.xml"),
+            xml.as_bytes(),
+            Durability::Process,
+        )
     }
 
     /// Reads it.
@@ -103,7 +107,10 @@ impl Folder {
     pub fn read_record(&self) -> io::Result<Record> {
         let record: Record = serde_json::from_slice(&fs::read(self.0.join("state.json"))?)?;
         if record.version != VERSION {
-            return Err(io::Error::other(format!("version {} is unknown", record.version)));
+            return Err(io::Error::other(format!(
+                "version {} is unknown",
+                record.version
+            )));
         }
         Ok(record)
     }

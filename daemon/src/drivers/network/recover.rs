@@ -38,7 +38,10 @@ pub fn load(driver: &Arc<Driver>) -> io::Result<()> {
     })?;
     for stored in loaded {
         let definition: Definition = stored.object;
-        match driver.registry.get_or_make(&definition.name, definition.uuid) {
+        match driver
+            .registry
+            .get_or_make(&definition.name, definition.uuid)
+        {
             Ok(network) => {
                 let mut inner = network.lock();
                 inner.persistent = Some(Arc::new(definition));
@@ -117,7 +120,10 @@ fn take_up(driver: &Driver, uuid: Uuid, folder: Folder) -> Result<(), String> {
     let bridge = definition.bridge.as_deref().unwrap_or_default();
     let there = !own || link::mac(bridge).is_some_and(|mac| Some(mac) == definition.mac);
     if !live.record.started || !there {
-        log::info!("network '{}': what is left of it is taken back", network.name);
+        log::info!(
+            "network '{}': what is left of it is taken back",
+            network.name
+        );
         for error in driver.take_back(&network, &live) {
             log::error!("network '{}': {error}", network.name);
         }
@@ -131,7 +137,10 @@ fn take_up(driver: &Driver, uuid: Uuid, folder: Folder) -> Result<(), String> {
         }
         let runs = live.record.dnsmasq.is_some_and(dnsmasq::runs);
         if dnsmasq::needed(&definition) && !runs {
-            log::warn!("network '{}': its dnsmasq is gone, and started again", network.name);
+            log::warn!(
+                "network '{}': its dnsmasq is gone, and started again",
+                network.name
+            );
             let place = driver.place(&network, &live.folder);
             match dnsmasq::write(&place, &definition).and_then(|()| dnsmasq::start(&place)) {
                 Ok(identity) => live.record.dnsmasq = Some(identity),
@@ -162,7 +171,10 @@ fn assert_rules(driver: &Driver) {
         if tables.contains(&firewall::table(network.uuid)) {
             continue;
         }
-        log::warn!("network '{}': somebody has removed its rules; they are put back", network.name);
+        log::warn!(
+            "network '{}': somebody has removed its rules; they are put back",
+            network.name
+        );
         if let Err(error) = firewall::apply(network.uuid, &definition) {
             log::error!("network '{}': {error}", network.name);
         }

@@ -31,7 +31,8 @@ impl Driver {
                 return Err(invalid("network is already active"));
             }
             let stored = inner.persistent.clone();
-            stored.ok_or_else(|| super::no_network(format!("network '{}' is gone", network.name)))?
+            stored
+                .ok_or_else(|| super::no_network(format!("network '{}' is gone", network.name)))?
         };
         let (driver, target) = (Arc::clone(self), Arc::clone(network));
         blocking(move || driver.bring_up(&target, &definition)).await??;
@@ -45,9 +46,11 @@ impl Driver {
     /// It is not up; something of it does not go.
     pub async fn stop(self: &Arc<Self>, network: &Arc<Network>) -> Result<()> {
         let _job = network.job().await?;
-        let live = network.lock().live.clone().ok_or_else(|| {
-            invalid(format!("network '{}' is not active", network.name))
-        })?;
+        let live = network
+            .lock()
+            .live
+            .clone()
+            .ok_or_else(|| invalid(format!("network '{}' is not active", network.name)))?;
         let (driver, target) = (Arc::clone(self), Arc::clone(network));
         blocking(move || driver.bring_down(&target, &live)).await??;
         self.emit(network, NetworkEvent::Stopped);
@@ -100,7 +103,13 @@ impl Driver {
             .and_then(|()| live.folder.write_record(&live.record))
             .map_err(|e| cannot("cannot write the network's state", &e));
         killpoint("network.recorded");
-        let made = written.and_then(|()| if own { self.make(network, &mut live) } else { Ok(()) });
+        let made = written.and_then(|()| {
+            if own {
+                self.make(network, &mut live)
+            } else {
+                Ok(())
+            }
+        });
         live.record.started = true;
         let noted = made.and_then(|()| self.note(network, live.clone()));
         if let Err(error) = noted {
@@ -133,7 +142,10 @@ impl Driver {
         host_ipv6(bridge, v6 || definition.ipv6)?;
         for subnet in definition.ips.iter().filter_map(|ip| ip.subnet()) {
             link::add_address(index, subnet).map_err(|e| {
-                cannot(format!("cannot give bridge {bridge} the address {}", subnet.address), &e)
+                cannot(
+                    format!("cannot give bridge {bridge} the address {}", subnet.address),
+                    &e,
+                )
             })?;
         }
         let up = link::Settings {
@@ -145,8 +157,14 @@ impl Driver {
             let Some(to) = route.subnet() else { continue };
             /// As libvirt has it where a definition does not say.
             const METRIC: u32 = 1;
-            link::add_route(index, to, route.gateway, route.metric.unwrap_or(METRIC))
-                .map_err(|e| cannot(format!("cannot add the route to {to} by {}", route.gateway), &e))?;
+            link::add_route(index, to, route.gateway, route.metric.unwrap_or(METRIC)).map_err(
+                |e| {
+                    cannot(
+                        format!("cannot add the route to {to} by {}", route.gateway),
+                        &e,
+                    )
+                },
+            )?;
         }
         firewall::apply(network.uuid, &definition)?;
         killpoint("network.rules-made");
@@ -201,7 +219,11 @@ impl Driver {
             // Somebody else's of that name is left alone.
             if definition.mac.is_some() && link::mac(bridge) == definition.mac {
                 let removed = link::remove(bridge);
-                faults.extend(removed.err().map(|e| cannot(format!("Unable to delete bridge {bridge}"), &e)));
+                faults.extend(
+                    removed
+                        .err()
+                        .map(|e| cannot(format!("Unable to delete bridge {bridge}"), &e)),
+                );
             }
         }
         live.folder.remove();
@@ -219,7 +241,9 @@ impl Driver {
             let clash = taken.iter().any(|t| wanted.iter().any(|w| w.overlaps(*t)));
             if *uuid != network.uuid && clash {
                 let other = self.registry.by_uuid(*uuid);
-                let bridge = other.ok().and_then(|n| n.lock().definition()?.bridge.clone());
+                let bridge = other
+                    .ok()
+                    .and_then(|n| n.lock().definition()?.bridge.clone());
                 return Err(error(
                     ErrorCode::INTERNAL_ERROR,
                     format!(
@@ -271,7 +295,10 @@ fn check_offered(definition: &Definition) -> Result<()> {
         )));
     }
     let mode = definition.forward.mode;
-    let needs_device = matches!(mode, ForwardMode::Private | ForwardMode::Vepa | ForwardMode::Passthrough);
+    let needs_device = matches!(
+        mode,
+        ForwardMode::Private | ForwardMode::Vepa | ForwardMode::Passthrough
+    );
     let bridge = mode == ForwardMode::Bridge;
     if (needs_device && definition.forward.interfaces.is_empty())
         || (bridge && definition.forward.interfaces.is_empty() && definition.bridge.is_none())
@@ -295,7 +322,10 @@ fn host_ipv6(bridge: &str, on: bool) -> Result<()> {
             Ok(())
         };
     }
-    program::set_kernel(&format!("{folder}/disable_ipv6"), if on { "0" } else { "1" })?;
+    program::set_kernel(
+        &format!("{folder}/disable_ipv6"),
+        if on { "0" } else { "1" },
+    )?;
     program::set_kernel(&format!("{folder}/accept_ra"), "0")?;
     program::set_kernel(&format!("{folder}/autoconf"), "0")
 }
@@ -334,7 +364,10 @@ fn check_accepted_routes() -> Result<()> {
 /// by a gateway is none: the network is a part of what is behind it, and the nearer one counts.
 fn routed(wanted: &[Subnet]) -> Result<Option<String>> {
     let unreadable = |e: std::io::Error| {
-        error(ErrorCode::SYSTEM_ERROR, format!("cannot read the host's routes: {}", plain(&e)))
+        error(
+            ErrorCode::SYSTEM_ERROR,
+            format!("cannot read the host's routes: {}", plain(&e)),
+        )
     };
     let mut routes = parse_v4(&fs::read_to_string("/proc/net/route").map_err(unreadable)?);
     match fs::read_to_string("/proc/net/ipv6_route") {
@@ -344,9 +377,9 @@ fn routed(wanted: &[Subnet]) -> Result<Option<String>> {
         Err(error) => return Err(unreadable(error)),
     }
     let clash = routes.into_iter().find(|(route, by_gateway, _)| {
-        wanted.iter().any(|wanted| {
-            wanted.overlaps(*route) && !(*by_gateway && route.prefix < wanted.prefix)
-        })
+        wanted
+            .iter()
+            .any(|wanted| wanted.overlaps(*route) && !(*by_gateway && route.prefix < wanted.prefix))
     });
     Ok(clash.map(|(_, _, device)| device))
 }
@@ -375,7 +408,11 @@ fn parse_v4(text: &str) -> Vec<HostRoute> {
 fn parse_v6(text: &str) -> Vec<HostRoute> {
     let route = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let address = |at: usize| Some(Ipv6Addr::from_bits(u128::from_str_radix(words.get(at)?, 16).ok()?));
+        let address = |at: usize| {
+            Some(Ipv6Addr::from_bits(
+                u128::from_str_radix(words.get(at)?, 16).ok()?,
+            ))
+        };
         let prefix = u8::from_str_radix(words.get(1)?, 16).ok()?;
         let to = address(0)?;
         // Every device has these.
@@ -403,8 +440,14 @@ mod tests {
                     tun0\t0000000A\t0100A8C0\t0003\t0\t0\t0\t000000FF\t0\t0\t0\n";
         let routes = parse_v4(text);
         assert_eq!(routes.len(), 2);
-        assert_eq!((routes[0].0.to_string().as_str(), routes[0].1), ("192.168.0.0/16", false));
-        assert_eq!((routes[1].0.to_string().as_str(), routes[1].1), ("10.0.0.0/8", true));
+        assert_eq!(
+            (routes[0].0.to_string().as_str(), routes[0].1),
+            ("192.168.0.0/16", false)
+        );
+        assert_eq!(
+            (routes[1].0.to_string().as_str(), routes[1].1),
+            ("10.0.0.0/8", true)
+        );
         let text = "fd000000000000000000000000000000 40 00000000000000000000000000000000 00 \
                     00000000000000000000000000000000 00000100 00000001 00000000 00000001     eth0\n\
                     fe800000000000000000000000000000 40 00000000000000000000000000000000 00 \

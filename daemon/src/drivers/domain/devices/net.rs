@@ -10,8 +10,8 @@ use xml_schemas::domain::device::{Interface, Rate};
 use xml_schemas::network::port::Plug;
 
 use super::{passt, tap};
-use crate::drivers::domain::networks::note_plug;
 use crate::drivers::domain::machine::Builder;
+use crate::drivers::domain::networks::note_plug;
 use crate::error::{Error, ErrorCode, Result};
 use crate::link;
 
@@ -71,7 +71,9 @@ impl Builder {
         let network = card.source.take().unwrap_or_default();
         let group = element.child("source").and_then(|s| s.attr("portgroup"));
         let around = &self.around;
-        let plugged = around.networks.plug(&network, group, &around.owner, card.mac)?;
+        let plugged = around
+            .networks
+            .plug(&network, group, &around.owner, card.mac)?;
         // The port goes with this file, and the file with the domain.
         self.made.sockets.push(plugged.file.clone());
         note_plug(element, &network, &plugged);
