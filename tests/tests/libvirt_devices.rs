@@ -228,8 +228,8 @@ fn a_start_that_cannot_be_says_why_and_leaves_nothing() {
             "Cannot get interface index on nosuchbridge",
         ),
         (
-            "<interface type='network'><source network='default'/></interface>".to_owned(),
-            "type 'network'",
+            "<interface type='network'><source network='nosuchnet'/></interface>".to_owned(),
+            "no network with matching name 'nosuchnet'",
         ),
     ] {
         let xml = tiny_guest(&rig, "guest", "qemu");

@@ -326,7 +326,7 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
     let net = |name: &str, rest: &str, address: &str| {
         format!("<name>{name}</name>{rest}<ip address='{address}' netmask='255.255.255.0'/>")
     };
-    ip("link add eth7 type dummy");
+    ip("link add eth7 type veth peer name eth7p");
     ip("addr add 10.77.0.9/16 dev eth7");
     ip("link set eth7 up");
     ip("link add taken type bridge");

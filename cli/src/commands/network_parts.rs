@@ -187,6 +187,18 @@ fn update(shell: &mut Shell, args: &Args) -> Result {
         }
     };
     let name = net.name.clone();
+    /// VIR_DRV_FEATURE_NETWORK_UPDATE_HAS_CORRECT_ORDER: daemons without it (libvirt before 7.2)
+    /// take the two the wrong way round.
+    const CORRECT_ORDER: i32 = 16;
+    let feature = ConnectSupportsFeatureArgs {
+        feature: CORRECT_ORDER,
+    };
+    let asked = shell.call(procs::CONNECT_SUPPORTS_FEATURE, &feature);
+    let (command, section) = match asked {
+        Ok(ret) if ret.supported > 0 => (command, section),
+        Err(failure) if failure.disconnected => return Err(failure),
+        Ok(_) | Err(_) => (section, command),
+    };
     let asked = NetworkUpdateArgs {
         net,
         command,

@@ -27,6 +27,9 @@ mod feature {
     pub const EVENT_CALLBACK: i32 = 14;
     /// Close callbacks can be registered.
     pub const CLOSE_CALLBACK: i32 = 15;
+    /// virNetworkUpdate's command comes before its section: clients that do not see this bit
+    /// send them the wrong way round, as libvirt's own daemons took them for long.
+    pub const NETWORK_UPDATE_ORDER: i32 = 16;
 }
 
 /// The functions for connections and the host.
@@ -150,10 +153,15 @@ async fn supports_feature(
     _call: Call,
     args: ConnectSupportsFeatureArgs,
 ) -> Answer<ConnectSupportsFeatureRet> {
-    use feature::{CLOSE_CALLBACK, EVENT_CALLBACK, KEEPALIVE, TYPED_PARAM_STRING, XML_MIGRATABLE};
+    use feature::*;
     let supported = matches!(
         args.feature,
-        TYPED_PARAM_STRING | KEEPALIVE | XML_MIGRATABLE | EVENT_CALLBACK | CLOSE_CALLBACK
+        TYPED_PARAM_STRING
+            | KEEPALIVE
+            | XML_MIGRATABLE
+            | EVENT_CALLBACK
+            | CLOSE_CALLBACK
+            | NETWORK_UPDATE_ORDER
     );
     Ok(ConnectSupportsFeatureRet {
         supported: i32::from(supported),

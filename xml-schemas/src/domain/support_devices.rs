@@ -199,7 +199,7 @@ fn interface_fault(element: &Element) -> Fault {
         Err(error) => return Some(error.to_string()),
     };
     match card.kind.as_str() {
-        "bridge" | "ethernet" | "direct" => {}
+        "bridge" | "ethernet" | "direct" | "network" => {}
         "user" if matches!(card.backend.as_deref(), None | Some("passt" | "default")) => {}
         "user" => return Some("backend other than passt".to_owned()),
         kind => return Some(format!("type '{kind}'")),
@@ -231,6 +231,9 @@ fn interface_fault(element: &Element) -> Fault {
     {
         return Some("filterref other than no-mac-spoofing".to_owned());
     }
+    if element.child("port").is_some() && !matches!(card.kind.as_str(), "bridge" | "network") {
+        return Some("port".to_owned());
+    }
     if card.inbound.is_some_and(|rate| rate.floor != 0) {
         return Some("bandwidth floor".to_owned());
     }
@@ -240,7 +243,6 @@ fn interface_fault(element: &Element) -> Fault {
             &[
                 "vlan",
                 "virtualport",
-                "port",
                 "coalesce",
                 "teaming",
                 "guest",

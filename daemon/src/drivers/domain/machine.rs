@@ -583,12 +583,20 @@ mod tests {
             folder.0.join("secrets"),
             std::sync::Arc::default(),
         );
+        let roots = crate::roots::Roots::choose(Some(&folder.0), false, |_| None);
+        let hub = std::sync::Arc::default();
+        let networks = crate::drivers::network::Driver::new(roots.unwrap(), hub);
         Surroundings {
             channels: folder.0.join("channel"),
             folder: folder.0.clone(),
             logs: folder.0.clone(),
             taken_cids: Vec::new(),
             secrets: std::sync::Arc::new(secrets.unwrap()),
+            networks: std::sync::Arc::new(networks.unwrap()),
+            owner: crate::drivers::network::plug::Owner {
+                name: "t".to_owned(),
+                uuid: uuid::Uuid::from_u128(1),
+            },
         }
     }
 

@@ -19,7 +19,10 @@ impl Builder {
     /// Makes a network card's other end, and notes its name in the element.
     pub(super) fn net(&mut self, element: &mut Element, log: &str) -> Result<NetConfig> {
         let mut card = Interface::read(element)?;
-        let isolated = card.kind == "network" && self.plug(element, &mut card)?;
+        let isolated = match card.kind.as_str() {
+            "network" => self.plug(element, &mut card)?,
+            _ => element.child("port").and_then(|p| p.attr("isolated")) == Some("yes"),
+        };
         let pairs = card.queues.unwrap_or(1).clamp(1, 8);
         let backend = match card.kind.as_str() {
             "bridge" | "ethernet" => {
