@@ -455,7 +455,7 @@ fn guests_get_leases_names_and_the_world_unless_isolated() {
     let peer = Peer::new(&rig, "wan", "10.99.0.1/24", "10.99.0.2/24");
     let network = |forward: &str| {
         format!(
-            "<name>lab</name>{forward}<bridge name='vlab' stp='off'/><domain name='lab'/>\
+            "<name>lab</name><uuid>7e5c3a8e-4f0b-4b6b-9d3b-0a1f7f0a0151</uuid>{forward}<bridge name='vlab' stp='off'/><domain name='lab'/>\
              <ip address='192.168.151.1' netmask='255.255.255.0'><dhcp>\
              <range start='192.168.151.2' end='192.168.151.99'/>\
              <host mac='52:54:00:15:00:02' name='two' ip='192.168.151.77'/></dhcp></ip>"
