@@ -9,6 +9,7 @@ mod editor;
 mod failure;
 mod far;
 mod help;
+mod image;
 mod names;
 mod options;
 mod output;
@@ -30,9 +31,12 @@ use output::Output;
 use shell::Shell;
 
 fn main() -> ExitCode {
-    let words = std::env::args_os()
-        .skip(1)
-        .map(|word| word.to_string_lossy().into_owned());
+    let mut words = std::env::args_os().skip(1).peekable();
+    // A tool of its own, which needs no daemon.
+    if words.next_if(|word| word == "image").is_some() {
+        return image::main(words.collect());
+    }
+    let words = words.map(|word| word.to_string_lossy().into_owned());
     let succeeded = match options::parse(words) {
         Ok(options) => run(&options),
         Err(error) => {

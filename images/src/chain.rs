@@ -146,6 +146,7 @@ fn open_one(
                 cipher,
                 l2_cache: config.l2_cache,
                 read_only,
+                snapshot: None,
             };
             Ok(Arc::new(Qcow2::open(config.file, options)?))
         }

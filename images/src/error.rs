@@ -38,6 +38,9 @@ pub enum Error {
     /// The caller asked for something impossible.
     #[error("{0}")]
     Invalid(String),
+    /// The job was cancelled: what it had begun is left as its documentation says.
+    #[error("the job was cancelled")]
+    Cancelled,
     /// The passphrase opens no key slot.
     #[error("{image}: the passphrase is wrong")]
     Passphrase {
@@ -53,6 +56,7 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            Self::Cancelled => libc::ECANCELED,
             _ => libc::EIO,
         }
     }

@@ -484,6 +484,23 @@ impl File {
         Ok(())
     }
 
+    /// Writes zeroes, so that the host has given their space.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), Error> {
+        let end = range_end(offset, len)?;
+        let mut zeroes = AlignedBuf::new(len.min(BOUNCE) as usize)?;
+        let mut at = offset;
+        while at < end {
+            let count = (end - at).min(BOUNCE);
+            let io = zeroes.io(count as usize);
+            self.write(at, &[io])?;
+            at += count;
+        }
+        Ok(())
+    }
+
     /// Has the host set aside space for the range, whose content stays; a regular file grows to
     /// its end if it is shorter. False where the host can't.
     ///

@@ -233,3 +233,11 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         None
     }
 }
+
+/// Fills `data` from `offset` of an image.
+///
+/// # Errors
+/// As [`Image::read`].
+pub fn read_bytes(image: &dyn Image, offset: u64, data: &mut [u8]) -> Result<(), Error> {
+    image.read(offset, &[IoBuf::from_slice(data)])
+}

@@ -10,26 +10,39 @@
 //!     File          one open file or block device: buffered or O_DIRECT, locked
 //! ```
 //!
-//! Nothing here opens a path by itself: whoever uses an image opens its files (the daemon does,
-//! and hands the descriptors to the VMM), the backing files among them.
+//! Nothing here opens a path by itself, [`tree`] apart: whoever uses an image opens its files (the
+//! daemon does, and hands the descriptors to the VMM), the backing files among them. `tree` opens
+//! an image and everything behind it by name, for tools.
+//!
+//! What works on whole images ([`convert`], [`compare`], [`commit`], [`rebase`]) needs bounded
+//! memory, tells a [`Job`] how far it is, and stops when that is cancelled.
 
 pub mod chain;
+pub mod commit;
+pub mod compare;
+pub mod convert;
 pub mod engine;
 mod error;
 mod file;
 mod grace;
 mod image;
 pub mod iovec;
+mod job;
 pub mod limits;
 pub mod lock;
 pub mod luks;
+pub mod measure;
 pub mod qcow2;
 mod raw;
+pub mod rebase;
 #[cfg(test)]
 mod testing;
+pub mod tree;
+mod workers;
 
 pub use error::Error;
 pub use file::{Alignment, File};
-pub use image::{Cipher, Extent, Image, ImageInfo, IoBuf, Plain};
+pub use image::{Cipher, Extent, Image, ImageInfo, IoBuf, Plain, read_bytes};
+pub use job::Job;
 pub use qcow2::Qcow2;
 pub use raw::Raw;

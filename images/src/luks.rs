@@ -19,7 +19,7 @@ use crate::image::check_range;
 use crate::iovec::{self, AlignedBuf};
 use crate::{Cipher, Error, Extent, File, Image, ImageInfo, IoBuf};
 use cipher::{SECTOR, SectorCipher};
-pub use header::{HEADER, Hash, Header, Mode, SLOTS, Slot, Spec, Vector};
+pub use header::{HEADER, Hash, Header, Mode, SLOTS, STRIPES, Slot, Spec, Vector};
 
 /// The fewest PBKDF2 rounds of what is made here.
 const FEWEST_ROUNDS: u32 = 1000;

@@ -51,6 +51,36 @@ impl Raw {
         })
     }
 
+    /// As [`Image::resize`], where the host sets the space of what is added aside, or (`full`)
+    /// zeroes are written there.
+    ///
+    /// # Errors
+    /// As [`Image::resize`]; [`Error::Invalid`] where the host can't. The size is then as it was.
+    pub fn grow(&self, size: u64, full: bool) -> Result<(), Error> {
+        let old = self.size();
+        self.resize(size)?;
+        if size <= old || self.file.is_block_device() {
+            return Ok(());
+        }
+        let done = if full {
+            self.file.write_zeroes(old, size - old)
+        } else {
+            match self.file.allocate(old, size - old) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Error::Invalid(format!(
+                    "{}: the host can't set space aside here",
+                    self.file.name()
+                ))),
+                Err(error) => Err(error),
+            }
+        };
+        if let Err(error) = done {
+            self.resize(old)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
     /// The file below.
     #[must_use]
     pub fn file(&self) -> &File {

@@ -1,7 +1,6 @@
-//! Persistent bitmaps: kept as they are, and never left looking right when they are not.
+//! Persistent bitmaps as they are in the file.
 
-use super::header::{self, Header};
-use super::meta::Meta;
+use super::header::Header;
 use super::words;
 use crate::{Error, File};
 
@@ -9,6 +8,8 @@ use crate::{Error, File};
 const ENTRIES_MOST: u64 = 4 << 20;
 /// Flag: not saved since it last changed.
 pub const IN_USE: u32 = 1 << 0;
+/// The one kind of bitmap that is known.
+pub const DIRTY_TRACKING: u8 = 1;
 /// Flag: tracks every write.
 pub const AUTO: u32 = 1 << 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -17,12 +18,17 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {
     pub name: String,
+    pub raw_name: Vec<u8>,
+    /// What else is recorded, as it is.
+    pub extra: Vec<u8>,
     /// Where its entry in the directory is.
     pub entry: u64,
     pub table_offset: u64,
     pub table_size: u32,
     pub flags: u32,
     pub granularity_bits: u8,
+    /// [`DIRTY_TRACKING`], or something nobody here knows.
+    pub kind: u8,
 }
 
 /// The directory of an image's bitmaps.
@@ -34,6 +40,11 @@ pub fn directory(file: &File, header: &Header) -> Result<Vec<Bitmap>, Error> {
         image: file.name().to_owned(),
         reason: reason.into(),
     };
+    if place.offset.saturating_add(place.size)
+        > file.size()?.next_multiple_of(1 << header.cluster_bits)
+    {
+        return Err(corrupt("its bitmap directory lies past the file's end"));
+    }
     let mut data = vec![0; place.size as usize];
     file.read_bytes(place.offset, &mut data)?;
     let mut list = Vec::new();
@@ -59,11 +70,14 @@ pub fn directory(file: &File, header: &Header) -> Result<Vec<Bitmap>, Error> {
         };
         list.push(Bitmap {
             name: String::from_utf8_lossy(text).into_owned(),
+            raw_name: text.to_vec(),
+            extra: entry[24..24 + extra].to_vec(),
             entry: place.offset + at as u64,
             table_offset: words(&entry[..8])[0],
             table_size: word(8),
             flags: word(12),
             granularity_bits: entry[17],
+            kind: entry[16],
         });
         at += (24 + extra + name).next_multiple_of(8);
     }
@@ -72,9 +86,11 @@ pub fn directory(file: &File, header: &Header) -> Result<Vec<Bitmap>, Error> {
 
 /// The table of one bitmap.
 pub fn table(file: &File, bitmap: &Bitmap, cluster: u64) -> Result<Vec<u64>, Error> {
+    let bytes = u64::from(bitmap.table_size) * 8;
     if !bitmap.table_offset.is_multiple_of(cluster)
         || bitmap.table_offset >= 1 << 56
         || u64::from(bitmap.table_size) > ENTRIES_MOST
+        || bitmap.table_offset + bytes > file.size()?.next_multiple_of(cluster)
     {
         return Err(Error::Corrupt {
             image: file.name().to_owned(),
@@ -111,19 +127,15 @@ pub fn metadata(file: &File, header: &Header) -> Result<Vec<u64>, Error> {
     Ok(clusters)
 }
 
-/// Before the first change: bitmaps that should see it are marked as not saved. Those that track
-/// nothing stay valid.
-pub fn begin(meta: &mut Meta) -> Result<(), Error> {
-    if meta.header.autoclear & header::BITMAPS == 0 {
-        return Ok(());
-    }
-    let mut changed = false;
-    for bitmap in directory(&meta.file, &meta.header)? {
-        if bitmap.flags & AUTO != 0 && bitmap.flags & IN_USE == 0 {
-            meta.file
-                .write_bytes(bitmap.entry + 12, &(bitmap.flags | IN_USE).to_be_bytes())?;
-            changed = true;
-        }
-    }
-    if changed { meta.sync() } else { Ok(()) }
+/// Appends its entry to a directory.
+pub fn put(bitmap: &Bitmap, directory: &mut Vec<u8>) {
+    directory.extend(bitmap.table_offset.to_be_bytes());
+    directory.extend(bitmap.table_size.to_be_bytes());
+    directory.extend(bitmap.flags.to_be_bytes());
+    directory.extend([bitmap.kind, bitmap.granularity_bits]);
+    directory.extend((bitmap.raw_name.len() as u16).to_be_bytes());
+    directory.extend((bitmap.extra.len() as u32).to_be_bytes());
+    directory.extend(&bitmap.extra);
+    directory.extend(&bitmap.raw_name);
+    directory.resize(directory.len().next_multiple_of(8), 0);
 }

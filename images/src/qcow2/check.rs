@@ -23,7 +23,9 @@ pub enum Fix {
     None,
     /// Refcounts that are too high.
     Leaks,
-    /// All that can be.
+    /// Refcounts, and the flags that depend on them: what a process that died may have left.
+    Counts,
+    /// All that can be, entries that point to nonsense among them: those read as zeroes then.
     All,
 }
 
@@ -82,6 +84,12 @@ impl Counts {
         }
     }
 
+    /// The most references that any cluster has.
+    fn most(&self) -> u64 {
+        let pages = self.0.values().flat_map(|page| page.iter());
+        pages.copied().max().map_or(0, u64::from)
+    }
+
     /// Every cluster with a reference, in order.
     fn used(&self) -> Vec<u64> {
         let mut pages: Vec<_> = self.0.keys().copied().collect();
@@ -96,8 +104,15 @@ impl Counts {
     }
 }
 
+impl Fix {
+    fn counts(self) -> bool {
+        matches!(self, Self::Counts | Self::All)
+    }
+}
+
 struct Check<'a> {
     file: &'a File,
+    fix: Fix,
     header: Header,
     geo: Geometry,
     file_size: u64,
@@ -116,24 +131,14 @@ struct Check<'a> {
 /// As [`Header::read`]; the host's I/O; [`Error::Corrupt`] where a table can't even be found.
 pub fn check(file: &File, fix: Fix) -> Result<Report, Error> {
     let header = Header::read(file)?;
-    let mut check = Check {
-        file,
-        geo: Geometry::new(&header),
-        header,
-        file_size: file.size()?,
-        counts: Counts::default(),
-        table: Vec::new(),
-        differ: HashMap::default(),
-        broken_table: false,
-        report: Report::default(),
-    };
+    let mut check = Check::new(file, header, fix)?;
     check.count()?;
     let unrepairable = check.report.corruptions;
     let wrong = check.compare(fix)?;
     check.fix_refcounts(fix, &wrong)?;
     check.copied_flags(fix)?;
     check.report.total_clusters = check.header.size.div_ceil(check.geo.cluster());
-    if fix == Fix::All && unrepairable == 0 && check.report.corruptions == 0 {
+    if fix.counts() && unrepairable == 0 && check.report.corruptions == 0 {
         check.clear_bits()?;
     }
     if fix != Fix::None {
@@ -142,7 +147,50 @@ pub fn check(file: &File, fix: Fix) -> Result<Report, Error> {
     Ok(check.report)
 }
 
-impl Check<'_> {
+/// Gives the refcounts of the image in `file`, which has no errors, another width.
+///
+/// # Errors
+/// [`Error::Invalid`] if the image has errors, or the new width can't count its references; the
+/// host's I/O.
+pub fn recount(file: &File, order: u32) -> Result<(), Error> {
+    let header = Header::read(file)?;
+    let mut check = Check::new(file, header, Fix::None)?;
+    check.count()?;
+    if check.report.corruptions > 0 {
+        return Err(Error::Invalid(format!(
+            "{} must be repaired first",
+            file.name()
+        )));
+    }
+    check.geo.refcount_order = order;
+    check.header.refcount_order = order;
+    let most = check.geo.refcount_most();
+    if check.counts.most() > most {
+        return Err(Error::Invalid(format!(
+            "Cannot decrease refcount entry width to {} bits: a cluster has more than {most} \
+             references",
+            1_u64 << order
+        )));
+    }
+    check.rebuild()
+}
+
+impl<'a> Check<'a> {
+    fn new(file: &'a File, header: Header, fix: Fix) -> Result<Self, Error> {
+        Ok(Self {
+            file,
+            fix,
+            geo: Geometry::new(&header),
+            header,
+            file_size: file.size()?,
+            counts: Counts::default(),
+            table: Vec::new(),
+            differ: HashMap::default(),
+            broken_table: false,
+            report: Report::default(),
+        })
+    }
+
     fn corruption(&mut self, message: String) {
         self.report.corruptions += 1;
         self.say(message);
@@ -156,19 +204,26 @@ impl Check<'_> {
 
     /// Counts references to a piece of the file.
     fn refer(&mut self, offset: u64, len: u64, times: u32, what: &str) {
+        if !self.try_refer(offset, len, times) {
+            self.corruption(format!("{what} at {offset:#x} lies past the file's end"));
+        }
+    }
+
+    /// As `refer`; false, and nothing is counted, if it lies past the file's end.
+    fn try_refer(&mut self, offset: u64, len: u64, times: u32) -> bool {
         let bits = self.geo.cluster_bits;
         if len == 0 {
-            return;
+            return true;
         }
         let end = offset.saturating_add(len);
         // The last cluster may be cut short.
         if end > self.file_size.next_multiple_of(self.geo.cluster()) {
-            self.corruption(format!("{what} at {offset:#x} lies past the file's end"));
-            return;
+            return false;
         }
         for cluster in offset >> bits..=(end - 1) >> bits {
             self.counts.add(cluster, times);
         }
+        true
     }
 
     fn read_words(&self, offset: u64, bytes: u64) -> Result<Vec<u64>, Error> {
@@ -302,45 +357,55 @@ impl Check<'_> {
         }
         let mut table = vec![0; geo.cluster() as usize];
         self.file.read_bytes(offset, &mut table)?;
+        let mut changed = false;
         for index in 0..1_usize << geo.l2_bits() {
             let entry = Entry::get(&geo, &table, index);
             if entry == Entry::default() {
                 continue;
             }
-            if let Some(problem) = entry.problem(&geo) {
-                self.corruption(format!("L2 table {offset:#x}, entry {index}: {problem}"));
-                continue;
-            }
-            if entry.is_compressed() {
-                if entry.raw & COPIED != 0 {
-                    self.corruption(format!(
-                        "L2 table {offset:#x}, entry {index}: compressed, but marked as copied"
-                    ));
-                }
+            let mut wrong = entry.problem(&geo);
+            if wrong.is_none() && entry.is_compressed() {
                 let (at, len) = entry.compressed(&geo);
                 // Its last sector may be cut short.
-                self.refer(
-                    at,
-                    len.min(self.file_size.next_multiple_of(512).saturating_sub(at))
-                        .max(1),
-                    times,
-                    "compressed data",
-                );
-                if last.is_some() {
+                let len = len
+                    .min(self.file_size.next_multiple_of(512).saturating_sub(at))
+                    .max(1);
+                if entry.raw & COPIED != 0 {
+                    wrong = Some("it is compressed, but marked as copied");
+                } else if !self.try_refer(at, len, times) {
+                    wrong = Some("its compressed data lies past the file's end");
+                } else if last.is_some() {
                     self.report.allocated_clusters += 1;
                     self.report.compressed_clusters += 1;
                     self.report.fragmented_clusters += 1;
                 }
-            } else if let Some(host) = entry.host(&geo) {
-                if let Some(next) = last.as_deref_mut() {
+            } else if let (None, Some(host)) = (wrong, entry.host(&geo)) {
+                if !geo.external && !self.try_refer(host, geo.cluster(), times) {
+                    wrong = Some("its data lies past the file's end");
+                } else if let Some(next) = last.as_deref_mut() {
                     self.report.allocated_clusters += 1;
                     self.report.fragmented_clusters += u64::from(*next != 0 && *next != host);
                     *next = host + geo.cluster();
                 }
-                if !geo.external {
-                    self.refer(host, geo.cluster(), times, "guest data");
-                }
             }
+            let Some(problem) = wrong else { continue };
+            let message = format!("L2 table {offset:#x}, entry {index}: {problem}");
+            if self.fix != Fix::All {
+                self.corruption(message);
+                continue;
+            }
+            self.say(message);
+            self.report.corruptions_fixed += 1;
+            changed = true;
+            let new = if geo.version >= 3 {
+                Entry::zero(&geo, 0)
+            } else {
+                Entry::default()
+            };
+            new.put(&geo, &mut table, index);
+        }
+        if changed {
+            self.file.write_bytes(offset, &table)?;
         }
         Ok(())
     }
@@ -390,16 +455,21 @@ impl Check<'_> {
     }
 
     fn count_wrong(&mut self, cluster: u64, stored: u64, counted: u64, fix: Fix, no_block: bool) {
+        let fixed = fix.counts() || fix == Fix::Leaks && stored > counted;
+        let what = match (fixed, stored > counted) {
+            (true, _) => "Repairing",
+            (false, true) => "Leaked",
+            (false, false) => "ERROR",
+        };
         self.say(format!(
-            "cluster {cluster} has refcount {stored}, but {counted} references"
+            "{what} cluster {cluster} refcount={stored} reference={counted}"
         ));
-        let fixed = fix == Fix::All || fix == Fix::Leaks && stored > counted;
         if !fixed {
             self.differ.insert(cluster, stored);
         }
         if stored < counted {
             self.broken_table |= no_block;
-            if fix == Fix::All {
+            if fix.counts() {
                 self.report.corruptions_fixed += 1;
             } else {
                 self.report.corruptions += 1;
@@ -413,7 +483,7 @@ impl Check<'_> {
 
     fn fix_refcounts(&mut self, fix: Fix, wrong: &[(u64, u64)]) -> Result<(), Error> {
         let geo = self.geo;
-        if fix == Fix::All && self.broken_table {
+        if fix.counts() && self.broken_table {
             return self.rebuild();
         }
         if fix == Fix::None || wrong.is_empty() {
@@ -427,7 +497,7 @@ impl Check<'_> {
             for &(cluster, counted) in run {
                 let index = (cluster % per) as usize;
                 let stored = value(&data, geo.refcount_order, index);
-                if fix == Fix::All || stored > counted {
+                if fix.counts() || stored > counted {
                     set_value(
                         &mut data,
                         geo.refcount_order,
@@ -511,8 +581,19 @@ impl Check<'_> {
         self.file.sync()?;
         self.header.refcount_offset = at;
         self.header.refcount_clusters = table as u32;
-        let mut fields = at.to_be_bytes().to_vec();
-        fields.extend(self.header.refcount_clusters.to_be_bytes());
+        // All that says how refcounts are stored lies in one sector and is written at once.
+        let mut fields =
+            vec![0; (header::at::REFCOUNT_ORDER + 4 - header::at::REFCOUNT_TABLE) as usize];
+        self.file
+            .read_bytes(header::at::REFCOUNT_TABLE, &mut fields)?;
+        fields[..8].copy_from_slice(&at.to_be_bytes());
+        fields[8..12].copy_from_slice(&self.header.refcount_clusters.to_be_bytes());
+        let order = (header::at::REFCOUNT_ORDER - header::at::REFCOUNT_TABLE) as usize;
+        if geo.version >= 3 {
+            fields[order..].copy_from_slice(&geo.refcount_order.to_be_bytes());
+        } else {
+            fields.truncate(12);
+        }
         self.file.write_bytes(header::at::REFCOUNT_TABLE, &fields)?;
         self.file.sync()?;
         self.table = entries;
@@ -539,7 +620,7 @@ impl Check<'_> {
             let right = self.with_flag(*place, table);
             if right != *place {
                 self.flag_wrong(format!("L1 entry {index} is {:#x}", *place), fix);
-                if fix == Fix::All {
+                if fix.counts() {
                     *place = right;
                     l1_changed = true;
                 }
@@ -565,7 +646,7 @@ impl Check<'_> {
                     changed = true;
                 }
             }
-            if changed && fix == Fix::All {
+            if changed && fix.counts() {
                 self.file.write_bytes(table, &data)?;
             }
         }
@@ -577,7 +658,7 @@ impl Check<'_> {
     }
 
     fn flag_wrong(&mut self, message: String, fix: Fix) {
-        if fix == Fix::All {
+        if fix.counts() {
             self.report.corruptions_fixed += 1;
             self.say(message);
         } else {

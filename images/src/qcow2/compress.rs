@@ -134,6 +134,36 @@ impl Qcow2 {
     /// As [`Image::write`]; [`Error::Invalid`] if it isn't a cluster, or the image has an
     /// external data file.
     pub fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        let packed = self.compress(data);
+        self.write_packed(offset, data, packed)
+    }
+
+    /// A cluster's content (or what there is of the image's last one) in compressed form; none if
+    /// that gains nothing, or is not possible.
+    #[must_use]
+    pub fn compress(&self, data: &[u8]) -> Option<Vec<u8>> {
+        if self.cipher.is_some() || self.geo.external || data.is_empty() {
+            return None;
+        }
+        let cluster = self.geo.cluster() as usize;
+        if data.len() >= cluster {
+            return pack(self.compression, &data[..cluster]);
+        }
+        let mut padded = data.to_vec();
+        padded.resize(cluster, 0);
+        pack(self.compression, &padded)
+    }
+
+    /// Writes a cluster, in compressed form if `packed` is what [`Qcow2::compress`] made of it.
+    ///
+    /// # Errors
+    /// As [`Qcow2::write_compressed`].
+    pub fn write_packed(
+        &self,
+        offset: u64,
+        data: &[u8],
+        packed: Option<Vec<u8>>,
+    ) -> Result<(), Error> {
         let geo = self.geo;
         check_range(self, offset, data.len() as u64)?;
         let whole = geo.cluster().min(self.size() - offset);
@@ -148,15 +178,10 @@ impl Qcow2 {
                 self.file.name()
             )));
         }
-        let mut padded = data.to_vec();
-        padded.resize(geo.cluster() as usize, 0);
-        let packed = if self.cipher.is_some() {
-            None
-        } else {
-            pack(self.compression, &padded)
-        };
         let Some(packed) = packed else {
-            return self.write(offset, &[IoBuf::from_slice(&mut padded[..data.len()])]);
+            // SAFETY: only read from, and borrowed until the call returns.
+            let buf = unsafe { IoBuf::new(data.as_ptr().cast_mut(), data.len()) };
+            return self.write(offset, &[buf]);
         };
         let guest = offset >> geo.cluster_bits;
         let len = packed.len() as u64;
@@ -180,6 +205,7 @@ impl Qcow2 {
             return Err(error);
         };
         meta.busy.push(guest..guest + 1);
+        meta.record(offset, whole);
         drop(meta);
         let done = self.file.write_bytes(at, &packed);
         let mut meta = self.meta();

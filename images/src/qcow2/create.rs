@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::entry::{COPIED, Entry};
 use super::header::{self, Compression, Encryption, Header};
 use super::refcount::set_value;
-use super::{Geometry, Options, Qcow2};
+use super::{Geometry, NoBacking, Options, Qcow2};
 use crate::luks::{self, FilePart, Passphrase, Spec, Volume};
 use crate::{Error, File, Image};
 
@@ -291,7 +291,7 @@ pub fn create(file: File, data_file: Option<File>, options: &Create) -> Result<(
     let backing = options
         .backing
         .as_ref()
-        .map(|_| Arc::new(Nothing) as Arc<dyn Image>);
+        .map(|_| Arc::new(NoBacking) as Arc<dyn Image>);
     let image = Qcow2::open(
         file,
         Options {
@@ -301,52 +301,14 @@ pub fn create(file: File, data_file: Option<File>, options: &Create) -> Result<(
             ..Options::default()
         },
     )?;
-    image.preallocate(preallocation)?;
+    image.preallocate(0, preallocation)?;
     image.flush()
 }
 
-/// Stands for a backing file that is not looked at.
-#[derive(Debug)]
-struct Nothing;
-
-impl Image for Nothing {
-    fn size(&self) -> u64 {
-        0
-    }
-    fn read(&self, _: u64, _: &[crate::IoBuf]) -> Result<(), Error> {
-        Err(nothing())
-    }
-    fn write(&self, _: u64, _: &[crate::IoBuf]) -> Result<(), Error> {
-        Err(nothing())
-    }
-    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> Result<(), Error> {
-        Err(nothing())
-    }
-    fn discard(&self, _: u64, _: u64) -> Result<(), Error> {
-        Err(nothing())
-    }
-    fn flush(&self) -> Result<(), Error> {
-        Ok(())
-    }
-    fn extent(&self, _: u64, _: u64) -> Result<crate::Extent, Error> {
-        Err(nothing())
-    }
-    fn info(&self) -> Result<crate::ImageInfo, Error> {
-        Ok(crate::ImageInfo::default())
-    }
-    fn resize(&self, _: u64) -> Result<(), Error> {
-        Err(nothing())
-    }
-}
-
-fn nothing() -> Error {
-    Error::Invalid("the backing file was not opened".into())
-}
-
 impl Qcow2 {
-    /// Gives every guest cluster that has none a host cluster of its own. With extended entries
-    /// they read as before, else as zeroes.
-    fn preallocate(&self, how: Preallocation) -> Result<(), Error> {
+    /// Gives every guest cluster from byte `from` on, none of which has one, a host cluster of its
+    /// own. With extended entries they read as before, else as zeroes.
+    pub(super) fn preallocate(&self, from: u64, how: Preallocation) -> Result<(), Error> {
         let geo = self.geo;
         let bits = geo.cluster_bits;
         let clusters = self.size().div_ceil(geo.cluster());
@@ -358,7 +320,7 @@ impl Qcow2 {
         } else {
             0
         };
-        let mut guest = 0;
+        let mut guest = from.div_ceil(geo.cluster());
         let mut end = 0;
         while guest < clusters {
             let mut meta = self.changing()?;
@@ -388,7 +350,7 @@ impl Qcow2 {
                         )));
                     }
                 }
-                Preallocation::Full => write_zeroes(&self.data, host, len)?,
+                Preallocation::Full => self.data.write_zeroes(host, len)?,
             }
             end = end.max(host + len);
             for n in 0..count {
@@ -412,15 +374,4 @@ impl Qcow2 {
         }
         Ok(())
     }
-}
-
-fn write_zeroes(file: &File, offset: u64, len: u64) -> Result<(), Error> {
-    let zeroes = vec![0; len.min(1 << 20) as usize];
-    let mut at = offset;
-    while at < offset + len {
-        let count = (offset + len - at).min(zeroes.len() as u64);
-        file.write_bytes(at, &zeroes[..count as usize])?;
-        at += count;
-    }
-    Ok(())
 }

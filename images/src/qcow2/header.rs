@@ -37,8 +37,10 @@ pub mod at {
     pub const SIZE: u64 = 24;
     pub const L1_SIZE: u64 = 36;
     pub const REFCOUNT_TABLE: u64 = 48;
+    pub const SNAPSHOTS: u64 = 60;
     pub const INCOMPATIBLE: u64 = 72;
     pub const AUTOCLEAR: u64 = 88;
+    pub const REFCOUNT_ORDER: u64 = 96;
 }
 
 /// Bounds that QEMU has too.
@@ -362,6 +364,36 @@ impl Header {
         Ok(())
     }
 
+    /// It was not closed: refcounts may be wrong.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.incompatible & DIRTY != 0
+    }
+
+    /// It was found to contradict itself, and must not be written before it is repaired.
+    #[must_use]
+    pub fn is_corrupt(&self) -> bool {
+        self.incompatible & CORRUPT != 0
+    }
+
+    /// Refcounts may be written late.
+    #[must_use]
+    pub fn has_lazy_refcounts(&self) -> bool {
+        self.compatible & LAZY_REFCOUNTS != 0
+    }
+
+    /// L2 entries have subclusters.
+    #[must_use]
+    pub fn has_extended_l2(&self) -> bool {
+        self.incompatible & EXTENDED_L2 != 0
+    }
+
+    /// The data file by itself is a raw image.
+    #[must_use]
+    pub fn has_raw_data_file(&self) -> bool {
+        self.autoclear & DATA_FILE_RAW != 0
+    }
+
     /// Guest data is in a file of its own.
     #[must_use]
     pub fn has_data_file(&self) -> bool {
@@ -385,6 +417,11 @@ impl Header {
     /// # Errors
     /// What does not fit, in words.
     pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        // The names of features are a courtesy, which small clusters have no room for.
+        self.lay_out(true).or_else(|_| self.lay_out(false))
+    }
+
+    fn lay_out(&self, feature_names: bool) -> Result<Vec<u8>, String> {
         let v3 = self.version >= 3;
         let length = if v3 { 112 } else { 72 };
         let mut out = vec![0; length];
@@ -438,7 +475,7 @@ impl Header {
             data.extend(bitmaps.offset.to_be_bytes());
             extension(EXT_BITMAPS, &data);
         }
-        if v3 {
+        if v3 && feature_names {
             let mut table = Vec::new();
             for (kind, bit, name) in FEATURE_NAMES {
                 table.extend([kind, bit]);

@@ -295,6 +295,13 @@ impl Qcow2 {
                 .unwrap_or_else(PoisonError::into_inner);
             meta.check_writable()?;
         };
+        let count = match plan {
+            Plan::Over(_, count) => count,
+            Plan::New { clusters, .. } => {
+                len.min(((guest + clusters) << geo.cluster_bits) - offset)
+            }
+        };
+        meta.record(offset, count);
         drop(meta);
         match plan {
             Plan::Over(host, count) => {
@@ -307,7 +314,6 @@ impl Qcow2 {
                 keep,
                 fresh,
             } => {
-                let count = len.min(((guest + clusters) << geo.cluster_bits) - offset);
                 let now = iovec::part(bufs, 0, count);
                 let mut mapped = false;
                 let done = self.write_new(offset, count, &now, host, (keep, fresh), &mut mapped);

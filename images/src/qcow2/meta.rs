@@ -82,6 +82,8 @@ pub struct Meta {
     pub freed_written: usize,
     /// What has to happen before the first change has happened.
     pub begun: bool,
+    /// The persistent bitmaps, once they are needed.
+    pub bitmaps: Option<Vec<super::bitmaps::Tracked>>,
     /// Why no more is written.
     pub broken: Option<String>,
     /// The file has at least these bytes.

@@ -1,6 +1,10 @@
 //! qcow2 images, versions 2 and 3 (QEMU's docs/interop/qcow2).
 
+mod absent;
+mod amend;
 mod bitmap;
+mod bitmaps;
+mod bits;
 mod cache;
 mod check;
 mod compress;
@@ -12,12 +16,17 @@ mod meta;
 mod refcount;
 mod resize;
 mod snapshot;
+mod snapshots;
 mod zero;
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
+pub use absent::NoBacking;
+pub use amend::{Amend, amend};
+pub use bitmaps::BitmapInfo;
+pub use bits::Bits;
 pub use check::{Fix, Report, check};
 pub use create::{Create, Encrypt, Preallocation, create};
 pub use header::{BitmapDirectory, Compression, Encryption, Header};
@@ -131,6 +140,8 @@ pub struct Options {
     pub l2_cache: usize,
     /// The file is writable, but the image is not to be written to.
     pub read_only: bool,
+    /// The content of this internal snapshot (its id or name) is meant; it can only be read.
+    pub snapshot: Option<String>,
 }
 
 /// An open qcow2 image.
@@ -152,6 +163,8 @@ pub struct Qcow2 {
     unpacked: compress::Unpacked,
     /// With encryption: held for writing by who writes parts of sectors.
     sectors: RwLock<()>,
+    /// Zeroes are stated, whatever is behind.
+    explicit: AtomicBool,
 }
 
 impl Qcow2 {
@@ -174,7 +187,14 @@ impl Qcow2 {
         if header.encryption != Encryption::None && options.cipher.is_none() {
             return lacks("passphrase");
         }
-        let writable = file.writable() && !options.read_only;
+        let mut writable = file.writable() && !options.read_only;
+        if let Some(wanted) = &options.snapshot {
+            writable = false;
+            snapshot::Table::read(&file, &header, Geometry::new(&header))?
+                .find(wanted)
+                .ok_or_else(|| Error::Invalid(format!("{name} has no snapshot {wanted:?}")))?
+                .take_place(&mut header);
+        }
         if writable && header.incompatible & header::CORRUPT != 0 {
             return Err(Error::Corrupt {
                 image: name,
@@ -182,7 +202,7 @@ impl Qcow2 {
             });
         }
         if writable && header.incompatible & header::DIRTY != 0 {
-            let report = check(&file, Fix::All)?;
+            let report = check(&file, Fix::Counts)?;
             log::warn!(
                 "{name} was not closed: {} refcounts repaired",
                 report.corruptions_fixed + report.leaks_fixed
@@ -238,6 +258,7 @@ impl Qcow2 {
             stable: 0,
             freed_written: 0,
             begun: false,
+            bitmaps: None,
             broken: None,
             file_end: file.size()?,
             header,
@@ -264,6 +285,7 @@ impl Qcow2 {
             flushing: Mutex::new(()),
             unpacked: compress::Unpacked::default(),
             sectors: RwLock::new(()),
+            explicit: AtomicBool::new(false),
         })
     }
 
@@ -327,8 +349,8 @@ impl Qcow2 {
         if meta.broken.is_some() {
             return Ok(());
         }
+        meta.store_bitmaps()?;
         meta.give_back()?;
-        meta.end()?;
         meta.write_all()?;
         if meta.needs_sync() {
             meta.sync()?;
@@ -442,12 +464,7 @@ impl Meta {
                 .write_bytes(header::at::AUTOCLEAR, &self.header.autoclear.to_be_bytes())?;
             self.sync()?;
         }
-        bitmap::begin(self)
-    }
-
-    /// After the last change.
-    fn end(&mut self) -> Result<(), Error> {
-        Ok(())
+        self.begin_bitmaps()
     }
 }
 
@@ -516,44 +533,17 @@ impl Image for Qcow2 {
     }
 
     fn extent(&self, offset: u64, len: u64) -> Result<Extent, Error> {
-        check_range(self, offset, len)?;
-        let mut map = Vec::new();
-        // As far as one look at a table's piece goes.
-        let end =
-            ((offset >> self.geo.cluster_bits) + self.geo.slice_entries()) << self.geo.cluster_bits;
-        let mut meta = self.meta();
-        meta.make_room()?;
-        meta.map(offset, len.min(end - offset), &mut map)?;
-        drop(meta);
-        let Some(first) = map.first() else {
-            return Err(Error::Invalid("an extent has at least one byte".into()));
-        };
-        let mut extent = Extent {
-            start: offset,
-            len: first.len,
-            zero: false,
-            data: true,
-            present: true,
-            compressed: false,
-            depth: 0,
-            offset: None,
-        };
-        match first.place {
-            Place::Data(host) => extent.offset = Some(host).filter(|_| self.cipher.is_none()),
-            Place::Zero => (extent.zero, extent.data) = (true, false),
-            Place::Compressed(_) => extent.compressed = true,
-            Place::Absent => match &self.backing {
-                Some(backing) if offset < backing.size() => {
-                    let below = backing.extent(offset, first.len.min(backing.size() - offset))?;
-                    extent = Extent {
-                        depth: below.depth + 1,
-                        ..below
-                    };
-                }
-                _ => (extent.zero, extent.data, extent.present) = (true, false, false),
-            },
+        let extent = self.own_extent(offset, len)?;
+        match &self.backing {
+            Some(backing) if !extent.present && offset < backing.size() => {
+                let below = backing.extent(offset, extent.len.min(backing.size() - offset))?;
+                Ok(Extent {
+                    depth: below.depth + 1,
+                    ..below
+                })
+            }
+            _ => Ok(extent),
         }
-        Ok(extent)
     }
 
     fn info(&self) -> Result<ImageInfo, Error> {
@@ -581,7 +571,11 @@ impl Image for Qcow2 {
         }
         let host = if write {
             let (host, run) = meta.own_run(offset, len).ok()??;
-            (run >= len).then_some(host)?
+            if run < len {
+                return None;
+            }
+            meta.record(offset, len);
+            host
         } else {
             let mut map = Vec::with_capacity(1);
             meta.map(offset, len, &mut map).ok()?;
@@ -601,6 +595,61 @@ impl Image for Qcow2 {
 }
 
 impl Qcow2 {
+    /// As [`Image::extent`], but of this image alone: what it leaves to its backing file is not
+    /// `present`.
+    ///
+    /// # Errors
+    /// As [`Image::read`].
+    pub fn own_extent(&self, offset: u64, len: u64) -> Result<Extent, Error> {
+        check_range(self, offset, len)?;
+        let mut map = Vec::new();
+        // As far as one look at a table's piece goes.
+        let end =
+            ((offset >> self.geo.cluster_bits) + self.geo.slice_entries()) << self.geo.cluster_bits;
+        let mut meta = self.meta();
+        meta.make_room()?;
+        meta.map(offset, len.min(end - offset), &mut map)?;
+        drop(meta);
+        let Some(first) = map.first() else {
+            return Err(Error::Invalid("an extent has at least one byte".into()));
+        };
+        let mut extent = Extent {
+            start: offset,
+            len: first.len,
+            zero: false,
+            data: true,
+            present: true,
+            compressed: false,
+            depth: 0,
+            offset: None,
+        };
+        match first.place {
+            Place::Data(host) if self.cipher.is_none() => {
+                extent.offset = Some(host);
+                // A hole in the file reads as zeroes: space that was set aside, say.
+                let (data, len) = self.data.data_at(host, extent.len)?;
+                (extent.zero, extent.len) = (!data, len.clamp(1, extent.len));
+            }
+            Place::Data(_) => {}
+            Place::Zero => (extent.zero, extent.data) = (true, false),
+            Place::Compressed(_) => extent.compressed = true,
+            Place::Absent => (extent.zero, extent.data, extent.present) = (true, false, false),
+        }
+        Ok(extent)
+    }
+
+    /// What is behind it, if something is.
+    #[must_use]
+    pub fn backing(&self) -> Option<&Arc<dyn Image>> {
+        self.backing.as_ref()
+    }
+
+    /// The smallest piece that has a place of its own, bytes: a cluster, or a part of one.
+    #[must_use]
+    pub fn unit(&self) -> u64 {
+        1 << self.geo.sub_bits
+    }
+
     /// Syncs the file, and the data's if that is another, without a lock.
     fn sync(&self) -> Result<(), Error> {
         if self.geo.external {

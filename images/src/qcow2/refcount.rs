@@ -312,6 +312,34 @@ impl Meta {
         Ok(first)
     }
 
+    /// `count` clusters in a row, with a refcount of one, not far behind what is in use.
+    pub fn allocate_row(&mut self, count: u64) -> Result<u64, Error> {
+        if count <= 1 {
+            let (first, _) = self.allocate(1)?;
+            self.take_fresh(first, 1);
+            return Ok(first);
+        }
+        let per = self.geo.refcounts();
+        if count >= per / 2 {
+            return self.allocate_far(count);
+        }
+        let (mut at, mut run) = (self.hint, 0);
+        while run < count {
+            let index = at / per;
+            if self.block(index)?.is_none() {
+                self.new_block(index)?;
+                run = 0;
+            }
+            run = if self.refcount(at)? == 0 { run + 1 } else { 0 };
+            at += 1;
+        }
+        let first = at - count;
+        self.set_refcounts(first, count, 1)?;
+        self.check_free(first, count)?;
+        self.take_fresh(first, count);
+        Ok(first)
+    }
+
     /// Gives back what was set aside and not used.
     pub fn give_back(&mut self) -> Result<(), Error> {
         let rest = std::mem::take(&mut self.reserve);
@@ -320,6 +348,28 @@ impl Meta {
         }
         self.hint = self.hint.min(rest.start);
         self.set_refcounts(rest.start, rest.end - rest.start, 0)
+    }
+
+    /// Cuts off what is free at the file's end.
+    pub fn cut_end(&mut self) -> Result<(), Error> {
+        if self.file.is_block_device() {
+            return Ok(());
+        }
+        let bits = self.geo.cluster_bits;
+        let mut end = self.file.size()?.div_ceil(1 << bits);
+        let all = end;
+        while end > 1 && self.refcount(end - 1)? == 0 {
+            end -= 1;
+            self.make_room()?;
+        }
+        if end < all {
+            self.sync()?;
+            self.file.set_len(end << bits)?;
+            self.file_end = end << bits;
+            // What comes back by growing is zeroes.
+            self.fresh = end;
+        }
+        Ok(())
     }
 
     /// Reads the refcount table.

@@ -2,16 +2,32 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Qcow2;
 use super::entry::{Entry, OFFSET};
 use super::header::at;
 use super::meta::{Freed, Meta};
+use super::{Preallocation, Qcow2};
 use crate::{Error, Image};
 
 /// QEMU's bound on an L1 table, bytes.
 const L1_MOST: u64 = 32 << 20;
 
 impl Qcow2 {
+    /// As [`Image::resize`], where what is added has its space set aside.
+    ///
+    /// # Errors
+    /// As [`Image::resize`].
+    pub fn grow(&self, size: u64, how: Preallocation) -> Result<(), Error> {
+        let old = self.size();
+        self.set_size(size)?;
+        if how == Preallocation::Off || size <= old {
+            return Ok(());
+        }
+        // Where there is something behind it, it says so that there is nothing.
+        let below = self.backing().map_or(0, |backing| backing.size());
+        self.preallocate(old.max(below), how)?;
+        self.flush()
+    }
+
     pub(super) fn set_size(&self, size: u64) -> Result<(), Error> {
         if !size.is_multiple_of(512) {
             return Err(Error::Invalid(format!(
@@ -22,17 +38,12 @@ impl Qcow2 {
         {
             let mut meta = self.changing()?;
             if meta.header.snapshots > 0 && self.geo.version < 3 {
-                return Err(Error::Invalid(format!(
-                    "{} has snapshots, which don't record their size in version 2",
-                    self.file.name()
-                )));
+                // Version 2 does not record a snapshot's size.
+                return Err(Error::Invalid(
+                    "Can't resize a v2 image which has snapshots".into(),
+                ));
             }
-            if meta.header.bitmaps.is_some() {
-                return Err(Error::Invalid(format!(
-                    "{} has bitmaps of its present size",
-                    self.file.name()
-                )));
-            }
+            meta.resize_bitmaps(size)?;
             if size > old {
                 meta.grow_l1(size)?;
             }
@@ -63,13 +74,13 @@ impl Qcow2 {
         } else {
             self.size.store(size, Ordering::Release);
             self.meta().write_size(size)?;
-            self.drop_tail(size)?;
+            self.drop_from(size)?;
             self.flush()
         }
     }
 
     /// Frees what lies past the guest's end.
-    fn drop_tail(&self, size: u64) -> Result<(), Error> {
+    pub(super) fn drop_from(&self, size: u64) -> Result<(), Error> {
         let geo = self.geo;
         let mut guest = size.div_ceil(geo.cluster());
         let per = 1_u64 << geo.l2_bits();
@@ -136,7 +147,7 @@ impl Meta {
         }
         let (bits, cluster) = (self.geo.cluster_bits, self.geo.cluster());
         let clusters = (needed * 8).div_ceil(cluster);
-        let new = self.allocate_far(clusters)?;
+        let new = self.allocate_row(clusters)?;
         // What it will refer to must be there first.
         self.write_all()?;
         let (old, old_len) = (self.header.l1_offset, self.l1.len() as u64 * 8);

@@ -30,6 +30,21 @@ pub struct Snapshot {
     pub state_size: u64,
     /// Size of the guest's disk, bytes; none where it is not recorded.
     pub disk_size: Option<u64>,
+    /// Instructions the guest had executed, where that was counted.
+    pub icount: Option<u64>,
+    /// What else is recorded, as it is.
+    pub(super) extra: Vec<u8>,
+}
+
+impl Snapshot {
+    /// The header becomes one whose active content is the snapshot's.
+    pub(super) fn take_place(&self, header: &mut Header) {
+        header.l1_offset = self.l1_offset;
+        header.l1_size = self.l1_size;
+        if let Some(size) = self.disk_size {
+            header.size = size;
+        }
+    }
 }
 
 /// All snapshots of an image.
@@ -83,6 +98,9 @@ impl Table {
                 clock: long(24),
                 state_size: more(0).unwrap_or_else(|| word(32).into()),
                 disk_size: more(8),
+                // All ones where instructions were not counted.
+                icount: more(16).filter(|&count| count != u64::MAX),
+                extra: rest[..extra as usize].to_vec(),
             };
             if !snapshot.l1_offset.is_multiple_of(geo.cluster())
                 || snapshot.l1_offset >= 1 << 56
@@ -97,6 +115,40 @@ impl Table {
             table.list.push(snapshot);
         }
         Ok(table)
+    }
+
+    /// The snapshot of that id, or of that name.
+    pub fn find(&self, wanted: &str) -> Option<&Snapshot> {
+        let by_id = self.list.iter().find(|one| one.id == wanted);
+        by_id.or_else(|| self.list.iter().find(|one| one.name == wanted))
+    }
+
+    /// The table as it is in the file; what does not say how large the disk was gets `size`.
+    pub fn to_bytes(&self, size: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        for one in &self.list {
+            let mut extra = one.extra.clone();
+            if extra.len() < 16 {
+                extra.resize(16, 0);
+            }
+            extra[..8].copy_from_slice(&one.state_size.to_be_bytes());
+            let size = one.disk_size.unwrap_or(size);
+            extra[8..16].copy_from_slice(&size.to_be_bytes());
+            out.extend(one.l1_offset.to_be_bytes());
+            out.extend(one.l1_size.to_be_bytes());
+            out.extend((one.id.len() as u16).to_be_bytes());
+            out.extend((one.name.len() as u16).to_be_bytes());
+            out.extend(one.date.0.to_be_bytes());
+            out.extend(one.date.1.to_be_bytes());
+            out.extend(one.clock.to_be_bytes());
+            out.extend(u32::try_from(one.state_size).unwrap_or(0).to_be_bytes());
+            out.extend((extra.len() as u32).to_be_bytes());
+            out.extend(extra);
+            out.extend(one.id.as_bytes());
+            out.extend(one.name.as_bytes());
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        out
     }
 
     /// The L1 tables: offset and entries.

@@ -1,6 +1,7 @@
 //! Writing zeroes and discarding, by changing the tables where that is possible.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::Qcow2;
 use super::entry::{COPIED, Entry, State};
@@ -34,7 +35,7 @@ impl Qcow2 {
         self.check_writable()?;
         let end = offset + len;
         if self.geo.raw && self.cipher.is_some() {
-            return self.write_plain_zeroes(offset, end);
+            return self.write_zeroes_plainly(offset, end);
         }
         if self.geo.raw {
             return self.zero_raw(offset, end, unmap);
@@ -56,6 +57,7 @@ impl Qcow2 {
             return Ok(());
         }
         if self.geo.raw {
+            self.changing()?.record(offset, len);
             return self.data.punch(offset, len).map(|_| ());
         }
         let (first, last) = self.inner(offset, end, true);
@@ -64,6 +66,20 @@ impl Qcow2 {
         } else {
             Ok(())
         }
+    }
+
+    /// Up to where the tables have to say of zeroes that they are zeroes.
+    fn below(&self) -> u64 {
+        if self.explicit.load(Ordering::Relaxed) {
+            return u64::MAX;
+        }
+        self.backing.as_ref().map_or(0, |backing| backing.size())
+    }
+
+    /// The tables say of all zeroes that are written from now on that they are zeroes, even where
+    /// nothing is behind the image: it is about to get another backing file.
+    pub(crate) fn explicit_zeroes(&self) {
+        self.explicit.store(true, Ordering::Relaxed);
     }
 
     /// The whole (sub)clusters in a range; what ends with the image has its last one whole.
@@ -86,7 +102,10 @@ impl Qcow2 {
         let mut at = offset;
         while at < end {
             let _stay = self.grace.enter();
-            let run = self.changing()?.own_run(at, end - at)?;
+            let mut meta = self.changing()?;
+            let run = meta.own_run(at, end - at)?;
+            meta.record(at, run.map_or(0, |(_, len)| len));
+            drop(meta);
             match run {
                 Some((host, len)) => {
                     self.data.zero(host, len, unmap)?;
@@ -94,7 +113,7 @@ impl Qcow2 {
                 }
                 None => {
                     let stop = (at + 1).next_multiple_of(self.geo.cluster()).min(end);
-                    self.write_plain_zeroes(at, stop)?;
+                    self.write_zeroes_plainly(at, stop)?;
                     at = stop;
                 }
             }
@@ -107,7 +126,7 @@ impl Qcow2 {
         if offset >= end {
             return Ok(());
         }
-        let below = self.backing.as_ref().map_or(0, |backing| backing.size());
+        let below = self.below();
         let mut map = Vec::new();
         self.meta().map(offset, end - offset, &mut map)?;
         for segment in map {
@@ -117,13 +136,13 @@ impl Qcow2 {
                 _ => false,
             };
             if !zero {
-                self.write_plain_zeroes(segment.start, segment.start + segment.len)?;
+                self.write_zeroes_plainly(segment.start, segment.start + segment.len)?;
             }
         }
         Ok(())
     }
 
-    fn write_plain_zeroes(&self, offset: u64, end: u64) -> Result<(), Error> {
+    pub(super) fn write_zeroes_plainly(&self, offset: u64, end: u64) -> Result<(), Error> {
         let end = end.min(self.size());
         let mut zeroes = AlignedBuf::new((end.saturating_sub(offset)).min(PLAIN) as usize)?;
         let mut at = offset;
@@ -139,7 +158,7 @@ impl Qcow2 {
     /// Changes the entries of whole (sub)clusters.
     fn change_range(&self, first: u64, end: u64, wish: Wish) -> Result<(), Error> {
         let geo = self.geo;
-        let below = self.backing.as_ref().map_or(0, |backing| backing.size());
+        let below = self.below();
         let mut at = first;
         let mut many = false;
         while at < end {
@@ -156,6 +175,7 @@ impl Qcow2 {
             }
             let mark = self.grace.mark();
             let mut plain = None;
+            meta.record(at, stop.min(self.size()).saturating_sub(at));
             while at < stop {
                 let guest = at >> geo.cluster_bits;
                 let next = ((guest + 1) << geo.cluster_bits).min(stop);
@@ -188,7 +208,7 @@ impl Qcow2 {
             many |= meta.freed.len() > FREED_MOST;
             drop(meta);
             if let Some((from, to)) = plain {
-                self.write_plain_zeroes(from, to)?;
+                self.write_zeroes_plainly(from, to)?;
             }
         }
         if many { self.flush() } else { Ok(()) }
