@@ -64,6 +64,8 @@ pub enum ErrorDomain {
     None = 0,
     /// VIR_FROM_XML: the text itself.
     Xml = 5,
+    /// VIR_FROM_STORAGE: a pool or volume.
+    Storage = 18,
     /// VIR_FROM_NETWORK: a network definition.
     Network = 19,
     /// VIR_FROM_DOMAIN: a domain definition.

@@ -11,8 +11,10 @@ pub mod domcaps;
 mod error;
 pub mod grammar;
 pub mod network;
+pub mod pool;
 pub mod secret;
 pub mod units;
+pub mod volume;
 
 pub use domain::{Domain, Parsed};
 pub use error::{ErrorCode, ErrorDomain, Warning, XmlError};

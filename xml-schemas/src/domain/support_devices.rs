@@ -141,7 +141,7 @@ fn disk_fault(element: &Element) -> Fault {
         return Some(format!("device '{}'", disk.device));
     }
     match &disk.source {
-        DiskSource::File(_) | DiskSource::Block(_) => {}
+        DiskSource::File(_) | DiskSource::Block(_) | DiskSource::Volume { .. } => {}
         DiskSource::None => return Some("it has no source".to_owned()),
         DiskSource::Other(kind) => return Some(format!("type '{kind}'")),
     }

@@ -32,6 +32,7 @@ pub fn domain() -> &'static Grammar {
             include_str!("tuning.txt"),
             include_str!("devices.txt"),
             include_str!("storage.txt"),
+            include_str!("encryption.txt"),
             include_str!("network.txt"),
             include_str!("media.txt"),
             include_str!("kinds.txt"),
@@ -54,6 +55,7 @@ pub fn network() -> &'static Grammar {
             include_str!("tuning.txt"),
             include_str!("devices.txt"),
             include_str!("storage.txt"),
+            include_str!("encryption.txt"),
             include_str!("network.txt"),
             include_str!("media.txt"),
             include_str!("kinds.txt"),
@@ -62,6 +64,38 @@ pub fn network() -> &'static Grammar {
             Ok(table) => Grammar { table },
             // Part of the program, and read by every test: no input gets here.
             Err(e) => unreachable!("the network table: {e}"),
+        }
+    })
+}
+
+/// The table of storage pools.
+pub fn pool() -> &'static Grammar {
+    static POOL: OnceLock<Grammar> = OnceLock::new();
+    POOL.get_or_init(|| {
+        let table = Table::parse(&[include_str!("pool.txt"), include_str!("kinds.txt")]);
+        match table {
+            Ok(table) => Grammar { table },
+            // As above.
+            Err(e) => unreachable!("the pool table: {e}"),
+        }
+    })
+}
+
+/// The table of storage volumes.
+pub fn volume() -> &'static Grammar {
+    static VOLUME: OnceLock<Grammar> = OnceLock::new();
+    VOLUME.get_or_init(|| {
+        let table = Table::parse(&[
+            include_str!("volume.txt"),
+            // What a pool has as well: sizes, permissions.
+            include_str!("pool.txt"),
+            include_str!("encryption.txt"),
+            include_str!("kinds.txt"),
+        ]);
+        match table {
+            Ok(table) => Grammar { table },
+            // As above.
+            Err(e) => unreachable!("the volume table: {e}"),
         }
     })
 }

@@ -65,6 +65,13 @@ pub enum DiskSource {
     File(String),
     /// A block device.
     Block(String),
+    /// A volume of a pool; where it is, is known at start.
+    Volume {
+        /// The pool's name.
+        pool: String,
+        /// The volume's.
+        volume: String,
+    },
     /// Any other type; refused at start.
     Other(String),
 }
@@ -210,6 +217,13 @@ fn source(kind: &str, element: Option<&Element>) -> DiskSource {
         ("file", Some(path), _) => DiskSource::File(path.to_owned()),
         ("block", _, Some(path)) => DiskSource::Block(path.to_owned()),
         ("file" | "block", ..) => DiskSource::None,
+        ("volume", ..) => match (attr("pool"), attr("volume")) {
+            (Some(pool), Some(volume)) => DiskSource::Volume {
+                pool: pool.to_owned(),
+                volume: volume.to_owned(),
+            },
+            _ => DiskSource::None,
+        },
         _ => DiskSource::Other(kind.to_owned()),
     }
 }
