@@ -195,10 +195,6 @@ pub enum NetworkEvent {
 
 /// Something that happened to a storage pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(
-    dead_code,
-    reason = "each is there for the driver function that comes to emit it"
-)]
 pub enum PoolEvent {
     /// VIR_STORAGE_POOL_EVENT_DEFINED
     Defined,
@@ -425,7 +421,6 @@ impl Hub {
     }
 
     /// Something happened to a storage pool.
-    #[allow(dead_code, reason = "the storage driver's")]
     pub fn pool(&self, name: &str, uuid: Uuid, event: PoolEvent) {
         self.tell(&Event::Pool(name, uuid, event));
     }

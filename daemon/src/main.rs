@@ -34,6 +34,7 @@ use tokio::time::Instant;
 use crate::args::{Args, Print};
 use crate::config::Config;
 use crate::drivers::domain::{Driver, recover};
+use crate::drivers::storage;
 use crate::roots::Roots;
 use crate::server::{Calls, Daemon};
 
@@ -211,6 +212,7 @@ async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Resu
     recover::load(&driver)
         .await
         .map_err(cannot("cannot read the definitions"))?;
+    storage::load(&driver.storage).map_err(cannot("cannot read the definitions of pools"))?;
     let daemon = Arc::new(Daemon::new(Arc::clone(&driver)));
     let server = Server::new(Calls::new(daemon), config.server);
     let serving = listeners::serve(&server, &roots, config).await?;
@@ -218,6 +220,8 @@ async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Resu
     let starting = Arc::clone(&driver);
     let autostart = tokio::spawn(async move {
         drivers::network::recover::autostart(&starting.networks).await;
+        // Domains may have volumes of theirs.
+        storage::autostart(&starting.storage).await;
         recover::autostart(&starting).await;
     });
     let idle = async {

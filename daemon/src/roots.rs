@@ -108,6 +108,16 @@ impl Roots {
         self.config.join("secrets")
     }
 
+    /// Persistent definitions of storage pools.
+    pub fn storage(&self) -> PathBuf {
+        self.config.join("storage")
+    }
+
+    /// One file for each active storage pool.
+    pub fn live_storage(&self) -> PathBuf {
+        self.run.join("storage")
+    }
+
     /// Sockets of guests' channels, a folder for each running domain.
     pub fn channels(&self) -> PathBuf {
         self.data.join("channel/target")

@@ -8,6 +8,7 @@ mod events;
 mod monitor;
 mod network;
 mod secret;
+mod storage;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -149,6 +150,7 @@ impl Calls {
         let router = events::routes(router);
         let router = secret::routes(router);
         let router = network::routes(router);
+        let router = storage::routes(router);
         let router = devices::routes(router);
         let router = router.on_disconnect(|daemon, connection| daemon.see_off(connection));
         let known = router.procedures().into_iter().collect();

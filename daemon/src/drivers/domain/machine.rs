@@ -583,15 +583,23 @@ mod tests {
             folder.0.join("secrets"),
             std::sync::Arc::default(),
         );
-        let roots = crate::roots::Roots::choose(Some(&folder.0), false, |_| None);
+        let secrets = std::sync::Arc::new(secrets.unwrap());
+        let roots = crate::roots::Roots::choose(Some(&folder.0), false, |_| None).unwrap();
+        let storage = crate::drivers::storage::Driver::new(
+            &roots,
+            String::new(),
+            std::sync::Arc::clone(&secrets),
+            std::sync::Arc::default(),
+        );
         let hub = std::sync::Arc::default();
-        let networks = crate::drivers::network::Driver::new(roots.unwrap(), hub);
+        let networks = crate::drivers::network::Driver::new(roots, hub);
         Surroundings {
             channels: folder.0.join("channel"),
             folder: folder.0.clone(),
             logs: folder.0.clone(),
             taken_cids: Vec::new(),
-            secrets: std::sync::Arc::new(secrets.unwrap()),
+            secrets,
+            storage: std::sync::Arc::new(storage.unwrap()),
             networks: std::sync::Arc::new(networks.unwrap()),
             owner: crate::drivers::network::plug::Owner {
                 name: "t".to_owned(),

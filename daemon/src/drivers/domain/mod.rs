@@ -28,7 +28,7 @@ use xml_schemas::domain::HostFacts;
 
 use self::object::{Domain, Inner, Pinned, Registry};
 use self::record::{Folder, Record};
-use crate::drivers::{network, secret};
+use crate::drivers::{network, secret, storage};
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::{DomainEvent, DomainName, Hub};
 use crate::files::{self, Durability};
@@ -49,6 +49,8 @@ pub struct Driver {
     pub networks: Arc<network::Driver>,
     /// What opens images.
     pub secrets: Arc<secret::Driver>,
+    /// Where images may be.
+    pub storage: Arc<storage::Driver>,
     /// Who wants to know.
     pub hub: Arc<Hub>,
     /// The program that runs a domain.
@@ -68,6 +70,13 @@ impl Driver {
         let hub = Arc::new(Hub::default());
         let secrets = Arc::new(secret::Driver::open(roots.secrets(), Arc::clone(&hub))?);
         let networks = Arc::new(network::Driver::new(roots.clone(), Arc::clone(&hub))?);
+        let boot_id = record::boot_id();
+        let storage = storage::Driver::new(
+            &roots,
+            boot_id.clone(),
+            Arc::clone(&secrets),
+            Arc::clone(&hub),
+        )?;
         files::remove_leftovers(&roots.live_domains())?;
         let next_id = fs::read_to_string(next_id_file(&roots))
             .ok()
@@ -79,9 +88,10 @@ impl Driver {
             registry: Arc::default(),
             networks,
             secrets,
+            storage: Arc::new(storage),
             hub,
             vmm,
-            boot_id: record::boot_id(),
+            boot_id,
             next_id: Mutex::new(next_id),
         })
     }

@@ -348,6 +348,7 @@ fn prepare(
             name: definition.name.clone(),
             uuid,
         },
+        storage: Arc::clone(&driver.storage),
     };
     let machine = machine::build(definition, id, around)?;
     let Machine {

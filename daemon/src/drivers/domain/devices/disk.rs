@@ -76,6 +76,9 @@ impl Builder {
         }
         let path = match &disk.source {
             DiskSource::File(path) | DiskSource::Block(path) => PathBuf::from(path),
+            DiskSource::Volume { pool, volume } => {
+                PathBuf::from(self.around.storage.disk_path(pool, volume)?)
+            }
             DiskSource::None => return unsupported("it has no source"),
             DiskSource::Other(kind) => return unsupported(&format!("type '{kind}'")),
         };

@@ -45,6 +45,8 @@ pub struct Surroundings {
     pub networks: std::sync::Arc<crate::drivers::network::Driver>,
     /// Whose machine it is.
     pub owner: crate::drivers::network::plug::Owner,
+    /// Pools whose volumes are disks.
+    pub storage: std::sync::Arc<crate::drivers::storage::Driver>,
 }
 
 /// A device's place for the VMM.
