@@ -12,6 +12,7 @@ use rpc::types::Domain;
 use super::domain::{
     START_AUTODESTROY, START_PAUSED, START_RESET_NVRAM, START_VALIDATE, flags, refuse_descriptors,
 };
+use super::undefine_storage::Volumes;
 use super::{ANY, console, domain_xml, find_domain, read_definition};
 use crate::command::{Args, Command, DOMAIN, Opt, Values, data, flag, text};
 use crate::editor::{self, Draft};
@@ -232,10 +233,12 @@ fn undefine(shell: &mut Shell, args: &Args) -> Result {
                 "Specified both --storage and --remove-all-storage",
             ));
         }
-        return Err(Failure::new(
-            "removing volumes with a domain is not supported yet: undefine it without, and remove them by hand",
-        ));
     }
+    let volumes = if storage || all_storage {
+        Volumes::find(shell, args, &dom)?
+    } else {
+        Volumes::default()
+    };
     let kept = if active {
         Kept::default()
     } else {
@@ -258,7 +261,7 @@ fn undefine(shell: &mut Shell, args: &Args) -> Result {
     shell
         .out
         .print_extra(format!("Domain '{name}' has been undefined\n"));
-    Ok(())
+    volumes.remove(shell)
 }
 
 /// What a domain that is off has beside its definition.

@@ -14,11 +14,17 @@ pub mod monitor;
 pub mod network;
 pub mod network_parts;
 pub mod params;
+pub mod pool;
+pub mod pool_list;
 pub mod resources;
 pub mod secret;
 pub mod ssh_helper;
 pub mod stats;
+mod undefine_storage;
 pub mod virsh;
+pub mod volume;
+pub mod volume_make;
+pub mod volume_transfer;
 
 use std::fs;
 use std::path::Path;
@@ -131,7 +137,51 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Storage Pool",
         keyword: "pool",
-        commands: &[events::object_events::POOL_EVENT],
+        commands: &[
+            pool::FIND_SOURCES_AS,
+            pool::FIND_SOURCES,
+            pool::POOL_AUTOSTART,
+            pool::POOL_BUILD,
+            pool_list::POOL_CREATE_AS,
+            pool::POOL_CREATE,
+            pool_list::POOL_DEFINE_AS,
+            pool::POOL_DEFINE,
+            pool::POOL_DELETE,
+            pool::POOL_DESTROY,
+            pool::POOL_DUMPXML,
+            pool::POOL_EDIT,
+            pool::POOL_INFO,
+            pool_list::POOL_LIST,
+            pool::POOL_NAME,
+            pool::POOL_REFRESH,
+            pool::POOL_START,
+            pool::POOL_UNDEFINE,
+            pool::POOL_UUID,
+            events::object_events::POOL_EVENT,
+            pool::POOL_CAPABILITIES,
+        ],
+    },
+    Group {
+        title: "Storage Volume",
+        keyword: "volume",
+        commands: &[
+            volume_make::VOL_CLONE,
+            volume_make::VOL_CREATE_AS,
+            volume_make::VOL_CREATE,
+            volume_make::VOL_CREATE_FROM,
+            volume::VOL_DELETE,
+            volume_transfer::VOL_DOWNLOAD,
+            volume::VOL_DUMPXML,
+            volume::VOL_INFO,
+            volume::VOL_KEY,
+            volume::VOL_LIST,
+            volume::VOL_NAME,
+            volume::VOL_PATH,
+            volume::VOL_POOL,
+            volume::VOL_RESIZE,
+            volume_transfer::VOL_UPLOAD,
+            volume::VOL_WIPE,
+        ],
     },
     Group {
         title: "Vireo itself",
