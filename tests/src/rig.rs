@@ -133,6 +133,18 @@ impl Rig {
         command
     }
 
+    /// A stock program, prepared to leave its traces in this root only.
+    pub fn stock(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("LC_ALL", "C.UTF-8")
+            .env("HOME", &self.root)
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("VIREO_TEST_RIG", &self.tag)
+            .stdin(Stdio::null());
+        command
+    }
+
     /// The URI by which stock clients reach this daemon.
     pub fn uri(&self) -> String {
         format!("qemu+unix:///system?socket={}", self.socket().display())
