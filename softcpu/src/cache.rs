@@ -24,8 +24,8 @@ const MOST: usize = 12 << 20;
 const SHARE: usize = 1 << 20;
 /// Bytes that they fill.
 static FILLED: AtomicUsize = AtomicUsize::new(0);
-const HASH_BITS: u32 = 14;
-const JUMP_SIZE: usize = 4096;
+const HASH_BITS: u32 = 15;
+const JUMP_SIZE: usize = 8192;
 const SEEN_WORDS: usize = 64;
 
 /// An address recently jumped to. Known to translated code.
@@ -328,8 +328,17 @@ impl CodeCache {
         }
     }
 
-    /// The block decoded from `gpa` in `mode`.
-    pub(crate) fn find(&self, gpa: u64, mode: u8) -> Option<&Block> {
+    /// The block decoded from `gpa` in `mode`. Once it was at `linear`, perhaps.
+    pub(crate) fn find(&self, linear: u64, gpa: u64, mode: u8) -> Option<&Block> {
+        // A way that has become void often leads where it did.
+        let entry = &self.jump[jump_slot(linear)];
+        // SAFETY: as in `jump`; entries that never were in use are null.
+        if let Some(b) = unsafe { entry.block.as_ref() }
+            && (b.gpa, b.mode) == (gpa, mode)
+            && !b.stale.get()
+        {
+            return Some(b);
+        }
         let mut block = self.hash[hash_slot(gpa, mode)];
         // SAFETY: the chain holds blocks of the arena only.
         while let Some(b) = unsafe { block.as_ref() } {

@@ -121,7 +121,7 @@ impl Cpu {
     fn find_slow(&mut self, linear: u64, mode: u8) -> Fallible<*const Block> {
         let gpa = self.translate_fetch(linear)?;
         let mut found: Option<*const Block> = None;
-        if let Some(block) = self.cache.find(gpa, mode) {
+        if let Some(block) = self.cache.find(linear, gpa, mode) {
             found = Some(block);
             if block.crosses {
                 let expected = block.gpa2;

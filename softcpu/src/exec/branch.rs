@@ -44,7 +44,7 @@ unsafe fn unlinked(cpu: &mut Cpu, slot: *const Op, target: u64) {
 
 /// Goes on at a computed address (64-bit mode).
 #[inline(always)]
-unsafe fn indirect(cpu: &mut Cpu, target: u64) {
+pub(super) unsafe fn indirect(cpu: &mut Cpu, target: u64) {
     cpu.link = std::ptr::null_mut();
     if let Some(next) = cpu.cache.jump_ops(target)
         && !cpu.busy()

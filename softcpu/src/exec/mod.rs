@@ -235,6 +235,10 @@ pub(crate) unsafe fn plain_end(cpu: &mut Cpu, op: *const Op) {
         & cpu.rip_mask();
     cpu.link = std::ptr::null_mut();
     attempt!(cpu, op, handler(cpu, o));
+    if cpu.mode & 3 == 2 && cpu.pending.is_none() {
+        // SAFETY: between blocks, in 64-bit mode.
+        unsafe { branch::indirect(cpu, cpu.s.rip) }
+    }
 }
 
 /// Does nothing.
