@@ -2,6 +2,7 @@
 
 use vmm_api::config::{FirmwareConfig, MachineConfig};
 
+use crate::acpi::{self, Description};
 use crate::devices::fw_cfg::Items;
 use crate::devices::uart;
 use crate::layout::{self, Kind};
@@ -73,7 +74,12 @@ impl Rom {
 }
 
 /// What the firmware is told. The RAM's map leaves out what firmware reserves itself.
-pub fn items(config: &MachineConfig, firmware: &FirmwareConfig, memory: &GuestMemory) -> Items {
+pub fn items(
+    config: &MachineConfig,
+    firmware: &FirmwareConfig,
+    description: &Description,
+    memory: &GuestMemory,
+) -> Items {
     let mut items = Items::default();
     items.number(RAM_SIZE, memory.size().to_le_bytes());
     let cpus = u16::try_from(config.vcpus).unwrap_or(u16::MAX);
@@ -89,6 +95,11 @@ pub fn items(config: &MachineConfig, firmware: &FirmwareConfig, memory: &GuestMe
         }
     }
     items.file("etc/e820", map);
+    if config.acpi {
+        for (name, content) in acpi::files(description) {
+            items.file(name, content);
+        }
+    }
     if firmware.serial_console {
         items.file("etc/sercon-port", uart::COM[0].0.to_le_bytes());
     }

@@ -37,8 +37,12 @@ fn bytes(aml: &dyn Aml) -> Vec<u8> {
     out
 }
 
-/// The table's body. The generation id, where there is one, is at `generation`.
-pub fn aml(machine: &Description, generation: Option<u64>) -> Vec<u8> {
+/// The generation id's address before it is known: written as four bytes, as any such number is.
+const UNKNOWN: u32 = 0x5a7e_a5e1;
+
+/// The table's body. The generation id, where there is one, is at `generation` in the tables; the
+/// offset of that in the body.
+pub fn aml(machine: &Description, generation: Option<u64>) -> (Vec<u8>, Option<usize>) {
     let mut out = bytes(&name(
         "\\_S5_",
         &Package::new(vec![&pm::S5, &pm::S5, &0_u8, &0_u8]),
@@ -52,11 +56,17 @@ pub fn aml(machine: &Description, generation: Option<u64>) -> Vec<u8> {
     if machine.pvpanic {
         children.extend(panic_port());
     }
-    if let Some(address) = generation {
-        children.extend(generation_id(address));
+    if generation.is_some() {
+        children.extend(generation_id());
     }
     out.extend(Scope::raw(Path::new("\\_SB_"), children));
-    out
+    let place = generation.and_then(|offset| {
+        let unknown = UNKNOWN.to_le_bytes();
+        let at = out.windows(4).position(|bytes| bytes == unknown)?;
+        out[at..at + 4].copy_from_slice(&low32(offset).to_le_bytes());
+        Some(at)
+    });
+    (out, place)
 }
 
 /// PCI Express host bridge: bus numbers, windows, interrupt routing.
@@ -179,8 +189,9 @@ fn panic_port() -> Vec<u8> {
 }
 
 /// Microsoft's "Virtual Machine Generation ID" (2012): where the id is in memory.
-fn generation_id(address: u64) -> Vec<u8> {
-    let (low, high) = (low32(address), low32(address >> 32));
+fn generation_id() -> Vec<u8> {
+    // The tables lie below 4 GiB.
+    let (low, high) = (UNKNOWN, 0_u32);
     bytes(&Device::new(
         Path::new("VMGI"),
         vec![

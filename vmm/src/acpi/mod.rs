@@ -1,16 +1,18 @@
 //! The machine described to the guest: ACPI tables (ACPI 6.5), or an Intel MP table without.
 
 mod dsdt;
+mod loader;
 pub mod mptable;
 
 pub use dsdt::{PCI_PINS, PciPins};
+pub use loader::files;
 
 use acpi_tables::sdt::Sdt;
 
 use crate::devices::{ioapic, pm, rtc};
 use crate::layout::{ACPI_END, LOCAL_APIC, RSDP};
 use crate::memory::{GuestMemory, MemoryError};
-use crate::num::low32;
+use crate::num::{low32, to_usize};
 use crate::pci;
 
 const OEM: [u8; 6] = *b"VIREO ";
@@ -24,6 +26,8 @@ pub struct Description {
     pub vcpus: u32,
     /// Serial ports, COM1 first.
     pub serials: usize,
+    /// A PC/AT's interrupt controllers and timer are there.
+    pub pc: bool,
     /// pvpanic is there.
     pub pvpanic: bool,
     /// 64-bit PCI window.
@@ -52,48 +56,96 @@ fn table(signature: [u8; 4], length: u32, revision: u8) -> Sdt {
 /// # Errors
 /// No room for them.
 pub fn write(memory: &GuestMemory, machine: &Description) -> Result<u64, AcpiError> {
-    let mut writer = Writer {
-        memory,
-        next: RSDP + 64,
-        vcpus: machine.vcpus,
-    };
-    let facs = writer.put(&facs())?;
-    let generation = match &machine.generation_id {
-        Some(id) => Some(writer.put(id)?),
-        None => None,
-    };
-    let mut dsdt = table(*b"DSDT", 36, 6);
-    dsdt.append_slice(&dsdt::aml(machine, generation));
-    let dsdt = writer.put(dsdt.as_slice())?;
-    let fadt = writer.put(fadt(facs, dsdt).as_slice())?;
-    let madt = writer.put(madt(machine.vcpus).as_slice())?;
-    let mcfg = writer.put(mcfg().as_slice())?;
-    let mut xsdt = table(*b"XSDT", 36, 1);
-    for address in [fadt, madt, mcfg] {
-        xsdt.append_slice(&address.to_le_bytes());
+    let base = RSDP + 64;
+    let tables = Tables::new(machine);
+    if base + tables.bytes.len() as u64 > ACPI_END {
+        return Err(AcpiError::TooLarge(machine.vcpus));
     }
-    let xsdt = writer.put(xsdt.as_slice())?;
-    memory.write(RSDP, &rsdp(xsdt))?;
+    memory.write(RSDP, &rsdp(base + tables.xsdt))?;
+    memory.write(base, &tables.at(base))?;
     Ok(RSDP)
 }
 
-struct Writer<'a> {
-    memory: &'a GuestMemory,
-    next: u64,
-    vcpus: u32,
+/// A place in the tables that holds an address, as long as they have none themselves an offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pointer {
+    at: usize,
+    /// Bytes: 4 or 8.
+    size: u8,
 }
 
-impl Writer<'_> {
-    /// Tables one after the other, each on a 64-byte boundary (FACS needs that).
-    fn put(&mut self, table: &[u8]) -> Result<u64, AcpiError> {
-        let at = self.next;
-        let end = at + table.len() as u64;
-        if end > ACPI_END {
-            return Err(AcpiError::TooLarge(self.vcpus));
+/// All tables but the root pointer, one after the other, without an address.
+#[derive(Debug)]
+struct Tables {
+    bytes: Vec<u8>,
+    pointers: Vec<Pointer>,
+    /// What sums to zero: start and length of each table.
+    sums: Vec<(usize, usize)>,
+    /// Offset of the table of tables.
+    xsdt: u64,
+}
+
+impl Tables {
+    fn new(machine: &Description) -> Self {
+        let mut tables = Self {
+            bytes: Vec::new(),
+            pointers: Vec::new(),
+            sums: Vec::new(),
+            xsdt: 0,
+        };
+        let facs = tables.put(&facs());
+        let generation = machine.generation_id.map(|id| tables.put(&id));
+        let mut dsdt = table(*b"DSDT", 36, 6);
+        let (aml, address) = dsdt::aml(machine, generation);
+        dsdt.append_slice(&aml);
+        let pointers = address.map(|at| (36 + at, 4));
+        let dsdt = tables.put_table(&dsdt, pointers);
+        let fadt = tables.put_table(&fadt(facs, dsdt), [(36, 4), (40, 4), (140, 8)]);
+        let madt = tables.put_table(&madt(machine), []);
+        let mcfg = tables.put_table(&mcfg(), []);
+        let mut xsdt = table(*b"XSDT", 36, 1);
+        for address in [fadt, madt, mcfg] {
+            xsdt.append_slice(&address.to_le_bytes());
         }
-        self.memory.write(at, table)?;
-        self.next = end.next_multiple_of(64);
-        Ok(at)
+        tables.xsdt = tables.put_table(&xsdt, [(36, 8), (44, 8), (52, 8)]);
+        tables
+    }
+
+    /// Each on a 64-byte boundary (FACS needs that); its offset.
+    fn put(&mut self, table: &[u8]) -> u64 {
+        let at = self.bytes.len().next_multiple_of(64);
+        self.bytes.resize(at, 0);
+        self.bytes.extend(table);
+        at as u64
+    }
+
+    /// One with a header, and pointers at these offsets.
+    fn put_table(&mut self, table: &Sdt, pointers: impl IntoIterator<Item = (usize, u8)>) -> u64 {
+        let start = self.put(table.as_slice());
+        let at = to_usize(start);
+        self.sums.push((at, table.as_slice().len()));
+        let pointers = pointers.into_iter();
+        self.pointers.extend(pointers.map(|(offset, size)| Pointer {
+            at: at + offset,
+            size,
+        }));
+        start
+    }
+
+    /// As they are at `base`.
+    fn at(&self, base: u64) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        for pointer in &self.pointers {
+            let place = &mut bytes[pointer.at..][..pointer.size.into()];
+            let mut value = [0; 8];
+            value[..place.len()].copy_from_slice(place);
+            let value = u64::from_le_bytes(value).wrapping_add(base).to_le_bytes();
+            place.copy_from_slice(&value[..place.len()]);
+        }
+        for &(start, len) in &self.sums {
+            checksum(&mut bytes[start..start + len], 9);
+        }
+        bytes
     }
 }
 
@@ -104,6 +156,11 @@ fn checksum(bytes: &mut [u8], at: usize) {
     bytes[at] = sum.wrapping_neg();
 }
 
+/// What sums to zero in the root pointer, and where the sum's byte is.
+const RSDP_SUMS: [(usize, usize); 2] = [(20, 8), (36, 32)];
+/// Where the root pointer points.
+const RSDP_XSDT: usize = 24;
+
 /// Root pointer, revision 2 (5.2.5.3).
 fn rsdp(xsdt: u64) -> [u8; 36] {
     let mut rsdp = [0; 36];
@@ -111,9 +168,10 @@ fn rsdp(xsdt: u64) -> [u8; 36] {
     rsdp[9..15].copy_from_slice(&OEM);
     rsdp[15] = 2;
     rsdp[20..24].copy_from_slice(&36_u32.to_le_bytes());
-    rsdp[24..32].copy_from_slice(&xsdt.to_le_bytes());
-    checksum(&mut rsdp[..20], 8);
-    checksum(&mut rsdp, 32);
+    rsdp[RSDP_XSDT..][..8].copy_from_slice(&xsdt.to_le_bytes());
+    for (len, at) in RSDP_SUMS {
+        checksum(&mut rsdp[..len], at);
+    }
     rsdp
 }
 
@@ -171,12 +229,13 @@ fn fadt(facs: u64, dsdt: u64) -> Sdt {
 }
 
 /// Interrupt controllers (5.2.12).
-fn madt(vcpus: u32) -> Sdt {
+fn madt(machine: &Description) -> Sdt {
     let mut madt = table(*b"APIC", 44, 5);
     madt.write_u32(36, low32(LOCAL_APIC));
-    // Flags at 40 stay zero: no legacy interrupt controllers beside the APICs.
+    // Flags at 40: whether there are a PC/AT's interrupt controllers beside the APICs.
+    madt.write_u32(40, machine.pc.into());
     let mut entries = Vec::new();
-    for id in 0..vcpus {
+    for id in 0..machine.vcpus {
         match u8::try_from(id) {
             Ok(id) if id < 255 => entries.extend([0, 8, id, id, 1, 0, 0, 0]),
             _ => {
@@ -190,6 +249,10 @@ fn madt(vcpus: u32) -> Sdt {
     entries.extend([1, 12, 0, 0]);
     entries.extend(low32(ioapic::BASE).to_le_bytes());
     entries.extend(0_u32.to_le_bytes());
+    if machine.pc {
+        // The interval timer's line is on pin 2.
+        entries.extend([2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
+    }
     // The SCI is level-triggered, active high.
     entries.extend([2, 10, 0, pm::SCI]);
     entries.extend(u32::from(pm::SCI).to_le_bytes());
@@ -212,7 +275,7 @@ fn mcfg() -> Sdt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::num::{Fields, to_usize};
+    use crate::num::Fields;
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
@@ -222,6 +285,7 @@ mod tests {
         Description {
             vcpus,
             serials: 4,
+            pc: false,
             pvpanic: true,
             pci_high: Some(1 << 32..1 << 40),
             generation_id: Some([7; 16]),

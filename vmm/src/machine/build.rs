@@ -339,12 +339,40 @@ impl Machine {
             let token = TOKEN_WATCHDOGS + index as u64;
             builder.watch(watchdog.device.alarm(), token)?;
         }
+        let template = hypervisor::cpu::template(
+            &*vm,
+            &CpuRequest {
+                model: config.cpu.model.as_deref(),
+                features: &config.cpu.features,
+                topology: Topology::flat(config.vcpus),
+            },
+        )?;
+        let shown = |id| match &saved_vcpus {
+            // The guest has seen what it has seen.
+            Some(vcpus) => vcpus.cpuid(id).to_vec(),
+            None => template.for_vcpu(id),
+        };
+        let sizes = shown(0)
+            .iter()
+            .find_map(|leaf| (leaf.function == 0x8000_0008).then_some(leaf.eax & 0xff));
+        let description = Description {
+            vcpus: config.vcpus,
+            serials: config.serials.len(),
+            pc: config.boot.firmware.is_some(),
+            pvpanic: config.pvpanic,
+            pci_high: layout::pci_high(&memory, sizes.unwrap_or(36)),
+            generation_id: config
+                .generation_id
+                .as_deref()
+                .map(generation_id)
+                .transpose()?,
+        };
         let (pc, mut rom) = match &config.boot.firmware {
             Some(firmware) => (
                 Some(Pc::new(
                     &mut builder,
                     &config,
-                    firmware,
+                    (firmware, &description),
                     &vm,
                     &memory,
                     &ioapic,
@@ -364,29 +392,13 @@ impl Machine {
             Pc::describe(&config, &memory, &devices.rtc);
         }
 
-        let template = hypervisor::cpu::template(
-            &*vm,
-            &CpuRequest {
-                model: config.cpu.model.as_deref(),
-                features: &config.cpu.features,
-                topology: Topology::flat(config.vcpus),
-            },
-        )?;
         map(&*vm, &memory, false)?;
         let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
         let mut power_on = Vec::new();
         let mut cpuid = Vec::new();
-        let mut address_bits = 36;
         for id in 0..config.vcpus {
             let mut vcpu = vm.create_vcpu(id)?;
-            let leaves = match &saved_vcpus {
-                // The guest has seen what it has seen.
-                Some(vcpus) => vcpus.cpuid(id).to_vec(),
-                None => template.for_vcpu(id),
-            };
-            if let Some(sizes) = leaves.iter().find(|leaf| leaf.function == 0x8000_0008) {
-                address_bits = sizes.eax & 0xff;
-            }
+            let leaves = shown(id);
             vcpu.set_cpuid(&leaves)?;
             let mut state = vcpu.state()?;
             // Goes on through a reset: set again, vCPU by vCPU, the counters would differ.
@@ -395,17 +407,6 @@ impl Machine {
             vcpus.push(vcpu);
             cpuid.push(leaves);
         }
-        let description = Description {
-            vcpus: config.vcpus,
-            serials: config.serials.len(),
-            pvpanic: config.pvpanic,
-            pci_high: layout::pci_high(&memory, address_bits),
-            generation_id: config
-                .generation_id
-                .as_deref()
-                .map(generation_id)
-                .transpose()?,
-        };
         let boot = kernel.map(|kernel| Boot {
             kernel,
             initrd,

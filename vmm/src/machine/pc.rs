@@ -7,6 +7,7 @@ use vmm_api::config::{FirmwareConfig, MachineConfig};
 
 use super::MachineError;
 use super::build::Builder;
+use crate::acpi::Description;
 use crate::devices::fw_cfg::{self, FwCfg};
 use crate::devices::i8042::{self, ControlA};
 use crate::devices::ioapic::IoApic;
@@ -45,7 +46,7 @@ impl Pc {
     pub(super) fn new(
         builder: &mut Builder,
         config: &MachineConfig,
-        firmware: &FirmwareConfig,
+        (firmware, description): (&FirmwareConfig, &Description),
         vm: &Arc<dyn Vm>,
         memory: &Arc<GuestMemory>,
         ioapic: &Arc<IoApic>,
@@ -80,7 +81,7 @@ impl Pc {
         )?;
         let control = Arc::new(ControlA(requests.clone()));
         builder.port(i8042::CONTROL_A, 1, "control port A", control)?;
-        let items = firmware::items(config, firmware, memory);
+        let items = firmware::items(config, firmware, description, memory);
         let ram = Ram::new(memory.clone(), vm.clone());
         let fw_cfg = Arc::new(FwCfg::new(items, Box::new(ram)));
         builder.port(
