@@ -137,7 +137,7 @@ fn disk_fault(element: &Element) -> Fault {
     if disk.bus != "virtio" {
         return Some(format!("bus '{}': use virtio", disk.bus));
     }
-    if disk.device != "disk" {
+    if !matches!(disk.device.as_str(), "disk" | "cdrom") {
         return Some(format!("device '{}'", disk.device));
     }
     match &disk.source {

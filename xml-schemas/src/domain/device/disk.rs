@@ -339,7 +339,9 @@ impl Disk {
                 })?
                 .to_owned(),
         };
-        if bus == "virtio" && matches!(element.attr("device"), Some("cdrom" | "floppy")) {
+        // libvirt says the same of a CD-ROM. Here virtio is the one bus: it is a disk that can't be
+        // written.
+        if bus == "virtio" && floppy {
             return Err(XmlError::unsupported(format!(
                 "disk type of '{dev}' does not support ejectable media"
             ))
