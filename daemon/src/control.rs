@@ -51,7 +51,7 @@ type Outgoing = (Vec<u8>, Vec<OwnedFd>);
 /// Sends calls. Whoever reads the frames hands the answers back through [`Control::take`].
 #[derive(Debug, Clone)]
 pub struct Control {
-    requests: mpsc::UnboundedSender<Outgoing>,
+    requests: Arc<Mutex<mpsc::UnboundedSender<Outgoing>>>,
     pending: Pending,
     next: Arc<AtomicU64>,
 }
@@ -68,6 +68,16 @@ pub struct Frames {
 /// # Errors
 /// The system's.
 pub fn open(stream: StdUnixStream) -> io::Result<(Control, Frames)> {
+    let (requests, frames) = take_up(stream)?;
+    let control = Control {
+        requests: Arc::new(Mutex::new(requests)),
+        pending: Pending::default(),
+        next: Arc::new(AtomicU64::new(1)),
+    };
+    Ok((control, frames))
+}
+
+fn take_up(stream: StdUnixStream) -> io::Result<(mpsc::UnboundedSender<Outgoing>, Frames)> {
     stream.set_nonblocking(true)?;
     let stream = Arc::new(UnixStream::from_std(stream)?);
     let (requests, mut queue) = mpsc::unbounded_channel::<Outgoing>();
@@ -84,16 +94,11 @@ pub fn open(stream: StdUnixStream) -> io::Result<(Control, Frames)> {
             }
         }
     });
-    let control = Control {
-        requests,
-        pending: Pending::default(),
-        next: Arc::new(AtomicU64::new(1)),
-    };
     let frames = Frames {
         stream,
         buffer: Vec::new(),
     };
-    Ok((control, frames))
+    Ok((requests, frames))
 }
 
 async fn write_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
@@ -198,11 +203,26 @@ impl Control {
         })?;
         let (sender, receiver) = oneshot::channel();
         self.lock().insert(id, Waiting { call, sender });
-        if self.requests.send((frame, descriptors)).is_err() {
+        let sent = self
+            .requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send((frame, descriptors));
+        if sent.is_err() {
             self.lock().remove(&id);
             return Err(ControlError::Closed);
         }
         Ok(receiver)
+    }
+
+    /// Goes on over another connection, after the end of the one before.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn reopen(&self, stream: StdUnixStream) -> io::Result<Frames> {
+        let (requests, frames) = take_up(stream)?;
+        *self.requests.lock().unwrap_or_else(PoisonError::into_inner) = requests;
+        Ok(frames)
     }
 
     /// The call that `reply` answers, if there is one.
@@ -344,6 +364,38 @@ mod tests {
         assert!(frames.next().await.unwrap().is_none());
         control.close();
         assert!(waiting.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn goes_on_over_another_connection() {
+        let (ours, theirs) = StdUnixStream::pair().unwrap();
+        let (control, mut frames) = open(ours).unwrap();
+        drop(theirs);
+        assert!(frames.next().await.unwrap().is_none());
+        control.close();
+        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        let mut frames = control.reopen(ours).unwrap();
+        // Who had the handle before reaches the new connection.
+        let answer = control.clone().send(Call::Query).unwrap();
+        let vmm = std::thread::spawn(move || {
+            let mut bytes = [0u8; 4];
+            theirs.read_exact(&mut bytes).unwrap();
+            let mut body = vec![0; u32::from_be_bytes(bytes) as usize];
+            theirs.read_exact(&mut body).unwrap();
+            let request: Request = serde_json::from_slice(&body).unwrap();
+            let done = FromVmm::Reply(Reply {
+                id: request.id,
+                result: Ok(Answer::Done),
+            });
+            theirs.write_all(&frame(&done)).unwrap();
+            theirs
+        });
+        let Some(FromVmm::Reply(reply)) = frames.next().await.unwrap() else {
+            panic!("no reply");
+        };
+        control.take(&reply).unwrap().answer(reply.result.clone());
+        assert_eq!(answer.await.unwrap(), Ok(Answer::Done));
+        vmm.join().unwrap();
     }
 
     #[tokio::test]

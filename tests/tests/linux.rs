@@ -41,9 +41,36 @@ fn boots_to_a_shell(kernel: Kernel) {
     terminal.expect("\r\nslept=", SOON);
     let slept = terminal.expect("\r\n", SOON);
     assert!(["3", "4"].contains(&slept.trim()), "{slept}");
+    // And goes on while the machine is paused, without a jump back and without a complaint.
+    terminal.send("a=$(cut -d. -f1 /proc/uptime); read line; b=$(cut -d. -f1 /proc/uptime); echo paused=$((b-a))\r");
+    terminal.expect("paused=$((b-a))\r\n", SOON);
+    rig.vireo(&["suspend", "deb"]).ok();
+    assert_eq!(rig.state("deb"), "paused (user)");
+    std::thread::sleep(Duration::from_secs(3));
+    rig.vireo(&["resume", "deb"]).ok();
+    terminal.send("\r");
+    terminal.expect("paused=", SOON);
+    let paused: u64 = terminal.expect("\r\n", SOON).trim().parse().unwrap();
+    assert!(
+        (3..60).contains(&paused),
+        "{paused} s passed in a pause of three"
+    );
+    terminal
+        .send("dmesg | grep -cE 'stall|soft lockup|clocksource.*unstable|time jump'; date +%s\r");
+    terminal.expect("\r\n", SOON);
+    assert_eq!(terminal.expect("\r\n", SOON).trim(), "0");
+    let date: u64 = terminal.expect("\r\n", SOON).trim().parse().unwrap();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    assert!(
+        now.abs_diff(date) < 60,
+        "{date} in the guest, {now} outside"
+    );
     terminal.send("\x1d");
     assert_eq!(terminal.wait(SOON), 0);
-    assert_eq!(rig.state("deb"), "running (booted)");
+    assert_eq!(rig.state("deb"), "running (unpaused)");
     // The power button, and a guest that obeys it.
     rig.vireo(&["shutdown", "deb"]).ok();
     rig.wait_state("deb", "shut off (shutdown)", SOON);

@@ -1,5 +1,5 @@
 //! Guests under load, again and again: `make soak` for an hour (`VIREO_SOAK_MINUTES` for
-//! another time), `make test` once and short.
+//! another time), `make test` once and short, with 2, 4 and 8 vCPUs.
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ fn round(kernel: Kernel, vcpus: u32, turns: u32) {
     rig.define(&xml);
     let mut terminal = Terminal::start(rig.command("vireo").args(["start", "soak", "--console"]));
     terminal.expect("soak:/root# ", BOOT);
+    terminal.send("grep -c ^processor /proc/cpuinfo\r");
+    terminal.expect(&format!("\r\n{vcpus}\r\n"), SILENCE);
     // Typed in pieces no longer than a terminal's line.
     for line in LOAD.split("\\\n") {
         terminal.send(line);
@@ -46,6 +48,14 @@ fn round(kernel: Kernel, vcpus: u32, turns: u32) {
     terminal.send("poweroff -f\r");
     rig.wait_state("soak", "shut off (shutdown)", SILENCE);
     assert!(rig.processes("vireo-vmm").is_empty());
+}
+
+/// The short form of the other test: 8 vCPUs on however few processors the host has.
+#[test]
+fn linux_boots_with_2_4_and_8_vcpus_and_works() {
+    for (vcpus, turns) in [(2, 1), (4, 1), (8, 2)] {
+        round(Kernel::V6_1, vcpus, turns);
+    }
 }
 
 #[test]

@@ -20,11 +20,14 @@ use super::record::Folder;
 use super::state::{Lifecycle, PausedReason, RunningReason, ShutoffReason, State};
 use crate::control::{Control, Frames};
 use crate::events::DomainEvent;
+use crate::files;
 use crate::logger;
 use crate::vmm_process::{Ending, VmmProcess};
 
 /// What an ended process has sent before is still read, for at most this long.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// From one attempt to reach a VMM that has closed its connection to the next.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 /// From one balloon-change event of a domain to the next.
 const BALLOON_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -58,6 +61,12 @@ pub async fn watch(watched: Watched, mut frames: Frames) {
                 connected = watched.hear(frame, &mut exit);
             }
             ending = process.ended() => break ending,
+            () = tokio::time::sleep(RECONNECT_INTERVAL), if !connected => {
+                if let Some(new) = watched.reconnect() {
+                    frames = new;
+                    connected = true;
+                }
+            }
         }
     };
     if connected {
@@ -87,6 +96,27 @@ impl Watched {
             }
         }
         true
+    }
+
+    /// Reaches the VMM again, whose connection has ended while it runs on.
+    fn reconnect(&self) -> Option<Frames> {
+        let (name, folder) = {
+            let inner = self.domain.lock();
+            (inner.name.clone(), inner.live.as_ref()?.folder.clone())
+        };
+        let stream = files::connect_unix(&Folder(folder).control());
+        match stream.and_then(|stream| self.control.reopen(stream)) {
+            Ok(frames) => {
+                log::info!("domain '{name}': its VMM is reached again");
+                self.catching_up.store(true, Ordering::Relaxed);
+                self.ask();
+                Some(frames)
+            }
+            Err(error) => {
+                log::debug!("domain '{name}': its VMM is not reached: {error}");
+                None
+            }
+        }
     }
 
     fn answered(&self, reply: Reply) {
