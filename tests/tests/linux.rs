@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, which};
+use vireo_tests::{Guest, Kernel, Rig, Terminal, left_out, linux_guest, machine, which};
+use vmm_api::config::{FirmwareConfig, Resource};
 
 /// A boot under load of the whole test run can take a while, of the 32-bit kernel a long one.
 const BOOT: Duration = Duration::from_secs(400);
@@ -134,6 +135,60 @@ fn linux_with_systemd_boots_to_a_login() {
     terminal.expect("root@debian:~# ", SOON);
     terminal.send("poweroff\r");
     rig.wait_state("deb", "shut off (shutdown)", BOOT);
+}
+
+/// What a PC does: SeaBIOS, a boot loader on the disk, and a kernel that learns of the machine
+/// from the tables that firmware placed.
+#[test]
+fn linux_boots_from_a_disk_through_seabios_and_grub() {
+    let rom = std::path::Path::new("/usr/share/seabios/bios-256k.bin");
+    if !rom.exists()
+        || !["grub-mkrescue", "xorriso", "mformat"]
+            .iter()
+            .all(|p| which(p))
+    {
+        return left_out("needs seabios, grub-pc-bin, xorriso and mtools");
+    }
+    let rig = Rig::new();
+    let boot = rig.path("iso/boot/grub");
+    std::fs::create_dir_all(&boot).unwrap();
+    std::fs::write(
+        boot.join("grub.cfg"),
+        "serial --unit=0\nterminal_input serial\nterminal_output serial\nset timeout=0\n\
+         menuentry linux {\n linux /boot/vmlinuz console=ttyS0 quiet\n initrd /boot/initrd.img\n}\n",
+    )
+    .unwrap();
+    let folder = Kernel::V6_1.folder();
+    for name in ["vmlinuz", "initrd.img"] {
+        std::fs::copy(folder.join(name), rig.path("iso/boot").join(name)).unwrap();
+    }
+    let image = rig.path("disk.img");
+    let made = std::process::Command::new("grub-mkrescue")
+        .arg("-o")
+        .args([&image, &rig.path("iso")])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let disk = serde_json::json!({
+        "id": "disk0",
+        "address": { "bus": 0, "device": 3, "function": 0 },
+        "kind": { "disk": { "image": { "format": "raw", "file": { "path": image }, "name": "disk" } } },
+    });
+    let mut config = machine(Kernel::V6_1, vec![serde_json::from_value(disk).unwrap()]);
+    config.boot.kernel = None;
+    config.boot.initrd = None;
+    config.boot.cmdline = String::new();
+    config.boot.firmware = Some(FirmwareConfig {
+        rom: Resource::Path(rom.into()),
+        serial_console: true,
+        boot_menu_ms: None,
+    });
+    config.vcpus = 2;
+    let mut guest = Guest::boot(&rig, &config, &[]);
+    assert!(guest.terminal().seen().contains("SeaBIOS (version"));
+    let seen = guest.run("grep -c ^processor /proc/cpuinfo; ls /sys/firmware/acpi/tables | grep -E 'APIC|FACP|MCFG' | wc -l; cat /sys/block/vda/ro");
+    assert_eq!(seen.ok(), "2\n3\n0\n");
+    guest.power_off();
 }
 
 /// The same through the stock virsh; then the guest resets itself, panics, and powers off.
