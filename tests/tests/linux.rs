@@ -43,8 +43,8 @@ fn boots_to_a_shell(kernel: Kernel) {
     let slept = terminal.expect("\r\n", SOON);
     assert!(["3", "4"].contains(&slept.trim()), "{slept}");
     // And goes on while the machine is paused, without a jump back and without a complaint.
-    terminal.send("a=$(cut -d. -f1 /proc/uptime); read line; b=$(cut -d. -f1 /proc/uptime); echo paused=$((b-a))\r");
-    terminal.expect("paused=$((b-a))\r\n", SOON);
+    terminal.send("a=$(cut -d. -f1 /proc/uptime); echo rea''dy; read line; b=$(cut -d. -f1 /proc/uptime); echo paused=$((b-a))\r");
+    terminal.expect("ready\r\n", SOON);
     rig.vireo(&["suspend", "deb"]).ok();
     assert_eq!(rig.state("deb"), "paused (user)");
     std::thread::sleep(Duration::from_secs(3));
@@ -56,10 +56,11 @@ fn boots_to_a_shell(kernel: Kernel) {
         (3..60).contains(&paused),
         "{paused} s passed in a pause of three"
     );
-    terminal
-        .send("dmesg | grep -cE 'stall|soft lockup|clocksource.*unstable|time jump'; date +%s\r");
-    terminal.expect("\r\n", SOON);
+    terminal.send("echo ba''d=$(dmesg | grep -cE 'stall|lockup|unstable')\r");
+    terminal.expect("bad=", SOON);
     assert_eq!(terminal.expect("\r\n", SOON).trim(), "0");
+    terminal.send("echo da''te=$(date +%s)\r");
+    terminal.expect("date=", SOON);
     let date: u64 = terminal.expect("\r\n", SOON).trim().parse().unwrap();
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
