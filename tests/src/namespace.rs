@@ -118,11 +118,14 @@ impl Peer {
 
     /// Runs a command there.
     pub fn run(&self, line: &str) -> Run {
-        let output = Command::new("nsenter")
-            .args(["-t", &self.process.id().to_string(), "-n", "sh", "-c", line])
-            .output()
-            .unwrap();
-        output.into()
+        self.command(line).output().unwrap().into()
+    }
+
+    /// A command to be run there.
+    pub fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.process.id().to_string(), "-n", "sh", "-c", line]);
+        command
     }
 }
 

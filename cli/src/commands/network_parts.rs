@@ -219,18 +219,13 @@ fn update(shell: &mut Shell, args: &Args) -> Result {
 fn port(shell: &mut Shell, args: &Args) -> Result<NetworkPort> {
     let network = find(shell, args)?;
     let word = args.required("port")?;
-    let found = match parse_uuid(word) {
-        Some(uuid) => {
-            let asked = NetworkPortLookupByUuidArgs { network, uuid };
-            shell.call(procs::NETWORK_PORT_LOOKUP_BY_UUID, &asked)
-        }
-        None => Err(Failure::new(format!(
-            "invalid argument: uuidstr in virNetworkPortLookupByUUIDString must be a valid UUID: {word}"
-        ))),
+    let what = format!("failed to get network port '{word}'");
+    let Some(uuid) = parse_uuid(word) else {
+        return Err(Failure::new(what));
     };
-    Ok(found
-        .with_context(|| format!("failed to get network port '{word}'"))?
-        .port)
+    let asked = NetworkPortLookupByUuidArgs { network, uuid };
+    let found = shell.call(procs::NETWORK_PORT_LOOKUP_BY_UUID, &asked);
+    Ok(found.context(what)?.port)
 }
 
 fn port_list(shell: &mut Shell, args: &Args) -> Result {
@@ -245,11 +240,7 @@ fn port_list(shell: &mut Shell, args: &Args) -> Result {
         need_results: 1,
         flags: 0,
     };
-    let mut ports = shell
-        .call(procs::NETWORK_LIST_ALL_PORTS, &asked)
-        .context("Failed to list network ports")?
-        .ports
-        .0;
+    let mut ports = shell.call(procs::NETWORK_LIST_ALL_PORTS, &asked)?.ports.0;
     ports.sort_by_key(|port| port.uuid);
     if args.has("uuid") {
         for port in &ports {

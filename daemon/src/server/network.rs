@@ -407,7 +407,7 @@ async fn list_all_ports(
     check_flags(args.flags, 0, "networkListAllPorts")?;
     let (driver, network) = (driver(&call), find(&call, &args.network)?);
     let target = Arc::clone(&network);
-    let found = blocking(move || driver.ports(&target)).await?;
+    let found = blocking(move || driver.ports(&target)).await??;
     let ret = u32::try_from(found.len()).unwrap_or(u32::MAX);
     let ports = if args.need_results != 0 {
         found

@@ -123,7 +123,7 @@ impl Network {
             domain: match root.child("domain") {
                 None => None,
                 Some(e) => Some(DomainName {
-                    name: attr(e, "name"),
+                    name: word(attr(e, "name"), "domain name", &name)?,
                     local_only: yes_no(e, "localOnly")?,
                 }),
             },
@@ -329,7 +329,7 @@ fn forward(e: &Element, network: &str) -> Result<Forward, XmlError> {
     Ok(forward)
 }
 
-fn device_name(name: &str, network: &str) -> Result<(), XmlError> {
+pub(super) fn device_name(name: &str, network: &str) -> Result<(), XmlError> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ':' | '-' | '@');
     if name.len() <= 64 && name.chars().all(fine) {
         return Ok(());

@@ -276,6 +276,7 @@ impl Network {
                 "Missing required dev attribute in <forward> <interface> element of network {name}"
             )));
         }
+        parse::device_name(&dev, name)?;
         let list = &mut self.forward.interfaces;
         let at = list.iter().position(|known| *known == dev);
         match (command, at) {

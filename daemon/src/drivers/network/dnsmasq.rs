@@ -460,7 +460,6 @@ fn dhcp(lines: &mut Lines, place: &Place, network: &Network) {
                 if ip.address.is_ipv6() { ",64" } else { "" }
             ));
         }
-        leases = leases.saturating_add(ip.hosts.len() as u64 * u64::from(ip.ranges.is_empty()));
         if ip.address.is_ipv4() {
             lines.add("dhcp-no-override");
             lines.add("dhcp-authoritative");

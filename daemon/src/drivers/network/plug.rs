@@ -125,18 +125,20 @@ impl Driver {
     }
 
     /// The ports of a network.
-    pub fn ports(&self, network: &Network) -> Vec<Port> {
-        let folder = network.lock().live.as_ref().map(|live| live.folder.clone());
-        folder.map(|folder| folder.ports()).unwrap_or_default()
+    ///
+    /// # Errors
+    /// It is not up.
+    pub fn ports(&self, network: &Network) -> Result<Vec<Port>> {
+        Ok(running(network)?.folder.ports())
     }
 
     /// One port.
     ///
     /// # Errors
-    /// VIR_ERR_NO_NETWORK_PORT.
+    /// VIR_ERR_NO_NETWORK_PORT; the network is not up.
     pub fn port(&self, network: &Network, uuid: Uuid) -> Result<Port> {
         let found = self
-            .ports(network)
+            .ports(network)?
             .into_iter()
             .find(|port| port.uuid == uuid);
         found.ok_or_else(|| no_port(uuid))

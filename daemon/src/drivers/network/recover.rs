@@ -118,7 +118,7 @@ fn take_up(driver: &Driver, uuid: Uuid, folder: Folder) -> Result<(), String> {
     };
     let own = definition.forward.mode.has_own_bridge();
     let bridge = definition.bridge.as_deref().unwrap_or_default();
-    let there = !own || link::mac(bridge).is_some_and(|mac| Some(mac) == definition.mac);
+    let there = !own || link::index(bridge).is_ok();
     if !live.record.started || !there {
         log::info!(
             "network '{}': what is left of it is taken back",

@@ -110,8 +110,10 @@ impl Driver {
                 Ok(())
             }
         });
-        live.record.started = true;
-        let noted = made.and_then(|()| self.note(network, live.clone()));
+        let noted = made.and_then(|()| {
+            live.record.started = true;
+            self.note(network, live.clone())
+        });
         if let Err(error) = noted {
             for again in self.take_back(network, &live) {
                 log::error!("network '{}': {again}", network.name);
@@ -216,8 +218,10 @@ impl Driver {
                 faults.extend(firewall::remove(network.uuid).err());
             }
             let bridge = definition.bridge.as_deref().unwrap_or_default();
-            // Somebody else's of that name is left alone.
-            if definition.mac.is_some() && link::mac(bridge) == definition.mac {
+            // While the network was not up yet, one of that name may be somebody else's.
+            if live.record.started
+                || link::mac(bridge).is_some_and(|mac| Some(mac) == definition.mac)
+            {
                 let removed = link::remove(bridge);
                 faults.extend(
                     removed
