@@ -84,6 +84,13 @@ impl Network {
     }
 }
 
+impl Network {
+    /// As [`Network::job`], for a thread that has nothing else to do, and without a limit.
+    pub fn job_blocking(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.job).blocking_lock_owned()
+    }
+}
+
 /// All networks, by name.
 #[derive(Debug, Default)]
 pub struct Registry {

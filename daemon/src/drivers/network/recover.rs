@@ -9,7 +9,7 @@ use uuid::Uuid;
 use xml_schemas::network::Network as Definition;
 use xml_schemas::{Validation, network};
 
-use super::object::Live;
+use super::object::{Live, Network};
 use super::record::Folder;
 use super::{Driver, dnsmasq, firewall};
 use crate::drivers::domain::blocking;
@@ -154,34 +154,34 @@ fn take_up(driver: &Driver, uuid: Uuid, folder: Folder) -> Result<(), String> {
 
 /// Puts back the rules of networks whose table is gone.
 fn assert_rules(driver: &Driver) {
-    let networks = driver.registry.all();
-    let up = networks.iter().filter_map(|network| {
-        let definition = Arc::clone(&network.lock().live.as_ref()?.definition);
-        firewall::needed(&definition).then_some((network, definition))
-    });
-    let up: Vec<_> = up.collect();
-    if up.is_empty() {
-        return;
-    }
-    let tables = match firewall::tables() {
-        Ok(tables) => tables,
-        Err(error) => return log::error!("cannot look after the networks' rules: {error}"),
-    };
-    for (network, definition) in up {
-        if tables.contains(&firewall::table(network.uuid)) {
+    for network in driver.registry.all() {
+        let gone = |network: &Network| {
+            let definition = Arc::clone(&network.lock().live.as_ref()?.definition);
+            if !firewall::needed(&definition) {
+                return None;
+            }
+            match firewall::tables() {
+                Ok(tables) if tables.contains(&firewall::table(network.uuid)) => None,
+                Ok(_) => Some(definition),
+                Err(error) => {
+                    log::error!("cannot look after the networks' rules: {error}");
+                    None
+                }
+            }
+        };
+        if gone(&network).is_none() {
             continue;
         }
+        // It may be stopping just now, and its rules gone for that.
+        let _job = network.job_blocking();
+        let Some(definition) = gone(&network) else {
+            continue;
+        };
         log::warn!(
             "network '{}': somebody has removed its rules; they are put back",
             network.name
         );
         if let Err(error) = firewall::apply(network.uuid, &definition) {
-            log::error!("network '{}': {error}", network.name);
-        }
-        // It may have been stopped just now: then they go again.
-        if network.lock().live.is_none()
-            && let Err(error) = firewall::remove(network.uuid)
-        {
             log::error!("network '{}': {error}", network.name);
         }
     }
