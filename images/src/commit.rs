@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::convert::{Options, Target, convert};
-use crate::{Error, Image, Job, Qcow2};
+use crate::convert::{Options, Target, convert, with_buffer};
+use crate::qcow2::Tracker;
+use crate::{Error, Image, IoBuf, Job, Qcow2};
+
+/// What is copied at once when catching up, bytes.
+const PIECE: u64 = 512 << 10;
 
 /// Copies what is decided in the first `depth` images of `top` into `base`, the image at that
 /// depth, which is open for writing, and grows it to `top`'s size if it is smaller. When this
@@ -34,4 +38,89 @@ pub fn commit(
     };
     convert(top, &target, &options, job)?;
     base.flush()
+}
+
+/// A commit of an image that is written meanwhile. [`Active::copy`], then [`Active::catch_up`]
+/// until little is left; then nobody may write to the image, [`Active::finish`], and whoever uses
+/// the image goes on with `base` in its place. Until then the image stays what it is, and can be
+/// used further if the commit is given up.
+#[derive(Debug)]
+pub struct Active {
+    top: Arc<Qcow2>,
+    depth: u32,
+    base: Arc<dyn Image>,
+    base_qcow2: Option<Arc<Qcow2>>,
+    tracker: Tracker,
+}
+
+impl Active {
+    /// Begins one: as [`commit`]'s parameters.
+    #[must_use]
+    pub fn new(
+        top: Arc<Qcow2>,
+        depth: u32,
+        base: Arc<dyn Image>,
+        base_qcow2: Option<Arc<Qcow2>>,
+    ) -> Self {
+        Self {
+            tracker: top.track(),
+            top,
+            depth,
+            base,
+            base_qcow2,
+        }
+    }
+
+    /// Copies all there is.
+    ///
+    /// # Errors
+    /// As [`commit`].
+    pub fn copy(&self, job: &Job) -> Result<(), Error> {
+        let top: Arc<dyn Image> = self.top.clone();
+        commit(&top, self.depth, &self.base, self.base_qcow2.as_ref(), job)
+    }
+
+    /// Copies what was written since the last time: how many bytes that were.
+    ///
+    /// # Errors
+    /// As [`commit`].
+    pub fn catch_up(&self, job: &Job) -> Result<u64, Error> {
+        let runs = self.top.tracked(&self.tracker)?;
+        let all = runs.iter().map(|(from, to)| to - from).sum();
+        job.more(all);
+        if self.base.size() < self.top.size() {
+            self.base.resize(self.top.size())?;
+        }
+        for (from, to) in runs {
+            let mut at = from;
+            while at < to {
+                let extent = self.top.extent(at, (to - at).min(PIECE))?;
+                let len = extent.len;
+                if !extent.present || extent.depth >= self.depth {
+                    // As before, or given back: the base has it.
+                } else if extent.zero {
+                    self.base.write_zeroes(at, len, true)?;
+                } else {
+                    with_buffer(PIECE, |buffer| {
+                        let io = IoBuf::from_slice(&mut buffer[..len as usize]);
+                        self.top.read(at, &[io])?;
+                        self.base.write(at, &[io])
+                    })?;
+                }
+                at += len;
+                job.advance(len, len)?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Copies the rest, while nobody writes to the image, and has all of it reach stable storage:
+    /// `base` has the image's content then.
+    ///
+    /// # Errors
+    /// As [`commit`].
+    pub fn finish(&self, job: &Job) -> Result<(), Error> {
+        while self.catch_up(job)? > 0 {}
+        self.base.flush()
+    }
 }

@@ -220,7 +220,8 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// The host's I/O.
     fn info(&self) -> Result<ImageInfo, Error>;
 
-    /// Changes the size; what is added reads as zeroes.
+    /// Changes the size; what is added reads as zeroes (of a LUKS volume: as noise, as all of a new
+    /// one does).
     ///
     /// # Errors
     /// As [`Image::write`]; `Error::Invalid` where the format can't.

@@ -153,6 +153,7 @@ impl Meta {
         if len == 0 {
             return;
         }
+        self.tell_trackers(offset, len);
         for one in self.bitmaps.iter_mut().flatten() {
             if one.auto()
                 && let Some(bits) = &mut one.bits

@@ -185,6 +185,7 @@ impl Qcow2 {
         };
         let guest = offset >> geo.cluster_bits;
         let len = packed.len() as u64;
+        let _stay = self.grace.enter();
         let mut meta = self.changing()?;
         while meta.any_busy(guest, guest + 1) {
             meta = self

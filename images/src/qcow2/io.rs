@@ -14,7 +14,7 @@ const BOUNCE: u64 = 1 << 20;
 const RUN: u64 = 16 << 20;
 
 /// What a write does with the clusters it begins with.
-enum Plan {
+pub(super) enum Plan {
     /// They are there: bytes at this host offset, so many.
     Over(u64, u64),
     /// So many guest clusters, from the first, are busy with us now and go to this host offset.
@@ -101,7 +101,7 @@ impl Meta {
 
     /// The places of the guest clusters from `guest` on that are about to be written, `most` of
     /// them, none of which can be written over.
-    fn plan_new(&mut self, guest: u64, most: u64) -> Result<Plan, Error> {
+    pub(super) fn plan_new(&mut self, guest: u64, most: u64) -> Result<Plan, Error> {
         let geo = self.geo;
         let first = self.entry(guest)?;
         let keep = if geo.external {
@@ -338,7 +338,7 @@ impl Qcow2 {
     }
 
     /// Fills clusters that are busy with us, and maps them.
-    fn write_new(
+    pub(super) fn write_new(
         &self,
         offset: u64,
         count: u64,

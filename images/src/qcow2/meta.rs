@@ -84,6 +84,8 @@ pub struct Meta {
     pub begun: bool,
     /// The persistent bitmaps, once they are needed.
     pub bitmaps: Option<Vec<super::bitmaps::Tracked>>,
+    /// Who wants to know of writes.
+    pub trackers: Vec<super::pull::Record>,
     /// Why no more is written.
     pub broken: Option<String>,
     /// The file has at least these bytes.

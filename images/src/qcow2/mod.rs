@@ -13,6 +13,7 @@ mod entry;
 mod header;
 mod io;
 mod meta;
+mod pull;
 mod refcount;
 mod resize;
 mod snapshot;
@@ -30,6 +31,7 @@ pub use bits::Bits;
 pub use check::{Fix, Report, check};
 pub use create::{Create, Encrypt, Preallocation, create};
 pub use header::{BitmapDirectory, Compression, Encryption, Header};
+pub use pull::Tracker;
 pub use snapshot::Snapshot;
 
 use self::cache::Cache;
@@ -259,6 +261,7 @@ impl Qcow2 {
             freed_written: 0,
             begun: false,
             bitmaps: None,
+            trackers: Vec::new(),
             broken: None,
             file_end: file.size()?,
             header,
@@ -355,6 +358,8 @@ impl Qcow2 {
         if meta.needs_sync() {
             meta.sync()?;
         }
+        // Whoever goes on using it marks first again what it changes.
+        meta.begun = false;
         Ok(())
     }
 }

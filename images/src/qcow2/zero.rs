@@ -57,6 +57,7 @@ impl Qcow2 {
             return Ok(());
         }
         if self.geo.raw {
+            let _stay = self.grace.enter();
             self.changing()?.record(offset, len);
             return self.data.punch(offset, len).map(|_| ());
         }
