@@ -16,7 +16,7 @@ use crate::qcow2::{self, NoBacking};
 use crate::{Error, File, Image, Qcow2, Raw};
 
 /// How an image is opened.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Opener<'a> {
     /// The first image's format; none to look at its content, as qemu-img does where the user
     /// doesn't say.
@@ -47,23 +47,6 @@ impl std::fmt::Debug for Opener<'_> {
             .field("format", &self.format)
             .field("writable", &self.writable)
             .finish_non_exhaustive()
-    }
-}
-
-impl Default for Opener<'_> {
-    fn default() -> Self {
-        Self {
-            format: None,
-            writable: false,
-            also_writable: None,
-            no_backing: false,
-            direct: false,
-            sync: false,
-            share: false,
-            snapshot: None,
-            passphrase: None,
-            metadata_only: false,
-        }
     }
 }
 

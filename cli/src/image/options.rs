@@ -1,7 +1,6 @@
 //! `-o`: what a new image is to be like.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use images::chain::Format;
@@ -573,7 +572,7 @@ impl Given {
                 let data = match &create.data_file {
                     Some(name) => {
                         let path = tree::local_path(name).map_err(said)?;
-                        Some(new_file(&PathBuf::from(path)).map_err(words)?)
+                        Some(new_file(&path).map_err(words)?)
                     }
                     None => None,
                 };
