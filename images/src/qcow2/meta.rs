@@ -145,7 +145,7 @@ impl Meta {
             return Ok(None);
         }
         if !table.is_multiple_of(self.geo.cluster())
-            || !self.in_file(table)? && !self.l1_dirty.contains(&index)
+            || !self.l1_dirty.contains(&index) && !self.in_file(table)?
         {
             return Err(self.corrupt(format!("L1 entry {index} is {entry:#x}")));
         }
