@@ -61,6 +61,68 @@ fn write_new(path: &Path, contents: &[u8], durability: Durability) -> io::Result
     Ok(())
 }
 
+/// A file in the making, beside the place it is for. What is at that place stays until it is put there.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    temp: PathBuf,
+    path: PathBuf,
+    done: bool,
+}
+
+impl NewFile {
+    /// An empty file, open for reading and writing with these flags too. Only its owner can read it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn beside(path: &Path, flags: i32) -> io::Result<Self> {
+        let temp = temp_name(parent(path)?);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(&temp)?;
+        Ok(Self {
+            file,
+            temp,
+            path: path.to_owned(),
+            done: false,
+        })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its name as yet.
+    pub fn temp(&self) -> &Path {
+        &self.temp
+    }
+
+    /// Puts it at its place. Its content is on the disk already.
+    ///
+    /// # Errors
+    /// The system's; the place holds what it held before.
+    pub fn put(mut self) -> io::Result<()> {
+        fs::rename(&self.temp, &self.path)?;
+        self.done = true;
+        sync_folder(parent(&self.path)?)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.done
+            && let Err(error) = remove_if_there(&self.temp)
+        {
+            log::warn!("cannot remove {}: {error}", self.temp.display());
+        }
+    }
+}
+
 fn temp_name(folder: &Path) -> PathBuf {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);

@@ -118,6 +118,16 @@ impl Roots {
         self.run.join("storage")
     }
 
+    /// Managed saves.
+    pub fn saves(&self) -> PathBuf {
+        self.data.join("save")
+    }
+
+    /// Descriptions of snapshots, a folder for each domain.
+    pub fn snapshots(&self) -> PathBuf {
+        self.data.join("snapshot")
+    }
+
     /// Sockets of guests' channels, a folder for each running domain.
     pub fn channels(&self) -> PathBuf {
         self.data.join("channel/target")

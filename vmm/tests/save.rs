@@ -271,3 +271,99 @@ fn a_dump_is_an_elf_core() {
         in_order(&rig.serial());
     }
 }
+
+/// Another value somewhere in a state.
+fn forge(value: &mut serde_json::Value, random: &mut dyn FnMut(u64) -> u64) {
+    use serde_json::Value;
+    match value {
+        Value::Array(list) if !list.is_empty() => {
+            let at = usize::try_from(random(list.len() as u64)).unwrap();
+            match random(8) {
+                0 => drop(list.remove(at)),
+                1 => list.extend(list.clone()),
+                _ => forge(&mut list[at], random),
+            }
+        }
+        Value::Object(map) if !map.is_empty() => {
+            let at = usize::try_from(random(map.len() as u64)).unwrap();
+            let key = map.keys().nth(at).unwrap().clone();
+            if random(12) == 0 {
+                map.remove(&key);
+            } else {
+                forge(map.get_mut(&key).unwrap(), random);
+            }
+        }
+        Value::Bool(on) => *on = !*on,
+        Value::Number(_) => {
+            *value = match random(6) {
+                0 => 0.into(),
+                1 => 255.into(),
+                2 => u64::MAX.into(),
+                3 => random(1 << 32).into(),
+                4 => (1_u64 << random(64)).into(),
+                _ => (-1).into(),
+            }
+        }
+        _ => *value = Value::String("?".into()),
+    }
+}
+
+/// States with right checksums and wrong content: refused with a reason, or the guest's own harm.
+#[test]
+fn forged_states_do_no_harm_to_the_host() {
+    let seed: u64 = std::env::var("VIREO_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| std::process::id().into());
+    println!("VIREO_SEED={seed}");
+    let mut state = seed | 1;
+    let mut random = |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below.max(1)
+    };
+    let mut rig = reciting(Backend::Soft);
+    rig.start();
+    grows(&rig, 10);
+    let image = rig.path("image");
+    save_and_end(&mut rig, &image);
+    let file = File::open(&image).unwrap();
+    let whole = Image::open(&file).unwrap();
+    let sections = whole.sections().unwrap();
+    let ram = whole.header.ram_bytes;
+    let (mut refused, mut ran) = (0, 0);
+    for round in 0..60 {
+        let mut forged = sections.clone();
+        let at = usize::try_from(random(forged.len() as u64)).unwrap();
+        forge(&mut forged[at].state, &mut random);
+        let path = rig.path("forged");
+        drop(std::fs::remove_file(&path));
+        let file = empty(&path);
+        let plan = vmm_api::saved::Plan::begin(&file, [2; 16], "", true, &forged, ram).unwrap();
+        plan.finish(&file).unwrap();
+        let mut next = restored(&rig, Backend::Soft, &path, false);
+        next.start();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_millis(100);
+        let mut ended = next.ended();
+        while ended.is_none() && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            ended = next.ended();
+        }
+        match ended {
+            Some(said) => {
+                assert!(said.starts_with("exit status"), "round {round}: {said}");
+                assert!(!said.contains("panicked"), "round {round}: {said}");
+                refused += 1;
+            }
+            None => {
+                next.signal(libc::SIGTERM);
+                next.wait();
+                let said = next.stderr();
+                assert!(!said.contains("panicked"), "round {round}: {said}");
+                ran += 1;
+            }
+        }
+    }
+    println!("{refused} ended, {ran} ran");
+}

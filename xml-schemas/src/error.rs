@@ -74,6 +74,8 @@ pub enum ErrorDomain {
     Secret = 30,
     /// VIR_FROM_CPU: a CPU description.
     Cpu = 31,
+    /// VIR_FROM_DOMAIN_SNAPSHOT.
+    DomainSnapshot = 35,
     /// VIR_FROM_CAPABILITIES.
     Capabilities = 44,
 }

@@ -13,6 +13,7 @@ pub mod grammar;
 pub mod network;
 pub mod pool;
 pub mod secret;
+pub mod snapshot;
 pub mod units;
 pub mod volume;
 

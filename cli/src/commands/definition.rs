@@ -365,13 +365,22 @@ fn dumpxml(shell: &mut Shell, args: &Args) -> Result {
             ("migratable", 1 << 3),
         ],
     );
-    let expression = args.text("xpath")?.map(str::to_owned);
+    args.text("xpath")?;
     let dom = find_domain(shell, args, ANY)?;
     let xml = domain_xml(shell, &dom, flags)?;
-    match expression {
+    print_selected(shell, args, &xml)
+}
+
+/// Prints a document, or what `--xpath` selects of it.
+///
+/// # Errors
+///
+/// The expression is none.
+pub fn print_selected(shell: &mut Shell, args: &Args, xml: &str) -> Result {
+    match args.text("xpath")? {
         None => shell.out.print(xml),
         Some(expression) => {
-            let selected = xpath::select(&xml, &expression).map_err(Failure::new)?;
+            let selected = xpath::select(xml, expression).map_err(Failure::new)?;
             let text = if args.has("wrap") {
                 selected.wrapped()
             } else {

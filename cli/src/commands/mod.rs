@@ -17,7 +17,9 @@ pub mod params;
 pub mod pool;
 pub mod pool_list;
 pub mod resources;
+pub mod save;
 pub mod secret;
+pub mod snapshot;
 pub mod ssh_helper;
 pub mod stats;
 mod undefine_storage;
@@ -135,6 +137,22 @@ pub const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "Snapshot",
+        keyword: "snapshot",
+        commands: &[
+            snapshot::SNAPSHOT_CREATE,
+            snapshot::SNAPSHOT_CREATE_AS,
+            snapshot::SNAPSHOT_CURRENT,
+            snapshot::SNAPSHOT_DELETE,
+            snapshot::SNAPSHOT_DUMPXML,
+            snapshot::SNAPSHOT_EDIT,
+            snapshot::SNAPSHOT_INFO,
+            snapshot::SNAPSHOT_LIST,
+            snapshot::SNAPSHOT_PARENT,
+            snapshot::SNAPSHOT_REVERT,
+        ],
+    },
+    Group {
         title: "Storage Pool",
         keyword: "pool",
         commands: &[
@@ -219,18 +237,31 @@ const DOMAIN_COMMANDS: &[Command] = &[
     metadata::DESC,
     domain::DESTROY,
     domain::DOMID,
+    save::job::DOMJOBABORT,
+    save::job::DOMJOBINFO,
     interface::DOMIF_SETLINK,
     interface::DOMIFTUNE,
     domain::DOMNAME,
     domain::DOMRENAME,
     domain::DOMUUID,
+    save::DUMP,
     definition::DUMPXML,
     definition::EDIT,
     domain::INJECT_NMI,
+    save::MANAGEDSAVE,
+    save::image::MANAGEDSAVE_DEFINE,
+    save::image::MANAGEDSAVE_DUMPXML,
+    save::image::MANAGEDSAVE_EDIT,
+    save::MANAGEDSAVE_REMOVE,
     metadata::METADATA,
     domain::REBOOT,
     domain::RESET,
+    save::RESTORE,
     domain::RESUME,
+    save::SAVE,
+    save::image::SAVE_IMAGE_DEFINE,
+    save::image::SAVE_IMAGE_DUMPXML,
+    save::image::SAVE_IMAGE_EDIT,
     stats::SET_LIFECYCLE_ACTION,
     resources::SETMAXMEM,
     resources::SETMEM,

@@ -7,7 +7,9 @@ mod domain;
 mod events;
 mod monitor;
 mod network;
+mod save;
 mod secret;
+mod snapshot;
 mod storage;
 
 use std::collections::{HashMap, HashSet};
@@ -151,6 +153,8 @@ impl Calls {
         let router = secret::routes(router);
         let router = network::routes(router);
         let router = storage::routes(router);
+        let router = save::routes(router);
+        let router = snapshot::routes(router);
         let router = devices::routes(router);
         let router = router.on_disconnect(|daemon, connection| daemon.see_off(connection));
         let known = router.procedures().into_iter().collect();

@@ -32,8 +32,6 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
         .on(procs::DOMAIN_IS_ACTIVE, is_active)
         .on(procs::DOMAIN_IS_PERSISTENT, is_persistent)
         .on(procs::DOMAIN_IS_UPDATED, is_updated)
-        .on(procs::DOMAIN_HAS_MANAGED_SAVE_IMAGE, has_managed_save_image)
-        .on(procs::DOMAIN_SNAPSHOT_NUM, snapshot_num)
         .on(procs::DOMAIN_GET_SECURITY_LABEL, get_security_label)
         .on(
             procs::DOMAIN_GET_SECURITY_LABEL_LIST,
@@ -235,22 +233,6 @@ async fn is_persistent(call: Call, args: DomainIsPersistentArgs) -> Answer<Domai
 async fn is_updated(call: Call, args: DomainIsUpdatedArgs) -> Answer<DomainIsUpdatedRet> {
     call.state().find(&args.dom)?;
     Ok(DomainIsUpdatedRet { updated: 0 })
-}
-
-/// There is no managed save yet, so no domain has an image.
-async fn has_managed_save_image(
-    call: Call,
-    args: DomainHasManagedSaveImageArgs,
-) -> Answer<DomainHasManagedSaveImageRet> {
-    check_flags(args.flags, 0, "qemuDomainHasManagedSaveImage")?;
-    call.state().find(&args.dom)?;
-    Ok(DomainHasManagedSaveImageRet { result: 0 })
-}
-
-/// There are no snapshots yet, so no domain has one.
-async fn snapshot_num(call: Call, args: DomainSnapshotNumArgs) -> Answer<DomainSnapshotNumRet> {
-    call.state().find(&args.dom)?;
-    Ok(DomainSnapshotNumRet { num: 0 })
 }
 
 /// No security driver labels domains.

@@ -1,12 +1,13 @@
 //! `make bench`: figures as ratios against a peer measured in the same run, in turn (A B A B ...).
 //!
 //! Medians of VIREO_BENCH_RUNS runs (default 5). VIREO_BENCH chooses among `start`, `boot`,
-//! `manager`, `networks`, `devices` and `workloads`, VIREO_BENCH_ONLY among the workloads (commas between). Nothing here
+//! `save`, `manager`, `networks`, `devices` and `workloads`, VIREO_BENCH_ONLY among the workloads (commas between). Nothing here
 //! passes or fails.
 
 mod devices;
 mod manager;
 mod networks;
+mod save;
 mod workloads;
 
 use std::fs;
@@ -42,6 +43,9 @@ fn main() {
         for kernel in [Kernel::V6_1, Kernel::V6_12] {
             boot(kernel, runs.min(5));
         }
+    }
+    if wanted("save") {
+        save::run(runs);
     }
     if wanted("manager") {
         manager::run(runs);

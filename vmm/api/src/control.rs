@@ -127,6 +127,13 @@ pub enum Call {
         /// Milliseconds the guest may stand still.
         downtime_ms: Option<u64>,
     },
+    /// Puts a new qcow2 image on top of each of these disks, whose old one is then only read: all of
+    /// them at one moment of the guest's, or none. The images' files are passed along in this
+    /// order; each states a backing file, which is what the disk has now.
+    SwitchDisks {
+        /// Disks' ids, and how people call the new images.
+        disks: Vec<(String, String)>,
+    },
     /// How far the job is: `Answer::Job`.
     JobStatus,
     /// Gives the job up; it fails, and the guest runs on.

@@ -144,6 +144,17 @@ impl Machine {
             }
             return;
         }
+        if let Call::SwitchDisks { disks } = &asked.request.call {
+            let result = self.switch_disks(disks, asked.descriptors);
+            let reply = Reply {
+                id: asked.request.id,
+                result: result
+                    .map(|()| Answer::Done)
+                    .map_err(|message| Failure { message }),
+            };
+            self.send(asked.by, &FromVmm::Reply(reply));
+            return;
+        }
         let result = self
             .carry_out(&asked.request.call)
             .map_err(|message| Failure { message });
@@ -230,8 +241,8 @@ impl Machine {
                 bandwidth,
                 downtime_ms,
             } => self.set_migration(*bandwidth, *downtime_ms)?,
-            Call::Save { .. } | Call::Dump { .. } | Call::Migrate(_) => {
-                return Err("that is a job".to_owned());
+            Call::Save { .. } | Call::Dump { .. } | Call::Migrate(_) | Call::SwitchDisks { .. } => {
+                return Err("that needs descriptors".to_owned());
             }
             Call::ResizeDisk { id, bytes } => self.devices.pci.disk(id)?.resize(*bytes)?,
         }

@@ -105,10 +105,19 @@ fn function_id(place: crate::pci::Place) -> String {
 impl Machine {
     /// Brings the machine to rest, jobs of its vCPUs done and their messages heard.
     pub(super) fn rest(&mut self) -> Result<(), String> {
+        self.come_to_rest(true)
+    }
+
+    /// As [`Machine::rest`]; for a moment only, nobody is told.
+    fn come_to_rest(&mut self, tell: bool) -> Result<(), String> {
         /// A guest can ask for something each time; not for ever.
         const ROUNDS: usize = 8;
         for _ in 0..ROUNDS {
-            self.pause()?;
+            if tell {
+                self.pause()?;
+            } else {
+                self.hold().map_err(|error| error.to_string())?;
+            }
             self.threads.settle().map_err(|error| error.to_string())?;
             // What PCI functions have in hand: of a machine that never ran, too.
             self.hold().map_err(|error| error.to_string())?;
@@ -135,6 +144,14 @@ impl Machine {
                 state.map_err(|error| format!("vCPU {index}: {error}"))
             })
             .collect()
+    }
+
+    /// The saved guest will not know that this process ended: nothing may be lost with it.
+    fn flush_disks(&self) -> Result<(), String> {
+        for (id, disk) in &self.devices.pci.disks {
+            disk.flush().map_err(|error| format!("{id}: {error}"))?;
+        }
+        Ok(())
     }
 
     /// Everything but guest memory, while the machine stands still.
@@ -282,7 +299,10 @@ impl Machine {
                     return Err("the guest has ended".to_owned());
                 }
                 let file = one(asked.descriptors)?;
-                let sections = self.rest().and_then(|()| self.sections());
+                let sections = self
+                    .rest()
+                    .and_then(|()| self.flush_disks())
+                    .and_then(|()| self.sections());
                 let parts = Parts {
                     id,
                     xml,
@@ -296,12 +316,11 @@ impl Machine {
             }
             Call::Dump { live, devices } => {
                 let file = one(asked.descriptors)?;
-                let states = self.dump_states(devices);
-                let (vcpus, devices) = self.or_resume(was_running, states)?;
-                if live && was_running {
+                let states = self.dump_states(devices, !live);
+                if live && was_running && self.state == MachineState::Running {
                     self.resume();
-                    self.event(Event::Resumed);
                 }
+                let (vcpus, devices) = self.or_resume(was_running, states)?;
                 let memory = self.memory.clone();
                 let work = move |progress: &Arc<Progress>| {
                     core::write(&file, &vcpus, devices.as_deref(), &memory, progress, live)
@@ -335,9 +354,13 @@ impl Machine {
 
     /// A machine that ended may be dumped too: it stands still as it is.
     #[expect(clippy::type_complexity, reason = "registers, and device states")]
-    fn dump_states(&mut self, devices: bool) -> Result<(Vec<VcpuState>, Option<Vec<u8>>), String> {
+    fn dump_states(
+        &mut self,
+        devices: bool,
+        tell: bool,
+    ) -> Result<(Vec<VcpuState>, Option<Vec<u8>>), String> {
         if !matches!(self.state, MachineState::Crashed | MachineState::Halted) {
-            self.rest()?;
+            self.come_to_rest(tell)?;
         }
         let states = self.vcpu_states()?;
         if !devices {
@@ -364,6 +387,48 @@ impl Machine {
             self.resume();
             self.event(Event::Resumed);
         }
+    }
+
+    /// Puts new images on top of disks.
+    pub(super) fn switch_disks(
+        &mut self,
+        disks: &[(String, String)],
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        if descriptors.len() != disks.len() {
+            return Err("each disk needs one descriptor".to_owned());
+        }
+        if self.job.is_some() {
+            return Err("a job is running".to_owned());
+        }
+        // A moment that nobody need be told of.
+        self.hold().map_err(|error| error.to_string())?;
+        let result = self.put_tops(disks, descriptors);
+        if !self.gate.is_quiet() {
+            // The guest wanted something at that very moment; that decides how it goes on.
+            self.handle_messages();
+        } else if self.state == MachineState::Running {
+            self.resume();
+        }
+        result
+    }
+
+    fn put_tops(
+        &self,
+        disks: &[(String, String)],
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        let mut tops = Vec::new();
+        for ((id, name), fd) in disks.iter().zip(descriptors) {
+            let disk = self.devices.pci.disk(id)?;
+            disk.flush()?;
+            tops.push((disk, disk.open_top(fd, name)?));
+        }
+        // Nothing has changed so far, and nothing goes wrong from here on but a 256th time.
+        for (disk, top) in tops {
+            disk.put_top(top)?;
+        }
+        Ok(())
     }
 
     /// The job has come to its end.

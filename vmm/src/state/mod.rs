@@ -5,3 +5,4 @@ pub mod core;
 pub mod image;
 pub mod job;
 pub mod ram;
+pub mod switch;

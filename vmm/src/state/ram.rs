@@ -108,6 +108,9 @@ pub fn write(
     };
     for_chunks(chunks, |index, buffer| {
         progress.check()?;
+        if index == chunks / 2 {
+            crate::killpoint::killpoint("vmm.ram-half");
+        }
         let at = index * CHUNK;
         let len = (size - at).min(CHUNK);
         if !content.between(at, at + len) {
@@ -138,9 +141,6 @@ pub fn write(
             *place = sum;
         }
         progress.add(len as u64, (len - written) as u64);
-        if index == chunks / 2 {
-            crate::killpoint::killpoint("vmm.ram-half");
-        }
         Ok(())
     })?;
     Ok(sums

@@ -21,9 +21,9 @@ pub mod create_flags {
     pub const PAUSED: u32 = 1;
     /// It ends with the connection that created it.
     pub const AUTODESTROY: u32 = 2;
-    /// How a saved state is read: nothing is saved yet, so nothing changes.
+    /// A saved state is read whole, past the page cache.
     pub const BYPASS_CACHE: u32 = 4;
-    /// A saved state is not used: nothing is saved yet, so nothing changes.
+    /// A saved state is thrown away.
     pub const FORCE_BOOT: u32 = 8;
     /// The document is held against the schema.
     pub const VALIDATE: u32 = 16;
@@ -31,25 +31,34 @@ pub mod create_flags {
     pub const RESET_NVRAM: u32 = 32;
 }
 
-/// Flags of undefine (virDomainUndefineFlagsValues): all about things that do not exist yet.
+/// Flags of undefine (virDomainUndefineFlagsValues); the others are about things that do not exist yet.
 const UNDEFINE_KNOWN: u32 = 0x7f;
+/// VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+const UNDEFINE_MANAGED_SAVE: u32 = 1;
+/// VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+const UNDEFINE_SNAPSHOTS: u32 = 2;
 
 impl Driver {
-    fn parse(&self, xml: &str, validate: bool) -> Result<Definition> {
+    pub(super) fn parse(&self, xml: &str, validate: bool) -> Result<Definition> {
         let validation = if validate {
             Validation::Strict
         } else {
             Validation::Lenient
         };
         let parsed = Definition::parse(xml, validation)?;
-        let mut definition = parsed.domain;
-        definition.fill_defaults(&self.host())?;
+        let definition = self.refill(parsed.domain)?;
         for warning in &parsed.warnings {
             log::warn!(
                 "domain '{}': kept out of its definition: {warning}",
                 definition.name
             );
         }
+        Ok(definition)
+    }
+
+    /// Fills what a parsed definition leaves to us.
+    pub(super) fn refill(&self, mut definition: Definition) -> Result<Definition> {
+        definition.fill_defaults(&self.host())?;
         Ok(definition)
     }
 
@@ -143,7 +152,21 @@ impl Driver {
                 name.uuid, name.name
             ))
         })?;
-        start::start(self, &domain, &definition, options(flags)).await
+        let has = |flag| flags & flag != 0;
+        let name = definition.name.clone();
+        let managed = self
+            .managed_origin(&name, has(BYPASS_CACHE), has(FORCE_BOOT))
+            .await?;
+        let mut options = options(flags);
+        let definition = match managed {
+            Some((saved, running, origin)) => {
+                options.paused |= !running;
+                options.from = Some(origin);
+                saved
+            }
+            None => definition,
+        };
+        start::start(self, &domain, &definition, options).await
     }
 
     /// Forgets a definition. A running domain runs on without one.
@@ -160,6 +183,15 @@ impl Driver {
             }
             inner.name.clone()
         };
+        if self.has_managed_save(&domain) {
+            if flags & UNDEFINE_MANAGED_SAVE == 0 {
+                return Err(Error::invalid(
+                    "Refusing to undefine while domain managed save image exists",
+                ));
+            }
+            self.remove_managed_save(&domain)?;
+        }
+        self.forget_snapshots(&domain, flags & UNDEFINE_SNAPSHOTS != 0)?;
         let driver = Arc::clone(self);
         blocking(move || {
             driver.store.remove(&name).map_err(|error| {
@@ -227,6 +259,14 @@ impl Driver {
             }
             (domain.name_in(&inner), Arc::clone(definition))
         };
+        if self.has_managed_save(&domain) {
+            return Err(Error::invalid(
+                "domain with a managed saved state can't be renamed",
+            ));
+        }
+        if self.count_snapshots(&domain)? > 0 {
+            return Err(Error::invalid("cannot rename domain with snapshots"));
+        }
         let mut renamed = Definition::clone(&definition);
         renamed.name.clone_from(&new);
         self.registry.claim_name(&domain, &new)?;
@@ -265,5 +305,6 @@ fn options(flags: u32) -> StartOptions {
     StartOptions {
         paused: flags & create_flags::PAUSED != 0,
         autodestroy: flags & create_flags::AUTODESTROY != 0,
+        from: None,
     }
 }

@@ -49,6 +49,11 @@ pub struct Machine {
 pub struct Names(Vec<(RawFd, String)>);
 
 impl Names {
+    /// Descriptor `number` is what people call `name`.
+    pub fn add(&mut self, number: RawFd, name: String) {
+        self.0.push((number, name));
+    }
+
     /// A message of the VMM, which knows descriptors only, with their names.
     pub fn explain(&self, message: &str) -> String {
         let mut text = message.to_owned();

@@ -4,6 +4,8 @@ pub mod agent;
 pub mod console;
 pub mod define;
 pub mod devices;
+pub mod dump;
+pub mod job;
 pub mod leases;
 pub mod lifecycle;
 pub mod machine;
@@ -13,6 +15,9 @@ pub mod object;
 pub mod query;
 pub mod record;
 pub mod recover;
+pub mod save;
+pub mod saved_image;
+pub mod snapshot;
 pub mod start;
 pub mod state;
 pub mod tuning;
@@ -132,6 +137,7 @@ impl Driver {
             live.made.clone(),
         );
         record.process = Some(live.process.identity());
+        record.saving.clone_from(&live.work.saving);
         if let Err(error) = record.write(&Folder(live.folder.clone())) {
             // The domain runs on; only the next daemon would show an older state of it.
             log::error!("domain '{}': cannot write its state: {error}", inner.name);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::job::Work;
 use super::machine::Made;
 use super::state::{ShutoffReason, State};
 use crate::control::Control;
@@ -78,6 +79,8 @@ pub struct Live {
     pub console: Option<tokio::sync::oneshot::Sender<()>>,
     /// Told when the other side of its migration has everything.
     pub migration_ready: Option<tokio::sync::oneshot::Sender<()>>,
+    /// What takes long on it: a save, a dump.
+    pub work: Work,
     /// Becomes true when everything about its end is done.
     pub ended: watch::Receiver<bool>,
 }

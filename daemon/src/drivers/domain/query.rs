@@ -84,8 +84,15 @@ fn passes(flags: u32, group: &[(u32, bool)]) -> bool {
     !asked || group.iter().any(|&(bit, holds)| flags & bit != 0 && holds)
 }
 
+/// What a domain has on the disk beside its definition.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    managed_save: bool,
+    snapshots: bool,
+}
+
 /// Whether `flags` list a domain. Unknown bits are the caller's business.
-fn listed(inner: &Inner, flags: u32) -> bool {
+fn listed(inner: &Inner, kept: Kept, flags: u32) -> bool {
     use list_flags as f;
     let active = inner.live.is_some();
     let persistent = inner.persistent.is_some();
@@ -101,12 +108,18 @@ fn listed(inner: &Inner, flags: u32) -> bool {
             (f::SHUTOFF, off),
             (f::OTHER, !running && !paused && !off),
         ],
-        &[(f::MANAGED_SAVE, false), (f::NO_MANAGED_SAVE, true)],
+        &[
+            (f::MANAGED_SAVE, kept.managed_save),
+            (f::NO_MANAGED_SAVE, !kept.managed_save),
+        ],
         &[
             (f::AUTOSTART, inner.autostart),
             (f::NO_AUTOSTART, !inner.autostart),
         ],
-        &[(f::HAS_SNAPSHOT, false), (f::NO_SNAPSHOT, true)],
+        &[
+            (f::HAS_SNAPSHOT, kept.snapshots),
+            (f::NO_SNAPSHOT, !kept.snapshots),
+        ],
         &[(f::HAS_CHECKPOINT, false), (f::NO_CHECKPOINT, true)],
     ];
     inner.visible() && groups.iter().all(|group| passes(flags, group))
@@ -173,14 +186,26 @@ impl Driver {
     pub fn list(&self, flags: u32) -> Result<Vec<Arc<Domain>>> {
         check_flags(flags, list_flags::ALL, "qemuConnectListAllDomains")?;
         let mut all = self.registry.all();
-        all.retain(|domain| listed(&domain.lock(), flags));
+        all.retain(|domain| self.is_listed(domain, flags));
         Ok(all)
     }
 
     /// Filters `domains` by those bits of `flags` that are filters.
     pub fn filter(&self, domains: Vec<Arc<Domain>>, flags: u32) -> Vec<Arc<Domain>> {
-        let keep = |domain: &Arc<Domain>| listed(&domain.lock(), flags & list_flags::ALL);
+        let keep = |domain: &Arc<Domain>| self.is_listed(domain, flags & list_flags::ALL);
         domains.into_iter().filter(keep).collect()
+    }
+
+    fn is_listed(&self, domain: &Domain, flags: u32) -> bool {
+        use list_flags::{HAS_SNAPSHOT, MANAGED_SAVE, NO_MANAGED_SAVE, NO_SNAPSHOT};
+        // Looked up only where it matters: it is on the disk.
+        let asked = |bits: u32| flags & bits != 0;
+        let kept = Kept {
+            managed_save: asked(MANAGED_SAVE | NO_MANAGED_SAVE) && self.has_managed_save(domain),
+            snapshots: asked(HAS_SNAPSHOT | NO_SNAPSHOT)
+                && self.count_snapshots(domain).is_ok_and(|count| count > 0),
+        };
+        listed(&domain.lock(), kept, flags)
     }
 
     /// State, memory, vCPUs, CPU time.

@@ -9,6 +9,7 @@ use vmm_api::control::ExitRecord;
 use xml_schemas::Domain;
 use xml_schemas::domain::View;
 
+use super::job::Saving;
 use super::machine::Made;
 use super::state::State;
 use crate::files::{self, Durability};
@@ -30,6 +31,9 @@ pub struct Record {
     pub state: State,
     /// It ends with its creator's connection, and hence with the daemon.
     pub autodestroy: bool,
+    /// A save that is being written.
+    #[serde(default)]
+    pub saving: Option<Saving>,
     /// To remove at its end.
     #[serde(flatten)]
     pub made: Made,
@@ -45,6 +49,7 @@ impl Record {
             process: None,
             state,
             autodestroy,
+            saving: None,
             made,
         }
     }

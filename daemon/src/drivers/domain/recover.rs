@@ -11,11 +11,11 @@ use uuid::Uuid;
 use vmm_api::control::{Answer, Call, Failure};
 use xml_schemas::{Domain as Definition, Validation};
 
+use super::job::Work;
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
-use super::start::{self, StartOptions};
-use super::state::State;
-use super::{Driver, blocking, watch};
+use super::state::{PausedReason, ShutoffReason, State};
+use super::{Driver, blocking, saved_image, watch};
 use crate::control;
 use crate::files::{self, Durability};
 use crate::store::{Identity, Loaded};
@@ -162,7 +162,18 @@ async fn abandon_start(folder: &Folder, record: &Record, same_boot: bool) {
 
 fn ended_meanwhile(driver: &Driver, domain: &Pinned, folder: &Folder, record: &Record) {
     let exit = folder.exit_record();
-    domain.lock().state = State::Shutoff(watch::verdict(false, exit.as_ref()).0);
+    let saved = record.saving.as_ref().is_some_and(|saving| {
+        let there = saved_image::look(&saving.path).is_ok_and(|found| found.id == saving.id);
+        if !there && let Err(error) = files::remove_if_there(&saving.temp) {
+            log::warn!("cannot remove '{}': {error}", saving.temp.display());
+        }
+        there
+    });
+    domain.lock().state = State::Shutoff(if saved {
+        ShutoffReason::Saved
+    } else {
+        watch::verdict(false, exit.as_ref()).0
+    });
     watch::log_end(
         driver,
         &domain.name().name,
@@ -189,7 +200,17 @@ async fn take_up(
         Ok(opened) => opened,
         Err(error) => return Err(refused(driver, domain, folder, &record, &process, &error).await),
     };
+    let managed = driver.managed_save(&name);
+    if record.state == State::Paused(PausedReason::StartingUp) && managed.exists() {
+        // It was about to go on from its managed save. That is still there, and nobody was told.
+        log::warn!("domain '{name}': ending a start that was cut short");
+        end_now(&process).await;
+        ended_meanwhile(driver, domain, folder, &record);
+        return Ok(None);
+    }
+    saved_image::drop_taken(&managed);
     let (ended_sender, ended) = watch_channel::channel(false);
+    let saving = record.saving.clone();
     {
         let mut inner = domain.lock();
         inner.state = record.state;
@@ -208,6 +229,7 @@ async fn take_up(
             resetting: false,
             console: None,
             migration_ready: None,
+            work: Work::left(saving.clone()),
             ended,
         });
     }
@@ -228,6 +250,18 @@ async fn take_up(
         },
         frames,
     ));
+    let held = matches!(
+        record.state,
+        State::Paused(PausedReason::Snapshot | PausedReason::Dump)
+    );
+    match (saving, driver.registry.pin(domain)) {
+        (Some(saving), Some(domain)) => {
+            tokio::spawn(Arc::clone(driver).settle_save(domain, saving));
+        }
+        // The last daemon held it for a moment, and would have let it go.
+        (None, Some(domain)) if held => drop(tokio::spawn(super::save::let_go(domain))),
+        _ => {}
+    }
     if record.autodestroy {
         log::info!("domain '{name}': its creator's connection went with the last daemon");
         let ending = driver.registry.pin(domain);
@@ -240,6 +274,18 @@ async fn take_up(
         });
     }
     Ok(Some(answer))
+}
+
+async fn end_now(process: &VmmProcess) {
+    if let Err(error) = process.kill() {
+        log::error!("cannot kill process {}: {error}", process.identity().pid);
+    }
+    if tokio::time::timeout(END_LIMIT, process.ended())
+        .await
+        .is_err()
+    {
+        log::error!("process {} does not end", process.identity().pid);
+    }
 }
 
 /// A process without a control socket is about to end, or is of no use to anybody.
@@ -298,10 +344,7 @@ pub async fn autostart(driver: &Arc<Driver>) {
         let (Some(definition), Some(domain)) = (definition, driver.registry.pin(&domain)) else {
             continue;
         };
-        let result = match domain.job().await {
-            Ok(_job) => start::start(driver, &domain, &definition, StartOptions::default()).await,
-            Err(error) => Err(error),
-        };
+        let result = driver.create(domain, 0).await;
         match result {
             Ok(()) => log::info!("domain '{}' started with the host", definition.name),
             Err(error) => log::error!("autostart of domain '{}': {error}", definition.name),

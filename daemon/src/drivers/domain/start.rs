@@ -11,17 +11,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch as watch_channel;
-use vmm_api::config::{MachineConfig, Resource};
+use vmm_api::config::{MachineConfig, Resource, RestoreConfig};
 use vmm_api::control::{Call, Event, ExitRecord, FromVmm};
 use xml_schemas::Domain as Definition;
 
 use super::devices::Surroundings;
+use super::job::Work;
 use super::machine::{self, Machine, Made, Names};
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{Lifecycle, PausedReason, RunningReason, State};
-use super::{Driver, watch};
-use crate::control::{self, Control, Frames};
+use super::{Driver, saved_image, watch};
+use crate::control::{self, Control, ControlError, Frames};
 use crate::drivers::network::plug::Owner;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::DomainEvent;
@@ -38,12 +39,74 @@ const RESUME_LIMIT: Duration = Duration::from_secs(10);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How a domain is started.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub struct StartOptions {
     /// Its first instruction waits for `resume`.
     pub paused: bool,
     /// It ends with the connection that started it.
     pub autodestroy: bool,
+    /// It goes on from here instead of booting.
+    pub from: Option<Origin>,
+}
+
+/// A saved machine to go on with.
+#[derive(Debug)]
+pub struct Origin {
+    /// The image, open for reading.
+    pub file: File,
+    /// What people call it.
+    pub path: PathBuf,
+    /// It is read whole before the guest goes on.
+    pub copy: bool,
+    /// It is used up by this: the domain's own managed save.
+    pub managed: bool,
+    /// A snapshot's.
+    pub snapshot: bool,
+}
+
+impl Origin {
+    /// How the domain's being there is told, how it runs, and how it is paused.
+    fn told(from: Option<&Self>) -> (Lifecycle, RunningReason, Lifecycle) {
+        match from {
+            None => (
+                Lifecycle::StartedBooted,
+                RunningReason::Booted,
+                Lifecycle::SuspendedPaused,
+            ),
+            Some(from) if from.snapshot => (
+                Lifecycle::StartedFromSnapshot,
+                RunningReason::FromSnapshot,
+                Lifecycle::SuspendedFromSnapshot,
+            ),
+            Some(_) => (
+                Lifecycle::StartedRestored,
+                RunningReason::Restored,
+                Lifecycle::SuspendedRestored,
+            ),
+        }
+    }
+}
+
+/// What the VMM gets of a saved machine.
+struct Saved {
+    file: File,
+    path: PathBuf,
+    copy: bool,
+}
+
+impl Saved {
+    fn of(from: &Origin) -> Result<Self> {
+        let path = from.path.clone();
+        let file = from
+            .file
+            .try_clone()
+            .map_err(|e| Error::system(format!("cannot open '{}'", path.display()), &e))?;
+        Ok(Self {
+            file,
+            path,
+            copy: from.copy,
+        })
+    }
 }
 
 /// A process that was started, and what belongs to it.
@@ -92,7 +155,10 @@ pub async fn start(
     let left_out = startable.left_out.iter().map(ToString::to_string).collect();
     let prepared = {
         let (driver, definition) = (Arc::clone(driver), Arc::clone(definition));
-        super::blocking(move || prepare(&driver, &definition, left_out, options)).await??
+        let from = options.from.as_ref().map(Saved::of).transpose()?;
+        let autodestroy = options.autodestroy;
+        super::blocking(move || prepare(&driver, &definition, left_out, autodestroy, from))
+            .await??
     };
     killpoint("start.spawned");
     let process = prepared.spawned.watch().map_err(|(error, spawned)| {
@@ -156,6 +222,13 @@ impl Started {
             return Err(Error::system("cannot write the domain's state", &error));
         }
         killpoint("start.recorded");
+        if let Some(from) = options.from.as_ref().filter(|from| from.managed)
+            && let Err(error) = saved_image::take(&from.path)
+        {
+            end_process(&self.process).await;
+            return Err(error);
+        }
+        killpoint("start.image-taken");
         let (ended_sender, ended) = watch_channel::channel(false);
         {
             let mut inner = domain.lock();
@@ -174,23 +247,24 @@ impl Started {
                 resetting: false,
                 console: None,
                 migration_ready: None,
+                work: Work::default(),
                 ended: ended.clone(),
             });
             // From here on its end is the watcher's business.
             self.cleanup.done = true;
+            let (started, running, suspended) = Origin::told(options.from.as_ref());
             inner.state = if options.paused {
-                State::Paused(PausedReason::User)
+                State::Paused(match options.from {
+                    Some(Origin { snapshot: true, .. }) => PausedReason::FromSnapshot,
+                    _ => PausedReason::User,
+                })
             } else {
-                State::Running(RunningReason::Booted)
+                State::Running(running)
             };
             let name = domain.name_in(&inner);
-            driver
-                .hub
-                .emit(&name, &DomainEvent::Lifecycle(Lifecycle::StartedBooted));
+            driver.hub.emit(&name, &DomainEvent::Lifecycle(started));
             if options.paused {
-                driver
-                    .hub
-                    .emit(&name, &DomainEvent::Lifecycle(Lifecycle::SuspendedPaused));
+                driver.hub.emit(&name, &DomainEvent::Lifecycle(suspended));
             }
             driver.write_record(&inner);
         }
@@ -205,19 +279,30 @@ impl Started {
             },
             self.frames,
         ));
+        let managed = options.from.filter(|from| from.managed);
         if options.paused {
+            if let Some(from) = &managed {
+                saved_image::drop_taken(&from.path);
+            }
             return Ok(());
         }
         if let Err(error) = self.control.call(Call::Resume, RESUME_LIMIT).await
             // A guest may be done before we hear that it began.
-            && !(error == control::ControlError::Closed && ended_by_itself(ended.clone()).await)
+            && !(error == ControlError::Closed && ended_by_itself(ended.clone()).await)
         {
             let kill = self.process.kill();
             log::warn!(
                 "domain '{}' did not begin: {error}; {kill:?}",
                 domain.name().name
             );
+            if let (Some(from), ControlError::Refused(_)) = (&managed, &error) {
+                // Not an instruction of it has run.
+                saved_image::give_back(&from.path);
+            }
             return Err(Error::internal(format!("the guest did not begin: {error}")));
+        }
+        if let Some(from) = &managed {
+            saved_image::drop_taken(&from.path);
         }
         Ok(())
     }
@@ -323,7 +408,8 @@ fn prepare(
     driver: &Driver,
     definition: &Definition,
     left_out: Vec<String>,
-    options: StartOptions,
+    autodestroy: bool,
+    from: Option<Saved>,
 ) -> Result<Prepared> {
     let cannot = |what: &str, error: &io::Error| Error::system(what, error);
     let id = driver
@@ -355,14 +441,22 @@ fn prepare(
         mut config,
         definition,
         mut descriptors,
-        names,
+        mut names,
         made,
     } = machine;
     cleanup.made = made;
+    if let Some(Saved { file, path, copy }) = from {
+        names.add(file.as_raw_fd(), path.display().to_string());
+        config.restore = Some(RestoreConfig {
+            image: Resource::Fd(file.as_raw_fd()),
+            copy,
+        });
+        descriptors.push(file.into());
+    }
 
     let state = State::Paused(PausedReason::StartingUp);
     let made = cleanup.made.clone();
-    let record = Record::new(id, driver.boot_id.clone(), state, options.autodestroy, made);
+    let record = Record::new(id, driver.boot_id.clone(), state, autodestroy, made);
     record
         .write(&folder)
         .map_err(|e| cannot("cannot write the domain's state", &e))?;

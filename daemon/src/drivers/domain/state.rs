@@ -24,8 +24,14 @@ pub enum State {
 pub enum RunningReason {
     /// Started.
     Booted = 1,
+    /// Restored from a saved image.
+    Restored = 3,
+    /// Reverted to a snapshot.
+    FromSnapshot = 4,
     /// Resumed.
     Unpaused = 5,
+    /// A save was given up.
+    SaveCanceled = 8,
 }
 
 /// Why a domain is paused.
@@ -34,12 +40,20 @@ pub enum RunningReason {
 pub enum PausedReason {
     /// Somebody asked for it.
     User = 1,
+    /// Being saved.
+    Save = 3,
+    /// Being dumped.
+    Dump = 4,
     /// A disk request failed on the host's side.
     IoError = 5,
     /// The watchdog was not fed.
     Watchdog = 6,
+    /// Reverted to a snapshot.
+    FromSnapshot = 7,
     /// Powered off or reset with `preserve`.
     ShuttingDown = 8,
+    /// A snapshot is being made.
+    Snapshot = 9,
     /// Its first instruction is yet to come.
     StartingUp = 11,
 }
@@ -58,8 +72,12 @@ pub enum ShutoffReason {
     Crashed = 3,
     /// It runs on another host.
     Migrated = 4,
+    /// Saved.
+    Saved = 5,
     /// The machine could not go on.
     Failed = 6,
+    /// Reverted to a snapshot of a time when it was off.
+    FromSnapshot = 7,
 }
 
 impl State {
@@ -90,12 +108,20 @@ pub enum Lifecycle {
     UndefinedRenamed,
     /// Started.
     StartedBooted,
+    /// Started from a saved image.
+    StartedRestored,
+    /// Started by reverting to a snapshot.
+    StartedFromSnapshot,
     /// Paused on request.
     SuspendedPaused,
     /// Paused for a disk error.
     SuspendedIoError,
     /// Paused by the watchdog.
     SuspendedWatchdog,
+    /// Paused as it was restored.
+    SuspendedRestored,
+    /// Paused as a snapshot is.
+    SuspendedFromSnapshot,
     /// Resumed on request.
     ResumedUnpaused,
     /// Off, by itself.
@@ -106,6 +132,10 @@ pub enum Lifecycle {
     StoppedCrashed,
     /// Off here: it runs on another host.
     StoppedMigrated,
+    /// Off, and saved.
+    StoppedSaved,
+    /// Off, by reverting to a snapshot.
+    StoppedFromSnapshot,
     /// Off: its process died or could not go on.
     StoppedFailed,
     /// The guest has powered off.
@@ -126,14 +156,20 @@ impl Lifecycle {
             Self::UndefinedRemoved => (1, 0),
             Self::UndefinedRenamed => (1, 1),
             Self::StartedBooted => (2, 0),
+            Self::StartedRestored => (2, 2),
+            Self::StartedFromSnapshot => (2, 3),
             Self::SuspendedPaused => (3, 0),
             Self::SuspendedIoError => (3, 2),
             Self::SuspendedWatchdog => (3, 3),
+            Self::SuspendedRestored => (3, 4),
+            Self::SuspendedFromSnapshot => (3, 5),
             Self::ResumedUnpaused => (4, 0),
             Self::StoppedShutdown => (5, 0),
             Self::StoppedDestroyed => (5, 1),
             Self::StoppedCrashed => (5, 2),
             Self::StoppedMigrated => (5, 3),
+            Self::StoppedSaved => (5, 4),
+            Self::StoppedFromSnapshot => (5, 6),
             Self::StoppedFailed => (5, 5),
             Self::ShutdownGuest => (6, 1),
             Self::ShutdownHost => (6, 2),

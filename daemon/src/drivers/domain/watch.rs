@@ -15,6 +15,7 @@ use xml_schemas::domain::LifecycleAction as XmlAction;
 use xml_schemas::domain::device::{self, Disk};
 
 use super::Driver;
+use super::job::End;
 use super::object::{Domain, Inner};
 use super::record::Folder;
 use super::state::{Lifecycle, PausedReason, RunningReason, ShutoffReason, State};
@@ -141,7 +142,8 @@ impl Watched {
         match event {
             Event::Paused => {
                 if matches!(inner.state, State::Running(_)) {
-                    let state = State::Paused(PausedReason::User);
+                    let work = inner.live.as_ref().and_then(|live| live.work.pauses());
+                    let state = State::Paused(work.unwrap_or(PausedReason::User));
                     self.change(&mut inner, state, Some(Lifecycle::SuspendedPaused));
                 }
             }
@@ -150,7 +152,11 @@ impl Watched {
                     live.disk_errors.clear();
                 }
                 if !matches!(inner.state, State::Running(_)) {
-                    let state = State::Running(RunningReason::Unpaused);
+                    let reason = match inner.state {
+                        State::Paused(PausedReason::Save) => RunningReason::SaveCanceled,
+                        _ => RunningReason::Unpaused,
+                    };
+                    let state = State::Running(reason);
                     self.change(&mut inner, state, Some(Lifecycle::ResumedUnpaused));
                 }
             }
@@ -463,7 +469,16 @@ pub fn finish(
     let Some(live) = inner.live.take() else {
         return;
     };
-    let (reason, before, event) = verdict(live.destroying, exit.as_ref());
+    let (reason, before, event) = match live.work.end {
+        Some(End::Saved) => (ShutoffReason::Saved, None, Lifecycle::StoppedSaved),
+        Some(End::Crashed) => (ShutoffReason::Crashed, None, Lifecycle::StoppedCrashed),
+        Some(End::Reverted) => (
+            ShutoffReason::FromSnapshot,
+            None,
+            Lifecycle::StoppedFromSnapshot,
+        ),
+        None => verdict(live.destroying, exit.as_ref()),
+    };
     let words = match (&exit, ending) {
         (Some(exit), _) if !exit.message.is_empty() => exit.message.clone(),
         (Some(exit), _) => format!("{:?}", exit.cause).to_lowercase(),

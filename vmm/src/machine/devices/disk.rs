@@ -1,21 +1,23 @@
 //! Disks.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use images::engine::{Aio, Cache, DetectZeroes, Engine, Op, Options};
 use images::limits::{Limits, Rate};
-use images::lock::{self, Usage};
+use images::lock::{self as file_lock, Usage};
 use images::luks::Passphrase;
-use images::{File, chain};
+use images::{File, Qcow2, chain, qcow2};
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
 use vmm_api::control::{DiskStats, Event};
 use vmm_api::devices::{self as api, DeviceConfig, DiskConfig, ImageConfig, ImageFormat};
 
 use super::{Builder, failed};
+use crate::devices::lock;
 use crate::machine::MachineError;
 use crate::notices::{Notice, Notices};
 use crate::resource;
+use crate::state::switch::Top;
 use crate::storage::EngineStorage;
 
 /// Queues of a disk whose number is left to us: one a vCPU up to here.
@@ -28,7 +30,8 @@ const QUEUE_SIZE: u16 = 256;
 pub struct Disk {
     handle: Handle,
     engine: Arc<Engine>,
-    locks: Vec<Lock>,
+    locks: Mutex<Vec<Lock>>,
+    top: Arc<Top>,
 }
 
 /// The lock of one of its files.
@@ -38,6 +41,18 @@ struct Lock {
     fd: OwnedFd,
     name: String,
     usage: Usage,
+}
+
+/// An image that is ready to be put on top of a disk.
+#[derive(Debug)]
+pub struct NewTop(Arc<dyn images::Image>, Lock);
+
+fn take(locks: &[Lock]) -> Result<(), String> {
+    for lost in locks {
+        file_lock::change(&lost.fd, &lost.name, Usage::NONE, lost.usage)
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 impl Disk {
@@ -76,9 +91,10 @@ impl Disk {
             .image()
             .rest()
             .map_err(|error| error.to_string())?;
-        for (index, lock) in self.locks.iter().enumerate() {
-            if let Err(error) = lock::change(&lock.fd, &lock.name, lock.usage, Usage::NONE) {
-                self.lock(index)?;
+        let locks = lock(&self.locks);
+        for (index, held) in locks.iter().enumerate() {
+            if let Err(error) = file_lock::change(&held.fd, &held.name, held.usage, Usage::NONE) {
+                take(&locks[..index])?;
                 return Err(error.to_string());
             }
         }
@@ -90,15 +106,59 @@ impl Disk {
     /// # Errors
     /// In words for the caller: somebody has them.
     pub fn take_back(&self) -> Result<(), String> {
-        self.lock(self.locks.len())
+        take(&lock(&self.locks))
     }
 
-    fn lock(&self, first: usize) -> Result<(), String> {
-        for lock in self.locks.iter().take(first) {
-            lock::change(&lock.fd, &lock.name, Usage::NONE, lock.usage)
-                .map_err(|error| error.to_string())?;
+    /// Opens an image that will be on top of what the disk has now. The disk is at rest.
+    ///
+    /// # Errors
+    /// It is no such image, in words for the caller.
+    pub fn open_top(&self, fd: OwnedFd, name: &str) -> Result<NewTop, String> {
+        let words = |error: images::Error| error.to_string();
+        let usage = Usage::WRITE;
+        let held = Lock {
+            fd: fd.try_clone().map_err(|error| error.to_string())?,
+            name: name.to_owned(),
+            usage,
+        };
+        let file = File::new(fd, name).map_err(words)?;
+        file_lock::change(file.fd(), name, Usage::NONE, usage).map_err(words)?;
+        let backing = self.top.image().map_err(words)?.clone();
+        let size = backing.size();
+        let options = qcow2::Options {
+            backing: Some(backing),
+            data_file: None,
+            cipher: None,
+            l2_cache: 0,
+            read_only: false,
+            snapshot: None,
+        };
+        let image = Qcow2::open(file, options).map_err(words)?;
+        if images::Image::size(&image) != size {
+            return Err(format!("{name} is not of the disk's size"));
         }
+        Ok(NewTop(Arc::new(image), held))
+    }
+
+    /// Puts it there.
+    ///
+    /// # Errors
+    /// It has been done too often.
+    pub fn put_top(&self, top: NewTop) -> Result<(), String> {
+        self.top.put(top.0).map_err(|error| error.to_string())?;
+        lock(&self.locks).push(top.1);
         Ok(())
+    }
+
+    /// Puts what the guest was told is written where it outlives this process.
+    ///
+    /// # Errors
+    /// The image's, in words for the caller.
+    pub fn flush(&self) -> Result<(), String> {
+        self.engine
+            .image()
+            .rest()
+            .map_err(|error| error.to_string())
     }
 
     /// Changes its limits.
@@ -247,7 +307,8 @@ fn open_file(
 ) -> Result<File, MachineError> {
     let fd: OwnedFd = resource::open_disk(at, access.writable, access.direct)?;
     let file = File::new(fd, name).map_err(|error| failed(device, error))?;
-    lock::change(file.fd(), name, Usage::NONE, usage).map_err(|error| failed(device, error))?;
+    file_lock::change(file.fd(), name, Usage::NONE, usage)
+        .map_err(|error| failed(device, error))?;
     locks.push(Lock {
         fd: file
             .fd()
@@ -332,10 +393,9 @@ impl Builder {
         };
         let mut locks = Vec::new();
         let files = open_files(device, image, access, &mut locks)?;
-        let engine = Engine::new(
-            chain::open(files).map_err(|error| failed(device, error))?,
-            options,
-        );
+        let image = chain::open(files).map_err(|error| failed(device, error))?;
+        let top = Arc::new(Top::new(image));
+        let engine = Engine::new(top.clone(), options);
         engine
             .set_limits(limits(&config.limits))
             .map_err(|error| failed(device, error))?;
@@ -365,7 +425,8 @@ impl Builder {
         let disk = Disk {
             handle: block.handle(),
             engine,
-            locks,
+            locks: Mutex::new(locks),
+            top,
         };
         self.disks.push((device.id.clone(), disk));
         self.virtio(device, Box::new(block))

@@ -1,0 +1,300 @@
+//! Jobs: what takes long on a running domain, and what is told of it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rpc::types::{TypedParam, TypedValue};
+use serde::{Deserialize, Serialize};
+use vmm_api::control::{Answer, Call, JobStatus};
+
+use super::Driver;
+use super::lifecycle::ask;
+use super::object::{Domain, Live, Pinned};
+use super::state::PausedReason;
+use crate::control::ControlError;
+use crate::error::{Error, ErrorCode, Result, check_flags};
+
+/// What a job does (virDomainJobOperation).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Saves the domain.
+    Save = 2,
+    /// Makes a snapshot with memory.
+    Snapshot = 6,
+    /// Dumps it.
+    Dump = 8,
+}
+
+/// How a job stands (virDomainJobType).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// There is none.
+    None = 0,
+    /// Its end is not known.
+    Unbounded = 2,
+    /// Done.
+    Completed = 3,
+}
+
+/// How a domain's process ends after a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is saved.
+    Saved,
+    /// It was dumped and is to be taken for crashed.
+    Crashed,
+    /// It makes room for a snapshot's state.
+    Reverted,
+}
+
+/// A save that is being written: what a later daemon needs to see it to its end, or undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saving {
+    /// The unfinished file.
+    pub temp: PathBuf,
+    /// What it becomes.
+    pub path: PathBuf,
+    /// What tells it from another save at that path.
+    pub id: [u8; 16],
+    /// The guest ran.
+    pub was_running: bool,
+}
+
+/// A domain's job, the one before it, and what follows from them.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// The save that is being written.
+    pub saving: Option<Saving>,
+    /// Why the process is about to end, where a job ends it.
+    pub end: Option<End>,
+    running: Option<(Operation, Instant)>,
+    completed: Option<Statistics>,
+}
+
+impl Work {
+    /// What a daemon finds that its predecessor left.
+    pub fn left(saving: Option<Saving>) -> Self {
+        Self {
+            saving,
+            ..Self::default()
+        }
+    }
+
+    /// Why the guest stands still, if a job is why.
+    pub fn pauses(&self) -> Option<PausedReason> {
+        Some(match self.running?.0 {
+            Operation::Save => PausedReason::Save,
+            Operation::Snapshot => PausedReason::Snapshot,
+            Operation::Dump => PausedReason::Dump,
+        })
+    }
+
+    /// A job begins.
+    pub fn begin(&mut self, operation: Operation) {
+        self.running = Some((operation, Instant::now()));
+    }
+
+    /// It has ended, well where there is a status.
+    pub fn finish(&mut self, status: Option<JobStatus>) -> Option<Statistics> {
+        let (operation, began) = self.running.take()?;
+        let statistics = Statistics {
+            operation,
+            elapsed: began.elapsed(),
+            status: status?,
+        };
+        self.completed = Some(statistics);
+        Some(statistics)
+    }
+}
+
+/// What is told of a job.
+#[derive(Debug, Clone, Copy)]
+pub struct Statistics {
+    /// What it does.
+    pub operation: Operation,
+    /// Since when.
+    pub elapsed: Duration,
+    /// How far it is.
+    pub status: JobStatus,
+}
+
+/// Bytes of a page, as the statistics count them.
+const PAGE: u64 = 4096;
+
+impl Statistics {
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Total, processed and remaining bytes of memory.
+    pub fn memory(&self) -> (u64, u64, u64) {
+        let JobStatus {
+            total, processed, ..
+        } = self.status;
+        (total, processed, total.saturating_sub(processed))
+    }
+
+    /// Milliseconds since it began.
+    pub fn milliseconds(&self) -> u64 {
+        self.elapsed_ms()
+    }
+
+    /// libvirt's names and types (VIR_DOMAIN_JOB_*).
+    pub fn params(&self, completed: bool) -> Vec<TypedParam> {
+        let (total, processed, remaining) = self.memory();
+        let elapsed = self.elapsed_ms();
+        let normal = processed.saturating_sub(self.status.zero);
+        let rate = (u128::from(normal) * 1000 / u128::from(elapsed.max(1))) as u64;
+        let mut params = vec![TypedParam::new(
+            "operation",
+            TypedValue::Int(self.operation as i32),
+        )];
+        for (name, value) in [
+            ("time_elapsed", elapsed),
+            ("data_total", total),
+            ("data_processed", processed),
+            ("data_remaining", remaining),
+            ("memory_total", total),
+            ("memory_processed", processed),
+            ("memory_remaining", remaining),
+            ("memory_constant", self.status.zero / PAGE),
+            ("memory_normal", normal / PAGE),
+            ("memory_normal_bytes", normal),
+            ("memory_bps", rate),
+            ("memory_page_size", PAGE),
+        ] {
+            params.push(TypedParam::new(name, TypedValue::ULLong(value)));
+        }
+        if completed {
+            params.push(TypedParam::new("success", TypedValue::Boolean(true)));
+        }
+        params
+    }
+}
+
+/// A job's end, for who waits for it.
+pub async fn wait(
+    domain: &Domain,
+    answer: tokio::sync::oneshot::Receiver<std::result::Result<Answer, vmm_api::control::Failure>>,
+) -> Result<JobStatus> {
+    match answer.await {
+        Ok(Ok(Answer::Job(Some(status)))) => Ok(status),
+        Ok(Ok(other)) => Err(Error::internal(format!("the VMM answered {other:?}"))),
+        Ok(Err(failure)) if failure.message == "it was given up" => Err(Error::new(
+            ErrorCode::OPERATION_ABORTED,
+            format!("{} job: canceled by client", operation_name(domain)),
+        )),
+        Ok(Err(failure)) => Err(Error::failed(failure.message)),
+        Err(_) => Err(Error::failed("domain is no longer running")),
+    }
+}
+
+fn operation_name(domain: &Domain) -> &'static str {
+    let inner = domain.lock();
+    match inner.live.as_ref().and_then(|live| live.work.running) {
+        Some((Operation::Dump, _)) => "dump",
+        Some((Operation::Snapshot, _)) => "snapshot",
+        _ => "domain save",
+    }
+}
+
+/// What the VMM's refusal to take a job up is in libvirt's words.
+pub fn not_begun(error: ControlError) -> Error {
+    match error {
+        ControlError::Refused(message) => Error::failed(message),
+        _ => Error::failed("domain is no longer running"),
+    }
+}
+
+/// VIR_DOMAIN_JOB_STATS_COMPLETED
+const STATS_COMPLETED: u32 = 1;
+/// VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+const STATS_KEEP: u32 = 2;
+/// VIR_DOMAIN_ABORT_JOB_POSTCOPY
+const ABORT_POSTCOPY: u32 = 1;
+
+impl Driver {
+    /// How the domain's job stands. Never waits for it.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off.
+    pub async fn job(&self, domain: &Domain, flags: u32) -> Result<(Kind, Option<Statistics>)> {
+        check_flags(flags, STATS_COMPLETED | STATS_KEEP, "qemuDomainGetJobStats")?;
+        let running = {
+            let mut inner = domain.lock();
+            let Live { work, .. } = inner.live_mut()?;
+            if flags & STATS_COMPLETED != 0 {
+                let completed = match flags & STATS_KEEP {
+                    0 => work.completed.take(),
+                    _ => work.completed,
+                };
+                let kind = completed.map_or(Kind::None, |_| Kind::Completed);
+                return Ok((kind, completed));
+            }
+            work.running
+        };
+        let Some((operation, began)) = running else {
+            return Ok((Kind::None, None));
+        };
+        let status = match ask(domain, Call::JobStatus).await {
+            Ok(Answer::Job(Some(status))) => status,
+            // Before its first step, or after its last.
+            _ => JobStatus::default(),
+        };
+        let statistics = Statistics {
+            operation,
+            elapsed: began.elapsed(),
+            status,
+        };
+        Ok((Kind::Unbounded, Some(statistics)))
+    }
+
+    /// Gives the domain's job up; the guest runs on. Never waits for it.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off, or there is no job.
+    pub async fn abort_job(&self, domain: Pinned, flags: u32) -> Result<()> {
+        check_flags(flags, ABORT_POSTCOPY, "qemuDomainAbortJobFlags")?;
+        if flags & ABORT_POSTCOPY != 0 {
+            return Err(Error::invalid(
+                "current job is not outgoing migration in post-copy mode",
+            ));
+        }
+        if domain.lock().live()?.work.running.is_none() {
+            return Err(Error::invalid("no job is active on the domain"));
+        }
+        match ask(&domain, Call::AbortJob).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.message.contains("no job is running") => {
+                Err(Error::invalid("no job is active on the domain"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_have_libvirts_names_and_add_up() {
+        let statistics = Statistics {
+            operation: Operation::Save,
+            elapsed: Duration::from_millis(500),
+            status: JobStatus {
+                total: 10 << 20,
+                processed: 6 << 20,
+                zero: 4 << 20,
+                ..JobStatus::default()
+            },
+        };
+        let params = statistics.params(true);
+        let get = |name: &str| params.iter().find(|p| p.field == name).map(|p| &p.value);
+        assert_eq!(get("operation"), Some(&TypedValue::Int(2)));
+        assert_eq!(get("memory_remaining"), Some(&TypedValue::ULLong(4 << 20)));
+        assert_eq!(get("memory_constant"), Some(&TypedValue::ULLong(1024)));
+        assert_eq!(get("memory_bps"), Some(&TypedValue::ULLong(4 << 20)));
+        assert_eq!(get("success"), Some(&TypedValue::Boolean(true)));
+    }
+}

@@ -1,0 +1,508 @@
+//! Making snapshots.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use uuid::Uuid;
+use vmm_api::control::Call;
+use xml_schemas::Domain as Definition;
+use xml_schemas::domain::View;
+use xml_schemas::snapshot::{Place, Snapshot, SnapshotState};
+
+use super::disks::{self, Overlay};
+use super::{error, merge, unknown};
+use crate::drivers::domain::job::{self, End, Operation, Saving};
+use crate::drivers::domain::lifecycle::{ask, end};
+use crate::drivers::domain::object::Pinned;
+use crate::drivers::domain::record::Folder;
+use crate::drivers::domain::state::{PausedReason, State};
+use crate::drivers::domain::{Driver, agent, blocking, saved_image};
+use crate::error::{Error, ErrorCode, Result, check_flags};
+use crate::killpoint::killpoint;
+
+/// virDomainSnapshotCreateFlags
+mod flags {
+    pub const REDEFINE: u32 = 1;
+    pub const CURRENT: u32 = 2;
+    pub const NO_METADATA: u32 = 4;
+    pub const HALT: u32 = 8;
+    pub const DISK_ONLY: u32 = 16;
+    pub const REUSE_EXT: u32 = 32;
+    pub const QUIESCE: u32 = 64;
+    /// All of them always are.
+    pub const ATOMIC: u32 = 128;
+    pub const LIVE: u32 = 256;
+    pub const VALIDATE: u32 = 512;
+}
+
+pub(super) async fn create(
+    driver: &Arc<Driver>,
+    domain: &Pinned,
+    xml: &str,
+    flags: u32,
+) -> Result<String> {
+    check_flags(flags, 0x3ff, "qemuDomainSnapshotCreateXML")?;
+    let has = |flag| flags & flag != 0;
+    let _ = (flags::ATOMIC, flags::VALIDATE);
+    if has(flags::QUIESCE) && !has(flags::DISK_ONLY) {
+        return Err(error(
+            ErrorCode::INVALID_ARG,
+            "unsupported: quiesce without disk-only",
+        ));
+    }
+    let snapshot = Snapshot::parse(xml, has(flags::REDEFINE))?;
+    if has(flags::REDEFINE) {
+        return redefine(driver, domain, snapshot, has(flags::CURRENT));
+    }
+    if has(flags::LIVE) {
+        return Err(error(
+            ErrorCode::OPERATION_UNSUPPORTED,
+            "a guest's memory can't be kept while it runs (--live); it is stopped meanwhile",
+        ));
+    }
+    let mut plan = Plan::new(driver, domain, snapshot, flags)?;
+    if plan.running {
+        plan.live(driver, domain).await?;
+    } else {
+        plan.off(driver, domain).await?;
+    }
+    killpoint("snapshot.made");
+    if !has(flags::NO_METADATA) {
+        let mut tree = driver.tree(domain)?;
+        tree.save(&plan.name, plan.snapshot)
+            .and_then(|()| tree.set_current(Some(&plan.name)))
+            .map_err(|e| Error::system("cannot write the snapshot's description", &e))?;
+    }
+    if has(flags::HALT) && plan.running {
+        domain.lock().live_mut()?.work.end = Some(End::Reverted);
+        end(domain, false).await?;
+    }
+    Ok(plan.name)
+}
+
+/// Takes a description over as it is.
+fn redefine(
+    driver: &Arc<Driver>,
+    domain: &Pinned,
+    snapshot: Snapshot,
+    current: bool,
+) -> Result<String> {
+    let name = snapshot.name.clone().ok_or_else(|| {
+        error(
+            ErrorCode::XML_ERROR,
+            "a redefined snapshot must have a name",
+        )
+    })?;
+    let mut tree = driver.tree(domain)?;
+    if let Some(of) = &snapshot.domain
+        && of.uuid.is_some_and(|uuid| uuid != domain.uuid)
+    {
+        return Err(error(
+            ErrorCode::INVALID_ARG,
+            format!(
+                "definition for snapshot {name} must use uuid {}",
+                domain.uuid
+            ),
+        ));
+    }
+    if let Some(parent) = &snapshot.parent {
+        if *parent == name {
+            return Err(error(
+                ErrorCode::INVALID_ARG,
+                format!("cannot set snapshot {name} as its own parent"),
+            ));
+        }
+        if tree.get(parent).is_none() {
+            return Err(error(
+                ErrorCode::INVALID_ARG,
+                format!("parent {parent} for snapshot {name} not found"),
+            ));
+        }
+        if tree.descendants(Some(&name)).contains(&parent.as_str()) {
+            return Err(error(
+                ErrorCode::INVALID_ARG,
+                format!("parent {parent} would create cycle to {name}"),
+            ));
+        }
+    }
+    tree.save(&name, snapshot)
+        .and_then(|()| match current {
+            true => tree.set_current(Some(&name)),
+            false => Ok(()),
+        })
+        .map_err(|e| Error::system("cannot write the snapshot's description", &e))?;
+    Ok(name)
+}
+
+/// A snapshot that is about to be made.
+struct Plan {
+    name: String,
+    snapshot: Snapshot,
+    definition: Arc<Definition>,
+    running: bool,
+    overlays: Vec<Overlay>,
+    internal: Vec<PathBuf>,
+    memory: Option<PathBuf>,
+    quiesce: bool,
+}
+
+impl Plan {
+    fn new(
+        driver: &Arc<Driver>,
+        domain: &Pinned,
+        mut snapshot: Snapshot,
+        flags: u32,
+    ) -> Result<Self> {
+        let has = |flag| flags & flag != 0;
+        let (definition, state, running) = {
+            let inner = domain.lock();
+            let definition = inner.definition().cloned();
+            (definition, inner.state, inner.live.is_some())
+        };
+        let definition = definition.ok_or_else(|| unknown(""))?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let name = snapshot.name.clone().unwrap_or_else(|| now.to_string());
+        let tree = driver.tree(domain)?;
+        if tree.get(&name).is_some() {
+            return Err(error(
+                ErrorCode::OPERATION_FAILED,
+                format!("domain snapshot {name} already exists"),
+            ));
+        }
+        let disk_only = has(flags::DISK_ONLY);
+        let memory = match (&snapshot.memory, disk_only) {
+            (Some(Place::External(_) | Place::Internal), true) => {
+                return Err(error(
+                    ErrorCode::CONFIG_UNSUPPORTED,
+                    "memory state cannot be saved with a disk-only snapshot",
+                ));
+            }
+            (Some(Place::External(Some(file))), false) if running => Some(PathBuf::from(file)),
+            (Some(Place::External(_)), false) => {
+                return Err(error(
+                    ErrorCode::CONFIG_UNSUPPORTED,
+                    "memory state cannot be saved with offline or disk-only snapshot",
+                ));
+            }
+            _ => None,
+        };
+        let default = if disk_only || memory.is_some() {
+            Place::External(None)
+        } else {
+            Place::Internal
+        };
+        let mut settled = disks::settle(&definition, &snapshot.disks, &default)?;
+        let overlays = disks::overlays(&mut settled, &name, has(flags::REUSE_EXT))?;
+        let internal: Vec<_> = settled
+            .iter()
+            .filter(|(_, disk)| disk.place == Some(Place::Internal))
+            .collect();
+        if running && !disk_only && memory.is_none() {
+            return Err(error(
+                ErrorCode::OPERATION_UNSUPPORTED,
+                "a running domain's snapshot can't be kept inside its disks: give a file for its \
+                 memory (--memspec), or take the disks only (--disk-only)",
+            ));
+        }
+        if running && !internal.is_empty() {
+            return Err(error(
+                ErrorCode::CONFIG_UNSUPPORTED,
+                "a running domain's disks can't have internal snapshots",
+            ));
+        }
+        for (candidate, disk) in &internal {
+            if candidate.format != "qcow2" {
+                return Err(error(
+                    ErrorCode::CONFIG_UNSUPPORTED,
+                    format!(
+                        "internal snapshot for disk {} unsupported for storage type {}",
+                        disk.name, candidate.format
+                    ),
+                ));
+            }
+        }
+        let internal = internal.iter().map(|(disk, _)| disk.path.clone()).collect();
+        snapshot.name = Some(name.clone());
+        snapshot.parent = tree.current().map(str::to_owned);
+        snapshot.created = i64::try_from(now).ok();
+        snapshot.state = Some(match state {
+            _ if !running => SnapshotState::Shutoff,
+            _ if disk_only => SnapshotState::DiskSnapshot,
+            State::Running(_) => SnapshotState::Running,
+            _ => SnapshotState::Paused,
+        });
+        if snapshot.memory.is_none() || disk_only || !running {
+            snapshot.memory = Some(Place::No);
+        }
+        snapshot.disks = settled.into_iter().map(|(_, disk)| disk).collect();
+        // As it was before: what is gone back to.
+        let parsed = Definition::parse(
+            &definition.format(View::Inactive),
+            xml_schemas::Validation::Lenient,
+        )?;
+        snapshot.domain = Some(Box::new(parsed.domain));
+        Ok(Self {
+            name,
+            snapshot,
+            definition,
+            running,
+            overlays,
+            internal,
+            memory,
+            quiesce: has(flags::QUIESCE),
+        })
+    }
+
+    /// Of a domain that is off.
+    async fn off(&mut self, driver: &Arc<Driver>, domain: &Pinned) -> Result<()> {
+        let (internal, name) = (self.internal.clone(), self.name.clone());
+        blocking(move || merge::internal(&internal, &name, merge::Internal::Create)).await??;
+        let made = self.make_overlays().await?;
+        drop(made);
+        let redirected = self.redirect(driver, domain).await;
+        if redirected.is_err() {
+            self.undo();
+        }
+        redirected.map(drop)
+    }
+
+    async fn make_overlays(&mut self) -> Result<Vec<std::os::fd::OwnedFd>> {
+        let overlays = std::mem::take(&mut self.overlays);
+        let (overlays, made) = blocking(move || {
+            let made: Result<Vec<_>> = overlays.iter().map(Overlay::make).collect();
+            if made.is_err() {
+                overlays.iter().for_each(Overlay::undo);
+            }
+            (overlays, made)
+        })
+        .await?;
+        self.overlays = overlays;
+        made
+    }
+
+    fn undo(&self) {
+        self.overlays.iter().for_each(Overlay::undo);
+    }
+
+    /// Has the domain's definitions name the new images; the ones before.
+    async fn redirect(
+        &self,
+        driver: &Arc<Driver>,
+        domain: &Pinned,
+    ) -> Result<(Option<Arc<Definition>>, Option<Arc<Definition>>)> {
+        let to: Vec<_> = self
+            .overlays
+            .iter()
+            .map(|o| (o.disk.target.clone(), o.path.clone(), "qcow2".to_owned()))
+            .collect();
+        let (persistent, live) = {
+            let inner = domain.lock();
+            let live = inner.live.as_ref().map(|live| Arc::clone(&live.definition));
+            (inner.persistent.clone(), live)
+        };
+        if to.is_empty() {
+            return Ok((persistent, live));
+        }
+        let changed = |definition: &Arc<Definition>| {
+            let mut changed = Definition::clone(definition);
+            disks::redirect(&mut changed, &to);
+            Arc::new(changed)
+        };
+        let new = (persistent.as_ref().map(changed), live.as_ref().map(changed));
+        set_definitions(driver, domain, new.0, new.1).await?;
+        Ok((persistent, live))
+    }
+
+    /// Of a domain that runs.
+    async fn live(&mut self, driver: &Arc<Driver>, domain: &Pinned) -> Result<()> {
+        let made = self.make_overlays().await?;
+        let result = self.live_made(driver, domain, made).await;
+        if result.is_err() {
+            self.undo();
+        }
+        result
+    }
+
+    async fn live_made(
+        &mut self,
+        driver: &Arc<Driver>,
+        domain: &Pinned,
+        made: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<()> {
+        let definition = Arc::clone(&self.definition);
+        if self.quiesce {
+            let definition = Arc::clone(&definition);
+            blocking(move || agent::command(&definition, "guest-fsfreeze-freeze")).await??;
+        }
+        let result = self.frozen(driver, domain, made).await;
+        if self.quiesce {
+            let thawed =
+                blocking(move || agent::command(&definition, "guest-fsfreeze-thaw")).await?;
+            if let Err(error) = thawed {
+                log::error!("domain '{}': {error}", domain.name().name);
+            }
+        }
+        result
+    }
+
+    async fn frozen(
+        &mut self,
+        driver: &Arc<Driver>,
+        domain: &Pinned,
+        made: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<()> {
+        let was_running = matches!(domain.lock().state, State::Running(_));
+        if let Some(path) = self.memory.clone() {
+            self.save_memory(driver, domain, path, was_running).await?;
+        }
+        let result = self.switch(driver, domain, made).await;
+        if self.memory.is_some() {
+            if was_running && let Err(error) = ask(domain, Call::Resume).await {
+                log::error!("domain '{}': {error}", domain.name().name);
+            }
+            if let (Err(_), Some(path)) = (&result, &self.memory)
+                && let Err(error) = std::fs::remove_file(path)
+            {
+                log::warn!("cannot remove '{}': {error}", path.display());
+            }
+        }
+        result
+    }
+
+    /// Into a file; the guest stands still afterwards.
+    async fn save_memory(
+        &self,
+        driver: &Arc<Driver>,
+        domain: &Pinned,
+        path: PathBuf,
+        was_running: bool,
+    ) -> Result<()> {
+        let file = saved_image::create(&path, false)?;
+        let cannot = |e: &std::io::Error| {
+            Error::system(format!("Failed to create file '{}'", path.display()), e)
+        };
+        let passed = file.file().try_clone().map_err(|e| cannot(&e))?;
+        let control = {
+            let mut inner = domain.lock();
+            let live = inner.live_mut()?;
+            live.work.begin(Operation::Snapshot);
+            // A daemon that dies now leaves no snapshot: the file goes, the guest runs on.
+            live.work.saving = Some(Saving {
+                temp: file.temp().to_owned(),
+                path: file.temp().to_owned(),
+                id: [0; 16],
+                was_running,
+            });
+            let control = live.control.clone();
+            driver.write_record(&inner);
+            control
+        };
+        let call = Call::Save {
+            xml: self.definition.format(View::Inactive),
+            id: Uuid::new_v4().into_bytes(),
+            running: None,
+        };
+        let result = match control.send_with(call, vec![passed.into()]) {
+            Ok(answer) => job::wait(domain, answer).await,
+            Err(error) => Err(job::not_begun(error)),
+        };
+        killpoint("snapshot.memory");
+        let put = match result {
+            Ok(status) => file.put().map(|()| status).map_err(|e| cannot(&e)),
+            Err(error) => Err(error),
+        };
+        let paused = {
+            let mut inner = domain.lock();
+            if let Ok(live) = inner.live_mut() {
+                live.work.saving = None;
+                live.work.finish(put.as_ref().ok().copied());
+            }
+            driver.write_record(&inner);
+            matches!(inner.state, State::Paused(PausedReason::Snapshot))
+        };
+        if put.is_err() && paused && was_running {
+            drop(ask(domain, Call::Resume).await);
+        }
+        put.map(drop)
+    }
+
+    async fn switch(
+        &self,
+        driver: &Arc<Driver>,
+        domain: &Pinned,
+        made: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<()> {
+        if self.overlays.is_empty() {
+            return Ok(());
+        }
+        let disks = self
+            .overlays
+            .iter()
+            .map(|overlay| {
+                let id = overlay.disk.alias.clone().unwrap_or_default();
+                (id, overlay.path.display().to_string())
+            })
+            .collect();
+        let before = self.redirect(driver, domain).await?;
+        killpoint("snapshot.redirected");
+        let control = domain.lock().live()?.control.clone();
+        let answer = control
+            .send_with(Call::SwitchDisks { disks }, made)
+            .map_err(job::not_begun)?;
+        let result = match tokio::time::timeout(SWITCH_LIMIT, answer).await {
+            Ok(Ok(Ok(_))) => Ok(()),
+            Ok(Ok(Err(failure))) => Err(Error::failed(failure.message)),
+            Ok(Err(_)) => Err(Error::failed("domain is no longer running")),
+            // It may be switched or not: the definitions name the new images, which is right
+            // either way.
+            Err(_) => {
+                return Err(Error::new(
+                    ErrorCode::OPERATION_TIMEOUT,
+                    "the domain's VMM does not answer",
+                ));
+            }
+        };
+        killpoint("snapshot.switched");
+        if result.is_err() {
+            set_definitions(driver, domain, before.0, before.1).await?;
+        }
+        result
+    }
+}
+
+/// How long putting new images on top may take.
+const SWITCH_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Replaces a domain's definitions, on the disk first.
+pub(super) async fn set_definitions(
+    driver: &Arc<Driver>,
+    domain: &Pinned,
+    persistent: Option<Arc<Definition>>,
+    live: Option<Arc<Definition>>,
+) -> Result<()> {
+    if let Some(definition) = &persistent {
+        let text = definition.format(View::Inactive);
+        driver.save(definition.name.clone(), text).await?;
+    }
+    let folder = domain
+        .lock()
+        .live
+        .as_ref()
+        .map(|live| Folder(live.folder.clone()));
+    if let (Some(folder), Some(definition)) = (folder, live.clone()) {
+        blocking(move || folder.write_definition(&definition))
+            .await?
+            .map_err(|e| Error::system("cannot write the domain's state", &e))?;
+    }
+    let mut inner = domain.lock();
+    if persistent.is_some() {
+        inner.persistent = persistent;
+    }
+    if let (Some(definition), Ok(running)) = (live, inner.live_mut()) {
+        running.definition = definition;
+    }
+    Ok(())
+}

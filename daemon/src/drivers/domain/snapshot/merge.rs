@@ -1,0 +1,148 @@
+//! What is done inside images: internal snapshots, and merging an image into the one behind it.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use images::lock::{self, Usage};
+use images::qcow2::{self, Header};
+use images::{File, Image, IoBuf, Qcow2, Raw};
+
+use super::error;
+use crate::error::{Error, ErrorCode, Result};
+
+/// Copied at once, bytes.
+const PIECE: usize = 1 << 20;
+
+/// What is done with an internal snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Internal {
+    /// Made of the present content.
+    Create,
+    /// The content becomes its again.
+    Apply,
+    /// Forgotten.
+    Delete,
+}
+
+/// Makes, applies or deletes the internal snapshot `name` in all of these images.
+///
+/// # Errors
+/// An image's.
+pub fn internal(images: &[PathBuf], _name: &str, _what: Internal) -> Result<()> {
+    match images.first() {
+        None => Ok(()),
+        Some(image) => Err(error(
+            ErrorCode::OPERATION_UNSUPPORTED,
+            format!(
+                "'{}': snapshots inside images are not there yet; use --disk-only, which puts \
+                 new images on top",
+                image.display()
+            ),
+        )),
+    }
+}
+
+fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::failed(format!("'{}': {error}", path.display()))
+}
+
+/// Opens a file; with a lock, one that nobody else writes.
+fn open(path: &Path, writable: bool, locked: bool) -> Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .open(path)
+        .map_err(|e| Error::system(format!("cannot open '{}'", path.display()), &e))?;
+    let name = path.display().to_string();
+    let file = File::new(file.into(), &name).map_err(|e| failed(path, e))?;
+    if locked {
+        let usage = if writable { Usage::WRITE } else { Usage::READ };
+        lock::change(file.fd(), &name, Usage::NONE, usage).map_err(|e| failed(path, e))?;
+    }
+    Ok(file)
+}
+
+/// The image at `path`, with what is behind it. Only the first is ever written, and locked.
+fn chain(path: &Path, format: &str, writable: bool, depth: usize) -> Result<Arc<dyn Image>> {
+    if depth > images::chain::DEPTH_MOST {
+        return Err(failed(path, "too many images behind one another"));
+    }
+    let file = open(path, writable, depth == 0)?;
+    match format {
+        "raw" => Ok(Arc::new(Raw::new(file).map_err(|e| failed(path, e))?)),
+        "qcow2" => {
+            let header = Header::read(&file).map_err(|e| failed(path, e))?;
+            let backing = match header.backing {
+                None => None,
+                Some(backing) => {
+                    let behind = path.parent().unwrap_or(Path::new("/")).join(&backing);
+                    let format = header
+                        .backing_format
+                        .ok_or_else(|| failed(path, "it does not say its backing file's format"))?;
+                    Some(chain(&behind, &format, false, depth + 1)?)
+                }
+            };
+            let options = qcow2::Options {
+                backing,
+                data_file: None,
+                cipher: None,
+                l2_cache: 0,
+                read_only: !writable,
+                snapshot: None,
+            };
+            Ok(Arc::new(
+                Qcow2::open(file, options).map_err(|e| failed(path, e))?,
+            ))
+        }
+        other => Err(failed(
+            path,
+            format!("an image of format {other} can't be merged"),
+        )),
+    }
+}
+
+/// A buffer for one request that is over when the call returns.
+fn whole(piece: &mut [u8]) -> IoBuf {
+    // SAFETY: an image's `read` and `write` are done with a buffer when they return, and the slice
+    // lives longer than that.
+    unsafe { IoBuf::new(piece.as_mut_ptr(), piece.len()) }
+}
+
+/// Writes what `overlay` has of its own into `base`, which is behind it. If it does not come to its
+/// end nothing is lost: `overlay` reads as before all the time.
+///
+/// # Errors
+/// An image's.
+pub fn commit(overlay: &Path, base: &Path, format: &str) -> Result<()> {
+    let from = chain(overlay, "qcow2", false, 0)?;
+    // The same file once more, to be written. What is copied is what the overlay itself decides, so
+    // nothing is read from what is being written.
+    let into = chain(base, format, true, 0)?;
+    if into.size() < from.size() {
+        into.resize(from.size()).map_err(|e| failed(base, e))?;
+    }
+    let size = from.size();
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < size {
+        let extent = from
+            .extent(at, (size - at).min(PIECE as u64))
+            .map_err(|e| failed(overlay, e))?;
+        let len = extent.len.clamp(1, size - at);
+        if extent.present && extent.depth == 0 {
+            if extent.zero {
+                into.write_zeroes(at, len, true)
+                    .map_err(|e| failed(base, e))?;
+            } else {
+                let piece = &mut buffer[..len as usize];
+                from.read(at, &[whole(piece)])
+                    .map_err(|e| failed(overlay, e))?;
+                into.write(at, &[whole(piece)])
+                    .map_err(|e| failed(base, e))?;
+            }
+        }
+        at += len;
+    }
+    into.flush().map_err(|e| failed(base, e))
+}

@@ -1,0 +1,233 @@
+//! Save and restore: time to the first output of a restored guest, speed of saving.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use vireo_tests::{Rig, tiny_kernel};
+use vmm_api::control::{Answer, Call, FromVmm, Request};
+use vmm_api::saved::{CHUNK, ChunkSum, Image, PAGE, Plan};
+
+use crate::{Cost, report, until};
+
+/// Guest memory in use.
+const CONTENT: u64 = 96 << 20;
+const MUCH: u64 = 512 << 20;
+
+/// Restores of a small and of a large guest, and a save.
+pub fn run(runs: usize) {
+    println!("## Process start to the first output of a restored guest; saving (software CPU)");
+    let rig = Rig::new();
+    let kernel = rig.write("tiny.elf", tiny_kernel());
+    let config = |mib: u64, more: &str| {
+        format!(
+            r#"{{"version":1,"name":"bench","uuid":"11111111-2222-3333-4444-555555555555","backend":"soft",
+            "memory_bytes":{},"vcpus":1,"boot":{{"kernel":{{"path":"{kernel}"}}}},"serials":[{{"backend":"stdio"}}]{more}}}"#,
+            mib << 20
+        )
+    };
+    let mut times: Vec<Vec<f64>> = Vec::new();
+    for (mib, content) in [(128, CONTENT), (4096, MUCH)] {
+        let Some(image) = prepare(&rig, mib, content, &config) else {
+            return println!("left out: the machine could not be saved");
+        };
+        let restore = format!(r#","restore":{{"image":{{"path":"{image}"}}}}"#);
+        let restore = rig.write("restore.json", config(mib, &restore));
+        let mut costs: Vec<Cost> = Vec::new();
+        for _ in 0..runs * 4 {
+            costs.extend(until(
+                rig.command("vireo-vmm").args(["--config", &restore]),
+                "TINY",
+                Duration::from_secs(10),
+            ));
+        }
+        times.push(costs.iter().map(|cost| cost.wall).collect());
+    }
+    let large = times.pop().unwrap_or_default();
+    let small = times.pop().unwrap_or_default();
+    report(
+        "restore of 4 GiB (512 MiB in use) to first output",
+        "ms",
+        1e3,
+        large,
+        "of 128 MiB (96 MiB in use)",
+        small,
+    );
+    save_speed(&rig, runs, &config);
+    println!();
+}
+
+/// An image of a machine that has not run yet, with so much of its memory in use.
+fn prepare(
+    rig: &Rig,
+    mib: u64,
+    content: u64,
+    config: &dyn Fn(u64, &str) -> String,
+) -> Option<String> {
+    let control = rig.path("control").display().to_string();
+    let paused = format!(r#","start_paused":true,"control":{{"path":"{control}"}}"#);
+    let mut child = start(rig, &config(mib, &paused))?;
+    let empty = rig.path("empty.save");
+    let saved = save(Path::new(&control), &empty);
+    let _ = child.kill();
+    let _ = child.wait();
+    saved?;
+    let from = File::open(&empty).ok()?;
+    let sections = Image::open(&from).ok()?.sections().ok()?;
+    let header = Image::open(&from).ok()?.header;
+    let path = rig.path(&format!("{mib}.save"));
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .ok()?;
+    let mut plan = Plan::begin(&file, [1; 16], "", true, &sections, header.ram_bytes).ok()?;
+    let sums = Image::open(&from).ok()?.sums().ok()?;
+    let mut chunk = vec![0; CHUNK as usize];
+    // The end of memory: the kernel and its tables are at the beginning.
+    let first = (header.ram_bytes - content) / CHUNK;
+    for index in 0..header.ram_bytes / CHUNK {
+        let mut sum = ChunkSum::default();
+        if index >= first {
+            for (at, byte) in chunk.iter_mut().enumerate() {
+                *byte = (at as u64 ^ index ^ at as u64 >> 8) as u8 | 1;
+            }
+        } else if sums.get(index as usize) == Some(&0) {
+            continue;
+        } else {
+            from.read_exact_at(&mut chunk, header.ram_offset + index * CHUNK)
+                .ok()?;
+        }
+        for (page, bytes) in vmm_api::saved::runs(&chunk) {
+            sum.add(page, bytes);
+            let at = plan.ram_offset() + index * CHUNK + u64::from(page) * PAGE;
+            file.write_all_at(bytes, at).ok()?;
+        }
+        plan.set_sum(index as usize, sum);
+    }
+    plan.finish(&file).ok()?;
+    Some(path.display().to_string())
+}
+
+fn start(rig: &Rig, config: &str) -> Option<Child> {
+    let config = rig.write("machine.json", config);
+    rig.command("vireo-vmm")
+        .args(["--config", &config])
+        .stdout(Stdio::null())
+        .spawn()
+        .ok()
+}
+
+/// Saves through the control socket; the seconds it took.
+fn save(control: &Path, to: &Path) -> Option<f64> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut stream = loop {
+        match UnixStream::connect(control) {
+            Ok(stream) => break stream,
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(_) => return None,
+        }
+    };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(to)
+        .ok()?;
+    let call = Call::Save {
+        xml: String::new(),
+        id: [1; 16],
+        running: Some(true),
+    };
+    let request = Request {
+        id: 1,
+        call,
+        descriptors: 1,
+    };
+    let body = serde_json::to_vec(&request).ok()?;
+    let frame = [&u32::try_from(body.len()).ok()?.to_be_bytes()[..], &body].concat();
+    let began = Instant::now();
+    pass(&stream, &frame, file.as_raw_fd())?;
+    loop {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).ok()?;
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut body).ok()?;
+        if let FromVmm::Reply(reply) = serde_json::from_slice(&body).ok()? {
+            let done = matches!(reply.result, Ok(Answer::Job(_)));
+            return done.then(|| began.elapsed().as_secs_f64());
+        }
+    }
+}
+
+/// Sends a frame with a descriptor.
+fn pass(stream: &UnixStream, frame: &[u8], fd: i32) -> Option<()> {
+    let mut part = libc::iovec {
+        iov_base: frame.as_ptr().cast_mut().cast(),
+        iov_len: frame.len(),
+    };
+    let mut control = [0u64; 4];
+    // SAFETY: the message refers to live buffers; the control buffer has room for one descriptor.
+    let sent = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd);
+        libc::sendmsg(stream.as_raw_fd(), &raw const message, 0)
+    };
+    (sent == frame.len() as isize).then_some(())
+}
+
+/// Saving 512 MiB, against writing as much plainly, each to the disk.
+fn save_speed(rig: &Rig, runs: usize, config: &dyn Fn(u64, &str) -> String) {
+    let image = rig.path("4096.save").display().to_string();
+    let control = rig.path("control").display().to_string();
+    let more = format!(
+        r#","start_paused":true,"control":{{"path":"{control}"}},"restore":{{"image":{{"path":"{image}"}},"copy":true}}"#
+    );
+    let to = rig.path("speed");
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let bytes: Vec<u8> = (0..CHUNK).map(|at| (at ^ at >> 8) as u8 | 1).collect();
+    for _ in 0..runs {
+        let Some(mut child) = start(rig, &config(4096, &more)) else {
+            return;
+        };
+        ours.extend(save(Path::new(&control), &to));
+        let _ = child.kill();
+        let _ = child.wait();
+        let _ = std::fs::remove_file(&to);
+        let began = Instant::now();
+        let plain = File::create(&to).and_then(|mut file| {
+            for _ in 0..MUCH / CHUNK {
+                file.write_all(&bytes)?;
+            }
+            file.sync_all()
+        });
+        if plain.is_ok() {
+            theirs.push(began.elapsed().as_secs_f64());
+        }
+        let _ = std::fs::remove_file(&to);
+    }
+    report(
+        "save of 4 GiB (512 MiB in use)",
+        "ms",
+        1e3,
+        ours,
+        "plain write of 512 MiB",
+        theirs,
+    );
+}

@@ -1,0 +1,492 @@
+//! Save, restore, managed save, dump: guests that notice nothing, files that are whole or not there.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, soak, tiny_guest, which};
+
+/// A boot under load of the whole test run can take a while.
+const BOOT: Duration = Duration::from_secs(400);
+const SOON: Duration = Duration::from_secs(60);
+
+fn seed() -> u64 {
+    let seed = std::env::var("VIREO_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    println!("VIREO_SEED={seed}");
+    seed | 1
+}
+
+fn random(state: &mut u64, below: u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state % below
+}
+
+fn console(rig: &Rig, name: &str) -> Terminal {
+    let mut terminal = Terminal::start(rig.command("vireo").args(["console", name]));
+    terminal.expect("Escape character", SOON);
+    terminal.wait_raw(SOON);
+    terminal
+}
+
+fn leave(mut terminal: Terminal) {
+    terminal.send("\x1d");
+    terminal.wait(SOON);
+}
+
+/// The tiny guest, with something typed so that it has a state of its own.
+fn running_tiny(rig: &Rig, name: &str) {
+    rig.define(&tiny_guest(rig, name, "qemu"));
+    rig.vireo(&["start", name]).ok();
+    answers(rig, name);
+}
+
+/// It echoes what is typed.
+fn answers(rig: &Rig, name: &str) {
+    let mut terminal = console(rig, name);
+    terminal.send("xyz");
+    terminal.expect("xyz", SOON);
+    leave(terminal);
+}
+
+#[test]
+fn a_linux_guest_is_saved_and_restored_and_never_notices() {
+    let rig = Rig::new();
+    let disk = rig.write("disk.img", vec![0; 4 << 20]);
+    let device = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='raw'/>\
+         <source file='{disk}'/><target dev='vda' bus='virtio'/></disk>\n    <console"
+    );
+    let xml = linux_guest("deb", Kernel::V6_1).replace("<console", &device);
+    rig.define(&xml);
+    let mut terminal = Terminal::start(rig.command("vireo").args(["start", "deb", "--console"]));
+    terminal.expect("deb:/root# ", BOOT);
+    // A chain of checksums, each of the one before, and each on the disk; and a clock that ticks.
+    terminal.send(
+        "chain() { s=start; n=0; while :; do \
+         s=$(echo $s | sha256sum | cut -c1-64); n=$((n+1)); echo $s | \
+         dd of=/dev/vda bs=512 seek=$n conv=notrunc 2>/dev/null; echo $n $s >/run/new; \
+         mv /run/new /run/chain; done; }\r",
+    );
+    terminal.send(
+        "chain & tick() { while :; do sleep 1; t=$((t+1)); echo $t >/run/ticks; done; }; tick &\r",
+    );
+    terminal.expect("deb:/root# ", SOON);
+    leave(terminal);
+    let rounds = if soak() { 100 } else { 5 };
+    let mut state = seed();
+    let image = rig.path("deb.save").display().to_string();
+    for round in 0..rounds {
+        std::thread::sleep(Duration::from_millis(random(&mut state, 1500)));
+        if round % 2 == 0 {
+            let said = rig.vireo(&["save", "deb", &image]).ok();
+            assert_eq!(said, format!("\nDomain 'deb' saved to {image}\n\n"));
+            assert_eq!(rig.state("deb"), "shut off (saved)");
+            rig.vireo(&["restore", &image]).ok();
+            assert_eq!(rig.state("deb"), "running (restored)");
+            // The guest's memory must not hang on the file's name.
+            fs::remove_file(&image).unwrap();
+        } else {
+            rig.vireo(&["managedsave", "deb"]).ok();
+            assert_eq!(rig.state("deb"), "shut off (saved)");
+            assert!(
+                rig.vireo(&["dominfo", "deb"])
+                    .ok()
+                    .contains("Managed save:   yes")
+            );
+            rig.vireo(&["start", "deb"]).ok();
+            assert_eq!(rig.state("deb"), "running (restored)");
+            assert!(
+                rig.vireo(&["dominfo", "deb"])
+                    .ok()
+                    .contains("Managed save:   no")
+            );
+        }
+    }
+    let mut terminal = console(&rig, "deb");
+    terminal.send("\r");
+    terminal.expect("deb:/root# ", SOON);
+    terminal.send("kill %1; sync; echo said=$(cat /run/chain) ticks=$(cat /run/ticks)\r");
+    terminal.expect("\nsaid=", SOON);
+    let said = terminal.expect("ticks=", SOON);
+    let ticks: u32 = terminal.expect("\r\n", SOON).trim().parse().unwrap();
+    assert!(ticks > 0);
+    let mut words = said.split_whitespace();
+    let count: usize = words.next().unwrap().parse().unwrap();
+    let sum = words.next().unwrap().to_owned();
+    let chain = format!(
+        "s=start; n=0; while [ $n -lt {count} ]; do s=$(echo $s | sha256sum | cut -c1-64); \
+         n=$((n+1)); echo $s; done"
+    );
+    let own = Command::new("sh").args(["-c", &chain]).output().unwrap();
+    let own: Vec<String> = String::from_utf8(own.stdout)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(own.last(), Some(&sum), "after {count} steps");
+    // What it wrote to its disk is there, all of it.
+    terminal.send("dmesg | grep -ciE 'bug:|stall|lockup|hung'\r");
+    terminal.expect("\n0\r\n", SOON);
+    leave(terminal);
+    rig.vireo(&["destroy", "deb"]).ok();
+    let disk = fs::read(&disk).unwrap();
+    for (step, sum) in own.iter().enumerate().take((4 << 20) / 512 - 1) {
+        let sector = &disk[(step + 1) * 512..][..64];
+        assert_eq!(String::from_utf8_lossy(sector), *sum, "step {step}");
+    }
+}
+
+#[test]
+fn saved_images_carry_their_xml_and_how_they_are_to_go_on() {
+    let rig = Rig::new();
+    running_tiny(&rig, "one");
+    let image = rig.path("one.save").display().to_string();
+    rig.vireo(&["save", "one", &image, "--paused"]).ok();
+    let xml = rig.vireo(&["save-image-dumpxml", &image]).ok();
+    assert!(xml.contains("<name>one</name>"), "{xml}");
+    let name = rig
+        .vireo(&[
+            "save-image-dumpxml",
+            &image,
+            "--xpath",
+            "/domain/name/text()",
+        ])
+        .ok();
+    assert_eq!(name.trim(), "one");
+    rig.vireo(&["restore", &image]).ok();
+    assert_eq!(rig.state("one"), "paused (user)");
+    rig.vireo(&["resume", "one"]).ok();
+    answers(&rig, "one");
+    rig.vireo(&["save", "one", &image]).ok();
+    // Another title goes in, another machine doesn't.
+    let titled = xml.replace("<name>one</name>", "<name>one</name><title>later</title>");
+    let file = rig.write("titled.xml", &titled);
+    rig.vireo(&["save-image-define", &image, &file, "--paused"])
+        .ok();
+    let error = rig.write(
+        "other.xml",
+        xml.replace("unit='KiB'>16384", "unit='KiB'>32768"),
+    );
+    let error = rig.vireo(&["save-image-define", &image, &error]).fails();
+    assert!(error.contains("memory"), "{error}");
+    rig.vireo(&["restore", &image, "--running"]).ok();
+    assert_eq!(rig.state("one"), "running (restored)");
+    assert!(
+        rig.vireo(&["dumpxml", "one"])
+            .ok()
+            .contains("<title>later</title>")
+    );
+    answers(&rig, "one");
+    // It runs: once more is refused.
+    let error = rig.vireo(&["restore", &image]).fails();
+    assert!(error.contains("already active"), "{error}");
+}
+
+#[test]
+fn what_is_no_whole_image_is_refused_and_kept() {
+    let rig = Rig::new();
+    running_tiny(&rig, "one");
+    let image = rig.path("one.save").display().to_string();
+    rig.vireo(&["save", "one", &image]).ok();
+    let whole = fs::read(&image).unwrap();
+    let mut state = seed();
+    let mut cases: Vec<(Vec<u8>, &str)> = vec![
+        (b"not an image".to_vec(), "not a saved image"),
+        (Vec::new(), "not a saved image"),
+        (whole[..whole.len() - 4096].to_vec(), "truncated"),
+        (whole[..4096].to_vec(), "truncated"),
+        (vec![0; whole.len()], "not finished"),
+    ];
+    for _ in 0..4 {
+        let mut damaged = whole.clone();
+        // The header.
+        damaged[8 + usize::try_from(random(&mut state, 100)).unwrap()] ^= 0x10;
+        cases.push((damaged, "one.save"));
+    }
+    for (content, words) in cases {
+        fs::write(&image, &content).unwrap();
+        let error = rig.vireo(&["restore", &image]).fails();
+        assert!(error.contains(words), "{error}");
+        assert_eq!(fs::read(&image).unwrap(), content, "it is left alone");
+        assert!(
+            rig.vireo(&["save-image-dumpxml", &image])
+                .fails()
+                .contains("one.save")
+        );
+    }
+    // A changed bit of guest memory is found when it is all read.
+    let mut damaged = whole.clone();
+    let at = whole.len() - (15 << 20);
+    damaged[at] ^= 1;
+    fs::write(&image, &damaged).unwrap();
+    let error = rig.vireo(&["restore", &image, "--bypass-cache"]).fails();
+    assert!(error.contains("another checksum"), "{error}");
+    fs::write(&image, &whole).unwrap();
+    rig.vireo(&["restore", &image, "--bypass-cache"]).ok();
+    answers(&rig, "one");
+    assert!(rig.processes("vireo-vmm").len() == 1);
+}
+
+#[test]
+fn managed_saves_are_managed() {
+    let rig = Rig::new();
+    running_tiny(&rig, "one");
+    rig.vireo(&["managedsave", "one"]).ok();
+    assert_eq!(rig.state("one"), "shut off (saved)");
+    let list = rig.vireo(&["list", "--all", "--managed-save"]).ok();
+    assert!(list.contains("saved"), "{list}");
+    let xml = rig.vireo(&["managedsave-dumpxml", "one"]).ok();
+    assert!(xml.contains("<name>one</name>"));
+    let titled = rig.write(
+        "titled.xml",
+        xml.replace("<name>one</name>", "<name>one</name><title>later</title>"),
+    );
+    rig.vireo(&["managedsave-define", "one", &titled]).ok();
+    let error = rig.vireo(&["undefine", "one"]).fails();
+    assert!(error.contains("managed save image exists"), "{error}");
+    let error = rig.vireo(&["domrename", "one", "two"]).fails();
+    assert!(error.contains("managed saved state"), "{error}");
+    rig.vireo(&["start", "one", "--paused"]).ok();
+    assert_eq!(rig.state("one"), "paused (user)");
+    assert!(rig.vireo(&["dumpxml", "one"]).ok().contains("later"));
+    rig.vireo(&["resume", "one"]).ok();
+    answers(&rig, "one");
+    rig.vireo(&["managedsave", "one"]).ok();
+    rig.vireo(&["start", "one", "--force-boot"]).ok();
+    assert_eq!(rig.state("one"), "running (booted)");
+    rig.vireo(&["managedsave", "one"]).ok();
+    let said = rig.vireo(&["managedsave-remove", "one"]).ok();
+    assert_eq!(said, "Removed managedsave image for domain 'one'\n\n");
+    let said = rig.vireo(&["managedsave-remove", "one"]).ok();
+    assert!(said.contains("has no manage save image; removal skipped"));
+    rig.vireo(&["start", "one"]).ok();
+    assert_eq!(rig.state("one"), "running (booted)");
+    rig.vireo(&["managedsave", "one"]).ok();
+    rig.vireo(&["undefine", "one", "--managed-save"]).ok();
+    let left = fs::read_dir(rig.path("var/lib/vireo/save"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn dumps_are_elf_cores() {
+    let rig = Rig::new();
+    running_tiny(&rig, "one");
+    let core = rig.path("core").display().to_string();
+    for options in [
+        &["--memory-only"][..],
+        &["--live"],
+        &["--memory-only", "--bypass-cache"],
+        &[],
+    ] {
+        let mut words = vec!["dump", "one", &core];
+        words.extend(options);
+        let run = rig.vireo(&words);
+        if options.contains(&"--bypass-cache") && run.status != 0 {
+            // tmpfs has no O_DIRECT before Linux 6.6.
+            assert!(run.err.contains("Invalid argument"), "{}", run.err);
+            continue;
+        }
+        assert_eq!(run.ok(), format!("\nDomain 'one' dumped to {core}\n\n"));
+        assert_eq!(&fs::read(&core).unwrap()[..4], b"\x7fELF");
+        answers(&rig, "one");
+        if which("readelf") {
+            let notes = Command::new("readelf")
+                .args(["-lnW", &core])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&notes.stdout).into_owned();
+            assert!(text.contains("NT_PRSTATUS"), "{text}");
+            assert!(text.contains("LOAD"), "{text}");
+            assert_eq!(String::from_utf8_lossy(&notes.stderr), "");
+        } else {
+            left_out("needs readelf (binutils)");
+        }
+    }
+    rig.vireo(&["dump", "one", &core, "--crash"]).ok();
+    assert_eq!(rig.state("one"), "shut off (crashed)");
+}
+
+#[test]
+fn both_clients_say_the_same() {
+    if !which("virsh") {
+        return left_out("needs virsh (libvirt-clients)");
+    }
+    let rig = Rig::new();
+    running_tiny(&rig, "one");
+    let image = rig.path("one.save").display().to_string();
+    let core = rig.path("core").display().to_string();
+    let missing = rig.path("missing").display().to_string();
+    for words in [
+        &["domjobinfo", "one"][..],
+        &["domjobabort", "one"],
+        &["managedsave-remove", "one"],
+        &["managedsave-dumpxml", "one"],
+        &["dump", "one", &core, "--memory-only"],
+        &[
+            "domjobinfo",
+            "one",
+            "--completed",
+            "--keep-completed",
+            "--rawstats",
+        ],
+        &["domjobinfo", "one", "--completed", "--keep-completed"],
+        &["dump", "one", &core, "--format", "elf"],
+        &[
+            "dump",
+            "one",
+            &core,
+            "--memory-only",
+            "--format",
+            "kdump-zlib",
+        ],
+        &["dump", "one", &core, "--live", "--crash"],
+        &["save", "one", "/nowhere/at/all"],
+        &["restore", &missing],
+        &["save-image-dumpxml", &missing],
+        &["restore", &image, "--running", "--paused"],
+    ] {
+        let (ours, theirs) = (rig.vireo(words), rig.virsh(words));
+        let words = words.join(" ");
+        assert_eq!(
+            ours.status, theirs.status,
+            "{words}: {} {}",
+            ours.err, theirs.err
+        );
+        if !words.contains("completed") {
+            assert_eq!(ours.out, theirs.out, "{words}");
+        } else {
+            let labels = |text: &str| -> Vec<String> {
+                let label = |line: &str| line.split(':').next().unwrap_or_default().to_owned();
+                text.lines().map(label).collect()
+            };
+            assert_eq!(
+                labels(&ours.out),
+                labels(&theirs.out),
+                "{}\n{}",
+                ours.out,
+                theirs.out
+            );
+        }
+        assert_eq!(ours.err, theirs.err, "{words}");
+    }
+    rig.virsh(&["save", "one", &image]).ok();
+    rig.virsh(&["restore", &image]).ok();
+    rig.virsh(&["managedsave", "one", "--running"]).ok();
+    rig.virsh(&["start", "one"]).ok();
+    answers(&rig, "one");
+}
+
+#[test]
+fn a_save_can_be_given_up_and_others_look_meanwhile() {
+    let rig = Rig::new();
+    // Enough memory in use that writing it takes a while.
+    let xml = tiny_guest(&rig, "one", "qemu").replace("'MiB'>16", "'MiB'>2048");
+    rig.define(&xml);
+    rig.vireo(&["start", "one"]).ok();
+    answers(&rig, "one");
+    let image = rig.path("one.save").display().to_string();
+    let mut given_up = 0;
+    for round in 0..10 {
+        let mut save = rig
+            .command("vireo")
+            .args(["save", "one", &image])
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(round * 2));
+        let abort = rig.vireo(&["domjobabort", "one"]);
+        rig.vireo(&["domstate", "one"]).ok();
+        let done = save.wait().unwrap().success();
+        if done {
+            rig.vireo(&["restore", &image]).ok();
+        } else {
+            assert!(abort.status == 0 || !std::path::Path::new(&image).exists());
+            given_up += 1;
+        }
+        let _ = fs::remove_file(&image);
+        answers(&rig, "one");
+    }
+    println!("{given_up} of 10 given up");
+    let left: Vec<_> = fs::read_dir(rig.root())
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(".vireo-"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Each point at which a daemon or a VMM may die, and whether the save had been made by then.
+const POINTS: [(&str, bool); 8] = [
+    ("save.begun", false),
+    ("vmm.states-written", false),
+    ("vmm.ram-half", false),
+    ("vmm.ram-written", false),
+    ("vmm.image-finished", false),
+    ("save.written", false),
+    ("save.put", true),
+    ("dump.written", false),
+];
+
+#[test]
+fn nothing_half_done_is_left_by_a_crash_at_any_point() {
+    for (point, made) in POINTS {
+        let rig = Rig::new();
+        let mut daemon = rig
+            .command("vireod")
+            .env("VIREO_KILL_AT", point)
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + SOON;
+        while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
+            assert!(Instant::now() < deadline, "no daemon");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        running_tiny(&rig, "one");
+        let in_vmm = point.starts_with("vmm.");
+        let run = if point.starts_with("dump") {
+            rig.vireo(&["dump", "one", &rig.path("core").display().to_string()])
+        } else {
+            rig.vireo(&["managedsave", "one"])
+        };
+        assert_ne!(run.status, 0, "{point}");
+        if in_vmm {
+            assert_eq!(rig.state("one"), "shut off (crashed)", "{point}");
+            daemon.kill().unwrap();
+        }
+        daemon.wait().unwrap();
+        let mut next = rig.daemon();
+        if made {
+            rig.wait_state("one", "shut off (saved)", SOON);
+            rig.vireo(&["start", "one"]).ok();
+        } else if in_vmm {
+            assert!(
+                rig.vireo(&["dominfo", "one"])
+                    .ok()
+                    .contains("Managed save:   no")
+            );
+            rig.vireo(&["start", "one"]).ok();
+            assert_eq!(rig.state("one"), "running (booted)", "{point}");
+        } else {
+            let deadline = Instant::now() + SOON;
+            while !rig.state("one").starts_with("running") {
+                assert!(Instant::now() < deadline, "{point}: {}", rig.state("one"));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        answers(&rig, "one");
+        let saves = rig.path("var/lib/vireo/save");
+        let left: Vec<_> = fs::read_dir(&saves).map_or_else(
+            |_| Vec::new(),
+            |entries| entries.flatten().map(|e| e.file_name()).collect(),
+        );
+        assert!(left.is_empty(), "{point}: {left:?}");
+        next.kill().unwrap();
+        next.wait().unwrap();
+    }
+}
