@@ -23,7 +23,7 @@ lint: ## formatting, clippy, shell scripts
 	@scripts/need shellcheck
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release -- -D warnings
-	shellcheck scripts/guest-assets scripts/guest/init scripts/need scripts/quickstart scripts/test scripts/bench scripts/bench-guest examples/debian/make-disk examples/debian/run .ci/run
+	shellcheck scripts/guest-assets scripts/guest/init scripts/need scripts/quickstart scripts/test scripts/bench scripts/bench-guest tests/clients/virt-manager examples/debian/make-disk examples/debian/run .ci/run
 
 .PHONY: docs
 docs: ## docs/compatibility.md from the programs' own tables
@@ -33,6 +33,11 @@ docs: ## docs/compatibility.md from the programs' own tables
 .PHONY: test
 test: ## everything that the tests need, and the tests
 	@scripts/test
+
+.PHONY: test-gui
+test-gui: ## virt-manager in an X server of its own lists, starts and stops a domain
+	$(CARGO) build --release --bins
+	tests/clients/virt-manager
 
 .PHONY: soak
 soak: ## the long forms of the randomised and crash tests, guests under load (VIREO_SOAK_MINUTES)

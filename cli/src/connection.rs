@@ -1,5 +1,6 @@
 //! The connection to a daemon: reaching it, starting it if it is ours, calling it.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IsTerminal, Read, Seek, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -15,6 +16,7 @@ use rpc::transport::Transport as Carrier;
 use rpc::xdr::{Decode, Encode};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 
 use crate::commands::os_message;
 use crate::failure::{Failure, Result};
@@ -164,6 +166,43 @@ impl Connection {
             .map_err(failure)
     }
 
+    /// Calls a procedure once for each of these, without waiting for one answer before the next call: a question about
+    /// each of many domains costs one way there and back for a great many of them. Answers are in the order of the calls.
+    ///
+    /// # Errors
+    ///
+    /// The connection is read-only and the calls aren't.
+    pub fn call_each<A, R>(
+        &mut self,
+        procedure: Procedure<A, R>,
+        all: impl IntoIterator<Item = A>,
+    ) -> Result<Vec<Result<R>>>
+    where
+        A: Encode + Send + Sync + 'static,
+        R: Decode + Send + 'static,
+    {
+        /// As many as wait at one time.
+        const AHEAD: usize = 64;
+        self.check_access(procedure.number())?;
+        let client = &self.client;
+        Ok(self.runtime.block_on(async {
+            let (mut answers, mut waiting) = (Vec::new(), VecDeque::new());
+            for args in all {
+                if waiting.len() == AHEAD {
+                    answers.extend(answer(waiting.pop_front()).await);
+                }
+                let client = client.clone();
+                waiting.push_back(tokio::spawn(
+                    async move { client.call(procedure, &args).await },
+                ));
+            }
+            while !waiting.is_empty() {
+                answers.extend(answer(waiting.pop_front()).await);
+            }
+            answers
+        }))
+    }
+
     /// Refuses a change over a read-only connection, as libvirt's library does before it asks the daemon.
     ///
     /// # Errors
@@ -185,6 +224,17 @@ impl Connection {
     pub fn run<T>(&self, work: impl AsyncFnOnce(Client) -> T) -> T {
         self.runtime.block_on(work(self.client.clone()))
     }
+}
+
+/// What came of a call that was made beside others.
+async fn answer<R>(
+    call: Option<JoinHandle<std::result::Result<R, ClientError>>>,
+) -> Option<Result<R>> {
+    let answered = call?.await;
+    Some(match answered {
+        Ok(answer) => answer.map_err(failure),
+        Err(error) => Err(Failure::new(format!("a call failed inside: {error}"))),
+    })
 }
 
 impl Drop for Connection {

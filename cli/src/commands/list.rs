@@ -140,21 +140,19 @@ fn table(shell: &mut Shell, args: &Args, domains: &[Domain]) -> Result {
         &["Id", "Name", "State"]
     };
     let mut table = Table::new(header);
-    for domain in domains {
+    let asked = domains.iter().map(|domain| DomainGetStateArgs {
+        dom: domain.clone(),
+        flags: 0,
+    });
+    let states = shell
+        .connection()?
+        .call_each(procs::DOMAIN_GET_STATE, asked.collect::<Vec<_>>())?;
+    for (domain, state) in domains.iter().zip(states) {
         let id = domain
             .active_id()
             .map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let state = shell
-            .call(
-                procs::DOMAIN_GET_STATE,
-                &DomainGetStateArgs {
-                    dom: domain.clone(),
-                    flags: 0,
-                },
-            )
-            .map(|ret| State(ret.state));
         let state = match state {
-            Ok(state) => state,
+            Ok(ret) => State(ret.state),
             Err(failure) if failure.disconnected => return Err(failure),
             // A domain that went away since it was listed.
             Err(_) => State(0),
