@@ -180,7 +180,9 @@ impl Calls {
 fn absent_driver(info: &ProcedureInfo) -> Option<ErrorDomain> {
     let name = info.name;
     let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
-    if name.starts_with("DOMAIN_") || name.starts_with("NODE_GET") {
+    if has(&["CHECKPOINT", "BACKUP"]) {
+        Some(info.error_domain())
+    } else if name.starts_with("DOMAIN_") || name.starts_with("NODE_GET") {
         None
     } else if has(&["NWFILTER"]) {
         Some(ErrorDomain::NWFILTER)
@@ -222,6 +224,8 @@ mod tests {
 
     #[test]
     fn absent_drivers_are_named() {
+        /// DOMAIN_LIST_ALL_CHECKPOINTS
+        const LIST_ALL_CHECKPOINTS: i32 = 413;
         let of = |number| procs::info(number).and_then(absent_driver);
         assert_eq!(of(283), Some(ErrorDomain::NETWORK));
         assert_eq!(of(281), Some(ErrorDomain::STORAGE));
@@ -229,6 +233,7 @@ mod tests {
         assert_eq!(of(285), Some(ErrorDomain::NODEDEV));
         assert_eq!(of(286), Some(ErrorDomain::NWFILTER));
         assert_eq!(of(287), Some(ErrorDomain::SECRET));
+        assert!(of(LIST_ALL_CHECKPOINTS).is_some());
         assert_eq!(of(273), None);
         assert_eq!(
             of(353),
