@@ -106,7 +106,7 @@ stream.send(b"echo me\n")
 said = b""
 while b"echo me" not in said:
     said += stream.recv(4096)
-stream.abort()
+stream.finish()
 
 assert dom.info()[0] == E.VIR_DOMAIN_RUNNING and dom.maxVcpus() >= 1
 stats = conn.getAllDomainStats(E.VIR_DOMAIN_STATS_STATE)
