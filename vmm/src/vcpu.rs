@@ -202,15 +202,14 @@ impl Gate {
             if let Some(call) = state.calls.get_mut(index).and_then(VecDeque::pop_front) {
                 return Next::Call(call);
             }
-            if matches!(state.mode, Mode::Run | Mode::Settle) {
-                if let Some(job) = state.jobs.get_mut(index).and_then(VecDeque::pop_front) {
-                    return Next::Job(job);
-                }
+            if matches!(state.mode, Mode::Run | Mode::Settle)
+                && let Some(job) = state.jobs.get_mut(index).and_then(VecDeque::pop_front)
+            {
+                return Next::Job(job);
             }
-            if state.mode == Mode::Run {
-                if matches!(state.debugger, Leave::All) || state.debugger == Leave::Only(index) {
-                    return Next::Run;
-                }
+            let left = matches!(state.debugger, Leave::All) || state.debugger == Leave::Only(index);
+            if state.mode == Mode::Run && left {
+                return Next::Run;
             }
             state.parked += 1;
             self.changed.notify_all();

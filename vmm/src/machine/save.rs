@@ -353,7 +353,6 @@ impl Machine {
     }
 
     /// A machine that ended may be dumped too: it stands still as it is.
-    #[expect(clippy::type_complexity, reason = "registers, and device states")]
     fn dump_states(
         &mut self,
         devices: bool,

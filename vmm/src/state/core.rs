@@ -16,8 +16,8 @@ use super::job::Progress;
 use super::ram::{self, Cached};
 use crate::memory::{GuestMemory, PAGE};
 
-const EHDR: u64 = 64;
-const PHDR: u64 = 56;
+const EHDR: u16 = 64;
+const PHDR: u16 = 56;
 const ET_CORE: u16 = 4;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
@@ -173,8 +173,11 @@ pub fn write(
         .into_iter()
         .filter(|range| range.start < range.end)
         .collect();
-    let headers = 1 + ranges.len() as u16;
-    let notes_at = EHDR + PHDR * u64::from(headers);
+    let mut headers: u16 = 1;
+    for _ in &ranges {
+        headers += 1;
+    }
+    let notes_at = u64::from(EHDR) + u64::from(PHDR) * u64::from(headers);
     let notes_len = notes.0.len() as u64;
     let ram_at = (notes_at + notes_len).next_multiple_of(PAGE);
 
@@ -182,8 +185,8 @@ pub fn write(
     // 64 bits, little-endian, version 1, System V.
     out.0.extend(*b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     out.u16(ET_CORE).u16(EM_X86_64).u32(1);
-    out.u64(0).u64(EHDR).u64(0).u32(0);
-    out.u16(EHDR as u16).u16(PHDR as u16).u16(headers);
+    out.u64(0).u64(EHDR.into()).u64(0).u32(0);
+    out.u16(EHDR).u16(PHDR).u16(headers);
     out.u16(0).u16(0).u16(0);
     out.u32(PT_NOTE).u32(0).u64(notes_at);
     out.u64(0).u64(0).u64(notes_len).u64(notes_len).u64(0);

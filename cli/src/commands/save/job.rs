@@ -176,7 +176,8 @@ fn domjobinfo(shell: &mut Shell, args: &Args) -> Result {
         COMPLETED => flags != 0,
         _ => false,
     };
-    if !shown && !(args.has("anystats") && !params.is_empty()) {
+    let wanted = args.has("anystats") && !params.is_empty();
+    if !shown && !wanted {
         return Ok(());
     }
     if let Some(operation) = report.get("operation") {
