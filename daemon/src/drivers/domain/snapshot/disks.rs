@@ -179,7 +179,7 @@ fn size(disk: &Candidate) -> Result<u64> {
             .seek(SeekFrom::End(0))
             .map_err(|e| Error::system(disk.path.display(), &e));
     }
-    let file = images::File::new(file.into(), &disk.path.display().to_string())
+    let file = images::File::new(file.into(), disk.path.display().to_string())
         .map_err(|e| failed(&disk.path, e))?;
     let header = qcow2::Header::read(&file).map_err(|e| failed(&disk.path, e))?;
     Ok(header.size)
@@ -203,7 +203,7 @@ impl Overlay {
             let mut options = Create::new(size(&self.disk)?);
             options.backing = Some((OsString::from(&self.disk.path), self.disk.format.clone()));
             let own = file.try_clone().map_err(|e| system(&e))?;
-            let image = images::File::new(own.into(), &self.path.display().to_string())
+            let image = images::File::new(own.into(), self.path.display().to_string())
                 .map_err(|e| failed(&self.path, e))?;
             qcow2::create(image, None, &options).map_err(|e| failed(&self.path, e))?;
             file.sync_all().map_err(|e| system(&e))?;
