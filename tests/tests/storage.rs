@@ -879,6 +879,8 @@ fn a_volume_is_a_disk() {
         rig.vireo(&["undefine", "t"]).ok();
     }
     rig.define(&guest("p", "v"));
+    let info = rig.vireo(&["domblkinfo", "t", "vda"]).ok();
+    assert!(info.contains("Capacity:       4194304"), "{info}");
     rig.vireo(&["start", "t"]).ok();
     let xml = rig.vireo(&["dumpxml", "t"]).ok();
     assert!(xml.contains("<source pool='p' volume='v'"), "{xml}");
@@ -1240,4 +1242,274 @@ print("all is well")
         .unwrap()
         .into();
     assert_eq!(run.clone().ok(), "all is well\n", "{}", run.err);
+}
+
+#[test]
+fn odd_files_are_listed_or_left_out() {
+    if missing(&["virsh", "qemu-img"]) {
+        return;
+    }
+    let (rig, folder) = pool();
+    let path = |name: &str| folder.join(name).display().to_string();
+    let qemu_img = |args: &[&str]| program("qemu-img", args);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        "loop2",
+        "-F",
+        "qcow2",
+        &path("loop1"),
+        "1M",
+    ]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        "loop1",
+        "-F",
+        "qcow2",
+        &path("loop2"),
+        "1M",
+    ]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        "gone",
+        "-F",
+        "qcow2",
+        &path("orphan"),
+        "1M",
+    ]);
+    qemu_img(&["create", "-q", "-f", "vmdk", &path("x.vmdk"), "3M"]);
+    qemu_img(&["create", "-q", "-f", "vdi", &path("x.vdi"), "2M"]);
+    let header = fs::read(path("orphan")).unwrap();
+    let forged = |name: &str, at: usize, bytes: &[u8]| {
+        let mut image = header.clone();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        fs::write(folder.join(name), image).unwrap();
+    };
+    forged("huge-backing", 16, &u32::MAX.to_be_bytes());
+    forged("huge-l1", 36, &u32::MAX.to_be_bytes());
+    forged("huge-size", 24, &u64::MAX.to_be_bytes());
+    forged("huge-clusters", 20, &63u32.to_be_bytes());
+    forged("future", 72, &u64::MAX.to_be_bytes());
+    fs::write(folder.join("short"), b"QFI\xfb\0\0\0\x03garbage").unwrap();
+    fs::write(folder.join("empty"), b"").unwrap();
+    fs::create_dir(folder.join("sub")).unwrap();
+    std::os::unix::fs::symlink("nowhere", folder.join("dangling")).unwrap();
+    std::os::unix::fs::symlink("x.vdi", folder.join("link")).unwrap();
+    let fifo = CString::new(path("fifo")).unwrap();
+    // SAFETY: the name is terminated and lives here.
+    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+    let _socket = std::os::unix::net::UnixListener::bind(folder.join("s"));
+    rig.vireo(&["pool-refresh", "p"]).ok();
+    let listed = both(&rig, &["vol-list", "p", "--details"]);
+    let kind = |name: &str| {
+        let line = listed
+            .lines()
+            .find(|line| line.starts_with(&format!(" {name} ")));
+        line.map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            format!("{} {} {}", words[2], words[3], words[4])
+        })
+    };
+    for name in ["dangling", "fifo", "s"] {
+        assert_eq!(kind(name), None, "{listed}");
+    }
+    for (name, said) in [
+        ("loop1", "file 1.00 MiB"),
+        ("orphan", "file 1.00 MiB"),
+        ("x.vmdk", "file 3.00 MiB"),
+        ("x.vdi", "file 2.00 MiB"),
+        ("link", "file 2.00 MiB"),
+        ("short", "file 15.00 B"),
+        ("empty", "file 0.00 B"),
+        ("sub", "dir 0.00 B"),
+    ] {
+        assert_eq!(kind(name).as_deref(), Some(said), "{name} in {listed}");
+    }
+    for name in [
+        "huge-backing",
+        "huge-l1",
+        "huge-size",
+        "huge-clusters",
+        "future",
+    ] {
+        let xml = both(&rig, &["vol-dumpxml", name, "p"]);
+        assert!(xml.contains("<format type='qcow2'/>"), "{xml}");
+    }
+    for name in [
+        "loop1", "orphan", "huge-l1", "future", "short", "sub", "x.vdi",
+    ] {
+        let said = rig.vireo(&["vol-clone", name, "copy", "p"]).fails();
+        assert!(said.contains("Failed to clone vol"), "{said}");
+        assert!(!folder.join("copy").exists(), "{name}");
+        assert!(!rig.vireo(&["vol-list", "p"]).ok().contains(" copy "));
+    }
+    rig.vireo(&["vol-delete", "sub", "p"]).ok();
+    assert!(!folder.join("sub").exists());
+}
+
+#[test]
+fn a_volume_is_there_whole_or_not_at_all() {
+    if missing(&["virsh"]) {
+        return;
+    }
+    let rig = Rig::new();
+    let mut daemon = rig.daemon();
+    let folder = rig.path("p");
+    fs::create_dir(&folder).unwrap();
+    rig.vireo(&[
+        "pool-define-as",
+        "p",
+        "dir",
+        "--target",
+        folder.to_str().unwrap(),
+    ])
+    .ok();
+    rig.vireo(&["pool-start", "p"]).ok();
+    pattern(&folder.join("a"), 64);
+    let whole = fs::read(folder.join("a")).unwrap();
+    rig.vireo(&["pool-refresh", "p"]).ok();
+    for delay in [0, 3, 10, 30, 60] {
+        // Not ours: it would start another daemon.
+        let mut client = rig
+            .virsh_command()
+            .args(["vol-clone", "a", "b", "p"])
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        // SAFETY: kill(2) has no memory effects; the process is this test's child.
+        unsafe { libc::kill(daemon.id() as i32, libc::SIGKILL) };
+        daemon.wait().unwrap();
+        client.wait().unwrap();
+        match fs::read(folder.join("b")) {
+            Ok(copy) => {
+                assert!(copy == whole, "half of it is there");
+                fs::remove_file(folder.join("b")).unwrap();
+            }
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        daemon = rig.daemon();
+        rig.vireo(&["pool-refresh", "p"]).ok();
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+#[test]
+fn a_network_file_system_is_mounted_for_its_pool() {
+    if !is_root() {
+        return left_out("needs root");
+    }
+    // There is no server here: what mounts is a stand-in that mounts memory by the same name.
+    let rig = Rig::new();
+    let script = |name: &str, text: &str| {
+        let file = rig.write(&format!("bin/{name}"), format!("#!/bin/sh\n{text}\n"));
+        program("chmod", &["+x", &file]);
+    };
+    script(
+        "mount",
+        "echo \"$@\" > \"$(dirname \"$0\")/../asked\"\n\
+         [ -e \"$(dirname \"$0\")/../down\" ] && { echo 'mount.nfs: Connection refused' >&2; exit 32; }\n\
+         exec /bin/mount -t tmpfs \"$5\" \"$6\"",
+    );
+    script(
+        "showmount",
+        "[ \"$3\" = server ] && printf '/exports/a b  *\\n/exports/c 192.0.2.0/24\\n'",
+    );
+    let path = format!(
+        "{}:{}",
+        rig.path("bin").display(),
+        std::env::var("PATH").unwrap()
+    );
+    let vireo = |args: &[&str]| -> Run {
+        rig.command("vireo")
+            .env("PATH", &path)
+            .args(args)
+            .output()
+            .unwrap()
+            .into()
+    };
+    let target = rig.path("mnt").display().to_string();
+    vireo(&[
+        "pool-define-as",
+        "n",
+        "netfs",
+        "--source-host",
+        "server",
+        "--source-path",
+        "/exports/c",
+        "--source-format",
+        "nfs",
+        "--source-protocol-ver",
+        "4.2",
+        "--target",
+        &target,
+    ])
+    .ok();
+    vireo(&["pool-build", "n"]).ok();
+    fs::write(rig.path("down"), "").unwrap();
+    let said = vireo(&["pool-start", "n"]).fails();
+    assert!(
+        said.contains("unexpected exit status 32: mount.nfs: Connection refused"),
+        "{said}"
+    );
+    fs::remove_file(rig.path("down")).unwrap();
+    vireo(&["pool-start", "n"]).ok();
+    let asked = fs::read_to_string(rig.path("asked")).unwrap();
+    assert_eq!(
+        asked,
+        format!("-o nodev,nosuid,noexec,nfsvers=4.2 -t nfs server:/exports/c {target}\n")
+    );
+    vireo(&["vol-create-as", "n", "v", "1M"]).ok();
+    let mounted = || {
+        fs::read_to_string("/proc/self/mounts")
+            .unwrap()
+            .contains(&target)
+    };
+    assert!(mounted());
+    // A pool whose file system somebody took away is stopped when that is seen.
+    program("umount", &[&target]);
+    let said = vireo(&["pool-refresh", "n"]).fails();
+    assert!(said.contains("is not mounted"), "{said}");
+    assert!(vireo(&["pool-info", "n"]).ok().contains("inactive"));
+    vireo(&["pool-start", "n"]).ok();
+    vireo(&["pool-destroy", "n"]).ok();
+    assert!(!mounted());
+    let sources = vireo(&["find-storage-pool-sources-as", "netfs", "server"]).ok();
+    assert_eq!(
+        sources,
+        "<sources>
+  <source>
+    <host name='server'/>
+    <dir path='/exports/a b'/>
+    <format type='nfs'/>
+  </source>
+  <source>
+    <host name='server'/>
+    <dir path='/exports/c'/>
+    <format type='nfs'/>
+  </source>
+</sources>
+
+"
+    );
+    let said = vireo(&["find-storage-pool-sources-as", "netfs", "other"]).fails();
+    assert!(
+        said.contains("no storage pools were found on host 'other'"),
+        "{said}"
+    );
 }

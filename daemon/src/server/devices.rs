@@ -8,7 +8,7 @@ use rpc::types::{TypedParam, TypedValue};
 use std::sync::Arc;
 use vmm_api::control::{BalloonStats, DiskStats};
 use xml_schemas::Domain as Definition;
-use xml_schemas::domain::device::{IoTune, Rate};
+use xml_schemas::domain::device::{DiskSource, IoTune, Rate};
 
 use super::{Answer, Call, Daemon, count};
 use crate::drivers::domain::metadata::affect;
@@ -170,7 +170,15 @@ async fn get_block_info(call: Call, args: DomainGetBlockInfoArgs) -> Answer<Doma
             });
         }
     }
-    let info = blocking(move || crate::drivers::domain::devices::image_info(&disk)).await??;
+    let storage = Arc::clone(&call.state().domains.storage);
+    let info = blocking(move || {
+        let mut disk = disk;
+        if let DiskSource::Volume { pool, volume } = &disk.source {
+            disk.source = DiskSource::File(storage.disk_path(pool, volume)?);
+        }
+        crate::drivers::domain::devices::image_info(&disk)
+    })
+    .await??;
     Ok(DomainGetBlockInfoRet {
         allocation: info.allocation,
         capacity: info.capacity,
