@@ -8,10 +8,52 @@ use crate::command::{self, Group};
 const VIRSH: &str = include_str!("compatibility/virsh.txt");
 
 /// Commands that are there, and what of them is not, beyond options that are missing: those are found by comparing.
-const IN_PART: &[(&str, &str)] = &[(
-    "start",
-    "devices that need a screen are left out of the machine; others that are not there are refused by name",
-)];
+const IN_PART: &[(&str, &str)] = &[
+    (
+        "start",
+        "devices that need a screen are left out of the machine; others that are not there are refused by name",
+    ),
+    ("setvcpus", FIXED),
+    ("setvcpu", FIXED),
+    ("schedinfo", LIMITS),
+    ("memtune", LIMITS),
+    ("blkiotune", LIMITS),
+    ("numatune", LIMITS),
+    ("perf", LIMITS),
+    ("cpu-stats", "no times by CPU of the host"),
+    ("iothreadinfo", IOTHREADS),
+    ("iothreadadd", IOTHREADS),
+    ("iothreaddel", IOTHREADS),
+    ("iothreadpin", IOTHREADS),
+    ("iothreadset", IOTHREADS),
+    ("attach-device", PLUG),
+    ("attach-disk", PLUG),
+    ("attach-interface", PLUG),
+    ("detach-device", PLUG),
+    ("detach-device-alias", PLUG),
+    (
+        "update-device",
+        "a running domain's network cards: the link's state only",
+    ),
+    ("change-media", "in definitions"),
+    ("domstats", "nothing of dirtyrate and vm"),
+];
+
+const FIXED: &str = "a running domain's vCPUs are fixed";
+const LIMITS: &str = "kept in definitions; there are no control groups, and a domain that asks for it does not start";
+const IOTHREADS: &str = "kept in definitions; the machine has none";
+const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy sources";
+
+/// Commands that are answered with a refusal, and why.
+const REFUSED: &[(&str, &str)] = &[
+    ("domblkthreshold", "not watched yet"),
+    ("domdirtyrate-calc", "not measured yet"),
+    ("dom-fd-associate", "disks are opened by the daemon"),
+    ("nodedev-detach", "no VFIO yet"),
+    ("nodedev-reattach", "no VFIO yet"),
+    ("nodedev-reset", "no VFIO yet"),
+    ("update-memory-device", "no memory devices yet"),
+];
 
 /// Commands that mean nothing for this virtual machine monitor.
 const NOT_APPLICABLE: &[(&str, &str)] = &[
@@ -31,7 +73,24 @@ const NOT_APPLICABLE: &[(&str, &str)] = &[
         "no encrypted guests: neither SEV nor TDX",
     ),
     ("nodesevinfo", "no encrypted guests: neither SEV nor TDX"),
+    ("dompmsuspend", "guests have no S3"),
     ("dompmwakeup", "guests have no S3"),
+    ("send-key", "guests have no keyboard"),
+    (
+        "domxml-from-native",
+        "QEMU's driver does not have it either",
+    ),
+    ("domxml-to-native", "there is no other format"),
+    (
+        "nodesuspend",
+        "the host is not put to sleep under its guests",
+    ),
+    ("nodedev-create", "no mediated devices"),
+    ("nodedev-destroy", "no mediated devices"),
+    ("nodedev-define", "no mediated devices"),
+    ("nodedev-undefine", "no mediated devices"),
+    ("nodedev-start", "no mediated devices"),
+    ("nodedev-autostart", "no mediated devices"),
     (
         "send-process-signal",
         "QEMU's driver does not have it either",
@@ -70,6 +129,9 @@ fn row(groups: &[Group], name: &'static str, options: &[&str]) -> Row {
     // A command may be there all the same, to show what the daemon says.
     if let Some(why) = find(NOT_APPLICABLE, name) {
         return row("not applicable", why);
+    }
+    if let Some(why) = find(REFUSED, name) {
+        return row("not there", why);
     }
     if let Some((_, why)) = ABSENT.iter().find(|(family, _)| name.starts_with(family)) {
         return row("not there", why);
@@ -153,7 +215,7 @@ mod tests {
 
     #[test]
     fn notes_are_on_what_they_say() {
-        for (name, _) in IN_PART.iter().chain(NOT_APPLICABLE) {
+        for (name, _) in IN_PART.iter().chain(NOT_APPLICABLE).chain(REFUSED) {
             assert!(is_virshs(name), "{name}");
         }
     }

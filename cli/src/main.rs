@@ -10,6 +10,7 @@ mod failure;
 mod far;
 mod help;
 mod image;
+mod keys;
 mod names;
 mod options;
 mod output;

@@ -82,7 +82,13 @@ fn cell(id: u32) -> Cell {
     Cell {
         id,
         memory_kib,
-        pages: vec![(PAGE_KIB, memory_kib / PAGE_KIB)],
+        pages: std::iter::once((PAGE_KIB, memory_kib / PAGE_KIB))
+            .chain(
+                node::huge_pages_kib()
+                    .into_iter()
+                    .map(|kib| (kib, node::huge_pages(id, kib))),
+            )
+            .collect(),
         distances,
         cpus: node::node_cpus(id).into_iter().map(cpu).collect(),
     }
@@ -104,14 +110,16 @@ fn host_has(place: Place) -> bool {
     register & (1 << place.bit) != 0
 }
 
-fn host_features() -> Vec<&'static str> {
+/// Every feature of this host's CPU.
+pub fn host_features() -> Vec<&'static str> {
     features::all()
         .filter(|(_, place)| host_has(*place))
         .map(|(name, _)| name)
         .collect()
 }
 
-fn vendor_name(vendor: Vendor) -> &'static str {
+/// A vendor as libvirt spells it.
+pub fn vendor_name(vendor: Vendor) -> &'static str {
     match vendor {
         Vendor::Intel => "Intel",
         Vendor::Amd => "AMD",
@@ -119,7 +127,8 @@ fn vendor_name(vendor: Vendor) -> &'static str {
     }
 }
 
-fn host_vendor() -> Option<Vendor> {
+/// Who made this host's CPU.
+pub fn host_vendor() -> Option<Vendor> {
     match node::cpuinfo("vendor_id").as_deref() {
         Some("GenuineIntel") => Some(Vendor::Intel),
         Some("AuthenticAMD") => Some(Vendor::Amd),
@@ -162,7 +171,7 @@ fn host_cpu() -> HostCpu {
             .filter(|feature| !of_model.contains(feature))
             .map(str::to_owned)
             .collect(),
-        page_sizes_kib: vec![4],
+        page_sizes_kib: std::iter::once(4).chain(node::huge_pages_kib()).collect(),
     }
 }
 
@@ -226,9 +235,14 @@ pub fn domain(vmm: &Path, wanted: &Wanted) -> Result<String> {
         loaders: Vec::new(),
         cpu: cpu_modes(domain_type == "kvm"),
         devices: devices(),
-        features: ["vmcoreinfo", "genid", "backingStoreInput", "backup"]
-            .map(|name| (name.to_owned(), false))
-            .into(),
+        features: [
+            ("vmcoreinfo", false),
+            ("genid", true),
+            ("backingStoreInput", true),
+            ("backup", false),
+        ]
+        .map(|(name, works)| (name.to_owned(), works))
+        .into(),
     };
     Ok(capabilities.format())
 }
@@ -261,25 +275,43 @@ fn cpu_modes(kvm: bool) -> CpuModes {
     }
 }
 
-/// libvirt's device kinds; none of those that the document knows is there yet.
+/// libvirt's device kinds, and what the machine has of them.
 fn devices() -> Vec<DeviceCapability> {
-    let names = [
-        "disk",
-        "graphics",
-        "video",
-        "hostdev",
-        "rng",
-        "filesystem",
-        "tpm",
-        "redirdev",
-        "channel",
-    ];
-    let absent = |name: &&str| DeviceCapability {
-        name: (*name).to_owned(),
-        supported: false,
-        enums: Vec::new(),
+    let there = |name: &str, enums: &[(&str, &[&str])]| DeviceCapability {
+        name: name.to_owned(),
+        supported: true,
+        enums: enums
+            .iter()
+            .map(|(name, values)| {
+                let values = values.iter().map(|value| (*value).to_owned());
+                ((*name).to_owned(), values.collect())
+            })
+            .collect(),
     };
-    names.iter().map(absent).collect()
+    vec![
+        there(
+            "disk",
+            &[
+                ("diskDevice", &["disk"]),
+                ("bus", &["virtio"]),
+                ("model", &["virtio", "virtio-non-transitional"]),
+            ],
+        ),
+        DeviceCapability::unsupported("graphics"),
+        DeviceCapability::unsupported("video"),
+        DeviceCapability::unsupported("hostdev"),
+        there(
+            "rng",
+            &[
+                ("model", &["virtio", "virtio-non-transitional"]),
+                ("backendModel", &["random", "builtin"]),
+            ],
+        ),
+        DeviceCapability::unsupported("filesystem"),
+        DeviceCapability::unsupported("tpm"),
+        DeviceCapability::unsupported("redirdev"),
+        there("channel", &[("type", &["pty", "unix"])]),
+    ]
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub fn facts(vmm: &Path) -> HostFacts {
 }
 
 /// A line of `/proc/meminfo`, in KiB.
-fn meminfo(name: &str) -> Option<u64> {
+pub fn meminfo(name: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
         .lines()
@@ -72,6 +72,32 @@ pub fn free_memory() -> u64 {
 /// The host's memory in KiB.
 pub fn memory_kib() -> u64 {
     meminfo("MemTotal").unwrap_or(0)
+}
+
+/// Sizes of huge pages, in KiB.
+pub fn huge_pages_kib() -> Vec<u64> {
+    let entries = fs::read_dir("/sys/kernel/mm/hugepages")
+        .into_iter()
+        .flatten();
+    let size = |entry: fs::DirEntry| -> Option<u64> {
+        let name = entry.file_name();
+        let name = name.to_str()?.strip_prefix("hugepages-")?;
+        name.strip_suffix("kB")?.parse().ok()
+    };
+    let mut sizes: Vec<u64> = entries.filter_map(|entry| size(entry.ok()?)).collect();
+    sizes.sort_unstable();
+    sizes
+}
+
+/// How many huge pages of a size a node has.
+pub fn huge_pages(node: u32, kib: u64) -> u64 {
+    let on_node = format!("/sys/devices/system/node/node{node}/hugepages/hugepages-{kib}kB");
+    let on_host = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB");
+    let count = |folder: &str| -> Option<u64> {
+        let text = fs::read_to_string(format!("{folder}/nr_hugepages")).ok()?;
+        text.trim().parse().ok()
+    };
+    count(&on_node).or_else(|| count(&on_host)).unwrap_or(0)
 }
 
 /// Numbers in a list like `0-3,8`.

@@ -19,7 +19,7 @@ use crate::error::{ErrorCode, RemoteError};
 use crate::frame::{Frame, Header, MessageType, Status};
 pub use crate::keepalive::Keepalive;
 use crate::limits::FDS_MAX;
-use crate::procs::{self, KEEPALIVE_PROGRAM, Procedure, REMOTE_PROGRAM};
+use crate::procs::{self, KEEPALIVE_PROGRAM, Procedure, QEMU_PROGRAM, REMOTE_PROGRAM};
 use crate::queue::Queue;
 use crate::stream::{Side, Stream, StreamError, Streams};
 use crate::transport::{Sink, Source, Transport};
@@ -478,7 +478,7 @@ impl Task {
                 (KEEPALIVE_PROGRAM, MessageType::Message) => {
                     crate::keepalive::take(&self.queue, header.procedure).await;
                 }
-                (REMOTE_PROGRAM, MessageType::Reply | MessageType::ReplyWithFds) => {
+                (REMOTE_PROGRAM | QEMU_PROGRAM, MessageType::Reply | MessageType::ReplyWithFds) => {
                     let waiting = self
                         .inner
                         .upgrade()

@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 
 use crate::limits::{FDS_MAX, HEADER_SIZE, LENGTH_SIZE, MESSAGE_MAX};
 use crate::procs::{
-    KEEPALIVE_PROGRAM, KEEPALIVE_VERSION, Procedure, REMOTE_PROGRAM, REMOTE_VERSION,
+    KEEPALIVE_PROGRAM, KEEPALIVE_VERSION, Procedure, QEMU_BASE, QEMU_PROGRAM, QEMU_VERSION,
+    REMOTE_PROGRAM, REMOTE_VERSION,
 };
 use crate::xdr::{Decode, Decoder, Encode, Encoder, XdrError};
 
@@ -89,13 +90,28 @@ pub struct Header {
 impl Header {
     /// The header of a call.
     pub fn call<A, R>(procedure: Procedure<A, R>, serial: u32) -> Self {
+        let number = procedure.number();
+        let (program, version, procedure) = if number > QEMU_BASE {
+            (QEMU_PROGRAM, QEMU_VERSION, number - QEMU_BASE)
+        } else {
+            (REMOTE_PROGRAM, REMOTE_VERSION, number)
+        };
         Header {
-            program: REMOTE_PROGRAM,
-            version: REMOTE_VERSION,
-            procedure: procedure.number(),
+            program,
+            version,
+            procedure,
             kind: MessageType::Call,
             serial,
             status: Status::Ok,
+        }
+    }
+
+    /// The procedure's number as [`Procedure::number`] has it, whatever the program; -1 for none there could be.
+    pub fn number(&self) -> i32 {
+        match self.program {
+            QEMU_PROGRAM if (1..QEMU_BASE).contains(&self.procedure) => QEMU_BASE + self.procedure,
+            REMOTE_PROGRAM if self.procedure < QEMU_BASE => self.procedure,
+            _ => -1,
         }
     }
 

@@ -5,6 +5,7 @@
 //! ([`domain::Domain`]); everything else stays a subtree and is printed back in libvirt's order.
 
 pub mod capabilities;
+pub mod cpuset;
 pub mod dom;
 pub mod domain;
 pub mod domcaps;

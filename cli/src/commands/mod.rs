@@ -1,8 +1,10 @@
 //! The commands: one file a group of related ones, and what they share.
 
+pub mod agent;
 pub mod block;
 pub mod completion;
 pub mod console;
+pub mod cpu;
 pub mod definition;
 pub mod domain;
 pub mod events;
@@ -13,16 +15,22 @@ pub mod metadata;
 pub mod monitor;
 pub mod network;
 pub mod network_parts;
+pub mod node;
+pub mod nodedev;
 pub mod params;
+pub mod plug;
 pub mod pool;
 pub mod pool_list;
+pub mod rarely;
 pub mod resources;
 pub mod save;
 pub mod secret;
 pub mod snapshot;
 pub mod ssh_helper;
 pub mod stats;
+pub mod tunables;
 mod undefine_storage;
+pub mod vcpus;
 pub mod virsh;
 pub mod volume;
 pub mod volume_make;
@@ -66,6 +74,7 @@ pub const GROUPS: &[Group] = &[
             stats::DOMMEMSTAT,
             monitor::DOMSTATE,
             stats::DOMSTATS,
+            agent::DOMTIME,
             list::LIST,
         ],
     },
@@ -78,14 +87,26 @@ pub const GROUPS: &[Group] = &[
         title: "Host and Hypervisor",
         keyword: "host",
         commands: &[
+            node::ALLOCPAGES,
             host::CAPABILITIES,
+            cpu::CPU_BASELINE,
+            cpu::CPU_COMPARE,
+            cpu::CPU_MODELS,
             host::DOMCAPABILITIES,
             host::FREECELL,
+            node::FREEPAGES,
             host::HOST_VALIDATE,
             host::HOSTNAME,
+            cpu::HYPERVISOR_CPU_BASELINE,
+            cpu::HYPERVISOR_CPU_COMPARE,
             host::MAXVCPUS,
+            node::NODE_MEMORY_TUNE,
             host::NODECPUMAP,
+            node::NODECPUSTATS,
             host::NODEINFO,
+            node::NODEMEMSTATS,
+            node::NODESEVINFO,
+            node::NODESUSPEND,
             host::SYSINFO,
             host::URI,
             host::VERSION,
@@ -121,7 +142,21 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Node Device",
         keyword: "nodedev",
-        commands: &[events::object_events::NODEDEV_EVENT],
+        commands: &[
+            nodedev::NODEDEV_AUTOSTART,
+            nodedev::NODEDEV_CREATE,
+            nodedev::NODEDEV_DEFINE,
+            nodedev::NODEDEV_DESTROY,
+            nodedev::NODEDEV_DETACH,
+            nodedev::NODEDEV_DUMPXML,
+            events::object_events::NODEDEV_EVENT,
+            nodedev::NODEDEV_INFO,
+            nodedev::NODEDEV_LIST,
+            nodedev::NODEDEV_REATTACH,
+            nodedev::NODEDEV_RESET,
+            nodedev::NODEDEV_START,
+            nodedev::NODEDEV_UNDEFINE,
+        ],
     },
     Group {
         title: "Secret",
@@ -228,32 +263,74 @@ pub const GROUPS: &[Group] = &[
 ];
 
 const DOMAIN_COMMANDS: &[Command] = &[
+    plug::ATTACH_DEVICE,
+    plug::ATTACH_DISK,
+    plug::ATTACH_INTERFACE,
     domain::AUTOSTART,
     block::BLKDEVIOTUNE,
+    tunables::BLKIOTUNE,
     block::BLOCKRESIZE,
+    plug::CHANGE_MEDIA,
     console::CONSOLE,
+    vcpus::CPU_STATS,
     definition::CREATE,
     definition::DEFINE,
     metadata::DESC,
     domain::DESTROY,
+    plug::DETACH_DEVICE,
+    plug::DETACH_DEVICE_ALIAS,
+    plug::DETACH_DISK,
+    plug::DETACH_INTERFACE,
+    rarely::DOM_FD_ASSOCIATE,
+    rarely::DOMBLKTHRESHOLD,
+    rarely::DOMDIRTYRATE_CALC,
+    rarely::DOMDISPLAY,
+    agent::DOMFSFREEZE,
+    agent::DOMFSINFO,
+    agent::DOMFSTHAW,
+    agent::DOMFSTRIM,
+    agent::DOMHOSTNAME,
     domain::DOMID,
     save::job::DOMJOBABORT,
     save::job::DOMJOBINFO,
     interface::DOMIF_SETLINK,
     interface::DOMIFTUNE,
+    rarely::DOMLAUNCHSECINFO,
     domain::DOMNAME,
+    rarely::DOMPMSUSPEND,
+    rarely::DOMPMWAKEUP,
     domain::DOMRENAME,
+    rarely::DOMSETLAUNCHSECSTATE,
     domain::DOMUUID,
     save::DUMP,
+    rarely::DOMXML_FROM_NATIVE,
+    rarely::DOMXML_TO_NATIVE,
     definition::DUMPXML,
     definition::EDIT,
+    vcpus::EMULATORPIN,
+    agent::GET_USER_SSHKEYS,
+    agent::GUEST_AGENT_TIMEOUT,
+    agent::GUESTINFO,
+    vcpus::GUESTVCPUS,
     domain::INJECT_NMI,
     save::MANAGEDSAVE,
     save::image::MANAGEDSAVE_DEFINE,
     save::image::MANAGEDSAVE_DUMPXML,
     save::image::MANAGEDSAVE_EDIT,
     save::MANAGEDSAVE_REMOVE,
+    vcpus::IOTHREADADD,
+    vcpus::IOTHREADDEL,
+    vcpus::IOTHREADINFO,
+    vcpus::IOTHREADPIN,
+    vcpus::IOTHREADSET,
+    rarely::LXC_ENTER_NAMESPACE,
+    tunables::MEMTUNE,
     metadata::METADATA,
+    tunables::NUMATUNE,
+    tunables::PERF,
+    agent::QEMU_AGENT_COMMAND,
+    rarely::QEMU_ATTACH,
+    rarely::QEMU_MONITOR_COMMAND,
     domain::REBOOT,
     domain::RESET,
     save::RESTORE,
@@ -262,15 +339,28 @@ const DOMAIN_COMMANDS: &[Command] = &[
     save::image::SAVE_IMAGE_DEFINE,
     save::image::SAVE_IMAGE_DUMPXML,
     save::image::SAVE_IMAGE_EDIT,
+    tunables::SCHEDINFO,
+    rarely::SCREENSHOT,
+    rarely::SEND_KEY,
+    rarely::SEND_PROCESS_SIGNAL,
     stats::SET_LIFECYCLE_ACTION,
+    agent::SET_USER_PASSWORD,
+    agent::SET_USER_SSHKEYS,
     resources::SETMAXMEM,
     resources::SETMEM,
+    vcpus::SETVCPU,
+    vcpus::SETVCPUS,
     domain::SHUTDOWN,
     domain::START,
     domain::SUSPEND,
     console::TTYCONSOLE,
     definition::UNDEFINE,
+    plug::UPDATE_DEVICE,
+    rarely::UPDATE_MEMORY_DEVICE,
     resources::VCPUCOUNT,
+    vcpus::VCPUINFO,
+    vcpus::VCPUPIN,
+    rarely::VNCDISPLAY,
 ];
 
 /// What a domain may be named by.

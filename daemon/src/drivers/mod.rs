@@ -2,5 +2,6 @@
 
 pub mod domain;
 pub mod network;
+pub mod nodedev;
 pub mod secret;
 pub mod storage;

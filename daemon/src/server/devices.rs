@@ -38,7 +38,6 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
             set_interface_parameters,
         )
         .on(procs::DOMAIN_INTERFACE_ADDRESSES, interface_addresses)
-        .on(procs::DOMAIN_UPDATE_DEVICE_FLAGS, update_device_flags)
         .on(procs::DOMAIN_MEMORY_STATS, memory_stats)
         .on(
             procs::DOMAIN_SET_MEMORY_STATS_PERIOD,
@@ -442,16 +441,6 @@ async fn interface_addresses(
     Ok(DomainInterfaceAddressesRet {
         ifaces: wire.collect(),
     })
-}
-
-async fn update_device_flags(call: Call, args: DomainUpdateDeviceFlagsArgs) -> Answer<()> {
-    check_flags(args.flags, IMPACT, "qemuDomainUpdateDeviceFlags")?;
-    let domain = call.state().pin(&args.dom)?;
-    Ok(call
-        .state()
-        .domains
-        .update_device(domain, &args.xml, args.flags)
-        .await?)
 }
 
 /// virDomainMemoryStatTags with their values.

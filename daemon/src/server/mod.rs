@@ -1,16 +1,23 @@
 //! From the wire to the drivers.
 
+mod agent;
 mod connect;
 mod device_stats;
 mod devices;
 mod domain;
 mod events;
+mod host;
 mod monitor;
 mod network;
+mod nodedev;
+mod plug;
+mod rarely;
 mod save;
 mod secret;
 mod snapshot;
 mod storage;
+mod tunables;
+mod vcpus;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -156,6 +163,13 @@ impl Calls {
         let router = save::routes(router);
         let router = snapshot::routes(router);
         let router = devices::routes(router);
+        let router = vcpus::routes(router);
+        let router = agent::routes(router);
+        let router = tunables::routes(router);
+        let router = rarely::routes(router);
+        let router = plug::routes(router);
+        let router = host::routes(router);
+        let router = nodedev::routes(router);
         let router = router.on_disconnect(|daemon, connection| daemon.see_off(connection));
         let known = router.procedures().into_iter().collect();
         Self { router, known }

@@ -12,11 +12,13 @@
 //!
 //! libvirt also has priorities for procedures, for its pool of worker threads; calls here run side by side anyhow.
 
+mod qemu;
 mod table;
 
 use std::fmt;
 use std::marker::PhantomData;
 
+pub use self::qemu::*;
 pub use self::table::*;
 use crate::error::ErrorDomain;
 
@@ -24,6 +26,12 @@ use crate::error::ErrorDomain;
 pub const REMOTE_PROGRAM: u32 = 0x2000_8086;
 /// The version of [`REMOTE_PROGRAM`].
 pub const REMOTE_VERSION: u32 = 1;
+/// The program of what only QEMU's driver has.
+pub const QEMU_PROGRAM: u32 = 0x2000_8087;
+/// The version of [`QEMU_PROGRAM`].
+pub const QEMU_VERSION: u32 = 1;
+/// What is added to the numbers of [`QEMU_PROGRAM`]'s procedures where those of both programs stand side by side.
+pub const QEMU_BASE: i32 = 1 << 20;
 /// The program that tells whether the peer is alive.
 pub const KEEPALIVE_PROGRAM: u32 = 0x6b65_6570;
 /// The version of [`KEEPALIVE_PROGRAM`].
@@ -41,14 +49,14 @@ pub struct Procedure<A, R> {
 }
 
 impl<A, R> Procedure<A, R> {
-    const fn new(number: i32) -> Self {
+    pub(crate) const fn new(number: i32) -> Self {
         Procedure {
             number,
             types: PhantomData,
         }
     }
 
-    /// The number on the wire.
+    /// The number on the wire; for the QEMU program's with [`QEMU_BASE`] added.
     pub const fn number(self) -> i32 {
         self.number
     }
@@ -117,6 +125,9 @@ pub struct ProcedureInfo {
 
 /// Looks a procedure up by its number.
 pub fn info(number: i32) -> Option<&'static ProcedureInfo> {
+    if number > QEMU_BASE {
+        return QEMU_PROCEDURES.iter().find(|info| info.number == number);
+    }
     let index = usize::try_from(number).ok()?.checked_sub(1)?;
     // The numbers have no gap, so the table is its own index; a test holds it to that.
     PROCEDURES.get(index)

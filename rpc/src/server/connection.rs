@@ -17,8 +17,8 @@ use crate::error::{ErrorCode, ErrorDomain, RemoteError};
 use crate::frame::{Frame, FrameError, Header, MessageType, Status};
 use crate::limits::{FDS_MAX, MESSAGE_MAX};
 use crate::procs::{
-    self, Access, KEEPALIVE_PROGRAM, KEEPALIVE_VERSION, Procedure, ProcedureInfo, REMOTE_PROGRAM,
-    REMOTE_VERSION,
+    self, Access, KEEPALIVE_PROGRAM, KEEPALIVE_VERSION, Procedure, ProcedureInfo, QEMU_PROGRAM,
+    QEMU_VERSION, REMOTE_PROGRAM, REMOTE_VERSION,
 };
 use crate::queue::Queue;
 use crate::stream::{Side, StreamError, Streams};
@@ -252,7 +252,8 @@ impl Connection {
             (REMOTE_PROGRAM, REMOTE_VERSION, MessageType::Stream | MessageType::StreamHole) => {
                 self.inner.streams.take(frame).await;
             }
-            (REMOTE_PROGRAM, REMOTE_VERSION, MessageType::Call | MessageType::CallWithFds) => {
+            (REMOTE_PROGRAM, REMOTE_VERSION, MessageType::Call | MessageType::CallWithFds)
+            | (QEMU_PROGRAM, QEMU_VERSION, MessageType::Call | MessageType::CallWithFds) => {
                 if header.status != Status::Ok {
                     let text = format!("Unexpected message status {}", i32::from(header.status));
                     return self.answer(header, Err(RemoteError::rpc(text))).await;
@@ -295,7 +296,7 @@ impl Connection {
                 Err(error) => Err(error),
             };
             connection.answer(header, result).await;
-            if header.procedure == procs::CONNECT_CLOSE.number() {
+            if header.number() == procs::CONNECT_CLOSE.number() {
                 connection.inner.queue.end();
             }
             drop(slot);
@@ -304,9 +305,9 @@ impl Connection {
 
     /// Decides whether a call is served: the one place where that is decided.
     fn admit(&self, frame: &Frame) -> Result<&'static ProcedureInfo, RemoteError> {
-        let number = frame.header.procedure;
+        let number = frame.header.number();
         let Some(info) = procs::info(number).filter(|info| !info.event) else {
-            return Err(RemoteError::unknown_procedure(number));
+            return Err(RemoteError::unknown_procedure(frame.header.procedure));
         };
         let opened = self.inner.opened.load(Ordering::Acquire);
         let open = procs::CONNECT_OPEN.number();

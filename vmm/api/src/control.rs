@@ -12,7 +12,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::LifecycleAction;
-use crate::devices::{Bandwidth, DiskLimits, ErrorPolicy, WatchdogAction};
+use crate::devices::{Bandwidth, DeviceConfig, DiskLimits, ErrorPolicy, WatchdogAction};
 
 /// Longest frame in bytes, without its length field.
 pub const MAX_FRAME: u32 = 1 << 20;
@@ -54,6 +54,10 @@ pub enum Call {
     /// What the guest's own power-off does from now on (libvirt's set-lifecycle-action; `reboot`
     /// is a power button press with `Restart` set, put back by the caller after `Event::Shutdown`).
     OnPoweroff(LifecycleAction),
+    /// What the guest's own reset does from now on.
+    OnReboot(LifecycleAction),
+    /// What a panic of the guest does from now on.
+    OnCrash(LifecycleAction),
     /// Counters of every device: `Answer::Stats`.
     Stats,
     /// The memory the guest is to keep, in bytes; done when the balloon has been told.
@@ -88,6 +92,13 @@ pub enum Call {
         id: String,
         /// All of them, anew.
         limits: DiskLimits,
+    },
+    /// Plugs a device into the empty slot of a root port. Descriptors in it count those passed along, from 0.
+    AddDevice(Box<DeviceConfig>),
+    /// Asks the guest to let go of a device behind a root port: `Event::DeviceRemoved` follows, unless it refuses.
+    RemoveDevice {
+        /// The device.
+        id: String,
     },
     /// Makes a disk larger, or (raw) smaller; the guest is told.
     ResizeDisk {
@@ -395,6 +406,11 @@ pub enum Event {
     BalloonChange {
         /// RAM the guest keeps now, bytes.
         actual_bytes: u64,
+    },
+    /// A device was taken out of its slot.
+    DeviceRemoved {
+        /// The device.
+        id: String,
     },
     /// A program in the guest opened or closed a channel (the guest agent, say).
     PortState {

@@ -43,6 +43,44 @@ pub struct DeviceConfig {
     pub kind: DeviceKind,
 }
 
+impl DeviceConfig {
+    /// Every file, socket and descriptor it is made from.
+    pub fn resources_mut(&mut self) -> Vec<&mut Resource> {
+        fn image<'a>(config: &'a mut ImageConfig, to: &mut Vec<&'a mut Resource>) {
+            to.push(&mut config.file);
+            to.extend(config.data_file.as_mut());
+            to.extend(config.passphrase.as_mut());
+            if let Some(backing) = &mut config.backing {
+                image(backing, to);
+            }
+        }
+        let mut all = Vec::new();
+        match &mut self.kind {
+            DeviceKind::Disk(disk) => {
+                if let Some(of) = &mut disk.image {
+                    image(of, &mut all);
+                }
+            }
+            DeviceKind::Net(net) => match &mut net.backend {
+                NetBackend::Tap(taps) => all.extend(taps),
+                NetBackend::Stream(stream) => all.push(stream),
+            },
+            DeviceKind::Rng(rng) => all.push(&mut rng.source),
+            DeviceKind::Vsock(vsock) => all.extend(vsock.listener.as_mut()),
+            DeviceKind::Console(console) => {
+                all.extend(
+                    console
+                        .ports
+                        .iter_mut()
+                        .filter_map(|port| port.log.as_mut()),
+                );
+            }
+            DeviceKind::RootPort(_) | DeviceKind::Balloon(_) | DeviceKind::Watchdog(_) => {}
+        }
+        all
+    }
+}
+
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

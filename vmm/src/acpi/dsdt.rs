@@ -2,8 +2,9 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, PackageBuilder, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal,
+    IO, If, Interrupt, Memory32Fixed, Method, Name, Or, Package, PackageBuilder, Path,
+    ResourceTemplate, Return, Scope, Uuid,
 };
 
 use super::Description;
@@ -129,8 +130,39 @@ fn pci_bridge(machine: &Description) -> Vec<u8> {
             &name("_BBN", &0_u8),
             &name("_CRS", &ResourceTemplate::new(resources)),
             &name("_PRT", &routing),
+            &PciControl,
         ],
     ))
+}
+
+/// `_OSC` (PCI Firmware Specification 3.2, 4.5.1): the guest's own driver may have hot-plug, which is native, and
+/// the Express capability; no firmware has the rest either, so that nothing else is granted.
+struct PciControl;
+
+impl Aml for PciControl {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        /// Control bits: native hot-plug, Express capability structure.
+        const GRANTED: u8 = 1 << 0 | 1 << 4;
+        /// Status bit: the UUID is unknown.
+        const UNKNOWN: u8 = 1 << 2;
+        let host_bridge = Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766");
+        let (status, control) = (Path::new("CDW1"), Path::new("CDW3"));
+        let field = CreateDWordField::new(&control, &Arg(3), &8_u8);
+        let grant = And::new(&control, &control, &GRANTED);
+        let refuse = Or::new(&status, &status, &UNKNOWN);
+        Method::new(
+            Path::new("_OSC"),
+            4,
+            true,
+            vec![
+                &CreateDWordField::new(&status, &Arg(3), &0_u8),
+                &If::new(&Equal::new(&Arg(0), &host_bridge), vec![&field, &grant]),
+                &Else::new(vec![&refuse]),
+                &Return::new(&Arg(3)),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
 }
 
 /// Ports and memory taken by no device a driver binds to: ECAM must be among them.

@@ -453,6 +453,7 @@ impl Machine {
             state: MachineState::Paused,
             was_stopped: false,
             devices_paused: false,
+            unplugging: Vec::new(),
             starts_by_itself: !config.start_paused,
             awaited,
             ending: None,

@@ -87,6 +87,7 @@ impl Machine {
             match notice {
                 Notice::Tell(event) => self.event(event),
                 Notice::StandStill => self.stand_still(),
+                Notice::SlotOff(index) => self.slot_off(index),
                 Notice::Pause(event) => {
                     self.event(event);
                     if let Err(message) = self.pause() {
@@ -130,6 +131,10 @@ impl Machine {
         // Devices are reset while they run: what they had in hand is history too.
         if std::mem::take(&mut self.devices_paused) {
             self.devices.pci.root.functions().for_each(|f| f.resume());
+        }
+        // A guest that begins anew has let go of everything.
+        for (index, _) in std::mem::take(&mut self.unplugging) {
+            self.slot_off(index);
         }
         // What the vCPUs asked for before is history.
         self.gate.take_messages();

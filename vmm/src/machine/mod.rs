@@ -6,6 +6,7 @@ mod devices;
 mod lifecycle;
 mod migrate;
 mod pc;
+mod plug;
 mod run;
 mod save;
 
@@ -15,7 +16,7 @@ pub use run::block_signals;
 use pc::Pc;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hypervisor::{CpuidEntry, VcpuState, Vm};
 use nix::sys::epoll::Epoll;
@@ -162,6 +163,8 @@ pub struct Machine {
     was_stopped: bool,
     /// PCI functions are paused, or were never resumed.
     devices_paused: bool,
+    /// Buses whose devices the guest was asked to let go of, and when.
+    unplugging: Vec<(u8, Instant)>,
     /// Consoles whose first peer the start waits for.
     awaited: Vec<usize>,
     /// The guest starts when they have come.

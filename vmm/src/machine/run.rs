@@ -144,20 +144,16 @@ impl Machine {
             }
             return;
         }
-        if let Call::SwitchDisks { disks } = &asked.request.call {
-            let result = self.switch_disks(disks, asked.descriptors);
-            let reply = Reply {
-                id: asked.request.id,
-                result: result
-                    .map(|()| Answer::Done)
-                    .map_err(|message| Failure { message }),
-            };
-            self.send(asked.by, &FromVmm::Reply(reply));
-            return;
-        }
-        let result = self
-            .carry_out(&asked.request.call)
-            .map_err(|message| Failure { message });
+        let result = match &asked.request.call {
+            Call::SwitchDisks { disks } => self
+                .switch_disks(disks, asked.descriptors)
+                .map(|()| Answer::Done),
+            Call::AddDevice(config) => self
+                .add_device(config, asked.descriptors)
+                .map(|()| Answer::Done),
+            call => self.carry_out(call),
+        };
+        let result = result.map_err(|message| Failure { message });
         let reply = FromVmm::Reply(Reply {
             id: asked.request.id,
             result,
@@ -174,6 +170,8 @@ impl Machine {
     fn carry_out(&mut self, call: &Call) -> Result<Answer, String> {
         match call {
             Call::Query => return Ok(Answer::Status(self.status())),
+            Call::RemoveDevice { id } => self.remove_device(id)?,
+            Call::AddDevice(_) => return Err("a device comes with its descriptors".into()),
             Call::Pause => {
                 self.stay_paused();
                 self.pause()?;
@@ -215,6 +213,8 @@ impl Machine {
             }
             Call::Nmi => self.threads.each(|_| Job::Nmi),
             Call::OnPoweroff(action) => self.config.on_poweroff = *action,
+            Call::OnReboot(action) => self.config.on_reboot = *action,
+            Call::OnCrash(action) => self.config.on_crash = *action,
             Call::Stats => return Ok(Answer::Stats(self.devices.pci.stats())),
             Call::SetBalloon { target_bytes } => {
                 if *target_bytes > self.memory.size() {

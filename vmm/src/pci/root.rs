@@ -1,7 +1,7 @@
 //! PCI Express root complex: configuration space through ports 0xcf8/0xcfc (PCI 3.0, 3.2.2.3.2)
 //! and ECAM (PCI Express 7.2.2), and the reset control register at 0xcf9.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hypervisor::Flow;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,8 @@ pub struct PciState {
 #[derive(Debug)]
 pub struct PciRoot {
     state: Mutex<PciState>,
-    slots: Vec<Slot>,
+    /// Behind root ports functions come and go.
+    slots: RwLock<Vec<Slot>>,
     requests: Arc<dyn Requests>,
 }
 
@@ -86,16 +87,47 @@ impl PciRoot {
     pub fn new(requests: Arc<dyn Requests>) -> Self {
         Self {
             state: Mutex::default(),
-            slots: Vec::new(),
+            slots: RwLock::default(),
             requests,
         }
+    }
+
+    fn slots(&self) -> RwLockReadGuard<'_, Vec<Slot>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slots_mut(&self) -> RwLockWriteGuard<'_, Vec<Slot>> {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the functions out that are behind the root port which leads to bus `index`.
+    pub fn take_behind(&self, index: u8) -> Vec<Arc<dyn Function>> {
+        let mut taken = Vec::new();
+        self.slots_mut().retain(|slot| {
+            let stays = index == 0 || slot.place.bus != index;
+            if !stays {
+                taken.push(slot.function.clone());
+            }
+            stays
+        });
+        taken
+    }
+
+    /// The root port that leads to bus `index`.
+    #[must_use]
+    pub fn port(&self, index: u8) -> Option<Arc<RootPort>> {
+        let slots = self.slots();
+        let mut ports = slots.iter().filter_map(|slot| slot.port.as_ref());
+        ports
+            .find(|port| port.0 == index)
+            .map(|port| port.1.clone())
     }
 
     /// Puts a function at its place.
     ///
     /// # Errors
     /// The place is taken, or there is no such place.
-    pub fn insert(&mut self, place: Place, function: Arc<dyn Function>) -> Result<(), PlaceError> {
+    pub fn insert(&self, place: Place, function: Arc<dyn Function>) -> Result<(), PlaceError> {
         self.put(place, function, None)
     }
 
@@ -104,7 +136,7 @@ impl PciRoot {
     /// # Errors
     /// The place is taken, or there is no such place.
     pub fn insert_port(
-        &mut self,
+        &self,
         place: Place,
         index: u8,
         port: Arc<RootPort>,
@@ -119,7 +151,7 @@ impl PciRoot {
     }
 
     fn put(
-        &mut self,
+        &self,
         place: Place,
         function: Arc<dyn Function>,
         port: Option<(u8, Arc<RootPort>)>,
@@ -127,7 +159,7 @@ impl PciRoot {
         if place.device > 31 || place.function > 7 {
             return Err(PlaceError::Nowhere(place, "there is no such slot"));
         }
-        if self.slots.iter().any(|slot| slot.place == place) {
+        if self.slots().iter().any(|slot| slot.place == place) {
             return Err(PlaceError::Taken(place));
         }
         if place.bus != 0 {
@@ -139,13 +171,14 @@ impl PciRoot {
             }
         }
         let mut shared = false;
-        for slot in &mut self.slots {
+        let mut slots = self.slots_mut();
+        for slot in slots.iter_mut() {
             if (slot.place.bus, slot.place.device) == (place.bus, place.device) {
                 slot.shared = true;
                 shared = true;
             }
         }
-        self.slots.push(Slot {
+        slots.push(Slot {
             place,
             function,
             port,
@@ -157,20 +190,25 @@ impl PciRoot {
     /// Where the root port is that leads to bus `index`.
     #[must_use]
     pub fn port_to(&self, index: u8) -> Option<Place> {
-        self.slots
+        self.slots()
             .iter()
             .find(|slot| slot.port.as_ref().is_some_and(|port| port.0 == index))
             .map(|slot| slot.place)
     }
 
     /// Every function that is there, root ports before what is behind them.
-    pub fn functions(&self) -> impl Iterator<Item = &Arc<dyn Function>> {
-        self.slots.iter().map(|slot| &slot.function)
+    pub fn functions(&self) -> impl Iterator<Item = Arc<dyn Function>> + use<> {
+        self.placed().map(|(_, function)| function)
     }
 
     /// Every function with its place, root ports before what is behind them.
-    pub fn placed(&self) -> impl Iterator<Item = (Place, &Arc<dyn Function>)> {
-        self.slots.iter().map(|slot| (slot.place, &slot.function))
+    pub fn placed(&self) -> impl Iterator<Item = (Place, Arc<dyn Function>)> + use<> {
+        let slots = self.slots();
+        let all: Vec<_> = slots
+            .iter()
+            .map(|slot| (slot.place, slot.function.clone()))
+            .collect();
+        all.into_iter()
     }
 
     /// Takes over a saved state of the root complex itself.
@@ -189,13 +227,14 @@ impl PciRoot {
     /// Power-on state, functions included.
     pub fn reset(&self) {
         *lock(&self.state) = PciState::default();
-        for slot in &self.slots {
-            slot.function.reset();
+        for function in self.functions() {
+            function.reset();
         }
     }
 
     /// The function the guest means: bus numbers are what it gave the root ports.
-    fn find(&self, at: Target) -> Option<&Slot> {
+    fn find(&self, at: Target) -> Option<(Arc<dyn Function>, bool)> {
+        let slots = self.slots();
         let bus = if at.bus == 0 {
             0
         } else {
@@ -203,23 +242,24 @@ impl PciRoot {
                 let (index, port) = slot.port.as_ref()?;
                 (port.secondary() == at.bus).then_some(*index)
             };
-            self.slots.iter().find_map(behind)?
+            slots.iter().find_map(behind)?
         };
         let place = Place {
             bus,
             device: at.function >> 3,
             function: at.function & 7,
         };
-        self.slots.iter().find(|slot| slot.place == place)
+        let slot = slots.iter().find(|slot| slot.place == place)?;
+        Some((slot.function.clone(), slot.shared))
     }
 
     /// Reads up to 4 bytes of configuration space; all ones where there is no function.
     fn config_read(&self, at: Target, width: u8) -> u32 {
-        let Some(slot) = self.find(at) else {
+        let Some((function, shared)) = self.find(at) else {
             return mask(width);
         };
-        let mut value = slot.function.read_config(at.register, width);
-        if slot.shared && at.register & !3 == HEADER_TYPE & !3 {
+        let mut value = function.read_config(at.register, width);
+        if shared && at.register & !3 == HEADER_TYPE & !3 {
             let bit = MULTIFUNCTION << (8 * u32::from(HEADER_TYPE & 3));
             value |= bit >> (8 * u32::from(at.register & 3));
         }
@@ -227,9 +267,9 @@ impl PciRoot {
     }
 
     fn config_write(&self, at: Target, width: u8, value: u32) {
-        if let Some(slot) = self.find(at) {
+        if let Some((function, _)) = self.find(at) {
             let value = value & mask(width);
-            slot.function.write_config(at.register, width, value);
+            function.write_config(at.register, width, value);
         }
     }
 
@@ -327,7 +367,7 @@ mod tests {
     /// A root complex with nothing but an endpoint 1af4:0008 at 0.
     fn root() -> (Arc<Recorder>, Arc<PciRoot>) {
         let recorder = Arc::new(Recorder::default());
-        let mut root = PciRoot::new(recorder.clone());
+        let root = PciRoot::new(recorder.clone());
         root.insert(place(0, 0, 0), endpoint(8)).unwrap();
         (recorder, Arc::new(root))
     }
@@ -385,7 +425,7 @@ mod tests {
 
     #[test]
     fn root_ports_lead_to_the_buses_the_guest_numbered() {
-        let mut root = PciRoot::new(Arc::new(Recorder::default()));
+        let root = PciRoot::new(Arc::new(Recorder::default()));
         root.insert(place(0, 0, 0), endpoint(1)).unwrap();
         root.insert_port(place(0, 1, 0), 1, port()).unwrap();
         root.insert_port(place(0, 1, 1), 2, port()).unwrap();

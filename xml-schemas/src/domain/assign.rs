@@ -87,7 +87,15 @@ fn controllers(devices: &mut Devices) -> Result<(), XmlError> {
     for controller in devices.rest.iter_mut().filter(|e| e.name == "controller") {
         if index_of(controller).is_none() {
             let kind = controller.attr("type").unwrap_or_default().to_owned();
+            let root = controller
+                .attr("model")
+                .is_some_and(|model| model.ends_with("-root"));
+            let behind_root = kind == "pci" && !root;
             let taken = taken.entry(kind).or_default();
+            if behind_root {
+                // The root's own, which need not be listed.
+                taken.insert(0);
+            }
             let index = lowest_free(taken);
             taken.insert(index);
             controller.set_attr("index", index.to_string());

@@ -357,7 +357,7 @@ impl super::Devices {
     }
 
     /// Brings what was added into libvirt's order, as a document that is read again has it.
-    fn arrange(&mut self) {
+    pub fn arrange(&mut self) {
         let mut devices = Element::new("devices");
         std::mem::take(&mut self.rest)
             .into_iter()

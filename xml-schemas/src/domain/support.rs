@@ -107,9 +107,6 @@ pub(super) fn unsupported(domain: &Domain) -> Vec<Unsupported> {
             found.push(Unsupported::new(format!("{name} '{}'", action.as_str())));
         }
     }
-    if domain.vcpu.cpuset.is_some() {
-        found.push(Unsupported::new("vcpu cpuset"));
-    }
     if domain.memory.max.is_some() {
         found.push(Unsupported::new("maxMemory"));
     }
@@ -244,7 +241,18 @@ fn section(e: &Element) -> Option<Unsupported> {
         "pm" => e
             .elements()
             .any(|state| state.attr("enabled") == Some("yes")),
-        "vcpus" => e.elements().any(|cpu| cpu.attr("enabled") == Some("no")),
+        // The machine starts with its first vCPUs.
+        "vcpus" => {
+            let on = |cpu: &&Element| cpu.attr("enabled") != Some("no");
+            e.elements().skip_while(on).any(|cpu| on(&cpu))
+        }
+        // Where threads run is the host's matter; the rest needs control groups.
+        "cputune" => e.elements().any(|part| {
+            !matches!(
+                part.name.as_str(),
+                "vcpupin" | "emulatorpin" | "iothreadpin"
+            )
+        }),
         "memoryBacking" => e.elements().any(|part| {
             let shared = part.name == "access" && part.attr("mode") == Some("shared");
             let memfd = part.name == "source" && part.attr("type") != Some("file");
@@ -252,9 +260,7 @@ fn section(e: &Element) -> Option<Unsupported> {
             !(shared || memfd || lazy || part.name == "discard")
         }),
         // Empty, they ask for nothing.
-        "cputune" | "memtune" | "numatune" | "blkiotune" | "idmap" | "keywrap" => {
-            e.elements().next().is_some()
-        }
+        "memtune" | "numatune" | "blkiotune" | "idmap" | "keywrap" => e.elements().next().is_some(),
         "launchSecurity" => return Some(named(e, "type")),
         _ => true,
     };

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
@@ -10,12 +11,18 @@ use serde_json::{Value, json};
 use xml_schemas::Domain as Definition;
 
 use super::leases::Card;
+use super::object::{Domain, not_running};
+use super::state::State;
 use crate::error::{Error, ErrorCode, Result};
 
 /// The agent's channel.
 pub const CHANNEL: &str = "org.qemu.guest_agent.0";
 /// How long an agent may take for one command, as libvirt waits for it.
 const LIMIT: Duration = Duration::from_secs(5);
+/// The longest that anybody waits for one.
+const LONGEST: Duration = Duration::from_secs(300);
+/// How long a refusal to power off may take to come.
+const REFUSAL: Duration = Duration::from_secs(2);
 /// The longest answer.
 const ANSWER_MAX: usize = 4 << 20;
 /// Most cards, and most addresses of one, that are passed on.
@@ -52,6 +59,7 @@ fn socket(definition: &Definition) -> Result<&str> {
 struct Agent {
     stream: UnixStream,
     deadline: Instant,
+    limit: Duration,
     seen: Vec<u8>,
 }
 
@@ -63,6 +71,7 @@ impl Agent {
         let mut agent = Self {
             stream,
             deadline: Instant::now() + LIMIT,
+            limit: LIMIT,
             seen: Vec::new(),
         };
         // What an earlier, impatient client did not wait for ends at the 0xff that comes first.
@@ -96,7 +105,10 @@ impl Agent {
             }
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(silent("the agent did not answer within 5 seconds"));
+                return Err(silent(format!(
+                    "the agent did not answer within {} seconds",
+                    self.limit.as_secs()
+                )));
             }
             if self.seen.len() > ANSWER_MAX {
                 return Err(silent("its answer is too long"));
@@ -135,15 +147,146 @@ fn answer(line: &[u8]) -> Result<Value> {
         .map_or(Value::Null, serde_json::Value::take))
 }
 
+/// One exchange with an agent: the line it answers with, or none where `limit` passes without one.
+fn exchange(path: &str, command: &str, limit: Duration) -> Result<Vec<u8>> {
+    let mut agent = Agent::connect(path)?;
+    agent.deadline = Instant::now() + limit;
+    agent.limit = limit;
+    let line = format!("{}\n", command.trim_end());
+    let sent = agent.stream.write_all(line.as_bytes());
+    sent.map_err(silent)?;
+    agent.line()
+}
+
 /// Runs a command without arguments. Waits at most five seconds.
 ///
 /// # Errors
 /// No agent, or one that does not answer, or refuses.
 pub fn command(definition: &Definition, name: &str) -> Result<Value> {
-    let mut agent = Agent::connect(socket(definition)?)?;
-    agent.send(&json!({ "execute": name }))?;
-    let line = agent.line()?;
-    answer(&line)
+    let command = json!({ "execute": name }).to_string();
+    answer(&exchange(socket(definition)?, &command, LIMIT)?)
+}
+
+/// How long a command may take (virDomainAgentResponseTimeoutValues, or seconds).
+///
+/// # Errors
+/// VIR_ERR_INVALID_ARG for what is neither.
+pub fn limit(timeout: i32) -> Result<Duration> {
+    match timeout {
+        // "As long as it takes" has an end too: a command that is done late is lost, not its caller.
+        -2 => Ok(LONGEST),
+        -1 => Ok(LIMIT),
+        0 => Ok(Duration::ZERO),
+        seconds => u64::try_from(seconds)
+            .map(|seconds| Duration::from_secs(seconds).min(LONGEST))
+            .map_err(|_| {
+                Error::new(
+                    ErrorCode::INVALID_ARG,
+                    "guest agent timeout '%d' is less than the minimum '-2'"
+                        .replace("%d", &timeout.to_string()),
+                )
+            }),
+    }
+}
+
+impl Domain {
+    /// The running definition of a domain whose guest can answer.
+    fn agents(&self) -> Result<(Arc<Definition>, i32)> {
+        let inner = self.lock();
+        let live = inner.live()?;
+        if !matches!(inner.state, State::Running(_)) {
+            return Err(not_running());
+        }
+        socket(&live.definition)?;
+        Ok((Arc::clone(&live.definition), inner.agent_timeout))
+    }
+
+    /// Whether an agent listens.
+    pub fn has_agent(&self) -> bool {
+        self.agents().is_ok()
+    }
+
+    /// Runs a command of the guest's agent, one at a time, and returns the line it answers with.
+    ///
+    /// # Errors
+    /// No agent, or one that does not answer in time.
+    pub async fn agent_line(&self, command: String, timeout: Option<i32>) -> Result<Vec<u8>> {
+        let (definition, usual) = self.agents()?;
+        let limit = limit(timeout.unwrap_or(usual))?;
+        let Ok(_turn) = tokio::time::timeout(LONGEST, self.agent.lock()).await else {
+            return Err(silent("another command of the agent does not end"));
+        };
+        super::blocking(move || exchange(socket(&definition)?, &command, limit)).await?
+    }
+
+    /// Runs a command of the guest's agent and returns what it returns.
+    ///
+    /// # Errors
+    /// As [`Domain::agent_line`]; its refusal.
+    pub async fn agent_command(&self, name: &str, arguments: Option<Value>) -> Result<Value> {
+        let mut command = json!({ "execute": name });
+        if let Some(arguments) = arguments {
+            command["arguments"] = arguments;
+        }
+        let line = self.agent_line(command.to_string(), None).await?;
+        answer(&line).map_err(|error| named(error, name))
+    }
+
+    /// Asks the agent to power the guest off or to reboot it. An agent that goes down with its guest says
+    /// nothing any more: only a refusal is an error.
+    ///
+    /// # Errors
+    /// No agent; its refusal.
+    pub async fn agent_shutdown(&self, reboot: bool) -> Result<()> {
+        let (definition, _) = self.agents()?;
+        let mode = if reboot { "reboot" } else { "powerdown" };
+        let command = json!({"execute": "guest-shutdown", "arguments": {"mode": mode}}).to_string();
+        let _turn = self.agent.lock().await;
+        let done = super::blocking(move || {
+            let mut agent = Agent::connect(socket(&definition)?)?;
+            agent.deadline = Instant::now() + REFUSAL;
+            let line = format!("{command}\n");
+            agent.stream.write_all(line.as_bytes()).map_err(silent)?;
+            Ok::<_, Error>(agent.line().ok())
+        });
+        match done.await?? {
+            Some(line) => answer(&line)
+                .map(drop)
+                .map_err(|error| named(error, "guest-shutdown")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A refusal with the command it is about.
+fn named(error: Error, command: &str) -> Error {
+    let (before, after) = ("agent command: ", format!("agent command '{command}': "));
+    Error {
+        message: error.message.replacen(before, &after, 1),
+        ..error
+    }
+}
+
+/// An answer as it is handed on: one line of JSON without blanks between its parts.
+///
+/// # Errors
+/// It is no JSON.
+pub fn compact(line: &[u8]) -> Result<String> {
+    let text = std::str::from_utf8(line).ok();
+    let text = text.filter(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok());
+    let text = text.ok_or_else(|| Error::internal("cannot parse json: the agent's answer"))?;
+    let (mut out, mut inside, mut escaped) = (String::with_capacity(text.len()), false, false);
+    for c in text.chars() {
+        if inside {
+            (inside, escaped) = (c != '"' || escaped, c == '\\' && !escaped);
+        } else if c.is_ascii_whitespace() {
+            continue;
+        } else {
+            inside = c == '"';
+        }
+        out.push(c);
+    }
+    Ok(out)
 }
 
 #[derive(Deserialize)]
@@ -170,7 +313,7 @@ pub fn interfaces(definition: &Definition) -> Result<Vec<Card>> {
     cards(command(definition, "guest-network-get-interfaces")?)
 }
 
-fn cards(answer: Value) -> Result<Vec<Card>> {
+pub(super) fn cards(answer: Value) -> Result<Vec<Card>> {
     let cards: Vec<AgentCard> = serde_json::from_value(answer)
         .map_err(|error| Error::internal(format!("malformed list of interfaces: {error}")))?;
     let card = |card: AgentCard| {
@@ -206,6 +349,68 @@ mod tests {
         assert!(answer(b"\xff\xfe").is_err());
     }
 
+    /// QEMU's own agent, on this host: it only tells.
+    #[test]
+    fn qemus_agent_is_understood() {
+        use super::super::guest_info::{self, PARTS};
+        let temp = crate::files::testing::TempFolder::new();
+        let socket = temp.0.join("agent");
+        let agent = std::process::Command::new("qemu-ga")
+            .args(["-m", "unix-listen", "-p"])
+            .arg(&socket)
+            .arg("-t")
+            .arg(&temp.0)
+            .arg("-f")
+            .arg(temp.0.join("pid"))
+            .stderr(std::process::Stdio::null())
+            .spawn();
+        let Ok(mut agent) = agent else {
+            println!("left out the agent needs qemu-ga (qemu-guest-agent)");
+            return;
+        };
+        let started = Instant::now();
+        while !socket.exists() && started.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let path = socket.display().to_string();
+        let ask = |name: &str| {
+            let command = json!({ "execute": name }).to_string();
+            exchange(&path, &command, LIMIT).and_then(|line| answer(&line))
+        };
+        let told: Vec<_> = PARTS
+            .iter()
+            .map(|part| ask(part.command).and_then(|a| (part.params)(a, &|_| Vec::new())))
+            .collect();
+        let (time, vcpus, nonsense) = (ask("guest-get-time"), ask("guest-get-vcpus"), ask("bogus"));
+        let raw = exchange(&path, "{\"execute\":\"guest-ping\"}", LIMIT);
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        for (part, params) in PARTS.iter().zip(told) {
+            let params = params.unwrap_or_else(|e| panic!("{}: {e}", part.command));
+            assert!(!params.is_empty(), "{}", part.command);
+        }
+        assert!(time.unwrap().as_i64().unwrap() > 1_600_000_000_000_000_000);
+        assert!(!guest_info::vcpus(vcpus.unwrap()).unwrap().is_empty());
+        let error = nonsense.unwrap_err();
+        assert!(
+            error
+                .message
+                .contains("unable to execute QEMU agent command"),
+            "{error}"
+        );
+        assert_eq!(compact(&raw.unwrap()).unwrap(), "{\"return\":{}}");
+    }
+
+    #[test]
+    fn answers_lose_their_blanks_but_not_those_in_texts() {
+        let line = b"{\"return\": {\"a b\": [1, \"x \\\" y\"], \"c\\\\\": true}}\r\n";
+        let wanted = "{\"return\":{\"a b\":[1,\"x \\\" y\"],\"c\\\\\":true}}";
+        assert_eq!(compact(line).unwrap(), wanted);
+        assert!(compact(b"{").is_err());
+        assert!(limit(-3).is_err());
+        assert_eq!(limit(7), Ok(Duration::from_secs(7)));
+    }
+
     #[test]
     fn passes_over_what_was_meant_for_others() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -215,6 +420,7 @@ mod tests {
         let mut agent = Agent {
             stream: ours,
             deadline: Instant::now() + LIMIT,
+            limit: LIMIT,
             seen: Vec::new(),
         };
         assert_eq!(agent.line().unwrap(), b"{\"return\": 7}\n");

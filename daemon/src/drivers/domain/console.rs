@@ -96,3 +96,55 @@ fn terminal(inner: &Inner, device: Option<&str>) -> Result<String> {
         ))),
     }
 }
+
+impl Driver {
+    /// Connects a client with a channel of the guest: its first one, or the one with that name or alias.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if the domain is off, VIR_ERR_INTERNAL_ERROR if there is no such
+    /// channel or it is no socket of ours; whoever is at it already keeps it.
+    pub async fn open_channel(
+        &self,
+        domain: &Domain,
+        name: Option<&str>,
+        flags: u32,
+        stream: Stream,
+    ) -> Result<()> {
+        /// VIR_DOMAIN_CHANNEL_FORCE
+        const CHANNEL_FORCE: u32 = 1;
+        check_flags(flags, CHANNEL_FORCE, "qemuDomainOpenChannel")?;
+        let path = {
+            let inner = domain.lock();
+            let devices = &inner.live()?.definition.devices;
+            let mut channels = devices.rest.iter().filter(|e| e.name == "channel");
+            let found = channels.find(|channel| {
+                let target = channel.child("target").and_then(|t| t.attr("name"));
+                let alias = channel.child("alias").and_then(|a| a.attr("name"));
+                name.is_none_or(|name| target == Some(name) || alias == Some(name))
+            });
+            let shown = name.unwrap_or("(default)");
+            let Some(found) = found else {
+                return Err(Error::internal(format!("cannot find channel {shown}")));
+            };
+            let path = found.child("source").and_then(|source| source.attr("path"));
+            match path.filter(|_| found.attr("type") == Some("unix")) {
+                Some(path) => path.to_owned(),
+                None => {
+                    return Err(Error::internal(format!(
+                        "channel {shown} is not using a UNIX socket"
+                    )));
+                }
+            }
+        };
+        let socket = tokio::net::UnixStream::connect(&path).await;
+        let socket = socket.map_err(|e| Error::system(format!("cannot connect to {path}"), &e))?;
+        let (from, to) = socket.into_split();
+        let name = domain.name().name;
+        tokio::spawn(async move {
+            if let Err(error) = serve_duplex(stream, from, to).await {
+                log::debug!("channel of domain '{name}': {error}");
+            }
+        });
+        Ok(())
+    }
+}

@@ -73,13 +73,21 @@ pub async fn ask_within(domain: &Domain, call: Call, limit: Duration) -> Result<
 
 fn check_power_flags(flags: u32, function: &str) -> Result<()> {
     check_flags(flags, power_flags::ACPI | power_flags::AGENT, function)?;
-    if flags & power_flags::AGENT != 0 && flags & power_flags::ACPI == 0 {
-        return Err(Error::new(
-            ErrorCode::ARGUMENT_UNSUPPORTED,
-            "QEMU guest agent is not configured",
-        ));
-    }
     Ok(())
+}
+
+/// Whether the guest's agent was asked to power off or reboot, and agreed: it is where a client
+/// wants it or has no wish, and the power button is left where it fails and that is allowed.
+async fn agent_agrees(domain: &Domain, flags: u32, reboot: bool) -> Result<bool> {
+    let wanted = flags & power_flags::AGENT != 0;
+    if !wanted && !(flags == 0 && domain.has_agent()) {
+        return Ok(false);
+    }
+    match domain.agent_shutdown(reboot).await {
+        Ok(()) => Ok(true),
+        Err(_) if flags & power_flags::ACPI != 0 || flags == 0 => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 impl Driver {
@@ -129,6 +137,10 @@ impl Driver {
     /// VIR_ERR_OPERATION_INVALID if it is off; flags for ways there are not.
     pub async fn shutdown(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
         check_power_flags(flags, "qemuDomainShutdownFlags")?;
+        domain.lock().live()?;
+        if agent_agrees(&domain, flags, false).await? {
+            return Ok(());
+        }
         self.press(domain, false).await
     }
 
@@ -138,6 +150,10 @@ impl Driver {
     /// VIR_ERR_OPERATION_INVALID if it is off; flags for ways there are not.
     pub async fn reboot(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
         check_power_flags(flags, "qemuDomainReboot")?;
+        domain.lock().live()?;
+        if agent_agrees(&domain, flags, true).await? {
+            return Ok(());
+        }
         self.press(domain, true).await
     }
 

@@ -13,6 +13,7 @@ use vmm_api::config::{
     Backend, BootConfig, CONFIG_VERSION, CharBackend, CpuConfig, LifecycleAction, MachineConfig,
     Resource, SerialConfig,
 };
+use vmm_api::devices::DeviceConfig;
 use xml_schemas::Domain;
 use xml_schemas::domain::{
     CharDevice, CharSource, Clock, ClockOffset, DomainType, FeaturePolicy,
@@ -147,6 +148,75 @@ pub fn build(definition: &Domain, id: i32, around: Surroundings) -> Result<Machi
             Err(error)
         }
     }
+}
+
+/// One device for a machine that runs.
+#[derive(Debug)]
+pub struct Device {
+    /// For the VMM; its descriptors count `descriptors`.
+    pub config: DeviceConfig,
+    /// What it is made from.
+    pub descriptors: Vec<OwnedFd>,
+    /// What people call the descriptors, by number.
+    pub names: Names,
+    /// What was made on the file system.
+    pub made: Made,
+}
+
+/// Opens everything for the device at `at` of a running definition, which gets what is chosen here. Undoes what it
+/// made if it fails.
+///
+/// # Errors
+/// What cannot be opened, or is not offered.
+pub fn build_device(live: &mut Domain, at: usize, around: Surroundings) -> Result<Device> {
+    let mut builder = Builder {
+        descriptors: Vec::new(),
+        names: Names::default(),
+        made: Made::default(),
+        around,
+        next_image: next_image(live),
+    };
+    match builder.one_device(live, at) {
+        Ok(mut config) => {
+            let mut names = Names::default();
+            for resource in config.resources_mut() {
+                let Resource::Fd(number) = resource else {
+                    continue;
+                };
+                let own = builder
+                    .descriptors
+                    .iter()
+                    .position(|fd| fd.as_raw_fd() == *number);
+                let own = own.and_then(|at| RawFd::try_from(at).ok());
+                let own = own.ok_or_else(|| Error::internal("a descriptor of a device is lost"))?;
+                let name = builder.names.0.iter().find(|(known, _)| known == number);
+                names.0.extend(name.map(|(_, name)| (own, name.clone())));
+                *number = own;
+            }
+            Ok(Device {
+                config,
+                descriptors: builder.descriptors,
+                names,
+                made: builder.made,
+            })
+        }
+        Err(error) => {
+            builder.made.undo();
+            Err(error)
+        }
+    }
+}
+
+/// `<source index=…>` and `<backingStore index=…>`: one above those in use.
+fn next_image(live: &Domain) -> u32 {
+    fn highest(element: &xml_schemas::dom::Element) -> u32 {
+        let own = element.attr("index").and_then(|index| index.parse().ok());
+        let below = element.elements().map(highest).max();
+        own.unwrap_or(0).max(below.unwrap_or(0))
+    }
+    let disks = live.devices.rest.iter().filter(|e| e.name == "disk");
+    let used = disks.flat_map(|disk| disk.elements()).map(highest).max();
+    used.unwrap_or(0).saturating_add(1)
 }
 
 /// A machine in the making.

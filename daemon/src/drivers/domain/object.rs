@@ -26,6 +26,8 @@ pub struct Domain {
     pub uuid: Uuid,
     /// Held by whoever changes it: at most one at a time, in order of arrival.
     job: tokio::sync::Mutex<()>,
+    /// Held by whoever talks to the guest's agent.
+    pub(super) agent: tokio::sync::Mutex<()>,
     inner: Mutex<Inner>,
 }
 
@@ -42,6 +44,8 @@ pub struct Inner {
     pub state: State,
     /// What there is while it runs.
     pub live: Option<Live>,
+    /// How long the guest's agent may take (virDomainAgentResponseTimeoutValues, or seconds).
+    pub agent_timeout: i32,
     /// Calls that work on it: it stays in the list for so long.
     pins: usize,
     /// It has left the list.
@@ -131,12 +135,14 @@ impl Domain {
         Self {
             uuid,
             job: tokio::sync::Mutex::new(()),
+            agent: tokio::sync::Mutex::new(()),
             inner: Mutex::new(Inner {
                 name,
                 persistent: None,
                 autostart: false,
                 state: State::Shutoff(ShutoffReason::Unknown),
                 live: None,
+                agent_timeout: -2,
                 pins: 0,
                 gone: false,
             }),

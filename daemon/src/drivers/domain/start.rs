@@ -21,7 +21,7 @@ use super::machine::{self, Machine, Made, Names};
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{Lifecycle, PausedReason, RunningReason, State};
-use super::{Driver, saved_image, watch};
+use super::{Driver, saved_image, vcpus, watch};
 use crate::control::{self, Control, ControlError, Frames};
 use crate::drivers::network::plug::Owner;
 use crate::error::{Error, ErrorCode, Result};
@@ -229,6 +229,11 @@ impl Started {
             return Err(error);
         }
         killpoint("start.image-taken");
+        // Before its first instruction, which memory of which node may depend on.
+        if let Err(error) = vcpus::place(&self.definition, self.process.identity().pid) {
+            end_process(&self.process).await;
+            return Err(error);
+        }
         let (ended_sender, ended) = watch_channel::channel(false);
         {
             let mut inner = domain.lock();

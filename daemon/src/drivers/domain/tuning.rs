@@ -86,7 +86,7 @@ impl Driver {
 
     /// Changes the definitions that `flags` mean: first the machine by `live`, which gets the
     /// running definition, then both by `change`, then the store.
-    async fn modify(
+    pub(super) async fn modify(
         self: &Arc<Self>,
         domain: &Pinned,
         flags: u32,
@@ -255,55 +255,6 @@ impl Driver {
         self.modify(&domain, flags, machine, change).await
     }
 
-    /// Plugs or pulls an interface's cable, as the document `xml` (virDomainUpdateDeviceFlags)
-    /// says; nothing else of a device can be changed yet.
-    ///
-    /// # Errors
-    /// VIR_ERR_OPERATION_UNSUPPORTED for any other change.
-    pub async fn update_device(
-        self: &Arc<Self>,
-        domain: Pinned,
-        xml: &str,
-        flags: u32,
-    ) -> Result<()> {
-        let wanted = xml_schemas::dom::parse(xml, "(device_definition)")?;
-        let unsupported = || {
-            Error::new(
-                ErrorCode::OPERATION_UNSUPPORTED,
-                "only the link state of an interface can be changed",
-            )
-        };
-        if wanted.name != "interface" {
-            return Err(unsupported());
-        }
-        let card = Interface::read(&wanted)?;
-        let mac = card.mac_text();
-        let state = if card.link_up { "up" } else { "down" };
-        let machine = async |running: &Definition| {
-            let call = Call::SetLink {
-                id: id(find_interface(running, &mac)?.alias.as_ref())?,
-                up: card.link_up,
-            };
-            ask(&domain, call).await.map(drop)
-        };
-        let change = |definition: &mut Definition| {
-            let known = find_interface(definition, &mac)?;
-            let same = |a: &Option<String>, b: &Option<String>| a.is_none() || a == b;
-            if known.kind != card.kind
-                || !same(&card.source, &known.source)
-                || (!card.model.is_empty() && known.model != card.model)
-            {
-                return Err(unsupported());
-            }
-            if let Some(e) = element(definition, |e| is_interface(e, card.mac)) {
-                e.take_children("link");
-                e.push(Element::new("link").with_attr("state", state));
-            }
-            Ok(())
-        };
-        self.modify(&domain, flags, machine, change).await
-    }
-
     /// Makes a disk of a running domain larger.
     ///
     /// # Errors
@@ -460,13 +411,12 @@ impl Driver {
                     )));
                 }
             };
-            if kind != 0 {
-                return Err(Error::new(
-                    ErrorCode::OPERATION_UNSUPPORTED,
-                    "on_reboot and on_crash of a running domain cannot be changed: use --config",
-                ));
-            }
-            ask(&domain, Call::OnPoweroff(action)).await.map(drop)
+            let call = match kind {
+                0 => Call::OnPoweroff(action),
+                1 => Call::OnReboot(action),
+                _ => Call::OnCrash(action),
+            };
+            ask(&domain, call).await.map(drop)
         };
         let change = |definition: &mut Definition| {
             match kind {

@@ -179,6 +179,9 @@ impl Watched {
                 Arc::make_mut(&mut live.definition).memory.current_kib = actual_bytes / 1024;
                 self.balloon_changed(&mut inner);
             }
+            Event::DeviceRemoved { id } => {
+                self.driver.device_removed(&self.domain, &mut inner, id);
+            }
             Event::PortState { id, open } => self.port_changed(&mut inner, id, *open),
             Event::MigrationRound(number) => {
                 let number = i32::try_from(*number).unwrap_or(i32::MAX);

@@ -27,7 +27,7 @@ use crate::bus::Movable;
 use crate::devices::i6300esb::I6300esb;
 use crate::devices::{Interrupt, Requests, lock};
 use crate::memory::GuestMemory;
-use crate::notices::Notices;
+use crate::notices::{Notice, Notices};
 use crate::pci::{Hosts, PciRoot, pin_slot};
 use crate::ram::Ram;
 use crate::resource;
@@ -56,6 +56,7 @@ pub struct PciDevices {
     pub ports: Vec<PendingPort>,
     /// Watchdogs.
     pub watchdogs: Vec<Watchdog>,
+    kit: Kit,
 }
 
 /// What devices are made of.
@@ -75,15 +76,18 @@ pub struct Parts {
     pub notices: Arc<Notices>,
 }
 
-/// A root port's slot, whose occupant stays: nothing can be unplugged yet.
-#[derive(Debug, Default)]
-struct FixedSlot {
+/// A root port's slot.
+#[derive(Debug)]
+struct PortSlot {
+    /// The bus behind the port.
+    index: u8,
     functions: Mutex<Vec<Weak<dyn Function>>>,
+    notices: Arc<Notices>,
 }
 
-impl SlotHost for FixedSlot {
+impl SlotHost for PortSlot {
     fn powered_off(&self) {
-        log::warn!("the guest switched off a slot that can't be unplugged");
+        self.notices.send(Notice::SlotOff(self.index));
     }
 
     fn reset_secondary(&self) {
@@ -94,20 +98,47 @@ impl SlotHost for FixedSlot {
     }
 }
 
-struct Builder {
-    hosts: Hosts,
-    root: PciRoot,
+/// What later devices are made with.
+#[derive(Debug, Clone)]
+struct Kit {
+    hosts: Arc<Hosts>,
+    root: Arc<PciRoot>,
     /// Slots of root ports, by the bus behind them.
-    slots: Vec<(u8, Arc<FixedSlot>)>,
+    slots: Vec<(u8, Arc<PortSlot>)>,
     ram: Arc<dyn virtio::GuestMemory>,
+    ram_bytes: u64,
+    vcpus: u16,
+    notices: Arc<Notices>,
+}
+
+struct Builder {
+    kit: Kit,
     disks: Vec<(String, Disk)>,
     nets: Vec<(String, NetHandle)>,
     balloon: Option<BalloonHandle>,
     ports: Vec<PendingPort>,
     watchdogs: Vec<Watchdog>,
-    ram_bytes: u64,
-    vcpus: u16,
-    notices: Arc<Notices>,
+}
+
+impl std::ops::Deref for Builder {
+    type Target = Kit;
+
+    fn deref(&self) -> &Kit {
+        &self.kit
+    }
+}
+
+impl Builder {
+    fn new(kit: Kit) -> Self {
+        Self {
+            kit,
+            disks: Vec::new(),
+            nets: Vec::new(),
+            balloon: None,
+            ports: Vec::new(),
+            watchdogs: Vec::new(),
+        }
+    }
 }
 
 impl PciDevices {
@@ -116,24 +147,20 @@ impl PciDevices {
     /// # Errors
     /// What can't be made, by its id.
     pub fn new(config: &[DeviceConfig], vcpus: u32, parts: &Parts) -> Result<Self, MachineError> {
-        let mut builder = Builder {
-            hosts: Hosts::new(
-                parts.vm.clone(),
-                parts.bars.clone(),
-                parts.controller.clone(),
-            ),
-            root: PciRoot::new(parts.requests.clone()),
+        let hosts = Hosts::new(
+            parts.vm.clone(),
+            parts.bars.clone(),
+            parts.controller.clone(),
+        );
+        let mut builder = Builder::new(Kit {
+            hosts: Arc::new(hosts),
+            root: Arc::new(PciRoot::new(parts.requests.clone())),
             slots: Vec::new(),
             ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
-            disks: Vec::new(),
-            nets: Vec::new(),
-            balloon: None,
-            ports: Vec::new(),
             ram_bytes: parts.memory.size(),
             vcpus: u16::try_from(vcpus).unwrap_or(u16::MAX),
-            watchdogs: Vec::new(),
             notices: parts.notices.clone(),
-        };
+        });
         builder.host_bridge()?;
         // Root ports first: the rest may be behind them.
         let (ports, others): (Vec<_>, Vec<_>) = config
@@ -149,7 +176,8 @@ impl PciDevices {
             builder.device(device)?;
         }
         Ok(Self {
-            root: Arc::new(builder.root),
+            root: builder.kit.root.clone(),
+            kit: builder.kit,
             disks: builder.disks,
             nets: builder.nets,
             balloon: builder.balloon,
@@ -160,6 +188,61 @@ impl PciDevices {
 }
 
 impl PciDevices {
+    /// Makes a device behind a root port whose slot is empty, and tells the guest.
+    ///
+    /// # Errors
+    /// What can't be made or plugged, in words for the caller.
+    pub fn plug(&mut self, device: &DeviceConfig) -> Result<Arc<dyn Function>, String> {
+        let index = device.address.bus;
+        let port = self.root.port(index).filter(|_| index != 0);
+        let port = port.ok_or("only slots of root ports take devices while the guest runs")?;
+        let mut builder = Builder::new(self.kit.clone());
+        match &device.kind {
+            DeviceKind::Disk(_) | DeviceKind::Net(_) | DeviceKind::Rng(_) => {}
+            _ => return Err("devices of this kind can't be plugged while the guest runs".into()),
+        }
+        builder.device(device).map_err(|error| error.to_string())?;
+        self.disks.append(&mut builder.disks);
+        self.nets.append(&mut builder.nets);
+        let function = self
+            .root
+            .placed()
+            .find(|(place, _)| *place == device.address)
+            .map(|(_, function)| function)
+            .ok_or("the device has no place")?;
+        port.set_present(true);
+        Ok(function)
+    }
+
+    /// Asks the guest to let go of what is in the slot of the root port that leads to bus `index`.
+    ///
+    /// # Errors
+    /// There is no such slot, in words for the caller.
+    pub fn press_button(&self, index: u8) -> Result<(), String> {
+        let port = self.root.port(index).filter(|_| index != 0);
+        let port = port.ok_or("only devices behind root ports can be unplugged")?;
+        port.press_button();
+        Ok(())
+    }
+
+    /// Takes out what is behind the root port that leads to bus `index`, of which these are the ids.
+    pub fn unplug(&mut self, index: u8, ids: &[String]) {
+        let functions = self.root.take_behind(index);
+        if let Some((_, slot)) = self.kit.slots.iter().find(|slot| slot.0 == index) {
+            lock(&slot.functions).clear();
+        }
+        if let Some(port) = self.root.port(index) {
+            port.set_present(false);
+        }
+        for function in &functions {
+            function.reset();
+        }
+        // What refers to a device's insides goes with it.
+        self.disks.retain(|(id, _)| !ids.contains(id));
+        self.nets.retain(|(id, _)| !ids.contains(id));
+        drop(functions);
+    }
+
     /// The network card `id`.
     ///
     /// # Errors
@@ -264,12 +347,13 @@ impl Builder {
         config: RootPortConfig,
         occupied: bool,
     ) -> Result<(), MachineError> {
-        if config.hotplug {
-            return Err(failed(device, "hot-plug is not there yet"));
-        }
         let (host, owner) = self.host(device.address);
-        let slot = Arc::new(FixedSlot::default());
-        self.slots.push((config.index, slot.clone()));
+        let slot = Arc::new(PortSlot {
+            index: config.index,
+            functions: Mutex::default(),
+            notices: self.notices.clone(),
+        });
+        self.kit.slots.push((config.index, slot.clone()));
         let port = RootPort::new(
             u16::from(config.chassis),
             config.hotplug,

@@ -90,6 +90,19 @@ impl Builder {
         Ok(configs)
     }
 
+    /// The device at `at` of `live`.
+    pub(super) fn one_device(&mut self, live: &mut Domain, at: usize) -> Result<DeviceConfig> {
+        let kind = self.device(live, at)?;
+        let element = &live.devices.rest[at];
+        Ok(DeviceConfig {
+            id: id(element)?,
+            address: place(element)?,
+            kind: kind.ok_or_else(|| {
+                Error::unsupported(format!("the machine has no device '{}'", element.name))
+            })?,
+        })
+    }
+
     fn device(&mut self, live: &mut Domain, at: usize) -> Result<Option<DeviceKind>> {
         let element = &live.devices.rest[at];
         Ok(Some(match element.name.as_str() {
@@ -349,8 +362,7 @@ fn root_port(element: &Element) -> Option<RootPortConfig> {
         index,
         chassis: number("chassis").unwrap_or(index),
         port: number("port").unwrap_or(0),
-        // The machine has no hot-plug yet.
-        hotplug: false,
+        hotplug: target.and_then(|t| t.attr("hotplug")) != Some("off"),
     })
 }
 

@@ -1,0 +1,599 @@
+//! Devices that come, go and change: in stored definitions, and in machines that run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm_api::control::Call;
+use xml_schemas::dom::{self, Element};
+use xml_schemas::domain::View;
+use xml_schemas::domain::device::{self, Interface, PciAddress};
+use xml_schemas::{Domain as Definition, Validation};
+
+use super::Driver;
+use super::devices::Surroundings;
+use super::lifecycle::ask;
+use super::machine;
+use super::metadata::impact;
+use super::object::{Domain, Inner, Pinned};
+use super::record::Folder;
+use crate::control::ControlError;
+use crate::drivers::network::plug::Owner;
+use crate::error::{Error, ErrorCode, Result};
+use crate::events::DomainEvent;
+
+/// How long a VMM may take to make a device.
+const PLUG_LIMIT: Duration = Duration::from_secs(10);
+/// How long a call waits for a guest to let go of a device: five seconds go by before it begins.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(10);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What people call one device of a document.
+const DOCUMENT: &str = "(device_definition)";
+
+/// A client's document of one device.
+///
+/// # Errors
+/// VIR_ERR_XML_ERROR for what is none.
+fn parse(xml: &str) -> Result<Element> {
+    Ok(dom::parse(xml, DOCUMENT)?)
+}
+
+fn missing(text: impl Into<String>) -> Error {
+    Error::new(ErrorCode::DEVICE_MISSING, text)
+}
+
+fn unsupported(text: impl Into<String>) -> Error {
+    Error::new(ErrorCode::OPERATION_UNSUPPORTED, text)
+}
+
+/// Whether `have` says everything that `wanted` says.
+fn says(have: &Element, wanted: &Element) -> bool {
+    let attributes = wanted.attributes.iter();
+    let text = wanted.text();
+    have.name == wanted.name
+        && attributes
+            .clone()
+            .all(|(name, value)| have.attr(name) == Some(value))
+        && (text.trim().is_empty() || have.text().trim() == text.trim())
+        && wanted
+            .elements()
+            .all(|child| have.elements().any(|own| says(own, child)))
+}
+
+/// A disk's target.
+fn target(disk: &Element) -> Option<&str> {
+    disk.child("target")?.attr("dev")
+}
+
+fn mac(card: &Element) -> Option<String> {
+    Some(card.child("mac")?.attr("address")?.to_ascii_lowercase())
+}
+
+/// The device of a definition that a document means.
+///
+/// # Errors
+/// VIR_ERR_DEVICE_MISSING where there is none, VIR_ERR_OPERATION_FAILED where there are several.
+fn find(definition: &Definition, wanted: &Element) -> Result<usize> {
+    let all = &definition.devices.rest;
+    let of_kind = || (0..all.len()).filter(|at| all[*at].name == wanted.name);
+    if wanted.name == "disk" {
+        let dev = target(wanted)
+            .ok_or_else(|| Error::new(ErrorCode::XML_ERROR, "missing target information"))?;
+        return of_kind()
+            .find(|at| target(&all[*at]) == Some(dev))
+            .ok_or_else(|| missing(format!("disk {dev} not found")));
+    }
+    if let Some(alias) = device::alias(wanted)
+        && let Some(at) = of_kind().find(|at| device::alias(&all[*at]) == Some(alias))
+    {
+        return Ok(at);
+    }
+    let address = PciAddress::of(wanted)?;
+    if wanted.name == "interface" {
+        let wanted_mac = mac(wanted);
+        let matches = |at: &usize| {
+            let own = &all[*at];
+            own.attr("type") == wanted.attr("type")
+                && wanted_mac
+                    .as_ref()
+                    .is_none_or(|mac_| mac(own).as_ref() == Some(mac_))
+                && address.is_none_or(|a| PciAddress::of(own).ok().flatten() == Some(a))
+        };
+        let found: Vec<usize> = of_kind().filter(matches).collect();
+        return match (found.as_slice(), wanted_mac) {
+            ([at], _) => Ok(*at),
+            ([], Some(mac)) => Err(missing(format!(
+                "no device matching MAC address {mac} found"
+            ))),
+            ([], None) => Err(missing("no matching network device was found")),
+            _ => Err(Error::failed(
+                "multiple matching network devices were found",
+            )),
+        };
+    }
+    let mut plain = wanted.clone();
+    plain.take_children("alias");
+    let found = of_kind().find(|at| match address {
+        Some(address) => PciAddress::of(&all[*at]).ok().flatten() == Some(address),
+        None => says(&all[*at], &plain),
+    });
+    found.ok_or_else(|| missing(format!("matching {} device not found", wanted.name)))
+}
+
+/// The device with an alias.
+fn find_alias(definition: &Definition, alias: &str) -> Result<usize> {
+    let mut all = definition.devices.rest.iter();
+    all.position(|e| device::alias(e) == Some(alias))
+        .ok_or_else(|| missing(format!("no device found with alias {alias}")))
+}
+
+/// Refuses what would be there twice.
+fn check_new(definition: &Definition, new: &Element) -> Result<()> {
+    let mut all = definition
+        .devices
+        .rest
+        .iter()
+        .filter(|e| e.name == new.name);
+    match new.name.as_str() {
+        "disk" => {
+            let dev = target(new);
+            if let Some(dev) = dev.filter(|_| all.any(|e| target(e) == dev)) {
+                return Err(Error::invalid(format!("target {dev} already exists")));
+            }
+        }
+        "interface" => {
+            let address = mac(new);
+            if let Some(address) = address.as_ref().filter(|_| all.any(|e| mac(e) == address)) {
+                return Err(Error::failed(format!(
+                    "network interface with MAC address {address} already exists"
+                )));
+            }
+        }
+        "memballoon" | "vsock" | "tpm" if all.any(|e| e.attr("model") != Some("none")) => {
+            return Err(Error::invalid(format!(
+                "domain already has a {} device",
+                new.name
+            )));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A definition with one more device, which gets its defaults there.
+fn with_device(
+    driver: &Driver,
+    definition: &Definition,
+    view: View,
+    new: &Element,
+) -> Result<Definition> {
+    let mut root = dom::parse(&definition.format(view), DOCUMENT)?;
+    let mut devices = root
+        .take_child("devices")
+        .unwrap_or_else(|| Element::new("devices"));
+    devices.push(new.clone());
+    root.push(devices);
+    let mut text = String::new();
+    dom::format_element(&mut text, &root, 0);
+    let parsed = match view {
+        View::Live => Definition::parse_live(&text)?,
+        View::Inactive => Definition::parse(&text, Validation::Lenient)?,
+    };
+    if let Some(warning) = parsed.warnings.first() {
+        return Err(Error::new(ErrorCode::XML_ERROR, warning.to_string()));
+    }
+    let mut changed = parsed.domain;
+    changed.fill_defaults(&driver.host())?;
+    Ok(changed)
+}
+
+/// Where the new device is: what is of its kind and was not there.
+fn new_device(before: &Definition, after: &Definition, kind: &str) -> Option<usize> {
+    let known = &before.devices.rest;
+    let all = &after.devices.rest;
+    (0..all.len()).find(|at| all[*at].name == kind && !known.contains(&all[*at]))
+}
+
+/// Puts a device that took the place of the one at `old` of `before` where that was among those of its kind.
+fn move_to(all: &mut Vec<Element>, now: usize, before: &Definition, old: usize) {
+    let device = all.remove(now);
+    let earlier = before.devices.rest[..old].iter();
+    let rank = earlier.filter(|e| e.name == device.name).count();
+    let mut of_kind = (0..all.len()).filter(|at| all[*at].name == device.name);
+    let to = of_kind.nth(rank).unwrap_or(now);
+    all.insert(to, device);
+}
+
+/// The same device with a place and an id in a running machine, which has no more root ports than before.
+fn placed(before: &Definition, mut after: Definition, kind: &str) -> Result<(Definition, usize)> {
+    let buses: Vec<String> = before
+        .devices
+        .rest
+        .iter()
+        .filter(|e| e.name == "controller" && e.attr("type") == Some("pci"))
+        .filter_map(|e| e.attr("index").map(str::to_owned))
+        .collect();
+    let is_new = |e: &Element| {
+        e.name == "controller"
+            && e.attr("type") == Some("pci")
+            && !e
+                .attr("index")
+                .is_some_and(|index| buses.iter().any(|own| own == index))
+    };
+    after.devices.rest.retain(|e| !is_new(e));
+    after.devices.assign_aliases();
+    let lost = || Error::internal("the new device is not in the definition");
+    let at = new_device(before, &after, kind).ok_or_else(lost)?;
+    let address = PciAddress::of(&after.devices.rest[at])?;
+    let bus = address.map(|address| address.bus.to_string());
+    if !bus.is_some_and(|bus| bus != "0" && buses.contains(&bus)) {
+        return Err(Error::internal("No more available PCI slots"));
+    }
+    // An id that was another's, who has gone meanwhile, may be a third one's.
+    let own = device::alias(&after.devices.rest[at])
+        .unwrap_or_default()
+        .to_owned();
+    let taken: Vec<String> = (0..after.devices.rest.len())
+        .filter(|other| *other != at)
+        .filter_map(|other| device::alias(&after.devices.rest[other]).map(str::to_owned))
+        .collect();
+    if taken.contains(&own) {
+        let prefix = own.trim_end_matches(|c: char| c.is_ascii_digit());
+        let free = (0u32..)
+            .map(|n| format!("{prefix}{n}"))
+            .find(|name| !taken.contains(name));
+        let element = &mut after.devices.rest[at];
+        element.take_children("alias");
+        let free = free.unwrap_or_else(|| own.clone());
+        element.push(Element::new("alias").with_attr("name", free));
+    }
+    Ok((after, at))
+}
+
+/// The definitions that a change is for.
+type Both = (Option<Arc<Definition>>, Option<Arc<Definition>>);
+
+/// The stored and the running definition, as far as `flags` mean them.
+fn meant(inner: &Inner, flags: u32) -> Result<Both> {
+    let (live, stored) = impact(inner, flags)?;
+    let running = inner.live.as_ref().filter(|_| live);
+    Ok((
+        inner.persistent.as_ref().filter(|_| stored).cloned(),
+        running.map(|live| Arc::clone(&live.definition)),
+    ))
+}
+
+impl Driver {
+    fn surroundings(&self, domain: &Domain) -> Result<Surroundings> {
+        let inner = domain.lock();
+        Ok(Surroundings {
+            channels: self.roots.channels(),
+            folder: inner.live()?.folder.clone(),
+            logs: self.roots.domain_logs(),
+            taken_cids: Vec::new(),
+            secrets: Arc::clone(&self.secrets),
+            networks: Arc::clone(&self.networks),
+            owner: Owner {
+                name: inner.name.clone(),
+                uuid: domain.uuid,
+            },
+            storage: Arc::clone(&self.storage),
+        })
+    }
+
+    /// Stores a changed definition.
+    async fn keep(self: &Arc<Self>, domain: &Domain, changed: Option<Definition>) -> Result<()> {
+        if let Some(changed) = changed {
+            self.save(changed.name.clone(), changed.format(View::Inactive))
+                .await?;
+            domain.lock().persistent = Some(Arc::new(changed));
+        }
+        Ok(())
+    }
+
+    /// Gives a domain another device.
+    ///
+    /// # Errors
+    /// The document's; VIR_ERR_OPERATION_INVALID for what is there already; what the machine cannot have.
+    pub async fn attach_device(
+        self: &Arc<Self>,
+        domain: Pinned,
+        xml: &str,
+        flags: u32,
+    ) -> Result<()> {
+        let new = parse(xml)?;
+        let _job = domain.job().await?;
+        let (stored, running) = meant(&domain.lock(), flags)?;
+        let stored = match &stored {
+            Some(definition) => {
+                check_new(definition, &new)?;
+                Some(with_device(self, definition, View::Inactive, &new)?)
+            }
+            None => None,
+        };
+        if let Some(definition) = running {
+            check_new(&definition, &new)?;
+            // The same hardware address for both.
+            let new = match &stored {
+                Some(stored) => with_mac(&new, stored),
+                None => new,
+            };
+            self.plug(&domain, &definition, &new).await?;
+        }
+        self.keep(&domain, stored).await
+    }
+
+    async fn plug(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        definition: &Definition,
+        new: &Element,
+    ) -> Result<()> {
+        if !matches!(new.name.as_str(), "disk" | "interface" | "rng") {
+            return Err(unsupported(format!(
+                "live attach of device '{}' is not supported",
+                new.name
+            )));
+        }
+        let after = with_device(self, definition, View::Live, new)?;
+        let (mut after, at) = placed(definition, after, &new.name)?;
+        if let Some(refused) = after.unsupported().first() {
+            return Err(Error::unsupported(format!(
+                "Vireo does not have what this domain asks for: {refused}"
+            )));
+        }
+        let around = self.surroundings(domain)?;
+        let made = super::blocking(move || {
+            let device = machine::build_device(&mut after, at, around)?;
+            Ok::<_, Error>((after, device))
+        });
+        let (after, made) = made.await??;
+        let control = domain.lock().live()?.control.clone();
+        let call = Call::AddDevice(Box::new(made.config.clone()));
+        let answer = match control.send_with(call, made.descriptors) {
+            Ok(answer) => match tokio::time::timeout(PLUG_LIMIT, answer).await {
+                Ok(Ok(Ok(_))) => Ok(()),
+                Ok(Ok(Err(failure))) => Err(Error::failed(made.names.explain(&failure.message))),
+                Ok(Err(_)) => Err(Error::failed(ControlError::Closed.to_string())),
+                Err(_) => Err(Error::new(
+                    ErrorCode::OPERATION_TIMEOUT,
+                    "the domain's VMM does not answer",
+                )),
+            },
+            Err(error) => Err(Error::failed(error.to_string())),
+        };
+        if let Err(error) = answer {
+            made.made.undo();
+            return Err(error);
+        }
+        let mut inner = domain.lock();
+        let name = domain.name_in(&inner);
+        let live = inner.live_mut()?;
+        // The definition may have changed meanwhile: only the device is new.
+        let mut now = Definition::clone(&live.definition);
+        now.devices.rest.push(after.devices.rest[at].clone());
+        now.devices.arrange();
+        write(&now, &Folder(live.folder.clone()));
+        live.definition = Arc::new(now);
+        live.made.sockets.extend(made.made.sockets);
+        live.made.folders.extend(made.made.folders);
+        live.made.links.extend(made.made.links);
+        live.made.processes.extend(made.made.processes);
+        self.write_record(&inner);
+        self.emit(&name, &DomainEvent::DeviceAdded(made.config.id));
+        Ok(())
+    }
+
+    /// Takes a device from a domain. A guest is asked to let go of it first, and waited for a while: it may take
+    /// longer, or refuse.
+    ///
+    /// # Errors
+    /// VIR_ERR_DEVICE_MISSING for what is not there; what cannot be taken from a machine that runs.
+    pub async fn detach_device(
+        self: &Arc<Self>,
+        domain: Pinned,
+        xml: &str,
+        flags: u32,
+    ) -> Result<()> {
+        let wanted = parse(xml)?;
+        self.detach(domain, flags, |definition| find(definition, &wanted))
+            .await
+    }
+
+    /// The same, for the device with an alias.
+    ///
+    /// # Errors
+    /// As [`Driver::detach_device`].
+    pub async fn detach_alias(
+        self: &Arc<Self>,
+        domain: Pinned,
+        alias: &str,
+        flags: u32,
+    ) -> Result<()> {
+        self.detach(domain, flags, |definition| find_alias(definition, alias))
+            .await
+    }
+
+    async fn detach(
+        self: &Arc<Self>,
+        domain: Pinned,
+        flags: u32,
+        which: impl Fn(&Definition) -> Result<usize>,
+    ) -> Result<()> {
+        let _job = domain.job().await?;
+        let (stored, running) = meant(&domain.lock(), flags)?;
+        let stored = match stored {
+            Some(definition) => {
+                let at = which(&definition)?;
+                let mut changed = Definition::clone(&definition);
+                changed.devices.rest.remove(at);
+                Some(changed)
+            }
+            None => None,
+        };
+        if let Some(definition) = running {
+            let device = &definition.devices.rest[which(&definition)?];
+            if !matches!(device.name.as_str(), "disk" | "interface" | "rng") {
+                return Err(unsupported(format!(
+                    "live detach of device '{}' is not supported",
+                    device.name
+                )));
+            }
+            let alias = device::alias(device)
+                .ok_or_else(|| Error::internal("a running device has no id"))?
+                .to_owned();
+            ask(&domain, Call::RemoveDevice { id: alias.clone() }).await?;
+            wait_until_gone(&domain, &alias).await;
+        }
+        self.keep(&domain, stored).await
+    }
+
+    /// Changes a device as a document says.
+    ///
+    /// # Errors
+    /// VIR_ERR_DEVICE_MISSING for what is not there; what cannot be changed while the machine runs.
+    pub async fn update_device(
+        self: &Arc<Self>,
+        domain: Pinned,
+        xml: &str,
+        flags: u32,
+    ) -> Result<()> {
+        let wanted = parse(xml)?;
+        let job = domain.job().await?;
+        let (stored, running) = meant(&domain.lock(), flags)?;
+        let stored = match &stored {
+            Some(definition) => {
+                let at = find(definition, &wanted)?;
+                let mut without = Definition::clone(definition);
+                let old = without.devices.rest.remove(at);
+                let mut new = wanted.clone();
+                for part in ["address", "mac"] {
+                    if let Some(kept) = old.child(part).filter(|_| new.child(part).is_none()) {
+                        new.push(kept.clone());
+                    }
+                }
+                let mut changed = with_device(self, &without, View::Inactive, &new)?;
+                if let Some(now) = new_device(&without, &changed, &wanted.name) {
+                    move_to(&mut changed.devices.rest, now, definition, at);
+                }
+                Some(changed)
+            }
+            None => None,
+        };
+        if let Some(definition) = running {
+            let at = find(&definition, &wanted)?;
+            if wanted.name != "interface" {
+                return Err(unsupported(format!(
+                    "live update of device '{}' is not supported",
+                    wanted.name
+                )));
+            }
+            self.update_link(&domain, &definition, at, &wanted).await?;
+        }
+        self.keep(&domain, stored).await?;
+        drop(job);
+        Ok(())
+    }
+
+    /// Plugs or pulls a card's cable; nothing else of it can be changed.
+    async fn update_link(
+        &self,
+        domain: &Domain,
+        definition: &Definition,
+        at: usize,
+        wanted: &Element,
+    ) -> Result<()> {
+        let (known, card) = (
+            Interface::read(&definition.devices.rest[at])?,
+            Interface::read(wanted)?,
+        );
+        let same = |a: &Option<String>, b: &Option<String>| a.is_none() || a == b;
+        if known.kind != card.kind
+            || !same(&card.source, &known.source)
+            || (!card.model.is_empty() && known.model != card.model)
+        {
+            return Err(unsupported(
+                "only the link state of an interface can be changed",
+            ));
+        }
+        let id = known
+            .alias
+            .clone()
+            .ok_or_else(|| Error::internal("a running device has no id"))?;
+        let up = card.link_up;
+        ask(domain, Call::SetLink { id: id.clone(), up }).await?;
+        let mut inner = domain.lock();
+        let live = inner.live_mut()?;
+        let mut now = Definition::clone(&live.definition);
+        let mut devices = now.devices.rest.iter_mut();
+        if let Some(e) = devices.find(|e| device::alias(e) == Some(&id)) {
+            e.take_children("link");
+            let state = if up { "up" } else { "down" };
+            e.push(Element::new("link").with_attr("state", state));
+        }
+        write(&now, &Folder(live.folder.clone()));
+        live.definition = Arc::new(now);
+        Ok(())
+    }
+
+    /// The VMM has taken a device out.
+    pub(super) fn device_removed(&self, domain: &Domain, inner: &mut Inner, id: &str) {
+        let name = domain.name_in(inner);
+        let Some(live) = inner.live.as_mut() else {
+            return;
+        };
+        let definition = Arc::make_mut(&mut live.definition);
+        definition
+            .devices
+            .rest
+            .retain(|e| device::alias(e) != Some(id));
+        write(definition, &Folder(live.folder.clone()));
+        self.emit(&name, &DomainEvent::DeviceRemoved(id.to_owned()));
+    }
+}
+
+fn write(definition: &Definition, folder: &Folder) {
+    if let Err(error) = folder.write_definition(definition) {
+        log::error!(
+            "domain '{}': cannot write its definition: {error}",
+            definition.name
+        );
+    }
+}
+
+/// The hardware address that the stored definition has given a card that had none.
+fn with_mac(new: &Element, stored: &Definition) -> Element {
+    let mut new = new.clone();
+    if new.name == "interface" && new.child("mac").is_none() {
+        let cards = stored.devices.rest.iter().filter(|e| e.name == "interface");
+        if let Some(mac) = cards.last().and_then(|card| card.child("mac")) {
+            new.push(mac.clone());
+        }
+    }
+    new
+}
+
+async fn wait_until_gone(domain: &Domain, alias: &str) {
+    let gone = async {
+        loop {
+            let there = match domain.lock().live.as_ref() {
+                Some(live) => {
+                    let mut all = live.definition.devices.rest.iter();
+                    all.any(|e| device::alias(e) == Some(alias))
+                }
+                None => false,
+            };
+            if !there {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    if tokio::time::timeout(UNPLUG_LIMIT, gone).await.is_err() {
+        log::info!(
+            "domain '{}': the guest has not let go of device '{alias}' yet",
+            domain.name().name
+        );
+    }
+}

@@ -1,0 +1,396 @@
+//! Virtual CPUs: how many, and on which CPUs of the host their threads and the others run.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use xml_schemas::Domain as Definition;
+use xml_schemas::cpuset;
+use xml_schemas::dom::Element;
+
+use super::Driver;
+use super::metadata::{affect, chosen};
+use super::object::{Domain, Pinned};
+use super::sections::{self, section};
+use crate::error::{Error, ErrorCode, Result};
+use crate::node;
+
+/// Which threads of a domain are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// A virtual CPU's.
+    Vcpu(u32),
+    /// All others.
+    Emulator,
+}
+
+/// Most vCPUs a definition may have: as many as any machine here.
+const MOST: u32 = xml_schemas::domain::MAX_VCPUS;
+
+fn invalid(text: impl Into<String>) -> Error {
+    Error::new(ErrorCode::INVALID_ARG, text)
+}
+
+/// What is said where a running machine's processors would have to change.
+pub fn fixed() -> Error {
+    Error::new(
+        ErrorCode::OPERATION_UNSUPPORTED,
+        "the vCPUs of a running domain are fixed: use --config, and start it again",
+    )
+}
+
+/// The CPUs of the host that a definition lets these threads run on; `None`: any.
+pub fn cpus(definition: &Definition, threads: Threads) -> Option<BTreeSet<u32>> {
+    let all = || cpuset::parse(definition.vcpu.cpuset.as_deref()?);
+    let tune = section(definition, "cputune");
+    let own = match threads {
+        Threads::Vcpu(number) => {
+            let number = number.to_string();
+            let mut pins = tune.into_iter().flat_map(Element::elements);
+            pins.find(|e| e.name == "vcpupin" && e.attr("vcpu") == Some(&number))
+        }
+        Threads::Emulator => tune.and_then(|tune| tune.child("emulatorpin")),
+    };
+    own.and_then(|pin| cpuset::parse(pin.attr("cpuset")?))
+        .or_else(all)
+}
+
+/// Threads of a process: vCPUs with their numbers, and the rest.
+fn threads(pid: u32) -> io::Result<Vec<(i32, Threads)>> {
+    let thread = |task: io::Result<fs::DirEntry>| -> Option<(i32, Threads)> {
+        let task = task.ok()?;
+        let id = task.file_name().to_str()?.parse().ok()?;
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let number = name.trim().strip_prefix("vcpu");
+        let kind = match number.and_then(|number| number.parse().ok()) {
+            Some(number) => Threads::Vcpu(number),
+            None => Threads::Emulator,
+        };
+        Some((id, kind))
+    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
+    Ok(tasks.filter_map(thread).collect())
+}
+
+/// Puts a thread onto CPUs.
+fn put(thread: i32, cpus: &BTreeSet<u32>) -> io::Result<()> {
+    // As long as the highest number needs, in whole words, which the kernel wants.
+    let bytes = cpus.last().map_or(1, |last| *last as usize / 8 + 1);
+    let map = cpuset::to_map(cpus, bytes.next_multiple_of(size_of::<libc::c_ulong>()));
+    // SAFETY: the kernel reads `map.len()` bytes of the map, which lives here.
+    let failed =
+        unsafe { libc::syscall(libc::SYS_sched_setaffinity, thread, map.len(), map.as_ptr()) };
+    match failed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Puts the threads that are meant onto CPUs.
+fn pin(pid: u32, wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
+    let all = threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
+    for (thread, kind) in all {
+        if kind != wanted {
+            continue;
+        }
+        match put(thread, cpus) {
+            // One that ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => {
+                let text = format!("cannot set CPU affinity on process {thread}");
+                return Err(Error::system(text, &error));
+            }
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Puts a machine's threads where its definition wants them, before it runs.
+///
+/// # Errors
+/// The host has none of those CPUs.
+pub fn place(definition: &Definition, pid: u32) -> Result<()> {
+    let all = (0..definition.vcpu.online()).map(Threads::Vcpu);
+    for threads in all.chain([Threads::Emulator]) {
+        if let Some(cpus) = cpus(definition, threads) {
+            pin(pid, threads, &cpus)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a definition's `<vcpus>` says of a vCPU; all of the first ones are there if it says nothing.
+fn is_enabled(definition: &Definition, number: u32) -> bool {
+    let listed = section(definition, "vcpus").and_then(|list| {
+        let id = number.to_string();
+        list.elements().find(|e| e.attr("id") == Some(&id))
+    });
+    match listed.and_then(|vcpu| vcpu.attr("enabled")) {
+        Some(enabled) => enabled == "yes",
+        None => number < definition.vcpu.online(),
+    }
+}
+
+impl Driver {
+    /// How many vCPUs a domain has.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG for a number out of range; a running domain's cannot change.
+    pub async fn set_vcpus(self: &Arc<Self>, domain: Pinned, count: u32, flags: u32) -> Result<()> {
+        if count == 0 || count > MOST {
+            return Err(invalid(format!(
+                "argument out of range: {count}: a domain has 1 to {MOST} vCPUs"
+            )));
+        }
+        let live = async |running: &Definition| {
+            let most = running.vcpu.max;
+            if count > most {
+                return Err(invalid(format!(
+                    "requested vcpus is greater than max allowable vcpus for the live domain: {count} > {most}"
+                )));
+            }
+            if count == running.vcpu.online() {
+                return Ok(());
+            }
+            Err(fixed())
+        };
+        let change = |definition: &mut Definition| {
+            let most = definition.vcpu.max;
+            if count > most {
+                return Err(invalid(format!(
+                    "requested vcpus is greater than max allowable vcpus for the persistent domain: {count} > {most}"
+                )));
+            }
+            definition.vcpu.current = (count < most).then_some(count);
+            definition.rest.retain(|e| e.name != "vcpus");
+            Ok(())
+        };
+        self.modify(&domain, flags, live, change).await
+    }
+
+    /// How many vCPUs a domain can have.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID for a running one.
+    pub async fn set_max_vcpus(
+        self: &Arc<Self>,
+        domain: Pinned,
+        count: u32,
+        flags: u32,
+    ) -> Result<()> {
+        if count == 0 || count > MOST {
+            return Err(invalid(format!(
+                "requested vcpu count is greater than the count of enabled vcpus in the domain: {count} > {MOST}"
+            )));
+        }
+        let live = async |_: &Definition| {
+            Err(Error::invalid(
+                "maximum vcpu count of a live domain can't be modified",
+            ))
+        };
+        let change = |definition: &mut Definition| {
+            let cpu = definition.cpu.as_ref();
+            if let Some(topology) = cpu.and_then(|cpu| cpu.topology)
+                && topology.sockets * topology.dies * topology.cores * topology.threads != count
+            {
+                return Err(invalid("CPU topology doesn't match the desired vcpu count"));
+            }
+            let online = definition.vcpu.online().min(count);
+            definition.vcpu.max = count;
+            definition.vcpu.current = (online < count).then_some(online);
+            definition.rest.retain(|e| e.name != "vcpus");
+            Ok(())
+        };
+        self.modify(&domain, flags, live, change).await
+    }
+
+    /// Which vCPUs a domain starts with.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG for a vCPU that is not there; a running domain's cannot change.
+    pub async fn enable_vcpus(
+        self: &Arc<Self>,
+        domain: Pinned,
+        list: &str,
+        enable: bool,
+        flags: u32,
+    ) -> Result<()> {
+        let wanted = cpuset::parse(list)
+            .ok_or_else(|| invalid(format!("Failed to parse bitmap '{list}'")))?;
+        let Some(&last) = wanted.last() else {
+            return Err(invalid("no vcpus selected for modification"));
+        };
+        let live = async |_: &Definition| Err(fixed());
+        let change = |definition: &mut Definition| {
+            let most = definition.vcpu.max;
+            if last >= most {
+                return Err(invalid(format!(
+                    "vcpu {last} is out of range of persistent cpu count {most}"
+                )));
+            }
+            if !enable && wanted.contains(&0) {
+                return Err(invalid("vCPU '0' must be enabled"));
+            }
+            let state: Vec<bool> = (0..most)
+                .map(|n| {
+                    (wanted.contains(&n) && enable)
+                        || (!wanted.contains(&n) && is_enabled(definition, n))
+                })
+                .collect();
+            let online = state.iter().filter(|on| **on).count();
+            definition.vcpu.current = u32::try_from(online).ok().filter(|n| *n < most);
+            sections::change(definition, "vcpus", |list| {
+                list.take_elements();
+                for (number, on) in state.iter().enumerate() {
+                    let yes = |yes| if yes { "yes" } else { "no" };
+                    list.push(
+                        Element::new("vcpu")
+                            .with_attr("id", number.to_string())
+                            .with_attr("enabled", yes(*on))
+                            .with_attr("hotpluggable", yes(number != 0)),
+                    );
+                }
+            });
+            Ok(())
+        };
+        self.modify(&domain, flags, live, change).await
+    }
+
+    /// Which CPUs of the host threads may run on.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG for an empty map, a vCPU that is not there, or CPUs the host has not.
+    pub async fn pin_threads(
+        self: &Arc<Self>,
+        domain: Pinned,
+        threads: Threads,
+        map: &[u8],
+        flags: u32,
+    ) -> Result<()> {
+        let cpus = cpuset::from_map(map);
+        if cpus.is_empty() {
+            return Err(invalid("Empty cpu list for pinning"));
+        }
+        let process = domain
+            .lock()
+            .live
+            .as_ref()
+            .map(|live| Arc::clone(&live.process));
+        let live = async |running: &Definition| {
+            let count = running.vcpu.online();
+            if let Threads::Vcpu(number) = threads
+                && number >= count
+            {
+                return Err(invalid(format!(
+                    "vcpu {number} is out of range of live cpu count {count}"
+                )));
+            }
+            let Some(process) = process else {
+                return Err(super::object::not_running());
+            };
+            pin(process.identity().pid, threads, &cpus)
+        };
+        let text = cpuset::format(&cpus);
+        let change = |definition: &mut Definition| {
+            let Threads::Vcpu(number) = threads else {
+                let pin = Element::new("emulatorpin").with_attr("cpuset", &text);
+                sections::set_child(definition, "cputune", "emulatorpin", Some(pin));
+                return Ok(());
+            };
+            let count = definition.vcpu.max;
+            if number >= count {
+                return Err(invalid(format!(
+                    "vcpu {number} is out of range of persistent cpu count {count}"
+                )));
+            }
+            sections::change(definition, "cputune", |tune| {
+                let id = |e: &Element| e.attr("vcpu").and_then(|n| n.parse::<u32>().ok());
+                let mut pins = tune.take_children("vcpupin");
+                pins.retain(|pin| id(pin) != Some(number));
+                pins.push(
+                    Element::new("vcpupin")
+                        .with_attr("vcpu", number.to_string())
+                        .with_attr("cpuset", &text),
+                );
+                pins.sort_by_key(id);
+                pins.into_iter().for_each(|pin| tune.push(pin));
+            });
+            Ok(())
+        };
+        self.modify(&domain, flags, live, change).await
+    }
+
+    /// Maps of the CPUs that each of the first `most` vCPUs may run on.
+    ///
+    /// # Errors
+    /// There is no such definition.
+    pub fn vcpu_pins(
+        &self,
+        domain: &Domain,
+        most: usize,
+        flags: u32,
+    ) -> Result<Vec<BTreeSet<u32>>> {
+        let inner = domain.lock();
+        let definition = chosen(&inner, flags & (affect::LIVE | affect::CONFIG))?;
+        let host: BTreeSet<u32> = node::cpus_present().into_iter().collect();
+        let count = definition.vcpu.max;
+        Ok((0..count)
+            .take(most)
+            .map(|n| cpus(definition, Threads::Vcpu(n)).unwrap_or_else(|| host.clone()))
+            .collect())
+    }
+
+    /// The CPUs that the other threads may run on.
+    ///
+    /// # Errors
+    /// There is no such definition.
+    pub fn emulator_pin(&self, domain: &Domain, flags: u32) -> Result<BTreeSet<u32>> {
+        let inner = domain.lock();
+        let definition = chosen(&inner, flags & (affect::LIVE | affect::CONFIG))?;
+        Ok(cpus(definition, Threads::Emulator)
+            .unwrap_or_else(|| node::cpus_present().into_iter().collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_told_apart_and_put() {
+        let own = threads(std::process::id()).unwrap();
+        assert!(own.iter().all(|(_, kind)| *kind == Threads::Emulator));
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().name("vcpu7".into());
+        let thread = thread.spawn(move || receiver.recv().ok()).unwrap();
+        let found = || {
+            let all = threads(std::process::id()).unwrap();
+            all.into_iter().find(|(_, kind)| *kind == Threads::Vcpu(7))
+        };
+        while found().is_none() {
+            std::thread::yield_now();
+        }
+        let first = node::cpus_online()[0];
+        pin(
+            std::process::id(),
+            Threads::Vcpu(7),
+            &BTreeSet::from([first]),
+        )
+        .unwrap();
+        let status = fs::read_to_string(format!("/proc/self/task/{}/status", found().unwrap().0));
+        let allowed = format!("Cpus_allowed_list:\t{first}\n");
+        assert!(status.unwrap().contains(&allowed));
+        assert!(
+            pin(
+                std::process::id(),
+                Threads::Vcpu(7),
+                &BTreeSet::from([9999])
+            )
+            .is_err()
+        );
+        drop(sender);
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,201 @@
+//! What is rarely asked for, and mostly answered with what is not there.
+
+use rpc::args::*;
+use rpc::error::{ErrorCode, ErrorDomain, RemoteError};
+use rpc::procs;
+use rpc::server::Router;
+use rpc::stream::Stream;
+use rpc::types;
+
+use super::{Answer, Call, Daemon};
+use crate::drivers::domain::tuning::find_disk;
+use crate::error::{Error, check_flags};
+
+/// These functions.
+pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
+    router
+        .on(procs::DOMAIN_SET_MAX_MEMORY, set_max_memory)
+        .on(procs::DOMAIN_SEND_KEY, send_key)
+        .on(procs::DOMAIN_SEND_PROCESS_SIGNAL, send_process_signal)
+        .on_stream(procs::DOMAIN_SCREENSHOT, screenshot)
+        .on(procs::DOMAIN_OPEN_GRAPHICS, open_graphics)
+        .on(procs::DOMAIN_OPEN_GRAPHICS_FD, open_graphics_fd)
+        .on_stream(procs::DOMAIN_OPEN_CHANNEL, open_channel)
+        .on(procs::DOMAIN_PM_SUSPEND_FOR_DURATION, pm_suspend)
+        .on(procs::DOMAIN_PM_WAKEUP, pm_wakeup)
+        .on(procs::DOMAIN_SET_BLOCK_THRESHOLD, set_block_threshold)
+        .on(procs::DOMAIN_START_DIRTY_RATE_CALC, start_dirty_rate_calc)
+        .on(
+            procs::DOMAIN_GET_LAUNCH_SECURITY_INFO,
+            get_launch_security_info,
+        )
+        .on(
+            procs::DOMAIN_SET_LAUNCH_SECURITY_STATE,
+            set_launch_security_state,
+        )
+        .on(procs::DOMAIN_FD_ASSOCIATE, fd_associate)
+        .on(procs::DOMAIN_QEMU_MONITOR_COMMAND, monitor_command)
+        .on(procs::DOMAIN_QEMU_ATTACH, attach)
+        .on(procs::CONNECT_DOMAIN_XML_FROM_NATIVE, xml_from_native)
+        .on(procs::CONNECT_DOMAIN_XML_TO_NATIVE, xml_to_native)
+}
+
+fn unsupported(text: impl Into<String>) -> RemoteError {
+    Error::new(ErrorCode::OPERATION_UNSUPPORTED, text).into()
+}
+
+/// What a libvirt says whose driver lacks a function.
+fn no_function(name: &str) -> RemoteError {
+    RemoteError::new(ErrorCode::NO_SUPPORT, ErrorDomain::DOMAIN, name)
+}
+
+/// The domain must run.
+fn running(call: &Call, dom: &types::Domain) -> Answer<std::sync::Arc<xml_schemas::Domain>> {
+    let domain = call.state().find(dom)?;
+    let inner = domain.lock();
+    Ok(std::sync::Arc::clone(&inner.live()?.definition))
+}
+
+async fn set_max_memory(call: Call, args: DomainSetMaxMemoryArgs) -> Answer<()> {
+    let domain = call.state().pin(&args.dom)?;
+    let domains = &call.state().domains;
+    Ok(domains.set_max_memory(domain, args.memory, 0).await?)
+}
+
+async fn send_key(call: Call, args: DomainSendKeyArgs) -> Answer<()> {
+    check_flags(args.flags, 0, "qemuDomainSendKey")?;
+    running(&call, &args.dom)?;
+    Err(unsupported(
+        "the domain has no keyboard: its console is a serial port",
+    ))
+}
+
+async fn send_process_signal(call: Call, args: DomainSendProcessSignalArgs) -> Answer<()> {
+    call.state().find(&args.dom)?;
+    Err(no_function("virDomainSendProcessSignal"))
+}
+
+async fn screenshot(
+    call: Call,
+    args: DomainScreenshotArgs,
+    _stream: Stream,
+) -> Answer<DomainScreenshotRet> {
+    check_flags(args.flags, 0, "qemuDomainScreenshot")?;
+    running(&call, &args.dom)?;
+    Err(unsupported("no screens to take screenshot from"))
+}
+
+fn graphics(call: &Call, dom: &types::Domain, index: u32) -> RemoteError {
+    match running(call, dom) {
+        Ok(_) => Error::internal(format!("cannot find graphics backend with index {index}")).into(),
+        Err(error) => error,
+    }
+}
+
+async fn open_graphics(call: Call, args: DomainOpenGraphicsArgs) -> Answer<()> {
+    Err(graphics(&call, &args.dom, args.idx))
+}
+
+async fn open_graphics_fd(call: Call, args: DomainOpenGraphicsFdArgs) -> Answer<()> {
+    Err(graphics(&call, &args.dom, args.idx))
+}
+
+async fn open_channel(call: Call, args: DomainOpenChannelArgs, stream: Stream) -> Answer<()> {
+    let domain = call.state().find(&args.dom)?;
+    let domains = &call.state().domains;
+    let name = args.name.as_deref();
+    Ok(domains
+        .open_channel(&domain, name, args.flags, stream)
+        .await?)
+}
+
+async fn pm_suspend(call: Call, args: DomainPmSuspendForDurationArgs) -> Answer<()> {
+    check_flags(args.flags, 0, "qemuDomainPMSuspendForDuration")?;
+    running(&call, &args.dom)?;
+    Err(unsupported(
+        "the machine has no sleep states: it can only be paused or saved",
+    ))
+}
+
+async fn pm_wakeup(call: Call, args: DomainPmWakeupArgs) -> Answer<()> {
+    check_flags(args.flags, 0, "qemuDomainPMWakeup")?;
+    running(&call, &args.dom)?;
+    Err(Error::invalid("domain is not suspended by power management").into())
+}
+
+async fn set_block_threshold(call: Call, args: DomainSetBlockThresholdArgs) -> Answer<()> {
+    check_flags(args.flags, 0, "qemuDomainSetBlockThreshold")?;
+    let definition = running(&call, &args.dom)?;
+    let target = args.dev.split('[').next().unwrap_or_default();
+    find_disk(&definition, target, &format!("invalid path {target}"))?;
+    Err(unsupported("thresholds of block devices are not watched"))
+}
+
+async fn start_dirty_rate_calc(call: Call, args: DomainStartDirtyRateCalcArgs) -> Answer<()> {
+    running(&call, &args.dom)?;
+    Err(unsupported(
+        "the rate at which memory changes is not measured",
+    ))
+}
+
+async fn get_launch_security_info(
+    call: Call,
+    args: DomainGetLaunchSecurityInfoArgs,
+) -> Answer<DomainGetLaunchSecurityInfoRet> {
+    // No domain has memory of that kind: there is nothing to tell.
+    running(&call, &args.dom)?;
+    Ok(DomainGetLaunchSecurityInfoRet::default())
+}
+
+async fn set_launch_security_state(
+    call: Call,
+    args: DomainSetLaunchSecurityStateArgs,
+) -> Answer<()> {
+    running(&call, &args.dom)?;
+    Err(unsupported(
+        "setting a launch secret is only supported in SEV-enabled domains",
+    ))
+}
+
+async fn fd_associate(call: Call, args: DomainFdAssociateArgs) -> Answer<()> {
+    call.state().find(&args.dom)?;
+    drop(call.take_fds());
+    Err(unsupported(
+        "disks are not made from descriptors of clients",
+    ))
+}
+
+async fn monitor_command(
+    call: Call,
+    args: QemuDomainMonitorCommandArgs,
+) -> Answer<QemuDomainMonitorCommandRet> {
+    running(&call, &args.dom)?;
+    Err(unsupported(
+        "the domain has no QEMU monitor: Vireo's own VMM runs it",
+    ))
+}
+
+async fn attach(_call: Call, _args: QemuDomainAttachArgs) -> Answer<QemuDomainAttachRet> {
+    Err(unsupported("attaching to a QEMU process is not supported"))
+}
+
+async fn xml_from_native(
+    _call: Call,
+    _args: ConnectDomainXmlFromNativeArgs,
+) -> Answer<ConnectDomainXmlFromNativeRet> {
+    // As libvirt's QEMU driver since it can no longer read command lines.
+    Err(RemoteError::new(
+        ErrorCode::NO_SUPPORT,
+        ErrorDomain::NONE,
+        "virConnectDomainXMLFromNative",
+    ))
+}
+
+async fn xml_to_native(
+    _call: Call,
+    args: ConnectDomainXmlToNativeArgs,
+) -> Answer<ConnectDomainXmlToNativeRet> {
+    check_flags(args.flags, 0, "qemuConnectDomainXMLToNative")?;
+    let text = format!("unsupported config type {}", args.native_format);
+    Err(Error::new(ErrorCode::INVALID_ARG, text).into())
+}

@@ -1,0 +1,379 @@
+//! Devices that come, go and change: in definitions, through both clients; and in a Linux guest that runs.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use vireo_tests::{Kernel, Rig, Run, Terminal, left_out, linux_guest, tiny_guest, which};
+
+/// A boot under load of the whole test run can take a while.
+const BOOT: Duration = Duration::from_secs(400);
+const SOON: Duration = Duration::from_secs(90);
+
+/// The same command in two Vireos with the same domain, through `vireo` and through virsh.
+struct Pair(Rig, Rig);
+
+impl Pair {
+    fn new() -> Self {
+        let pair = Self(Rig::new(), Rig::new());
+        for rig in [&pair.0, &pair.1] {
+            let xml = tiny_guest(rig, "one", "qemu").replace(
+                "  <memory",
+                "  <uuid>06df9427-4b0f-4db9-830c-95aadc4a9064</uuid>\n  <memory",
+            );
+            rig.define(&xml.replace(
+                "<devices>",
+                "<devices><disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>",
+            ));
+        }
+        pair
+    }
+
+    /// Runs lines of commands; a word that starts with `@` is a file below the root.
+    #[track_caller]
+    fn all(&self, lines: &[&str]) {
+        let mut wrong = String::new();
+        for line in lines {
+            let run = |rig: &Rig, run: &dyn Fn(&[&str]) -> Run| {
+                let root = rig.root().display().to_string();
+                let words: Vec<String> = line
+                    .split(' ')
+                    .map(|word| word.replace('@', &format!("{root}/")))
+                    .collect();
+                let done = run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+                Run {
+                    status: done.status,
+                    out: done.out.replace(&root, "ROOT"),
+                    err: done.err.replace(&root, "ROOT"),
+                }
+            };
+            let ours = run(&self.0, &|args| self.0.vireo(args));
+            let theirs = run(&self.1, &|args| self.1.virsh(args));
+            if ours != theirs {
+                wrong += &format!("{line}\n  vireo: {ours:?}\n  virsh: {theirs:?}\n");
+            }
+        }
+        assert!(wrong.is_empty(), "\n{wrong}");
+    }
+}
+
+#[test]
+fn definitions_get_and_lose_devices() {
+    if !which("virsh") {
+        return left_out("needs virsh (libvirt-clients)");
+    }
+    let pair = Pair::new();
+    for rig in [&pair.0, &pair.1] {
+        for (name, text) in [
+            (
+                "rng.xml",
+                "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>",
+            ),
+            (
+                "card.xml",
+                "<interface type='bridge'><mac address='52:54:00:00:00:09'/><source bridge='br9'/>\
+                 <model type='virtio'/></interface>",
+            ),
+            (
+                "card-down.xml",
+                "<interface type='bridge'><mac address='52:54:00:00:00:09'/><source bridge='br9'/>\
+                 <model type='virtio'/><link state='down'/></interface>",
+            ),
+            (
+                "channel.xml",
+                "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
+            ),
+            ("sound.xml", "<sound model='ich9'/>"),
+            ("bad.xml", "<rng"),
+            ("bogus.xml", "<bogus/>"),
+            ("disk.raw", "x"),
+            ("cd.iso", "x"),
+        ] {
+            rig.write(name, text);
+        }
+    }
+    pair.all(&[
+        "attach-device one @rng.xml --config",
+        "attach-device one @rng.xml",
+        "attach-device one @rng.xml --live",
+        "attach-device one @channel.xml --config",
+        "attach-device one @channel.xml --config",
+        "attach-device one @sound.xml --config",
+        "attach-device one @bad.xml --config",
+        "attach-device one @missing.xml --config",
+        "attach-device one @card.xml --persistent",
+        "attach-device one @card.xml --config",
+        "attach-disk one @disk.raw vdb --print-xml",
+        "attach-disk one /dev/null vdb --print-xml",
+        "attach-disk one @disk.raw vdb --print-xml --mode readonly --serial S --cache none --io threads --subdriver raw --targetbus virtio --type disk --rawio --wwn 5000c50015ea71aa",
+        "attach-disk one @disk.raw vdb --print-xml --address pci:0000.00.0a.0 --multifunction",
+        "attach-disk one @disk.raw vdb --print-xml --alias ua-1 --iothread 1 --driver qemu",
+        "attach-disk one @disk.raw vdb --mode bogus",
+        "attach-disk one @disk.raw vdb --sourcetype bogus",
+        "attach-disk one @disk.raw vdb --config --targetbus virtio",
+        "attach-disk one @disk.raw vdb --config --targetbus virtio",
+        "attach-disk one @disk.raw vdc",
+        "attach-interface one bridge br0 --print-xml",
+        "attach-interface one network default --print-xml --mac 52:54:00:00:00:01 --model virtio --inbound 100,200,300 --outbound 50 --target t0 --alias ua-n --script /x",
+        "attach-interface one bogus br0 --print-xml",
+        "attach-interface one bridge br0 --config --mac 52:54:00:00:00:02",
+        "attach-interface one bridge br0 --mac 52:54:00:00:00:03",
+        "domblklist one",
+        "domiflist one",
+        "dumpxml one",
+        "update-device one @card-down.xml --config",
+        "domif-getlink one 52:54:00:00:00:09 --config",
+        "update-device one @rng.xml --live",
+        "update-device one @missing.xml",
+        "detach-disk one nope",
+        "detach-disk one vdb",
+        "detach-disk one vdb --config",
+        "detach-disk one vdb --config",
+        "detach-interface one bridge --mac 52:54:00:00:00:02 --config",
+        "detach-interface one bridge --config",
+        "detach-device one @rng.xml",
+        "detach-device one @rng.xml --config",
+        "detach-device one @rng.xml --config",
+        "detach-device one @card.xml --config",
+        "detach-device-alias one net0",
+        "detach-device-alias one net0 --config",
+        "dumpxml one",
+    ]);
+    let left = pair.0.vireo(&["dumpxml", "one"]).ok();
+    for gone in ["<rng", "<interface", "vdb", "cd.iso"] {
+        assert!(!left.contains(gone), "{gone}: {left}");
+    }
+    assert!(left.contains("org.qemu.guest_agent.0"), "{left}");
+}
+
+/// A guest that does not listen to its slots keeps its devices; what is wrong is said.
+#[test]
+fn a_guest_that_does_not_cooperate_keeps_its_devices() {
+    let rig = Rig::new();
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    rig.vireo(&["start", "one"]).ok();
+    let disk = rig.write("disk.raw", vec![0; 1 << 20]);
+    let rng = rig.write(
+        "rng.xml",
+        "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>",
+    );
+    assert_eq!(
+        rig.vireo(&["attach-disk", "one", &disk, "vda"]).ok(),
+        "Disk attached successfully\n\n"
+    );
+    assert!(rig.vireo(&["domblklist", "one"]).ok().contains("vda"));
+    // The one free slot is taken.
+    let full = rig.vireo(&["attach-device", "one", &rng]).fails();
+    assert!(full.contains("No more available PCI slots"), "{full}");
+    let twice = rig.vireo(&["attach-disk", "one", &disk, "vda"]).fails();
+    assert!(twice.contains("target vda already exists"), "{twice}");
+    let sound = rig.write("sound.xml", "<sound model='ich9'/>");
+    let refused = rig.vireo(&["attach-device", "one", &sound]).fails();
+    assert!(
+        refused.contains("live attach of device 'sound'"),
+        "{refused}"
+    );
+    // It is asked, waited for, and not there yet.
+    rig.vireo(&["detach-disk", "one", "vda"]).ok();
+    assert!(rig.vireo(&["domblklist", "one"]).ok().contains("vda"));
+    assert!(
+        !rig.vireo(&["domblklist", "one", "--inactive"])
+            .ok()
+            .contains("vda")
+    );
+    // A reset makes it let go.
+    rig.vireo(&["reset", "one"]).ok();
+    let deadline = Instant::now() + SOON;
+    while rig.vireo(&["domblklist", "one"]).ok().contains("vda") {
+        assert!(Instant::now() < deadline, "the disk is still there");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    rig.vireo(&["attach-device", "one", &rng]).ok();
+    assert!(
+        rig.vireo(&["dumpxml", "one"])
+            .ok()
+            .contains("<alias name='rng0'/>")
+    );
+}
+
+/// One line of a guest's shell, up to the mark that follows it.
+fn shell(terminal: &mut Terminal, line: &str) -> String {
+    terminal.send(&format!("{line}; echo DO''NE\r"));
+    terminal.expect("DO''NE", SOON);
+    terminal.expect("DONE\r\n", SOON)
+}
+
+/// Runs a line again and again until its output has, or has not, a text.
+#[track_caller]
+fn until(terminal: &mut Terminal, line: &str, text: &str, there: bool) -> String {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let seen = shell(terminal, line);
+        if seen.contains(text) == there {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{line}: {seen}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A client that hears of events: it has heard of one already.
+fn listen(rig: &Rig) -> Terminal {
+    let mut events = Terminal::start(
+        rig.command("vireo")
+            .args(["event", "deb", "--all", "--loop"]),
+    );
+    let heard = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let began = Instant::now();
+            while !heard.load(Ordering::Relaxed) && began.elapsed() < SOON {
+                rig.vireo(&["desc", "deb", "--live", "--new-desc", "something"]);
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        events.expect("event 'metadata-change'", SOON);
+        heard.store(true, Ordering::Relaxed);
+    });
+    events
+}
+
+#[test]
+fn linux_finds_what_is_plugged_and_lets_go_of_it() {
+    let rig = Rig::new();
+    let port = |index| format!("<controller type='pci' index='{index}' model='pcie-root-port'/>");
+    let ports: String = (1..=5).map(port).collect();
+    let channel =
+        "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
+    rig.define(
+        &linux_guest("deb", Kernel::V6_1)
+            .replace("</devices>", &format!("{ports}{channel}</devices>")),
+    );
+    let mut terminal = Terminal::start(rig.command("vireo").args(["start", "deb", "--console"]));
+    terminal.expect("deb:/root# ", BOOT);
+    // Long lines are not to be broken by the guest's line editor.
+    terminal.send("stty cols 500\r");
+    terminal.expect("deb:/root# ", SOON);
+    let mut events = listen(&rig);
+    let disk = rig.path("disk.raw").display().to_string();
+    let mut content = vec![0u8; 4 << 20];
+    content[..5].copy_from_slice(b"HELLO");
+    fs::write(&disk, content).unwrap();
+    rig.vireo(&[
+        "attach-disk",
+        "deb",
+        &disk,
+        "vdb",
+        "--serial",
+        "PLUG1",
+        "--persistent",
+        "--targetbus",
+        "virtio",
+    ])
+    .ok();
+    events.expect("event 'device-added' for domain 'deb': virtio-disk1", SOON);
+    until(&mut terminal, "cat /sys/block/vd*/serial", "PLUG1", true);
+    let seen = shell(
+        &mut terminal,
+        "dd if=/dev/vda bs=5 count=1 2>/dev/null; echo",
+    );
+    assert!(seen.contains("HELLO"), "{seen}");
+    shell(
+        &mut terminal,
+        "echo WORLD | dd of=/dev/vda bs=512 seek=1 conv=sync; sync",
+    );
+    assert_eq!(&fs::read(&disk).unwrap()[512..517], b"WORLD");
+    let both = [
+        rig.vireo(&["dumpxml", "deb"]).ok(),
+        rig.vireo(&["dumpxml", "deb", "--inactive"]).ok(),
+    ];
+    assert!(
+        both.iter()
+            .all(|xml| xml.contains("<serial>PLUG1</serial>")),
+        "{both:?}"
+    );
+    // Entropy.
+    let rng = rig.write(
+        "rng.xml",
+        "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>",
+    );
+    rig.vireo(&["attach-device", "deb", &rng]).ok();
+    events.expect("event 'device-added' for domain 'deb': rng0", SOON);
+    until(
+        &mut terminal,
+        "cat /sys/class/misc/hw_random/rng_available",
+        "virtio_rng",
+        true,
+    );
+    // A network card, where there is something to connect it with.
+    if which("passt") {
+        let card = rig.write(
+            "card.xml",
+            "<interface type='user'><mac address='52:54:00:12:34:57'/><model type='virtio'/>\
+             <backend type='passt'/></interface>",
+        );
+        rig.vireo(&["attach-device", "deb", &card]).ok();
+        events.expect("event 'device-added' for domain 'deb': net0", SOON);
+        until(
+            &mut terminal,
+            "cat /sys/class/net/*/address",
+            "52:54:00:12:34:57",
+            true,
+        );
+        assert!(
+            rig.vireo(&["domiflist", "deb"])
+                .ok()
+                .contains("52:54:00:12:34:57")
+        );
+        rig.vireo(&["detach-interface", "deb", "user"]).ok();
+        events.expect("event 'device-removed' for domain 'deb': net0", SOON);
+        until(
+            &mut terminal,
+            "cat /sys/class/net/*/address",
+            "52:54:00:12:34:57",
+            false,
+        );
+    } else {
+        left_out("the network card needs passt");
+    }
+    // The next daemon knows what was plugged.
+    drop(events);
+    let pids = rig.processes("vireod");
+    for pid in &pids {
+        // SAFETY: kill(2) of a process of this test's own.
+        unsafe { libc::kill(*pid, libc::SIGKILL) };
+    }
+    let mut events = listen(&rig);
+    // The console went with the daemon.
+    drop(terminal);
+    let mut terminal = Terminal::start(rig.command("vireo").args(["console", "deb"]));
+    terminal.expect("Escape character", SOON);
+    terminal.wait_raw(SOON);
+    terminal.send("\r");
+    terminal.expect("deb:/root# ", SOON);
+    assert!(rig.vireo(&["domblklist", "deb"]).ok().contains("vdb"));
+    rig.vireo(&["detach-disk", "deb", "vdb", "--persistent"])
+        .ok();
+    events.expect(
+        "event 'device-removed' for domain 'deb': virtio-disk1",
+        SOON,
+    );
+    until(&mut terminal, "ls /sys/block", "vda", false);
+    let both = [
+        rig.vireo(&["dumpxml", "deb"]).ok(),
+        rig.vireo(&["dumpxml", "deb", "--inactive"]).ok(),
+    ];
+    assert!(both.iter().all(|xml| !xml.contains("PLUG1")), "{both:?}");
+    // The slot can be used again.
+    rig.vireo(&["attach-disk", "deb", &disk, "vdc", "--serial", "PLUG2"])
+        .ok();
+    until(&mut terminal, "cat /sys/block/vd*/serial", "PLUG2", true);
+    rig.vireo(&["detach-device-alias", "deb", "rng0"]).ok();
+    until(
+        &mut terminal,
+        "cat /sys/class/misc/hw_random/rng_available",
+        "virtio_rng",
+        false,
+    );
+    rig.vireo(&["destroy", "deb"]).ok();
+}

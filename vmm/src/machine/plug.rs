@@ -1,0 +1,127 @@
+//! Devices that come and go while the guest runs, through the slots of PCI Express root ports (PCI Express Base
+//! Specification 5.0, 6.7).
+
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use vmm_api::config::Resource;
+use vmm_api::control::Event;
+use vmm_api::devices::DeviceConfig;
+
+use super::Machine;
+use crate::num::to_usize;
+
+/// Within five seconds another press of the button tells the guest to keep the device after all (6.7.1.5).
+const SECOND_THOUGHTS: Duration = Duration::from_secs(8);
+
+impl Machine {
+    /// Plugs a device. A resource that is a descriptor has its number among those passed along.
+    pub(super) fn add_device(
+        &mut self,
+        config: &DeviceConfig,
+        passed: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        if self
+            .config
+            .devices
+            .iter()
+            .any(|known| known.id == config.id)
+        {
+            return Err(format!("there is a device '{}' already", config.id));
+        }
+        let behind = |known: &&DeviceConfig| known.address.bus == config.address.bus;
+        if let Some(known) = self.config.devices.iter().find(behind) {
+            return Err(format!("its slot is taken by device '{}'", known.id));
+        }
+        let mut own = config.clone();
+        let handed = hand_over(&mut own, passed)?;
+        let made = self.devices.pci.plug(&own);
+        let left = handed.into_iter().filter(|fd| close_unused(*fd)).count();
+        let function = made?;
+        if left > 0 {
+            log::warn!("device {}: {left} descriptors were not used", own.id);
+        }
+        if self.devices_paused {
+            function.pause();
+        }
+        self.config.devices.push(own);
+        Ok(())
+    }
+
+    /// Asks the guest to let go of a device; [`Event::DeviceRemoved`] tells when it has.
+    pub(super) fn remove_device(&mut self, id: &str) -> Result<(), String> {
+        let known = self.config.devices.iter().find(|known| known.id == id);
+        let index = known
+            .map(|known| known.address.bus)
+            .ok_or_else(|| format!("there is no device '{id}'"))?;
+        let now = Instant::now();
+        let pressed = self.unplugging.iter().find(|(bus, _)| *bus == index);
+        if pressed.is_some_and(|(_, when)| now.duration_since(*when) < SECOND_THOUGHTS) {
+            return Ok(());
+        }
+        self.devices.pci.press_button(index)?;
+        self.unplugging.retain(|(bus, _)| *bus != index);
+        self.unplugging.push((index, now));
+        Ok(())
+    }
+
+    /// The guest has let go of what is behind the root port that leads to bus `index`.
+    pub(super) fn slot_off(&mut self, index: u8) {
+        self.unplugging.retain(|(bus, _)| *bus != index);
+        let behind = |known: &DeviceConfig| index != 0 && known.address.bus == index;
+        let ids: Vec<String> = self
+            .config
+            .devices
+            .iter()
+            .filter(|known| behind(known))
+            .map(|known| known.id.clone())
+            .collect();
+        self.devices.pci.unplug(index, &ids);
+        self.config.devices.retain(|known| !behind(known));
+        for id in ids {
+            self.event(Event::DeviceRemoved { id });
+        }
+    }
+}
+
+/// Turns numbers of passed descriptors into those they have here, as if they had been inherited: whoever opens the
+/// resource takes each over, once.
+fn hand_over(config: &mut DeviceConfig, passed: Vec<OwnedFd>) -> Result<Vec<i32>, String> {
+    let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut used = vec![false; numbers.len()];
+    for resource in config.resources_mut() {
+        let Resource::Fd(number) = resource else {
+            return Err("a device of a running machine is made from descriptors only".into());
+        };
+        let at = u32::try_from(*number).map_or(usize::MAX, |at| to_usize(at.into()));
+        match (numbers.get(at), used.get_mut(at)) {
+            (Some(own), Some(used)) if !*used => {
+                *number = *own;
+                *used = true;
+            }
+            _ => {
+                return Err(format!(
+                    "descriptor {number} was not passed, or is named twice"
+                ));
+            }
+        }
+    }
+    for fd in &passed {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| error.to_string())?;
+    }
+    Ok(passed.into_iter().map(IntoRawFd::into_raw_fd).collect())
+}
+
+/// Closes a handed descriptor that nobody has taken over: such a one still lacks close-on-exec, which everything else
+/// in this process has.
+fn close_unused(fd: i32) -> bool {
+    // SAFETY: F_GETFD only reads a flag, and fails on what is not open.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    let unused = flags >= 0 && flags & libc::FD_CLOEXEC == 0;
+    if unused {
+        // SAFETY: without the flag it is the one that was handed over, and has no other owner.
+        unsafe { libc::close(fd) };
+    }
+    unused
+}
