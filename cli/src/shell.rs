@@ -103,6 +103,27 @@ impl Shell {
         self.surroundings.resolve(Some(uri), readonly)
     }
 
+    /// Another connection, beside the shell's own.
+    ///
+    /// # Errors
+    ///
+    /// There is no way to it, or it refuses.
+    pub fn other(&self, uri: &str) -> Result<Connection> {
+        let failed = |failure: Failure| failure.context("failed to connect to the hypervisor");
+        let target = self
+            .surroundings
+            .resolve(Some(uri), false)
+            .map_err(failed)?;
+        let manner = Manner {
+            readonly: false,
+            keepalive: self.keepalive,
+            // Nobody else serves it while the other one is waited for.
+            background: true,
+            starts: self.starts,
+        };
+        Connection::open(target, manner).map_err(failed)
+    }
+
     /// The connection, made now if there is none.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ pub mod host;
 pub mod interface;
 pub mod list;
 pub mod metadata;
+pub mod migrate;
 pub mod monitor;
 pub mod network;
 pub mod network_parts;
@@ -326,6 +327,12 @@ const DOMAIN_COMMANDS: &[Command] = &[
     rarely::LXC_ENTER_NAMESPACE,
     tunables::MEMTUNE,
     metadata::METADATA,
+    migrate::MIGRATE,
+    migrate::GETMAXDOWNTIME,
+    migrate::GETSPEED,
+    migrate::POSTCOPY_NOW,
+    migrate::SETMAXDOWNTIME,
+    migrate::SETSPEED,
     tunables::NUMATUNE,
     tunables::PERF,
     agent::QEMU_AGENT_COMMAND,

@@ -17,6 +17,16 @@ const LIBVIRT_VERSION: u64 = 9_000_000;
 
 /// Features of connections (virDrvFeature) that are there.
 mod feature {
+    /// Its daemon moves a domain to another by itself.
+    pub const MIGRATION_P2P: i32 = 4;
+    /// Version 3 of the migration protocol.
+    pub const MIGRATION_V3: i32 = 6;
+    /// A domain can't be changed while it is moved.
+    pub const MIGRATE_CHANGE_PROTECTION: i32 = 7;
+    /// A domain that is off can be moved.
+    pub const MIGRATION_OFFLINE: i32 = 12;
+    /// Migration's extensible parameters.
+    pub const MIGRATION_PARAMS: i32 = 13;
     /// Typed parameters may be strings.
     pub const TYPED_PARAM_STRING: i32 = 9;
     /// Keepalive messages are answered.
@@ -162,6 +172,11 @@ async fn supports_feature(
             | EVENT_CALLBACK
             | CLOSE_CALLBACK
             | NETWORK_UPDATE_ORDER
+            | MIGRATION_PARAMS
+            | MIGRATION_V3
+            | MIGRATION_P2P
+            | MIGRATE_CHANGE_PROTECTION
+            | MIGRATION_OFFLINE
     );
     Ok(ConnectSupportsFeatureRet {
         supported: i32::from(supported),

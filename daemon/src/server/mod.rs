@@ -7,6 +7,7 @@ mod devices;
 mod domain;
 mod events;
 mod host;
+mod migrate;
 mod monitor;
 mod network;
 mod nodedev;
@@ -103,6 +104,7 @@ impl Daemon {
 
     fn see_off(&self, connection: &Connection) {
         self.domains.hub.forget(connection.id());
+        self.domains.migrations_of_gone(connection.id());
         let Some(client) = self.clients().remove(&connection.id()) else {
             return;
         };
@@ -170,6 +172,7 @@ impl Calls {
         let router = plug::routes(router);
         let router = host::routes(router);
         let router = nodedev::routes(router);
+        let router = migrate::routes(router);
         let router = router.on_disconnect(|daemon, connection| daemon.see_off(connection));
         let known = router.procedures().into_iter().collect();
         Self { router, known }

@@ -131,6 +131,9 @@ pub enum Call {
     /// for the right to run: then this call is answered, and the process ends. Until then
     /// `AbortJob` has the guest run on here.
     Migrate(MigrateOptions),
+    /// Takes a machine that came from elsewhere over for good, without running it. (`Resume` does
+    /// that too.)
+    Claim,
     /// Changes what the running migration keeps to.
     SetMigration {
         /// Bytes a second, 0: no limit.

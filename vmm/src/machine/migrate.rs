@@ -20,6 +20,8 @@ use crate::state::job::{Job, Progress};
 pub(super) struct Leaving {
     pub tuning: Arc<Tuning>,
     states: SyncSender<Result<Vec<u8>, String>>,
+    /// It may not run before the migration has failed.
+    stands_still: bool,
     /// The disks are not locked any more.
     let_go: bool,
 }
@@ -76,6 +78,7 @@ impl Machine {
                 self.leaving = Some(Leaving {
                     tuning,
                     states: sender,
+                    stands_still: false,
                     let_go: false,
                 });
                 Ok(job)
@@ -96,10 +99,20 @@ impl Machine {
         self.leaving.is_some()
     }
 
+    /// Whether it is leaving, but not yet standing still for that.
+    pub(super) fn may_still_run(&self) -> bool {
+        self.leaving
+            .as_ref()
+            .is_some_and(|leaving| !leaving.stands_still)
+    }
+
     /// The time has come: nothing moves from now on, and the disks are the other side's.
     pub(super) fn stand_still(&mut self) {
         if self.leaving.is_none() {
             return;
+        }
+        if let Some(leaving) = &mut self.leaving {
+            leaving.stands_still = true;
         }
         let states = self.rest().and_then(|()| {
             let sections = self.sections()?;

@@ -176,7 +176,7 @@ impl Machine {
                 self.stay_paused();
                 self.pause()?;
             }
-            Call::Resume | Call::Reset if self.job.is_some() && !self.is_leaving() => {
+            Call::Resume | Call::Reset if self.job.is_some() && !self.may_still_run() => {
                 return Err("a job is running".to_owned());
             }
             Call::Resume => match self.state {
@@ -237,6 +237,7 @@ impl Machine {
             Call::SetDiskLimits { id, limits } => self.devices.pci.disk(id)?.set_limits(limits)?,
             Call::JobStatus => return Ok(self.job_status()),
             Call::AbortJob => self.abort_job()?,
+            Call::Claim => self.ask_to_run()?,
             Call::SetMigration {
                 bandwidth,
                 downtime_ms,

@@ -33,6 +33,8 @@ pub mod create_flags {
 
 /// Flags of undefine (virDomainUndefineFlagsValues); the others are about things that do not exist yet.
 const UNDEFINE_KNOWN: u32 = 0x7f;
+/// With everything that goes with the definition.
+pub(super) const UNDEFINE_ALL: u32 = UNDEFINE_MANAGED_SAVE | UNDEFINE_SNAPSHOTS;
 /// VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
 const UNDEFINE_MANAGED_SAVE: u32 = 1;
 /// VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -306,5 +308,6 @@ fn options(flags: u32) -> StartOptions {
         paused: flags & create_flags::PAUSED != 0,
         autodestroy: flags & create_flags::AUTODESTROY != 0,
         from: None,
+        arriving: None,
     }
 }

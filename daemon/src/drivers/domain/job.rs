@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rpc::types::{TypedParam, TypedValue};
 use serde::{Deserialize, Serialize};
-use vmm_api::control::{Answer, Call, JobStatus};
+use vmm_api::control::{Answer, Call, JobStatus, MigrationStatus};
 
 use super::Driver;
 use super::lifecycle::ask;
@@ -19,6 +19,10 @@ use crate::error::{Error, ErrorCode, Result, check_flags};
 pub enum Operation {
     /// Saves the domain.
     Save = 2,
+    /// Comes from another host.
+    MigrationIn = 4,
+    /// Goes to another host.
+    MigrationOut = 5,
     /// Makes a snapshot with memory.
     Snapshot = 6,
     /// Dumps it.
@@ -84,9 +88,25 @@ impl Work {
     pub fn pauses(&self) -> Option<PausedReason> {
         Some(match self.running?.0 {
             Operation::Save => PausedReason::Save,
+            Operation::MigrationIn | Operation::MigrationOut => PausedReason::Migration,
             Operation::Snapshot => PausedReason::Snapshot,
             Operation::Dump => PausedReason::Dump,
         })
+    }
+
+    /// Whether this job runs.
+    pub fn is(&self, operation: Operation) -> bool {
+        self.running
+            .is_some_and(|(running, _)| running == operation)
+    }
+
+    /// The job that was done elsewhere, by what the other side says of it.
+    pub fn took_over(&mut self, status: JobStatus) {
+        self.completed = Some(Statistics {
+            operation: Operation::MigrationIn,
+            elapsed: Duration::from_millis(status.elapsed_ms),
+            status,
+        });
     }
 
     /// A job begins.
@@ -141,6 +161,9 @@ impl Statistics {
 
     /// libvirt's names and types (VIR_DOMAIN_JOB_*).
     pub fn params(&self, completed: bool) -> Vec<TypedParam> {
+        if let Some(migration) = self.status.migration {
+            return self.migration_params(&migration, completed);
+        }
         let (total, processed, remaining) = self.memory();
         let elapsed = self.elapsed_ms();
         let normal = processed.saturating_sub(self.status.zero);
@@ -172,6 +195,42 @@ impl Statistics {
     }
 }
 
+impl Statistics {
+    fn migration_params(&self, of: &MigrationStatus, completed: bool) -> Vec<TypedParam> {
+        let total = self.status.total;
+        let normal = of.pages * PAGE;
+        let constant = (total / PAGE).saturating_sub(of.pages);
+        let operation = TypedValue::Int(self.operation as i32);
+        let mut params = vec![TypedParam::new("operation", operation)];
+        for (name, value) in [
+            ("time_elapsed", self.elapsed_ms()),
+            ("downtime", of.downtime_ms),
+            ("setup_time", of.setup_ms),
+            ("data_total", total),
+            ("data_processed", of.transferred),
+            ("data_remaining", of.remaining),
+            ("memory_total", total),
+            ("memory_processed", of.transferred),
+            ("memory_remaining", of.remaining),
+            ("memory_constant", constant),
+            ("memory_normal", of.pages),
+            ("memory_normal_bytes", normal),
+            ("memory_bps", of.rate),
+            ("memory_dirty_rate", of.dirty_rate),
+            ("memory_iteration", of.iteration.into()),
+            ("memory_page_size", PAGE),
+        ] {
+            params.push(TypedParam::new(name, TypedValue::ULLong(value)));
+        }
+        let throttle = TypedValue::Int(of.throttle.into());
+        params.push(TypedParam::new("auto_converge_throttle", throttle));
+        if completed {
+            params.push(TypedParam::new("success", TypedValue::Boolean(true)));
+        }
+        params
+    }
+}
+
 /// A job's end, for who waits for it.
 pub async fn wait(
     domain: &Domain,
@@ -193,6 +252,7 @@ fn operation_name(domain: &Domain) -> &'static str {
     let inner = domain.lock();
     match inner.live.as_ref().and_then(|live| live.work.running) {
         Some((Operation::Dump, _)) => "dump",
+        Some((Operation::MigrationIn | Operation::MigrationOut, _)) => "migration out",
         Some((Operation::Snapshot, _)) => "snapshot",
         _ => "domain save",
     }

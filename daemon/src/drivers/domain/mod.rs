@@ -12,6 +12,7 @@ pub mod leases;
 pub mod lifecycle;
 pub mod machine;
 pub mod metadata;
+pub mod migrate;
 pub mod networks;
 pub mod object;
 pub mod plug;
@@ -68,6 +69,8 @@ pub struct Driver {
     pub vmm: PathBuf,
     /// This boot of the host.
     pub boot_id: String,
+    /// Domains that go, and that come.
+    migrations: migrate::Migrations,
     next_id: Mutex<i32>,
 }
 
@@ -103,6 +106,7 @@ impl Driver {
             hub,
             vmm,
             boot_id,
+            migrations: migrate::Migrations::default(),
             next_id: Mutex::new(next_id),
         })
     }

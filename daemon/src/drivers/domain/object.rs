@@ -81,6 +81,8 @@ pub struct Live {
     pub resetting: bool,
     /// Taken by the open console: dropping the sender closes it.
     pub console: Option<tokio::sync::oneshot::Sender<()>>,
+    /// What its migrations keep to.
+    pub migration: super::migrate::Limits,
     /// Told when the other side of its migration has everything.
     pub migration_ready: Option<tokio::sync::oneshot::Sender<()>>,
     /// What takes long on it: a save, a dump.

@@ -228,6 +228,7 @@ async fn take_up(
             rebooting: false,
             resetting: false,
             console: None,
+            migration: super::migrate::Limits::default(),
             migration_ready: None,
             work: Work::left(saving.clone()),
             ended,

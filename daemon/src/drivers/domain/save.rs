@@ -213,6 +213,7 @@ impl Driver {
         let options = StartOptions {
             paused: !run.unwrap_or(contents.running),
             autodestroy: false,
+            arriving: None,
             from: Some(Origin {
                 file: saved_image::open(&path, false, copy)?,
                 path,
@@ -404,7 +405,7 @@ pub(super) async fn let_go(domain: Pinned) {
 
 /// Whether two definitions are of the same machine, as far as a guest that has run on one of them
 /// can tell. (What else differs is found when the states are loaded.)
-fn check_same(saved: &Definition, given: &Definition) -> Result<()> {
+pub(super) fn check_same(saved: &Definition, given: &Definition) -> Result<()> {
     let differ = |what: &str, given: &dyn std::fmt::Display, saved: &dyn std::fmt::Display| {
         Err(Error::unsupported(format!(
             "Target domain {what} {given} does not match source {saved}"

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
@@ -47,6 +47,17 @@ pub struct StartOptions {
     pub autodestroy: bool,
     /// It goes on from here instead of booting.
     pub from: Option<Origin>,
+    /// It comes from another host instead of booting. It is `paused` then.
+    pub arriving: Option<Arrival>,
+}
+
+/// A machine that is coming from another host.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The connected sockets.
+    pub connections: Vec<OwnedFd>,
+    /// Becomes true, or ends, when nothing is to come of it.
+    pub cancel: watch_channel::Receiver<bool>,
 }
 
 /// A saved machine to go on with.
@@ -66,8 +77,15 @@ pub struct Origin {
 
 impl Origin {
     /// How the domain's being there is told, how it runs, and how it is paused.
-    fn told(from: Option<&Self>) -> (Lifecycle, RunningReason, Lifecycle) {
-        match from {
+    fn told(options: &StartOptions) -> (Lifecycle, RunningReason, Lifecycle) {
+        if options.arriving.is_some() {
+            return (
+                Lifecycle::StartedMigrated,
+                RunningReason::Migrated,
+                Lifecycle::SuspendedMigrated,
+            );
+        }
+        match options.from.as_ref() {
             None => (
                 Lifecycle::StartedBooted,
                 RunningReason::Booted,
@@ -146,7 +164,7 @@ pub async fn start(
     driver: &Arc<Driver>,
     domain: &Pinned,
     definition: &Arc<Definition>,
-    options: StartOptions,
+    mut options: StartOptions,
 ) -> Result<()> {
     if domain.lock().live.is_some() {
         return Err(Error::invalid("domain is already running"));
@@ -157,8 +175,19 @@ pub async fn start(
         let (driver, definition) = (Arc::clone(driver), Arc::clone(definition));
         let from = options.from.as_ref().map(Saved::of).transpose()?;
         let autodestroy = options.autodestroy;
-        super::blocking(move || prepare(&driver, &definition, left_out, autodestroy, from))
-            .await??
+        let arriving = options.arriving.as_mut();
+        let connections = arriving.map_or_else(Vec::new, |a| std::mem::take(&mut a.connections));
+        super::blocking(move || {
+            prepare(
+                &driver,
+                &definition,
+                left_out,
+                autodestroy,
+                from,
+                connections,
+            )
+        })
+        .await??
     };
     killpoint("start.spawned");
     let process = prepared.spawned.watch().map_err(|(error, spawned)| {
@@ -169,9 +198,12 @@ pub async fn start(
     let process = Arc::new(process);
     let opened = control::open(prepared.control);
     let ready = match opened {
-        Ok((control, mut frames)) => wait_until_built(&control, &mut frames, &process)
-            .await
-            .map(|()| (control, frames)),
+        Ok((control, mut frames)) => {
+            let cancel = options.arriving.as_ref().map(|a| a.cancel.clone());
+            wait_until_built(&control, &mut frames, &process, cancel)
+                .await
+                .map(|()| (control, frames))
+        }
         Err(error) => Err(Failure::Said(error.to_string())),
     };
     let (control, frames) = match ready {
@@ -251,15 +283,17 @@ impl Started {
                 rebooting: false,
                 resetting: false,
                 console: None,
+                migration: super::migrate::Limits::default(),
                 migration_ready: None,
                 work: Work::default(),
                 ended: ended.clone(),
             });
             // From here on its end is the watcher's business.
             self.cleanup.done = true;
-            let (started, running, suspended) = Origin::told(options.from.as_ref());
+            let (started, running, suspended) = Origin::told(&options);
             inner.state = if options.paused {
                 State::Paused(match options.from {
+                    _ if options.arriving.is_some() => PausedReason::Migration,
                     Some(Origin { snapshot: true, .. }) => PausedReason::FromSnapshot,
                     _ => PausedReason::User,
                 })
@@ -373,7 +407,19 @@ async fn wait_until_built(
     control: &Control,
     frames: &mut Frames,
     process: &VmmProcess,
+    cancel: Option<watch_channel::Receiver<bool>>,
 ) -> std::result::Result<(), Failure> {
+    // One that comes from elsewhere takes as long as its memory takes to come; whoever moves it
+    // says when to give up.
+    let limit = cancel.is_none().then_some(START_LIMIT);
+    let cancelled = async {
+        match cancel {
+            // Its sender goes only after it has told.
+            Some(mut cancel) => drop(cancel.wait_for(|&cancelled| cancelled).await),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(cancelled);
     let said = |error: &dyn std::fmt::Display| Failure::Said(error.to_string());
     let mut answer = control.send(Call::Query).map_err(|e| said(&e))?;
     let mut record = None;
@@ -400,12 +446,16 @@ async fn wait_until_built(
                     Err(_) => Err(Failure::Ended(None)),
                 },
                 _ = process.ended() => return Err(Failure::Ended(record)),
+                () = &mut cancelled => return Err(Failure::Said("it was cancelled".to_owned())),
             }
         }
     };
-    tokio::time::timeout(START_LIMIT, wait)
-        .await
-        .unwrap_or(Err(Failure::TooLong))
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, wait)
+            .await
+            .unwrap_or(Err(Failure::TooLong)),
+        None => wait.await,
+    }
 }
 
 /// Opens everything and starts the process.
@@ -415,6 +465,7 @@ fn prepare(
     left_out: Vec<String>,
     autodestroy: bool,
     from: Option<Saved>,
+    arriving: Vec<OwnedFd>,
 ) -> Result<Prepared> {
     let cannot = |what: &str, error: &io::Error| Error::system(what, error);
     let id = driver
@@ -457,6 +508,15 @@ fn prepare(
             copy,
         });
         descriptors.push(file.into());
+    }
+
+    for (number, connection) in arriving.into_iter().enumerate() {
+        names.add(
+            connection.as_raw_fd(),
+            format!("the migration's connection {number}"),
+        );
+        config.incoming.push(Resource::Fd(connection.as_raw_fd()));
+        descriptors.push(connection);
     }
 
     let state = State::Paused(PausedReason::StartingUp);

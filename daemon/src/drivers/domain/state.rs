@@ -24,12 +24,16 @@ pub enum State {
 pub enum RunningReason {
     /// Started.
     Booted = 1,
+    /// Came from another host.
+    Migrated = 2,
     /// Restored from a saved image.
     Restored = 3,
     /// Reverted to a snapshot.
     FromSnapshot = 4,
     /// Resumed.
     Unpaused = 5,
+    /// A migration was given up.
+    MigrationCanceled = 6,
     /// A save was given up.
     SaveCanceled = 8,
 }
@@ -40,6 +44,8 @@ pub enum RunningReason {
 pub enum PausedReason {
     /// Somebody asked for it.
     User = 1,
+    /// On its way to another host, or from there.
+    Migration = 2,
     /// Being saved.
     Save = 3,
     /// Being dumped.
@@ -108,12 +114,16 @@ pub enum Lifecycle {
     UndefinedRenamed,
     /// Started.
     StartedBooted,
+    /// Came from another host.
+    StartedMigrated,
     /// Started from a saved image.
     StartedRestored,
     /// Started by reverting to a snapshot.
     StartedFromSnapshot,
     /// Paused on request.
     SuspendedPaused,
+    /// Paused to go to another host, or as it came from there.
+    SuspendedMigrated,
     /// Paused for a disk error.
     SuspendedIoError,
     /// Paused by the watchdog.
@@ -124,6 +134,8 @@ pub enum Lifecycle {
     SuspendedFromSnapshot,
     /// Resumed on request.
     ResumedUnpaused,
+    /// Runs on after a migration.
+    ResumedMigrated,
     /// Off, by itself.
     StoppedShutdown,
     /// Off, by `destroy`.
@@ -156,14 +168,17 @@ impl Lifecycle {
             Self::UndefinedRemoved => (1, 0),
             Self::UndefinedRenamed => (1, 1),
             Self::StartedBooted => (2, 0),
+            Self::StartedMigrated => (2, 1),
             Self::StartedRestored => (2, 2),
             Self::StartedFromSnapshot => (2, 3),
             Self::SuspendedPaused => (3, 0),
+            Self::SuspendedMigrated => (3, 1),
             Self::SuspendedIoError => (3, 2),
             Self::SuspendedWatchdog => (3, 3),
             Self::SuspendedRestored => (3, 4),
             Self::SuspendedFromSnapshot => (3, 5),
             Self::ResumedUnpaused => (4, 0),
+            Self::ResumedMigrated => (4, 1),
             Self::StoppedShutdown => (5, 0),
             Self::StoppedDestroyed => (5, 1),
             Self::StoppedCrashed => (5, 2),

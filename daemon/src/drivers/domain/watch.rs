@@ -15,7 +15,7 @@ use xml_schemas::domain::LifecycleAction as XmlAction;
 use xml_schemas::domain::device::{self, Disk};
 
 use super::Driver;
-use super::job::End;
+use super::job::{End, Operation};
 use super::object::{Domain, Inner};
 use super::record::Folder;
 use super::state::{Lifecycle, PausedReason, RunningReason, ShutoffReason, State};
@@ -143,8 +143,12 @@ impl Watched {
             Event::Paused => {
                 if matches!(inner.state, State::Running(_)) {
                     let work = inner.live.as_ref().and_then(|live| live.work.pauses());
-                    let state = State::Paused(work.unwrap_or(PausedReason::User));
-                    self.change(&mut inner, state, Some(Lifecycle::SuspendedPaused));
+                    let reason = work.unwrap_or(PausedReason::User);
+                    let event = match reason {
+                        PausedReason::Migration => Lifecycle::SuspendedMigrated,
+                        _ => Lifecycle::SuspendedPaused,
+                    };
+                    self.change(&mut inner, State::Paused(reason), Some(event));
                 }
             }
             Event::Resumed => {
@@ -152,12 +156,23 @@ impl Watched {
                     live.disk_errors.clear();
                 }
                 if !matches!(inner.state, State::Running(_)) {
-                    let reason = match inner.state {
-                        State::Paused(PausedReason::Save) => RunningReason::SaveCanceled,
-                        _ => RunningReason::Unpaused,
+                    let came = inner
+                        .live
+                        .as_ref()
+                        .is_some_and(|live| live.work.is(Operation::MigrationIn));
+                    let (reason, event) = match inner.state {
+                        State::Paused(PausedReason::Migration) if came => {
+                            (RunningReason::Migrated, Lifecycle::ResumedMigrated)
+                        }
+                        State::Paused(PausedReason::Migration) => {
+                            (RunningReason::MigrationCanceled, Lifecycle::ResumedMigrated)
+                        }
+                        State::Paused(PausedReason::Save) => {
+                            (RunningReason::SaveCanceled, Lifecycle::ResumedUnpaused)
+                        }
+                        _ => (RunningReason::Unpaused, Lifecycle::ResumedUnpaused),
                     };
-                    let state = State::Running(reason);
-                    self.change(&mut inner, state, Some(Lifecycle::ResumedUnpaused));
+                    self.change(&mut inner, State::Running(reason), Some(event));
                 }
             }
             Event::Shutdown => self.powered_off(&mut inner),

@@ -124,6 +124,7 @@ pub(super) async fn revert(
         paused,
         autodestroy: false,
         from,
+        arriving: None,
     };
     start::start(driver, domain, &definition, options).await
 }

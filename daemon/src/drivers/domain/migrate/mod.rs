@@ -1,0 +1,318 @@
+//! Live migration: libvirt's version-3 protocol with parameters, between two daemons.
+//!
+//! Begin (source) → Prepare (target) → Perform (source) → Finish (target) → Confirm (source), called
+//! by a client in the middle, or by the source's own daemon (peer to peer). The guest itself goes
+//! from VMM to VMM over sockets that the two daemons connect (`vmm_api::migrate`); those two
+//! processes decide which of them runs it. So whatever dies, and whatever the calls come to, it runs
+//! on one side.
+
+mod peer;
+mod source;
+mod target;
+mod uri;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rpc::types::{TypedParam, TypedValue};
+use uuid::Uuid;
+
+use self::source::Outgoing;
+use self::target::Arriving;
+use crate::error::{Error, ErrorCode, Result};
+
+/// virDomainMigrateFlags
+pub mod flags {
+    /// The guest runs meanwhile.
+    pub const LIVE: u64 = 1 << 0;
+    /// The source's daemon makes the calls on the target.
+    pub const PEER2PEER: u64 = 1 << 1;
+    /// It is defined on the target.
+    pub const PERSIST_DEST: u64 = 1 << 3;
+    /// It is undefined on the source.
+    pub const UNDEFINE_SOURCE: u64 = 1 << 4;
+    /// It stays paused on the target.
+    pub const PAUSED: u64 = 1 << 5;
+    /// Nobody may change it from Begin to Confirm.
+    pub const CHANGE_PROTECTION: u64 = 1 << 8;
+    /// What could harm it is not looked for.
+    pub const UNSAFE: u64 = 1 << 9;
+    /// Only its definition goes.
+    pub const OFFLINE: u64 = 1 << 10;
+    /// Memory is packed.
+    pub const COMPRESSED: u64 = 1 << 11;
+    /// A disk error ends the migration.
+    pub const ABORT_ON_ERROR: u64 = 1 << 12;
+    /// The guest is slowed down where it is too fast.
+    pub const AUTO_CONVERGE: u64 = 1 << 13;
+    /// Several connections.
+    pub const PARALLEL: u64 = 1 << 17;
+
+    /// What there is.
+    pub const KNOWN: u64 = LIVE
+        | PEER2PEER
+        | PERSIST_DEST
+        | UNDEFINE_SOURCE
+        | PAUSED
+        | CHANGE_PROTECTION
+        | UNSAFE
+        | OFFLINE
+        | COMPRESSED
+        | ABORT_ON_ERROR
+        | AUTO_CONVERGE
+        | PARALLEL;
+
+    /// What libvirt has besides, by names.
+    pub const OTHERS: [(u64, &str); 8] = [
+        (1 << 2, "tunnelled migration"),
+        (1 << 6, "copying disks (--copy-storage-all)"),
+        (1 << 7, "copying disks (--copy-storage-inc)"),
+        (1 << 14, "pinning memory for RDMA"),
+        (1 << 15, "post-copy migration"),
+        (1 << 16, "TLS for the guest's memory"),
+        (1 << 18, "copying disks with synchronous writes"),
+        (1 << 20, "zero-copy"),
+    ];
+}
+
+/// How long connecting may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// How long a guest may stand still unless told otherwise, milliseconds: as libvirt.
+const DOWNTIME_MS: u64 = 300;
+/// Connections with `--parallel` and no number: as QEMU.
+const PARALLEL_DEFAULT: u32 = 2;
+
+/// The parameters of a migration (VIR_MIGRATE_PARAM_*).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Params {
+    /// Where the guest goes: `tcp:HOST[:PORT]`, `tcp://HOST[:PORT]`, `unix:///PATH`.
+    pub uri: Option<String>,
+    /// Its name there.
+    pub dname: Option<String>,
+    /// Its definition there.
+    pub dxml: Option<String>,
+    /// What is stored there.
+    pub persistent_xml: Option<String>,
+    /// MiB a second.
+    pub bandwidth: Option<u64>,
+    /// The address that the target listens at.
+    pub listen: Option<String>,
+    /// How memory is packed.
+    pub compression: Vec<String>,
+    /// zstd's level.
+    pub zstd_level: Option<i32>,
+    /// Percent.
+    pub converge_initial: Option<i32>,
+    /// Percent.
+    pub converge_increment: Option<i32>,
+    /// How many connections.
+    pub connections: Option<i32>,
+}
+
+impl Params {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// VIR_ERR_INVALID_ARG: an unknown one, or another type than it has.
+    pub fn read(given: impl IntoIterator<Item = TypedParam>) -> Result<Self> {
+        let mut params = Self::default();
+        for TypedParam { field, value } in given {
+            let unknown = || {
+                let text = format!("migration parameter '{field}' is not supported");
+                Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, text)
+            };
+            match (field.as_str(), value) {
+                ("migrate_uri", TypedValue::String(value)) => params.uri = Some(value),
+                ("destination_name", TypedValue::String(value)) => params.dname = Some(value),
+                ("destination_xml", TypedValue::String(value)) => params.dxml = Some(value),
+                ("persistent_xml", TypedValue::String(value)) => {
+                    params.persistent_xml = Some(value);
+                }
+                ("bandwidth", TypedValue::ULLong(value)) => params.bandwidth = Some(value),
+                ("listen_address", TypedValue::String(value)) => params.listen = Some(value),
+                ("compression", TypedValue::String(value)) => params.compression.push(value),
+                ("compression.zstd.level", TypedValue::Int(value)) => {
+                    params.zstd_level = Some(value);
+                }
+                ("auto_converge.initial", TypedValue::Int(value)) => {
+                    params.converge_initial = Some(value);
+                }
+                ("auto_converge.increment", TypedValue::Int(value)) => {
+                    params.converge_increment = Some(value);
+                }
+                ("parallel.connections", TypedValue::Int(value)) => {
+                    params.connections = Some(value);
+                }
+                // There is no graphics to be moved: a client that follows it finds none.
+                ("graphics_uri", TypedValue::String(_)) => {}
+                _ => return Err(unknown()),
+            }
+        }
+        Ok(params)
+    }
+
+    /// As they go to another daemon.
+    fn write(&self) -> Vec<TypedParam> {
+        let text = |name: &str, value: &Option<String>| {
+            let value = value.clone()?;
+            Some(TypedParam::new(name, TypedValue::String(value)))
+        };
+        let mut all: Vec<TypedParam> = [
+            text("migrate_uri", &self.uri),
+            text("destination_name", &self.dname),
+            text("destination_xml", &self.dxml),
+            text("persistent_xml", &self.persistent_xml),
+            text("listen_address", &self.listen),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if let Some(bandwidth) = self.bandwidth {
+            all.push(TypedParam::new("bandwidth", TypedValue::ULLong(bandwidth)));
+        }
+        all
+    }
+
+    fn connections(&self, flags: u64) -> Result<u32> {
+        let most = vmm_api::migrate::CONNECTIONS_MOST;
+        match (flags & flags::PARALLEL != 0, self.connections) {
+            (false, None) => Ok(1),
+            (false, Some(_)) => Err(Error::new(
+                ErrorCode::INVALID_ARG,
+                "Turn parallel migration on to tune it",
+            )),
+            (true, None) => Ok(PARALLEL_DEFAULT),
+            (true, Some(number)) => u32::try_from(number)
+                .ok()
+                .filter(|number| (1..=most).contains(number))
+                .ok_or_else(|| {
+                    let text = format!("between 1 and {most} parallel connections are possible");
+                    Error::new(ErrorCode::INVALID_ARG, text)
+                }),
+        }
+    }
+
+    /// zstd's level, where memory is to be packed.
+    fn packing(&self, flags: u64) -> Result<Option<i32>> {
+        let refuse = |text: String| Err(Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, text));
+        for method in &self.compression {
+            if method != "zstd" {
+                return refuse(format!(
+                    "compression method '{method}' is not supported: there is zstd"
+                ));
+            }
+        }
+        let wanted = flags & flags::COMPRESSED != 0 || !self.compression.is_empty();
+        let level = self.zstd_level.unwrap_or(1);
+        if !(1..=20).contains(&level) {
+            return refuse(format!("zstd's level {level} is not between 1 and 20"));
+        }
+        Ok(wanted.then_some(level))
+    }
+
+    fn converge(&self, flags: u64) -> Result<Option<(u8, u8)>> {
+        if flags & flags::AUTO_CONVERGE == 0 {
+            if self.converge_initial.is_some() || self.converge_increment.is_some() {
+                let text = "Turn auto convergence on to tune it";
+                return Err(Error::new(ErrorCode::INVALID_ARG, text));
+            }
+            return Ok(None);
+        }
+        let percent = |value: Option<i32>, default| match value {
+            None => Ok(default),
+            Some(value) => u8::try_from(value)
+                .ok()
+                .filter(|value| (1..=99).contains(value))
+                .ok_or_else(|| {
+                    let text = format!("{value} percent is not between 1 and 99");
+                    Error::new(ErrorCode::INVALID_ARG, text)
+                }),
+        };
+        // As QEMU.
+        let initial = percent(self.converge_initial, 20)?;
+        Ok(Some((initial, percent(self.converge_increment, 10)?)))
+    }
+}
+
+/// Refuses what there is not, by name.
+fn check(flags: u64) -> Result<()> {
+    let refuse = |what: &str| {
+        let text = format!("{what} is not supported");
+        Err(Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, text))
+    };
+    for (bit, name) in flags::OTHERS {
+        if flags & bit != 0 {
+            return refuse(name);
+        }
+    }
+    match flags & !flags::KNOWN {
+        0 => Ok(()),
+        unknown => refuse(&format!("migration flag 0x{unknown:x}")),
+    }
+}
+
+/// What a domain's migrations keep to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes a second, 0: no limit.
+    pub bandwidth: u64,
+    /// Milliseconds that the guest may stand still.
+    pub downtime_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            bandwidth: 0,
+            downtime_ms: DOWNTIME_MS,
+        }
+    }
+}
+
+/// What goes on.
+#[derive(Debug, Default)]
+pub struct Migrations {
+    outgoing: Mutex<HashMap<Uuid, Outgoing>>,
+    arriving: Mutex<HashMap<String, Arriving>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(name: &str, value: &str) -> TypedParam {
+        TypedParam::new(name, TypedValue::String(value.to_owned()))
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_by_name() {
+        assert!(check(flags::LIVE | flags::PEER2PEER).is_ok());
+        let error = check(flags::LIVE | 1 << 15).unwrap_err();
+        assert!(error.message.contains("post-copy"), "{error}");
+        let error = Params::read([text("tls.destination", "x")]).unwrap_err();
+        assert!(error.message.contains("tls.destination"), "{error}");
+        let params = Params::read([text("compression", "xbzrle")]).unwrap();
+        let error = params.packing(flags::COMPRESSED).unwrap_err();
+        assert!(error.message.contains("'xbzrle'"), "{error}");
+    }
+
+    #[test]
+    fn parameters_need_their_flags() {
+        let params =
+            Params::read([TypedParam::new("parallel.connections", TypedValue::Int(4))]).unwrap();
+        assert!(params.connections(0).is_err());
+        assert_eq!(params.connections(flags::PARALLEL).unwrap(), 4);
+        assert_eq!(Params::default().connections(0).unwrap(), 1);
+        let converge = Params::default().converge(flags::AUTO_CONVERGE).unwrap();
+        assert_eq!(converge, Some((20, 10)));
+        assert_eq!(
+            Params::default().packing(flags::COMPRESSED).unwrap(),
+            Some(1)
+        );
+    }
+}

@@ -1,0 +1,456 @@
+//! The side that a guest leaves: Begin, Perform, Confirm.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use uuid::Uuid;
+use vmm_api::control::{Answer, Call, Failure, JobStatus, MigrateOptions};
+use vmm_api::migrate::{self, Kind, Preamble};
+use xml_schemas::domain::View;
+use xml_schemas::domain::device::Disk;
+
+use super::uri::Place;
+use super::{CONNECT_LIMIT, Params, check, flags, lock};
+use crate::drivers::domain::Driver;
+use crate::drivers::domain::job::{self as jobs, Operation};
+use crate::drivers::domain::lifecycle::ask;
+use crate::drivers::domain::object::{Domain, Pinned};
+use crate::drivers::domain::state::State;
+use crate::error::{Error, ErrorCode, Result};
+
+/// How long the VMM may take to end after the guest has gone, or to take it back.
+const SETTLE_LIMIT: Duration = Duration::from_secs(40);
+
+/// What a VMM answers to a migration.
+type Reply = oneshot::Receiver<std::result::Result<Answer, Failure>>;
+
+/// A guest that has gone as far as it can before the target takes it.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The connection whose end gives it up.
+    client: u64,
+    /// The VMM's last word.
+    reply: Option<Reply>,
+    /// The guest ran.
+    was_running: bool,
+}
+
+/// What Begin gives.
+#[derive(Debug)]
+pub struct Begun {
+    /// The definition for the target.
+    pub xml: String,
+    /// For the target.
+    pub cookie: Vec<u8>,
+}
+
+impl Driver {
+    /// Begin: checks whether the domain can go, and gives its definition.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub fn migrate_begin(
+        self: &Arc<Self>,
+        domain: &Domain,
+        params: &Params,
+        flags: u64,
+    ) -> Result<Begun> {
+        check(flags)?;
+        params.connections(flags)?;
+        params.packing(flags)?;
+        params.converge(flags)?;
+        let (definition, running, persistent) = {
+            let inner = domain.lock();
+            let definition = inner.definition().cloned();
+            let running = inner.live.is_some();
+            (definition, running, inner.persistent.is_some())
+        };
+        let definition = definition.ok_or_else(|| Error::invalid("domain is not running"))?;
+        match (running, flags & flags::OFFLINE != 0) {
+            (false, false) => return Err(Error::invalid("domain is not running")),
+            (true, true) => {
+                return Err(Error::invalid(
+                    "domain is running: it can't be moved offline",
+                ));
+            }
+            _ => {}
+        }
+        let needs = |what: &str| Err(Error::invalid(what));
+        if flags & flags::OFFLINE != 0 && flags & flags::PERSIST_DEST == 0 {
+            return needs("offline migration must be specified with the persistent flag set");
+        }
+        if flags & flags::UNDEFINE_SOURCE != 0 && !persistent {
+            return needs("cannot undefine transient domain");
+        }
+        if running && flags & flags::UNSAFE == 0 {
+            check_disks(&definition)?;
+        }
+        let xml = match &params.dxml {
+            Some(text) => {
+                let given = self.parse(text, false)?;
+                crate::drivers::domain::save::check_same(&definition, &given)?;
+                given.format(View::Inactive)
+            }
+            None => definition.format(View::Inactive),
+        };
+        Ok(Begun {
+            xml,
+            cookie: Vec::new(),
+        })
+    }
+
+    /// Perform: moves the guest to the target that was prepared. On return both stand still, and
+    /// the target may take it.
+    ///
+    /// # Errors
+    /// It did not go; the guest runs on here.
+    pub async fn migrate_perform(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        client: u64,
+        params: &Params,
+        flags: u64,
+        cookie: &[u8],
+    ) -> Result<Vec<u8>> {
+        check(flags)?;
+        if flags & flags::OFFLINE != 0 {
+            return Ok(Vec::new());
+        }
+        let place = Place::parse(params.uri.as_deref().ok_or_else(|| {
+            Error::new(
+                ErrorCode::INVALID_ARG,
+                "the target gave no URI for the guest",
+            )
+        })?)?;
+        let job = domain.job().await?;
+        let limits = domain.lock().live()?.migration;
+        let options = MigrateOptions {
+            bandwidth: match params.bandwidth {
+                Some(mib) if mib > 0 => mib.saturating_mul(1 << 20),
+                _ => limits.bandwidth,
+            },
+            downtime_ms: limits.downtime_ms,
+            zstd_level: params.packing(flags)?,
+            auto_converge: params.converge(flags)?,
+            direct: true,
+        };
+        let connections = params.connections(flags)?;
+        let (control, was_running) = {
+            let inner = domain.lock();
+            let running = matches!(inner.state, State::Running(_));
+            (inner.live()?.control.clone(), running)
+        };
+        let token = String::from_utf8_lossy(cookie).into_owned();
+        let sockets = connect(&place, domain.uuid, &token, connections).await?;
+        let (ready_sender, ready) = oneshot::channel();
+        {
+            let mut inner = domain.lock();
+            let live = inner.live_mut()?;
+            live.work.begin(Operation::MigrationOut);
+            live.migration_ready = Some(ready_sender);
+        }
+        let failed = async |error: Error| {
+            if let Ok(live) = domain.lock().live_mut() {
+                live.work.finish(None);
+                live.migration_ready = None;
+            }
+            // It was paused for this only.
+            let paused = flags & flags::LIVE == 0 && was_running;
+            if paused && let Err(error) = ask(domain, Call::Resume).await {
+                log::warn!("domain '{}': {error}", domain.name().name);
+            }
+            error
+        };
+        if flags & flags::LIVE == 0
+            && was_running
+            && let Err(error) = ask(domain, Call::Pause).await
+        {
+            return Err(failed(error).await);
+        }
+        let reply = match control.send_with(Call::Migrate(options), sockets) {
+            Ok(reply) => reply,
+            Err(error) => return Err(failed(jobs::not_begun(error)).await),
+        };
+        let mut reply = reply;
+        // From here on the VMM itself refuses what can't be done meanwhile; what can (a suspend,
+        // say) does not wait for the end.
+        drop(job);
+        tokio::select! {
+            biased;
+            Ok(()) = ready => {}
+            answer = &mut reply => {
+                return Err(failed(refusal(answer)).await);
+            }
+        }
+        let status = match ask(domain, Call::JobStatus).await {
+            Ok(Answer::Job(Some(status))) => status,
+            _ => JobStatus::default(),
+        };
+        lock(&self.migrations.outgoing).insert(
+            domain.uuid,
+            Outgoing {
+                client,
+                reply: Some(reply),
+                was_running,
+            },
+        );
+        serde_json::to_vec(&status).map_err(|error| Error::internal(error.to_string()))
+    }
+
+    /// Confirm: the target has the guest, or it is not to have it.
+    ///
+    /// # Errors
+    /// Where the guest is is not as was said.
+    pub async fn migrate_confirm(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        flags: u64,
+        cancelled: bool,
+    ) -> Result<()> {
+        check(flags)?;
+        if flags & flags::OFFLINE != 0 {
+            if !cancelled && flags & flags::UNDEFINE_SOURCE != 0 {
+                return self.undefine_moved(domain).await;
+            }
+            return Ok(());
+        }
+        let outgoing = lock(&self.migrations.outgoing).remove(&domain.uuid);
+        let Some(mut outgoing) = outgoing else {
+            // It failed before it came so far, or was given up: the guest is here.
+            return match cancelled {
+                true => Ok(()),
+                false => Err(Error::invalid(
+                    "no migration of this domain is to be confirmed",
+                )),
+            };
+        };
+        if cancelled {
+            self.take_back(domain, &mut outgoing).await;
+            return Ok(());
+        }
+        let gone = self.wait_until_gone(domain, &mut outgoing).await;
+        gone.map_err(|error| {
+            log::error!("domain '{}': {error}", domain.name().name);
+            error
+        })?;
+        if flags & flags::UNDEFINE_SOURCE != 0 {
+            self.undefine_moved(domain).await?;
+        }
+        Ok(())
+    }
+
+    async fn undefine_moved(self: &Arc<Self>, domain: &Pinned) -> Result<()> {
+        let all = crate::drivers::domain::define::UNDEFINE_ALL;
+        match self.registry.pin(domain) {
+            Some(pinned) => self.undefine(pinned, all).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The VMM says that the guest runs elsewhere, and ends.
+    async fn wait_until_gone(&self, domain: &Pinned, outgoing: &mut Outgoing) -> Result<()> {
+        let ended = domain.lock().live.as_ref().map(|live| live.ended.clone());
+        if let Some(reply) = outgoing.reply.take() {
+            match timeout(SETTLE_LIMIT, reply).await {
+                Ok(Ok(Ok(Answer::Job(status)))) => {
+                    if let Ok(live) = domain.lock().live_mut() {
+                        live.work.finish(status);
+                    }
+                }
+                // Its connection ends with the process.
+                Ok(Err(_)) => {}
+                Ok(answer) => return Err(refusal(answer)),
+                Err(_) => {
+                    return Err(Error::new(
+                        ErrorCode::OPERATION_TIMEOUT,
+                        "the guest was not taken over by the target",
+                    ));
+                }
+            }
+        }
+        if let Some(mut ended) = ended {
+            let end = ended.wait_for(|&ended| ended);
+            if timeout(SETTLE_LIMIT, end).await.is_err() {
+                return Err(Error::new(
+                    ErrorCode::OPERATION_TIMEOUT,
+                    "the guest has gone, but its VMM does not end",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest is to run on here. Whether it can is for the two VMMs to say: if the target has it
+    /// already, it stays there.
+    async fn take_back(&self, domain: &Pinned, outgoing: &mut Outgoing) {
+        let name = domain.name().name;
+        if let Err(error) = ask(domain, Call::AbortJob).await {
+            log::debug!("domain '{name}': {error}");
+        }
+        if let Some(reply) = outgoing.reply.take() {
+            match timeout(SETTLE_LIMIT, reply).await {
+                Ok(Ok(Ok(_))) => log::warn!("domain '{name}' had been taken over by the target"),
+                Ok(_) => {}
+                Err(_) => log::error!("domain '{name}': its VMM does not take the guest back"),
+            }
+        }
+        let paused = {
+            let mut inner = domain.lock();
+            let paused = matches!(inner.state, State::Paused(_));
+            match inner.live_mut() {
+                Ok(live) => {
+                    live.work.finish(None);
+                    paused
+                }
+                Err(_) => return,
+            }
+        };
+        // One that was not moved live was paused before.
+        if paused
+            && outgoing.was_running
+            && let Err(error) = ask(domain, Call::Resume).await
+        {
+            log::warn!("domain '{name}': {error}");
+        }
+    }
+
+    /// A connection has gone, and with it whoever would have confirmed.
+    pub fn migrations_of_gone(self: &Arc<Self>, client: u64) {
+        let gone: Vec<(Uuid, Outgoing)> = {
+            let mut all = lock(&self.migrations.outgoing);
+            let of = |(uuid, o): (&Uuid, &Outgoing)| (o.client == client).then_some(*uuid);
+            let uuids: Vec<Uuid> = all.iter().filter_map(of).collect();
+            let take = |uuid: Uuid| all.remove(&uuid).map(|outgoing| (uuid, outgoing));
+            uuids.into_iter().filter_map(take).collect()
+        };
+        for (uuid, mut outgoing) in gone {
+            let driver = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Ok(domain) = driver.pin("", uuid) {
+                    log::warn!(
+                        "domain '{}': its migration's client has gone",
+                        domain.name().name
+                    );
+                    driver.take_back(&domain, &mut outgoing).await;
+                }
+            });
+        }
+        self.arrivals_of_gone(client);
+    }
+
+    /// Changes how long the guest may stand still, and how fast it may be sent.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID if it is off.
+    pub async fn migrate_tune(
+        &self,
+        domain: &Pinned,
+        bandwidth: Option<u64>,
+        downtime_ms: Option<u64>,
+    ) -> Result<()> {
+        let running = {
+            let mut inner = domain.lock();
+            let live = inner.live_mut()?;
+            if let Some(bandwidth) = bandwidth {
+                live.migration.bandwidth = bandwidth;
+            }
+            if let Some(downtime) = downtime_ms {
+                live.migration.downtime_ms = downtime;
+            }
+            live.work.is(Operation::MigrationOut)
+        };
+        if running {
+            let call = Call::SetMigration {
+                bandwidth,
+                downtime_ms,
+            };
+            // It may just have come to its end.
+            if let Err(error) = ask(domain, call).await {
+                log::debug!("domain '{}': {error}", domain.name().name);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a VMM says against it.
+fn refusal(
+    answer: std::result::Result<std::result::Result<Answer, Failure>, oneshot::error::RecvError>,
+) -> Error {
+    match answer {
+        Ok(Err(failure)) if failure.message.contains("it was given up") => Error::new(
+            ErrorCode::OPERATION_ABORTED,
+            "migration out job: canceled by client",
+        ),
+        Ok(Err(failure)) if failure.message.contains("lacks CPU features") => {
+            Error::new(ErrorCode::CPU_INCOMPATIBLE, failure.message)
+        }
+        Ok(Err(failure)) => Error::failed(format!("migration failed: {}", failure.message)),
+        Ok(Ok(answer)) => Error::internal(format!("the VMM answered {answer:?}")),
+        Err(_) => Error::failed("domain is no longer running"),
+    }
+}
+
+/// The guest's disks must be the same on both sides, and what one side has written must be there for
+/// the other.
+fn check_disks(definition: &xml_schemas::Domain) -> Result<()> {
+    for element in definition.devices.rest.iter() {
+        if element.name != "disk" {
+            continue;
+        }
+        let disk = Disk::read(element)?;
+        let shares = disk.readonly || disk.shareable;
+        let through = matches!(disk.cache.as_deref(), Some("none" | "directsync"));
+        if disk.source.path().is_some() && !shares && !through {
+            let text = "Migration may lead to data corruption if disks use cache other than none \
+                        or directsync";
+            return Err(Error::new(ErrorCode::MIGRATE_UNSAFE, text));
+        }
+    }
+    Ok(())
+}
+
+/// Connects to the target and says who comes.
+async fn connect(place: &Place, uuid: Uuid, token: &str, total: u32) -> Result<Vec<OwnedFd>> {
+    let cannot = |error: &std::io::Error| {
+        Error::system(
+            format!("unable to connect to the target at '{place}'"),
+            error,
+        )
+    };
+    let mut sockets = Vec::new();
+    for index in 0..total {
+        let preamble = Preamble {
+            uuid: uuid.to_string(),
+            token: token.to_owned(),
+            index,
+            total,
+        };
+        let frame = migrate::json_frame(Kind::Preamble, &preamble)
+            .map_err(|error| Error::internal(error.to_string()))?;
+        let connecting = async {
+            Ok(match place {
+                Place::Unix(path) => {
+                    let mut stream = UnixStream::connect(path).await?;
+                    stream.write_all(&frame).await?;
+                    OwnedFd::from(stream.into_std()?)
+                }
+                Place::Tcp { host, port } => {
+                    let port = port.ok_or(std::io::ErrorKind::AddrNotAvailable)?;
+                    let mut stream = TcpStream::connect((host.as_str(), port)).await?;
+                    stream.write_all(&frame).await?;
+                    OwnedFd::from(stream.into_std()?)
+                }
+            })
+        };
+        let socket = timeout(CONNECT_LIMIT, connecting).await;
+        let socket = socket.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        sockets.push(socket.map_err(|error| cannot(&error))?);
+    }
+    Ok(sockets)
+}

@@ -1,0 +1,490 @@
+//! The side that a guest comes to: Prepare, Finish.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use uuid::Uuid;
+use vmm_api::control::{Call, JobStatus};
+use vmm_api::migrate::{self, CONNECTIONS_MOST, HEADER, Header, Kind, Preamble, Verdict};
+use xml_schemas::Domain as Definition;
+use xml_schemas::domain::View;
+
+use super::uri::Place;
+use super::{Params, check, flags, lock};
+use crate::drivers::domain::lifecycle::{ask, end};
+use crate::drivers::domain::object::{Domain, Pinned};
+use crate::drivers::domain::start::{self, Arrival, StartOptions};
+use crate::drivers::domain::state::{Lifecycle, PausedReason, State};
+use crate::drivers::domain::{Driver, job::Operation};
+use crate::error::{Error, ErrorCode, ErrorDomain, Result};
+use crate::events::DomainEvent;
+use crate::node;
+
+/// Ports for guests that come, as libvirt has them.
+const PORTS: std::ops::RangeInclusive<u16> = 49152..=49215;
+/// How long a target waits for the source to connect.
+const AWAIT_LIMIT: Duration = Duration::from_secs(60);
+/// How long a stranger may take to say who it is.
+const PREAMBLE_LIMIT: Duration = Duration::from_secs(5);
+/// Strangers that are turned away before the target gives up.
+const STRANGERS: u32 = 64;
+/// How long what was cancelled may take to be gone.
+const CANCEL_LIMIT: Duration = Duration::from_secs(20);
+/// How long the machine may take to be there, after the source says that all of it has gone.
+const ARRIVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// A domain that was prepared for.
+#[derive(Debug)]
+pub struct Arriving {
+    /// The connection that prepared it.
+    client: u64,
+    flags: u64,
+    domain: Pinned,
+    /// To be stored.
+    persistent: Arc<Definition>,
+    /// The machine's coming; none offline.
+    task: Option<JoinHandle<Result<()>>>,
+    cancel: watch::Sender<bool>,
+}
+
+/// What Prepare gives.
+#[derive(Debug)]
+pub struct Prepared {
+    /// For the source.
+    pub cookie: Vec<u8>,
+    /// Where the guest is to go.
+    pub uri: Option<String>,
+}
+
+/// Where the target listens.
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    /// With the path to be removed.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self
+            && let Err(error) = std::fs::remove_file(&*path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("cannot remove '{}': {error}", path.display());
+        }
+    }
+}
+
+/// A connection from the source.
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    async fn read_exact(&mut self, to: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.read_exact(to).await.map(drop),
+            Self::Unix(stream) => stream.read_exact(to).await.map(drop),
+        }
+    }
+
+    /// Who comes.
+    async fn preamble(&mut self) -> io::Result<Preamble> {
+        let mut head = [0; HEADER];
+        self.read_exact(&mut head).await?;
+        let header = Header::decode(head).map_err(io::Error::other)?;
+        // Longer than any preamble: whoever sends it is a stranger.
+        const MOST: u32 = 4096;
+        if header.kind != Kind::Preamble || header.len > MOST {
+            return Err(io::Error::other("no preamble"));
+        }
+        let mut body = vec![0; header.len as usize];
+        self.read_exact(&mut body).await?;
+        migrate::parse(&body).map_err(io::Error::other)
+    }
+
+    fn into_fd(self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Tcp(stream) => stream.into_std()?.into(),
+            Self::Unix(stream) => stream.into_std()?.into(),
+        })
+    }
+}
+
+impl Listener {
+    /// Listens where the client wants it, or at a free port; says where.
+    async fn bind(params: &Params) -> Result<(Self, Place)> {
+        let place = match &params.uri {
+            Some(uri) => Place::parse(uri)?,
+            None => Place::Tcp {
+                host: node::hostname(),
+                port: None,
+            },
+        };
+        let (host, port) = match place {
+            Place::Unix(path) => {
+                let cannot = |error: io::Error| {
+                    Error::system(format!("cannot listen at '{}'", path.display()), &error)
+                };
+                let listener = UnixListener::bind(&path).map_err(cannot)?;
+                return Ok((Self::Unix(listener, path.clone()), Place::Unix(path)));
+            }
+            Place::Tcp { host, port } => (host, port),
+        };
+        let addresses: Vec<&str> = match &params.listen {
+            Some(address) => vec![address],
+            None => vec!["::", "0.0.0.0"],
+        };
+        let ports = match port {
+            Some(port) => port..=port,
+            None => PORTS,
+        };
+        let mut failure = io::Error::from(io::ErrorKind::AddrInUse);
+        for port in ports {
+            for address in &addresses {
+                match TcpListener::bind((*address, port)).await {
+                    Ok(listener) => {
+                        let port = Some(port);
+                        return Ok((Self::Tcp(listener), Place::Tcp { host, port }));
+                    }
+                    Err(error) => {
+                        let taken = error.kind() == io::ErrorKind::AddrInUse;
+                        failure = error;
+                        if taken {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Err(Error::system("cannot listen for the guest", &failure))
+    }
+
+    async fn accept(&self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
+            Self::Unix(listener, _) => Stream::Unix(listener.accept().await?.0),
+        })
+    }
+
+    /// All connections of the source that knows `token`, in their order.
+    async fn gather(&self, uuid: Uuid, token: &str) -> Result<Vec<Stream>> {
+        let mut found: Vec<Option<Stream>> = Vec::new();
+        let mut strangers = 0;
+        while found.is_empty() || found.iter().any(Option::is_none) {
+            let mut stream = self
+                .accept()
+                .await
+                .map_err(|error| Error::system("cannot accept the guest's connection", &error))?;
+            let preamble = timeout(PREAMBLE_LIMIT, stream.preamble()).await;
+            let known = match preamble {
+                Ok(Ok(preamble))
+                    if preamble.token == token && preamble.uuid == uuid.to_string() =>
+                {
+                    preamble
+                }
+                other => {
+                    log::warn!("a connection that is not the guest's: {other:?}");
+                    strangers += 1;
+                    if strangers > STRANGERS {
+                        return Err(Error::failed("too many strangers connect"));
+                    }
+                    continue;
+                }
+            };
+            let total = known.total.clamp(1, CONNECTIONS_MOST) as usize;
+            found.resize_with(total, || None);
+            if let Some(place) = found.get_mut(known.index as usize) {
+                *place = Some(stream);
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+}
+
+impl Driver {
+    /// Prepare: makes a place for the domain, and says where it is to go.
+    ///
+    /// # Errors
+    /// Why it can't come; nothing is left then.
+    pub async fn migrate_prepare(
+        self: &Arc<Self>,
+        client: u64,
+        params: &Params,
+        flags: u64,
+    ) -> Result<Prepared> {
+        check(flags)?;
+        let xml = params
+            .dxml
+            .as_deref()
+            .ok_or_else(|| Error::new(ErrorCode::INTERNAL_ERROR, "no domain XML passed"))?;
+        let renamed = |mut definition: Definition| {
+            if let Some(name) = &params.dname {
+                definition.name.clone_from(name);
+            }
+            Arc::new(definition)
+        };
+        let definition = renamed(self.parse(xml, false)?);
+        let persistent = match &params.persistent_xml {
+            Some(text) => {
+                let given = self.parse(text, false)?;
+                crate::drivers::domain::save::check_same(&definition, &given)?;
+                renamed(given)
+            }
+            None => Arc::clone(&definition),
+        };
+        let uuid = definition.uuid.unwrap_or_default();
+        let domain = self.registry.pin_or_make(uuid, &definition.name)?;
+        if domain.lock().live.is_some() {
+            return Err(active(&definition.name));
+        }
+        let offline = flags & flags::OFFLINE != 0;
+        if !offline {
+            // Before anything moves: what this host can't run.
+            definition.check_startable(&self.host())?;
+        }
+        let (cancel, cancelled) = watch::channel(false);
+        let mut arriving = Arriving {
+            client,
+            flags,
+            domain,
+            persistent,
+            task: None,
+            cancel,
+        };
+        let mut prepared = Prepared {
+            cookie: Vec::new(),
+            uri: None,
+        };
+        if !offline {
+            let (listener, place) = Listener::bind(params).await?;
+            let token = Uuid::new_v4().to_string();
+            prepared.cookie = token.clone().into_bytes();
+            prepared.uri = Some(place.to_string());
+            let pinned = self
+                .registry
+                .pin(&arriving.domain)
+                .ok_or_else(|| Error::internal("the domain has left the list"))?;
+            let driver = Arc::clone(self);
+            let definition = Arc::clone(&definition);
+            arriving.task = Some(tokio::spawn(async move {
+                driver
+                    .receive(pinned, listener, token, definition, cancelled)
+                    .await
+            }));
+        }
+        let before = lock(&self.migrations.arriving).insert(definition.name.clone(), arriving);
+        if let Some(before) = before {
+            // One that nobody finished: the newer one counts.
+            self.cancel(before).await;
+        }
+        Ok(prepared)
+    }
+
+    /// Waits for the source, and builds the machine that it sends.
+    async fn receive(
+        self: Arc<Self>,
+        domain: Pinned,
+        listener: Listener,
+        token: String,
+        definition: Arc<Definition>,
+        mut cancel: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let _job = domain.job().await?;
+        let uuid = definition.uuid.unwrap_or_default();
+        let streams = tokio::select! {
+            streams = timeout(AWAIT_LIMIT, listener.gather(uuid, &token)) => match streams {
+                Ok(streams) => streams?,
+                Err(_) => {
+                    let text = "the source did not connect";
+                    return Err(Error::new(ErrorCode::OPERATION_TIMEOUT, text));
+                }
+            },
+            _ = cancel.wait_for(|&cancelled| cancelled) => return Err(cancelled_error()),
+        };
+        drop(listener);
+        let bad = |error: io::Error| Error::system("the guest's connection", &error);
+        let connections = streams.into_iter().map(Stream::into_fd);
+        let connections = connections.collect::<io::Result<Vec<_>>>().map_err(bad)?;
+        let first = connections.first().map(OwnedFd::try_clone);
+        let first = first.transpose().map_err(bad)?;
+        let options = StartOptions {
+            paused: true,
+            arriving: Some(Arrival {
+                connections,
+                cancel,
+            }),
+            ..StartOptions::default()
+        };
+        let started = start::start(&self, &domain, &definition, options).await;
+        if let (Err(error), Some(first)) = (&started, first) {
+            log::warn!("domain '{}' did not come: {error}", definition.name);
+            // If the VMM never lived to say so itself.
+            tell(first, &error.message).await;
+        }
+        started
+    }
+
+    /// Finish: the source has sent everything, and the domain runs here from now on; or nothing
+    /// comes of it.
+    ///
+    /// # Errors
+    /// It did not come; it is not here then.
+    pub async fn migrate_finish(
+        self: &Arc<Self>,
+        name: &str,
+        cookie: &[u8],
+        flags: u64,
+        cancelled: bool,
+    ) -> Result<Arc<Domain>> {
+        check(flags)?;
+        let arriving = lock(&self.migrations.arriving)
+            .remove(name)
+            .ok_or_else(|| {
+                let text = format!("no domain with matching name '{name}'");
+                Error::new(ErrorCode::NO_DOMAIN, text)
+            })?;
+        if cancelled {
+            self.cancel(arriving).await;
+            return Err(Error::failed(format!(
+                "migration of domain '{name}' was cancelled"
+            )));
+        }
+        let flags = flags | arriving.flags;
+        let mut arriving = arriving;
+        let Some(task) = arriving.task.as_mut() else {
+            self.store(&arriving, flags).await?;
+            return Ok(Arc::clone(&arriving.domain));
+        };
+        let came = match timeout(ARRIVE_LIMIT, task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => Err(Error::internal(error.to_string())),
+            Err(_) => Err(Error::new(
+                ErrorCode::OPERATION_TIMEOUT,
+                "the guest did not arrive",
+            )),
+        };
+        if let Err(error) = came {
+            self.cancel(arriving).await;
+            return Err(error);
+        }
+        arriving.task = None;
+        let domain = Arc::clone(&arriving.domain);
+        // It is the other daemon's word, for statistics only.
+        let status: JobStatus = serde_json::from_slice(cookie).unwrap_or_default();
+        if let Ok(live) = domain.lock().live_mut() {
+            live.work.begin(Operation::MigrationIn);
+        }
+        let paused = flags & flags::PAUSED != 0;
+        let call = if paused { Call::Claim } else { Call::Resume };
+        let taken = ask(&domain, call).await;
+        if let Ok(live) = domain.lock().live_mut() {
+            live.work.finish(None);
+            live.work.took_over(status);
+        }
+        if let Err(error) = taken {
+            if let Err(error) = end(&domain, false).await {
+                log::debug!("domain '{name}': {error}");
+            }
+            return Err(error);
+        }
+        if paused {
+            let mut inner = domain.lock();
+            inner.state = State::Paused(PausedReason::User);
+            let event = DomainEvent::Lifecycle(Lifecycle::SuspendedPaused);
+            self.emit(&domain.name_in(&inner), &event);
+            self.write_record(&inner);
+        }
+        if flags & flags::PERSIST_DEST != 0 {
+            // It runs here whatever comes of this.
+            self.store(&arriving, flags)
+                .await
+                .map_err(|error| Error::new(ErrorCode::MIGRATE_PERSIST_FAILED, error.message))?;
+        }
+        Ok(domain)
+    }
+
+    async fn store(self: &Arc<Self>, arriving: &Arriving, flags: u64) -> Result<()> {
+        if flags & flags::PERSIST_DEST == 0 {
+            return Ok(());
+        }
+        let xml = arriving.persistent.format(View::Inactive);
+        self.define(&xml, 0).await.map(drop)
+    }
+
+    /// Nothing comes of it.
+    async fn cancel(&self, mut arriving: Arriving) {
+        let name = arriving.domain.name().name;
+        // Its receiver may have ended.
+        let _ = arriving.cancel.send(true);
+        let Some(task) = arriving.task.as_mut() else {
+            return;
+        };
+        match timeout(CANCEL_LIMIT, task).await {
+            Ok(Ok(Ok(()))) => {
+                // It was there already, but has not been given away.
+                if let Err(error) = end(&arriving.domain, false).await {
+                    log::debug!("domain '{name}': {error}");
+                }
+            }
+            Ok(Ok(Err(error))) => log::debug!("domain '{name}': {error}"),
+            Ok(Err(error)) => log::error!("domain '{name}': {error}"),
+            Err(_) => log::error!("domain '{name}': its arrival can't be stopped"),
+        }
+    }
+
+    /// A connection has gone, and with it whoever would have finished.
+    pub(super) fn arrivals_of_gone(self: &Arc<Self>, client: u64) {
+        let gone: Vec<Arriving> = {
+            let mut all = lock(&self.migrations.arriving);
+            let names: Vec<String> = all
+                .iter()
+                .filter(|(_, arriving)| arriving.client == client)
+                .map(|(name, _)| name.clone())
+                .collect();
+            names.iter().filter_map(|name| all.remove(name)).collect()
+        };
+        for arriving in gone {
+            let driver = Arc::clone(self);
+            tokio::spawn(async move { driver.cancel(arriving).await });
+        }
+    }
+}
+
+fn active(name: &str) -> Error {
+    Error::of(
+        ErrorDomain::DOMAIN,
+        ErrorCode::OPERATION_INVALID,
+        format!("domain is already active as '{name}'"),
+    )
+}
+
+fn cancelled_error() -> Error {
+    Error::new(ErrorCode::OPERATION_ABORTED, "the migration was cancelled")
+}
+
+/// Tells the source why nothing comes of it.
+async fn tell(to: OwnedFd, why: &str) {
+    let Ok(frame) = migrate::json_frame(Kind::Verdict, &Verdict::refused(why)) else {
+        return;
+    };
+    let told = async {
+        // Either kind of socket: the calls are the same.
+        let stream = std::os::unix::net::UnixStream::from(to);
+        stream.set_nonblocking(true)?;
+        UnixStream::from_std(stream)?.write_all(&frame).await
+    };
+    if let Ok(Err(error)) = timeout(PREAMBLE_LIMIT, told).await {
+        log::debug!("the source can't be told: {error}");
+    }
+}

@@ -1,0 +1,314 @@
+//! Live migration between two daemons on one machine: guests that notice nothing, and run on one side
+//! whatever goes wrong.
+
+use std::fs;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use vireo_tests::{Kernel, Rig, Terminal, linux_guest, soak, tiny_guest};
+
+/// A boot under load of the whole test run can take a while.
+const BOOT: Duration = Duration::from_secs(400);
+const SOON: Duration = Duration::from_secs(60);
+
+fn console(rig: &Rig, name: &str) -> Terminal {
+    let mut terminal = Terminal::start(rig.command("vireo").args(["console", name]));
+    terminal.expect("Escape character", SOON);
+    terminal.wait_raw(SOON);
+    terminal
+}
+
+fn leave(mut terminal: Terminal) {
+    terminal.send("\x1d");
+    terminal.wait(SOON);
+}
+
+/// It echoes what is typed.
+fn answers(rig: &Rig, name: &str) {
+    let mut terminal = console(rig, name);
+    terminal.send("xyz");
+    terminal.expect("xyz", SOON);
+    leave(terminal);
+}
+
+/// Where the guest is to go: a socket of the target's own.
+fn place(rig: &Rig) -> String {
+    format!("unix://{}", rig.path("incoming").display())
+}
+
+/// The arguments that move a domain live to `to`.
+fn moving<'a>(name: &'a str, uri: &'a str, at: &'a str) -> Vec<&'a str> {
+    vec![
+        "migrate",
+        "--live",
+        "--unsafe",
+        name,
+        uri,
+        "--migrateuri",
+        at,
+    ]
+}
+
+fn running_here_only(here: &Rig, there: &Rig, name: &str) {
+    assert!(
+        here.state(name).starts_with("running"),
+        "{}",
+        here.state(name)
+    );
+    let list = there.vireo(&["list", "--name"]).ok();
+    assert!(!list.lines().any(|line| line == name), "{list}");
+    assert!(there.processes("vireo-vmm").is_empty());
+    assert_eq!(here.processes("vireo-vmm").len(), 1);
+}
+
+fn two() -> (Rig, Rig) {
+    let (one, other) = (Rig::new(), Rig::new());
+    // Clients are told a socket, not a root: the daemons are there before.
+    one.vireo(&["list"]).ok();
+    other.vireo(&["list"]).ok();
+    (one, other)
+}
+
+#[test]
+fn a_linux_guest_moves_to_and_fro_and_never_notices() {
+    let (one, other) = two();
+    let disk = one.write("disk.img", vec![0; 4 << 20]);
+    let device = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='raw'/>\
+         <source file='{disk}'/><target dev='vda' bus='virtio'/></disk>\n    <console"
+    );
+    let xml = linux_guest("deb", Kernel::V6_1).replace("<console", &device);
+    one.define(&xml);
+    let mut terminal = Terminal::start(one.command("vireo").args(["start", "deb", "--console"]));
+    terminal.expect("deb:/root# ", BOOT);
+    // A chain of checksums, each of the one before, and each on the disk; and a clock that ticks.
+    terminal.send(
+        "chain() { s=start; n=0; while :; do \
+         s=$(echo $s | sha256sum | cut -c1-64); n=$((n+1)); echo $s | \
+         dd of=/dev/vda bs=512 seek=$n conv=notrunc 2>/dev/null; echo $n $s >/run/new; \
+         mv /run/new /run/chain; done; }\r",
+    );
+    terminal.send(
+        "chain & tick() { while :; do sleep 1; t=$((t+1)); echo $t >/run/ticks; done; }; tick &\r",
+    );
+    terminal.expect("deb:/root# ", SOON);
+    leave(terminal);
+    let ways: [&[&str]; 5] = [
+        &[],
+        &["--p2p"],
+        &["--parallel", "--parallel-connections", "3"],
+        &["--compressed", "--comp-methods", "zstd"],
+        &[
+            "--p2p",
+            "--auto-converge",
+            "--persistent",
+            "--undefinesource",
+        ],
+    ];
+    let rounds = if soak() { 100 } else { 5 };
+    let mut sides = [&one, &other];
+    for round in 0..rounds {
+        let [from, to] = sides;
+        let (uri, at) = (to.uri(), place(to));
+        let mut args = moving("deb", &uri, &at);
+        args.extend(ways[round % ways.len()]);
+        // The stock client now and then.
+        let moved = match round % 2 {
+            0 => from.vireo(&args),
+            _ => from.virsh(&args),
+        };
+        moved.ok();
+        running_here_only(to, from, "deb");
+        sides = [to, from];
+    }
+    let [here, _] = sides;
+    let mut terminal = console(here, "deb");
+    terminal.send("\r");
+    terminal.expect("deb:/root# ", SOON);
+    terminal.send("kill %1; sync; echo said=$(cat /run/chain) ticks=$(cat /run/ticks)\r");
+    terminal.expect("\nsaid=", SOON);
+    let said = terminal.expect("ticks=", SOON);
+    let ticks: u32 = terminal.expect("\r\n", SOON).trim().parse().unwrap();
+    assert!(ticks > 0);
+    let mut words = said.split_whitespace();
+    let count: usize = words.next().unwrap().parse().unwrap();
+    let sum = words.next().unwrap().to_owned();
+    let chain = format!(
+        "s=start; n=0; while [ $n -lt {count} ]; do s=$(echo $s | sha256sum | cut -c1-64); \
+         n=$((n+1)); echo $s; done"
+    );
+    let own = Command::new("sh").args(["-c", &chain]).output().unwrap();
+    let own: Vec<String> = String::from_utf8(own.stdout)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(own.last(), Some(&sum), "after {count} steps");
+    terminal.send("dmesg | grep -ciE 'bug:|stall|lockup|hung'\r");
+    terminal.expect("\n0\r\n", SOON);
+    leave(terminal);
+    here.vireo(&["destroy", "deb"]).ok();
+    // What it wrote to its disk is there, from both sides.
+    let disk = fs::read(&disk).unwrap();
+    for (step, sum) in own.iter().enumerate().take((4 << 20) / 512 - 1) {
+        let sector = &disk[(step + 1) * 512..][..64];
+        assert_eq!(String::from_utf8_lossy(sector), *sum, "step {step}");
+    }
+}
+
+/// A running guest that takes a while to move, and the client that moves it.
+fn slow_move(one: &Rig, other: &Rig, name: &str, how: &[&str]) -> Child {
+    one.vireo(&["migrate-setspeed", name, "1"]).ok();
+    let (uri, at) = (other.uri(), place(other));
+    let mut command = one.command("vireo");
+    command.args(moving(name, &uri, &at)).args(how);
+    let child = command.spawn().unwrap();
+    let deadline = Instant::now() + SOON;
+    while !one
+        .vireo(&["domjobinfo", name])
+        .ok()
+        .contains("Outgoing migration")
+    {
+        assert!(Instant::now() < deadline, "the migration does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
+
+/// A guest with more memory in use than moves in a moment.
+fn busy_guest(rig: &Rig, name: &str) {
+    // Its initrd is not looked at, but is there, and not empty.
+    let mut noise = vec![0u8; 24 << 20];
+    let mut state = 1u64;
+    for word in noise.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    let initrd = rig.write("noise", noise);
+    let xml = tiny_guest(rig, name, "qemu")
+        .replace("</kernel>", &format!("</kernel><initrd>{initrd}</initrd>"));
+    let xml = regex_memory(&xml);
+    rig.define(&xml);
+    rig.vireo(&["start", name]).ok();
+    answers(rig, name);
+}
+
+/// The same definition with 64 MiB.
+fn regex_memory(xml: &str) -> String {
+    let start = xml.find("<memory").unwrap();
+    let end = xml[start..].find("</memory>").unwrap() + start + "</memory>".len();
+    format!(
+        "{}<memory unit='MiB'>64</memory>{}",
+        &xml[..start],
+        &xml[end..]
+    )
+}
+
+#[test]
+fn whatever_goes_wrong_it_runs_on_one_side() {
+    let (one, other) = two();
+    busy_guest(&one, "tiny");
+    // Given up.
+    for how in [&[][..], &["--p2p"]] {
+        let mut child = slow_move(&one, &other, "tiny", how);
+        assert!(one.state("tiny").starts_with("running"), "while it moves");
+        one.vireo(&["domjobabort", "tiny"]).ok();
+        assert!(!child.wait().unwrap().success());
+        running_here_only(&one, &other, "tiny");
+    }
+    // The target's VMM dies.
+    let mut child = slow_move(&one, &other, "tiny", &[]);
+    for pid in other.processes("vireo-vmm") {
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap();
+    }
+    assert!(!child.wait().unwrap().success());
+    running_here_only(&one, &other, "tiny");
+    // The client dies.
+    let mut child = slow_move(&one, &other, "tiny", &[]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let deadline = Instant::now() + SOON;
+    while !other.processes("vireo-vmm").is_empty() {
+        assert!(Instant::now() < deadline, "the target waits for ever");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    answers(&one, "tiny");
+    // It is made faster, and goes.
+    let mut child = slow_move(&one, &other, "tiny", &["--persistent"]);
+    one.vireo(&["migrate-setspeed", "tiny", "10000"]).ok();
+    assert!(child.wait().unwrap().success());
+    running_here_only(&other, &one, "tiny");
+    answers(&other, "tiny");
+    assert_eq!(one.state("tiny"), "shut off (migrated)");
+    let done = other.vireo(&["domjobinfo", "tiny", "--completed"]).ok();
+    assert!(done.contains("Incoming migration"), "{done}");
+    assert!(done.contains("Total downtime:"), "{done}");
+    // The source dies: nobody is left, but nobody is there twice.
+    let mut child = slow_move(&other, &one, "tiny", &[]);
+    for pid in other.processes("vireo-vmm") {
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap();
+    }
+    assert!(!child.wait().unwrap().success());
+    assert!(
+        one.state("tiny").starts_with("shut off"),
+        "{}",
+        one.state("tiny")
+    );
+    assert!(one.processes("vireo-vmm").is_empty());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_it_runs_on() {
+    let (one, other) = two();
+    one.define(&tiny_guest(&one, "tiny", "qemu"));
+    one.vireo(&["start", "tiny"]).ok();
+    let (uri, at) = (other.uri(), place(&other));
+    let refused = |how: &[&str], words: &str| {
+        let mut args = moving("tiny", &uri, &at);
+        args.extend(how);
+        let said = one.vireo(&args).fails();
+        assert!(said.contains(words), "{how:?}: {said}");
+        running_here_only(&one, &other, "tiny");
+    };
+    refused(&["--postcopy"], "post-copy migration is not supported");
+    refused(&["--copy-storage-all"], "--copy-storage-all");
+    refused(&["--tls"], "TLS");
+    refused(&["--compressed", "--comp-methods", "xbzrle"], "'xbzrle'");
+    refused(&["--parallel-connections", "2"], "parallel");
+    // A name that another domain has there.
+    other.define(&tiny_guest(&other, "taken", "qemu"));
+    refused(&["--dname", "taken"], "taken");
+    // No such daemon.
+    let nowhere = format!(
+        "qemu+unix:///system?socket={}",
+        one.path("nowhere").display()
+    );
+    let mut args = moving("tiny", &nowhere, &at);
+    one.vireo(&args).fails();
+    args.push("--p2p");
+    one.vireo(&args).fails();
+    // One that is off goes only as a definition.
+    one.vireo(&["destroy", "tiny"]).ok();
+    one.vireo(&moving("tiny", &uri, &at)).fails();
+    let offline = ["migrate", "--offline", "tiny", &uri];
+    assert!(one.vireo(&offline).fails().contains("persistent"));
+    one.vireo(&[
+        "migrate",
+        "--offline",
+        "--persistent",
+        "--undefinesource",
+        "tiny",
+        &uri,
+    ])
+    .ok();
+    assert_eq!(other.state("tiny"), "shut off (unknown)");
+    one.vireo(&["domstate", "tiny"]).fails();
+}
