@@ -50,7 +50,8 @@ fn pythons_bindings() {
     }
     let rig = Rig::new();
     let xml = rig.write("guest.xml", tiny_guest(&rig, "guest", "qemu"));
-    let _daemon = rig.daemon();
+    // Clients of others do not start it.
+    rig.vireo(&["list"]).ok();
     let mut command = client(&rig, "/usr/bin/python3");
     command.arg(script("bindings.py")).arg(rig.uri()).arg(xml);
     assert_eq!(run(&mut command).ok(), "all is well\n");
@@ -65,7 +66,8 @@ fn perls_bindings() {
     }
     let rig = Rig::new();
     let xml = rig.write("guest.xml", tiny_guest(&rig, "guest", "qemu"));
-    let _daemon = rig.daemon();
+    // Clients of others do not start it.
+    rig.vireo(&["list"]).ok();
     let mut command = client(&rig, "perl");
     command.arg(script("bindings.pl")).arg(rig.uri()).arg(xml);
     assert_eq!(run(&mut command).ok(), "all is well\n");
@@ -78,7 +80,8 @@ fn virt_install_virt_xml_and_their_guests() {
         return;
     }
     let rig = Rig::new();
-    let _daemon = rig.daemon();
+    // Clients of others do not start it.
+    rig.vireo(&["list"]).ok();
     let guest = tiny_guest(&rig, "x", "qemu");
     let file = |tag: &str| {
         let (_, rest) = guest.split_once(&format!("<{tag}>")).unwrap();

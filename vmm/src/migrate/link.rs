@@ -169,7 +169,8 @@ pub fn says_gone(error: &io::Error) -> bool {
 }
 
 fn no_delay(stream: &UnixStream) {
-    let on: libc::c_int = 1;
+    const LEN: libc::socklen_t = 4;
+    let on: i32 = 1;
     // SAFETY: an option whose value is an int of ours. A socket that is not TCP has no such option.
     unsafe {
         libc::setsockopt(
@@ -177,7 +178,7 @@ fn no_delay(stream: &UnixStream) {
             libc::IPPROTO_TCP,
             libc::TCP_NODELAY,
             (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            LEN,
         );
     }
 }

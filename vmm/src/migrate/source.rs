@@ -649,7 +649,8 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 fn per_second(number: u64, time: Duration) -> u64 {
-    (number as f64 / time.as_secs_f64().max(1e-6)) as u64
+    let micros = time.as_micros().max(1);
+    u64::try_from(u128::from(number) * 1_000_000 / micros).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ fn check_power_flags(flags: u32, function: &str) -> Result<()> {
 /// wants it or has no wish, and the power button is left where it fails and that is allowed.
 async fn agent_agrees(domain: &Domain, flags: u32, reboot: bool) -> Result<bool> {
     let wanted = flags & power_flags::AGENT != 0;
-    if !wanted && !(flags == 0 && domain.has_agent()) {
+    if !(wanted || flags == 0 && domain.has_agent()) {
         return Ok(false);
     }
     match domain.agent_shutdown(reboot).await {

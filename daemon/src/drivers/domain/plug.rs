@@ -566,8 +566,13 @@ fn write(definition: &Definition, folder: &Folder) {
 fn with_mac(new: &Element, stored: &Definition) -> Element {
     let mut new = new.clone();
     if new.name == "interface" && new.child("mac").is_none() {
-        let cards = stored.devices.rest.iter().filter(|e| e.name == "interface");
-        if let Some(mac) = cards.last().and_then(|card| card.child("mac")) {
+        let mut cards = stored
+            .devices
+            .rest
+            .iter()
+            .rev()
+            .filter(|e| e.name == "interface");
+        if let Some(mac) = cards.next().and_then(|card| card.child("mac")) {
             new.push(mac.clone());
         }
     }

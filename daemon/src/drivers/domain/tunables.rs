@@ -262,7 +262,7 @@ fn set_block(definition: &mut Definition, param: &TypedParam) -> Result<()> {
             param.field
         ))
     };
-    if parts.is_empty() || parts.len() % 2 != 0 {
+    if parts.is_empty() || !parts.len().is_multiple_of(2) {
         return Err(bad());
     }
     for pair in parts.chunks(2) {
