@@ -154,5 +154,5 @@ try:
 except libvirt.libvirtError as error:
     assert error.get_error_code() == E.VIR_ERR_OPERATION_DENIED, error
 looker.close()
-assert conn.close() == 0
+conn.close()
 print("all is well")

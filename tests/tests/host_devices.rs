@@ -144,7 +144,9 @@ fn linux_keeps_its_devices_when_the_daemon_is_killed() {
         "{list}"
     );
     let mut terminal = Terminal::start(rig.command("vireo").args(["console", "deb"]));
-    terminal.expect("Connected to domain 'deb'", SOON);
+    terminal.expect("Escape character", SOON);
+    // What is typed before the terminal is the guest's is lost.
+    terminal.wait_raw(SOON);
     terminal.send("\r");
     terminal.expect("deb:/root# ", SOON);
 

@@ -237,6 +237,14 @@ fn whatever_goes_wrong_it_runs_on_one_side() {
         assert!(Instant::now() < deadline, "the target waits for ever");
         std::thread::sleep(Duration::from_millis(50));
     }
+    while one
+        .vireo(&["domjobinfo", "tiny"])
+        .ok()
+        .contains("Outgoing migration")
+    {
+        assert!(Instant::now() < deadline, "the source goes on for ever");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     answers(&one, "tiny");
     // It is made faster, and goes.
     let mut child = slow_move(&one, &other, "tiny", &["--persistent"]);

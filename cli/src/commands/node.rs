@@ -256,12 +256,10 @@ fn freepages(shell: &mut Shell, args: &Args) -> Result {
     if args.has("all") {
         let (sizes, cells) = pages_and_cells(shell)?;
         let sizes = wanted.map_or(sizes, |size| vec![size]);
-        for (at, cell) in cells.into_iter().enumerate() {
-            if at > 0 {
-                shell.out.print("\n");
-            }
+        for cell in cells {
             shell.out.print(format!("Node {cell}:\n"));
             ask(shell, &sizes, cell)?;
+            shell.out.print("\n");
         }
         return Ok(());
     }

@@ -163,7 +163,7 @@ async fn what_needs_a_running_domain_says_so() {
     let error = refusal(client.call(procs::DOMAIN_SHUTDOWN_FLAGS, &args).await);
     assert_eq!(error.2, not_running);
     for (flags, code, words) in [
-        (2, 74, "QEMU guest agent is not configured"),
+        (2, 55, "domain is not running"),
         (
             8,
             8,

@@ -453,7 +453,7 @@ impl Source {
             if number == 0 {
                 progress.add(CHUNK.min(self.memory.size() - at), 0);
             }
-            pace.wait(&self.tuning, progress)?;
+            pace.wait(&self.tuning, progress, link)?;
         }
         migrate::send(&mut &*link, Kind::Round, &number.to_le_bytes())
     }
@@ -584,7 +584,7 @@ struct Pace {
 }
 
 impl Pace {
-    fn wait(&self, tuning: &Tuning, progress: &Progress) -> io::Result<()> {
+    fn wait(&self, tuning: &Tuning, progress: &Progress, link: &Link) -> io::Result<()> {
         const STEP: Duration = Duration::from_millis(50);
         loop {
             let rate = tuning.bandwidth.load(Ordering::Relaxed);
@@ -597,6 +597,9 @@ impl Pace {
                 return Ok(());
             };
             progress.check()?;
+            if link.is_closed() {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
             std::thread::sleep(ahead.min(STEP));
         }
     }
