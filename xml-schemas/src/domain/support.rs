@@ -405,7 +405,6 @@ mod tests {
                 "disk 'sda'",
                 "disk 'vdb'",
                 "interface '52:54:00:00:00:01'",
-                "interface '52:54:00:00:00:02'",
                 "tpm",
                 "watchdog 'ib700'",
                 "rng 'virtio'",

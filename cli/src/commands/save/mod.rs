@@ -136,10 +136,20 @@ fn xml_file(args: &Args) -> Result<Option<String>> {
     args.text("xml")?.map(read_definition).transpose()
 }
 
+/// What libvirt's library says before it asks the daemon.
+fn not_both(args: &Args) -> Result {
+    if args.has("running") && args.has("paused") {
+        return Err(Failure::new(
+            "Flags 'VIR_DOMAIN_SAVE_RUNNING' and 'VIR_DOMAIN_SAVE_PAUSED' are mutually exclusive",
+        ));
+    }
+    Ok(())
+}
+
 fn save(shell: &mut Shell, args: &Args) -> Result {
-    args.exclusive("running", "paused")?;
     let dom = find_domain(shell, args, ANY)?;
     let file = args.required("file")?.to_owned();
+    not_both(args).with_context(|| format!("Failed to save domain '{}' to {file}", dom.name))?;
     let flags = save_flags(args, &SAVE_OPTIONS);
     let dxml = xml_file(args)?;
     let to = absolute(&file)?;
@@ -167,8 +177,8 @@ fn save(shell: &mut Shell, args: &Args) -> Result {
 }
 
 fn restore(shell: &mut Shell, args: &Args) -> Result {
-    args.exclusive("running", "paused")?;
     let file = args.required("file")?.to_owned();
+    not_both(args).with_context(|| format!("Failed to restore domain from {file}"))?;
     let flags = save_flags(args, &["bypass-cache", "running", "paused", "reset-nvram"]);
     let dxml = xml_file(args)?;
     let from = absolute(&file)?;
@@ -186,8 +196,8 @@ fn restore(shell: &mut Shell, args: &Args) -> Result {
 }
 
 fn managedsave(shell: &mut Shell, args: &Args) -> Result {
-    args.exclusive("running", "paused")?;
     let dom = find_domain(shell, args, ANY)?;
+    not_both(args).with_context(|| format!("Failed to save domain '{}' state", dom.name))?;
     let call = DomainManagedSaveArgs {
         dom: dom.clone(),
         flags: save_flags(args, &SAVE_OPTIONS),
