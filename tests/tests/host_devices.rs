@@ -134,8 +134,8 @@ fn linux_keeps_its_devices_when_the_daemon_is_killed() {
     assert_eq!(pid.len(), 1);
     // SAFETY: kill has no memory effects; the pid carries this rig's mark.
     unsafe { libc::kill(pid[0], libc::SIGKILL) };
-    // The console's client went with it; the next command starts a daemon.
-    terminal.wait_raw(SOON);
+    // The console's client goes with it; the next command starts a daemon.
+    terminal.wait(SOON);
     let stats = rig.vireo(&["domblkstat", "deb", "vda"]).ok();
     assert!(stats.contains("vda wr_bytes 1048576\n"), "{stats}");
     let list = rig.vireo(&["domblklist", "deb", "--details"]).ok();
