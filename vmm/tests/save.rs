@@ -240,11 +240,24 @@ fn a_reset_after_a_restore_boots_with_clean_memory() {
         next.start();
         grows(&next, 5);
         next.connect().call(Call::Reset).unwrap();
-        let before = next.serial().len();
         grows(&next, 30);
+        // It says the alphabet from its start again, once (where, only the machine knows:
+        // Reset is answered when it is done, and the guest does not wait for us).
         let said = next.serial();
-        let again = said[before.saturating_sub(2)..].find('a').unwrap();
-        in_order(&said[before.saturating_sub(2) + again..]);
+        let follows = |pair: &[u8]| pair[1] == if pair[0] == b'z' { b'a' } else { pair[0] + 1 };
+        let breaks: Vec<usize> = said
+            .as_bytes()
+            .windows(2)
+            .enumerate()
+            .filter(|(_, pair)| !follows(pair))
+            .map(|(at, _)| at + 1)
+            .collect();
+        match breaks[..] {
+            [at] => assert_eq!(said.as_bytes()[at], b'a', "in {said}"),
+            // It was reset just after a z.
+            [] => (),
+            _ => panic!("in {said}"),
+        }
     }
 }
 
