@@ -113,6 +113,7 @@ fn simple_operands(insn: &Instruction) -> bool {
 /// Instructions that are their own translation: nothing but the operands they name, and no
 /// exceptions but those of memory.
 fn same(cpu: &Cpu, insn: &Instruction) -> bool {
+    let new = !cpu.cache.native.oldest;
     match insn.mnemonic() {
         M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => true,
         M::Inc | M::Dec | M::Neg | M::Not => true,
@@ -121,8 +122,8 @@ fn same(cpu: &Cpu, insn: &Instruction) -> bool {
         M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Xchg | M::Bswap | M::Xadd => true,
         M::Imul => insn.op_count() > 1,
         M::Bsf | M::Bsr => true,
-        M::Tzcnt => cpu.features.bmi1() && is_x86_feature_detected!("bmi1"),
-        M::Popcnt => cpu.features.popcnt() && is_x86_feature_detected!("popcnt"),
+        M::Tzcnt => new && cpu.features.bmi1() && is_x86_feature_detected!("bmi1"),
+        M::Popcnt => new && cpu.features.popcnt() && is_x86_feature_detected!("popcnt"),
         // With a register as index memory is somewhere else.
         M::Bt | M::Bts | M::Btr | M::Btc => {
             insn.op_kind(0) == OpKind::Register || insn.op_kind(1) != OpKind::Register

@@ -52,6 +52,8 @@ pub(crate) struct Native {
     again: bool,
     /// PEXT is quick on this host.
     pext: bool,
+    /// Code is made as for a host that has nothing beyond x86-64-v1.
+    oldest: bool,
     threshold: u32,
     /// A block has run often enough.
     wanted: bool,
@@ -134,6 +136,7 @@ impl Default for Native {
             used: FIXED,
             again: false,
             pext: quick_pext(),
+            oldest: false,
             threshold: THRESHOLD,
             wanted: false,
             reached: false,
@@ -284,6 +287,15 @@ impl Cpu {
     /// Blocks that have run more than `runs` times are translated.
     pub fn translate_after(&mut self, runs: u32) {
         self.cache.native.threshold = runs;
+        self.cache.clear();
+        self.link = std::ptr::null_mut();
+    }
+
+    /// Whether code is made as for a host with no instructions beyond x86-64-v1, which is otherwise
+    /// found out. For tests: every host has those.
+    pub fn translate_for_oldest_host(&mut self, oldest: bool) {
+        self.cache.native.oldest = oldest;
+        self.cache.native.pext = !oldest && quick_pext();
         self.cache.clear();
         self.link = std::ptr::null_mut();
     }

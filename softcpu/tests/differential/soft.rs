@@ -33,6 +33,8 @@ const DATA_PHYS: u64 = 0x2_0000;
 pub struct Soft {
     cpu: Box<Cpu>,
     machine: Arc<Machine>,
+    /// Cases run by translated code so far.
+    translated: usize,
 }
 
 /// Stops at every `out`: the port is the vector.
@@ -111,7 +113,11 @@ impl Soft {
                 .expect("a valid slot");
         }
         let cpu = Cpu::new(&machine, 0, &host_leaves());
-        let soft = Self { cpu, machine };
+        let soft = Self {
+            cpu,
+            machine,
+            translated: 0,
+        };
         soft.build_kernel();
         soft
     }
@@ -181,7 +187,7 @@ impl Soft {
     }
 
     /// Runs one case by translated code, for the second time: then memory has been found and
-    /// blocks are linked.
+    /// blocks are linked. Every other case by the code that older hosts get.
     pub fn run_translated(
         &mut self,
         data: &[u8; DATA_LEN],
@@ -189,6 +195,8 @@ impl Soft {
     ) -> Result<Output, String> {
         assert!(self.machine.memory.write(CODE_PHYS, &input.code));
         self.cpu.translate_after(0);
+        self.cpu.translate_for_oldest_host(self.translated % 2 == 1);
+        self.translated += 1;
         self.begin(data, input);
         self.cpu.state_changed();
         self.finish()?;
