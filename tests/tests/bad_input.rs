@@ -218,6 +218,37 @@ fn kernels_that_are_none() {
     assert!(error.contains("initrd"), "{error}");
 }
 
+/// What a processor is asked to be and can't is named.
+#[test]
+fn cpus_that_do_not_fit() {
+    let rig = Rig::new();
+    let cpu = |text: &'static str| move |xml: String| xml.replace("<features>", text);
+    for (asked, named) in [
+        (
+            "<cpu mode='custom' match='exact'><model>Pentium9</model></cpu><features>",
+            &["Pentium9"][..],
+        ),
+        (
+            "<cpu mode='custom' match='exact'><model fallback='forbid'>Opteron_G5</model></cpu><features>",
+            &["xop", "tbm"],
+        ),
+        (
+            "<cpu mode='custom' match='exact'><model>qemu64</model>\
+             <feature policy='require' name='avx512f'/><feature policy='require' name='hle'/></cpu><features>",
+            &["avx512f", "hle"],
+        ),
+        (
+            "<cpu mode='host-passthrough'><feature policy='require' name='warp'/></cpu><features>",
+            &["warp"],
+        ),
+    ] {
+        let error = start_refused(&rig, cpu(asked));
+        for name in named {
+            assert!(error.contains(name), "{name} in {error}");
+        }
+    }
+}
+
 #[test]
 fn machines_that_do_not_fit() {
     let rig = Rig::new();
