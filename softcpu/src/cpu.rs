@@ -7,7 +7,7 @@ use crate::attention::Attention;
 use crate::bus::{Bus, Flow};
 use crate::cache::CodeCache;
 use crate::cpuid::{Cpuid, Leaf};
-use crate::decode::MODE_SEGMENTED;
+use crate::decode::{MODE_FLAT, MODE_SEGMENTED};
 use crate::exception::{Exception, Fallible};
 use crate::features::Features;
 use crate::machine::{Machine, Peer};
@@ -92,8 +92,10 @@ pub struct Cpu {
     /// Bits of `attention` that matter now.
     pub(crate) attention_mask: u32,
     /// Decode mode of the next block: code size (0: 16, 1: 32, 2: 64 bits) in bits 0..2,
-    /// 32-bit stack in bit 2, `MODE_SEGMENTED`.
+    /// 32-bit stack in bit 2, `MODE_SEGMENTED`, `MODE_FLAT`.
     pub(crate) mode: u8,
+    /// The instruction pointer's bits: by CS.
+    pub(crate) rip_mask: u64,
     /// The bus of the `run` in progress.
     bus: Option<*const dyn Bus>,
     /// Leave `run` with this after the instruction.
@@ -180,6 +182,7 @@ impl Cpu {
             pending: None,
             attention_mask: 0,
             mode: 0,
+            rip_mask: 0,
             bus: None,
             exit: None,
             cache: CodeCache::default(),
@@ -260,7 +263,16 @@ impl Cpu {
         if mode64 || s.seg[seg::SS].big() {
             mode |= 4;
         }
+        if mode == 1 | 4
+            && s.protected()
+            && [seg::DS, seg::ES, seg::SS]
+                .into_iter()
+                .all(|index| s.seg[index].flat_data())
+        {
+            mode |= MODE_FLAT;
+        }
         self.mode = mode;
+        self.rip_mask = if mode64 { u64::MAX } else { 0xffff_ffff };
         for i in 0..6 {
             s.ea_base[i] = if mode64 && i < 4 { 0 } else { s.seg[i].base };
         }
@@ -308,6 +320,12 @@ impl Cpu {
             mask |= Attention::NMI;
         }
         self.attention_mask = mask;
+    }
+
+    /// Whether code's linear address is its RIP, as what `cache` knows of jumps is about.
+    #[inline(always)]
+    pub(crate) fn finds_code_by_rip(&self) -> bool {
+        self.mode & (2 | MODE_FLAT) != 0
     }
 
     /// Linear address of `op`'s memory operand of `len` bytes, after the segment checks its

@@ -26,7 +26,7 @@ const EVENTS_IN_A_ROW: u32 = 64;
 pub(crate) unsafe fn stale(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise.
     let op = unsafe { &*op };
-    cpu.s.rip = cpu.s.block_rip.wrapping_add(u64::from(op.off)) & cpu.rip_mask();
+    cpu.s.rip = cpu.s.block_rip.wrapping_add(u64::from(op.off)) & cpu.rip_mask;
     cpu.link = std::ptr::null_mut();
 }
 

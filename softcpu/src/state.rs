@@ -140,6 +140,10 @@ impl Segment {
     pub const fn big(&self) -> bool {
         self.access & 0x4000 != 0
     }
+    /// Writable data that spans the 4 GiB from 0, upwards.
+    pub const fn flat_data(&self) -> bool {
+        self.base == 0 && self.limit == u32::MAX && self.access & 0xe == 2 && !self.unusable()
+    }
     /// The register holds no segment.
     pub const fn unusable(&self) -> bool {
         self.access & Self::UNUSABLE != 0

@@ -37,6 +37,9 @@ fn boots_to_a_shell(kernel: Kernel) {
         .parse()
         .unwrap();
     assert!((190_000..262_144).contains(&kib), "{memory}");
+    // Its driver and the balloon came to terms.
+    terminal.send("ls /sys/bus/virtio/drivers/virtio_balloon\r");
+    terminal.expect("virtio0", SOON);
     // Time passes at its right speed by the guest's own clock.
     terminal.send("a=$(cut -d. -f1 /proc/uptime); sleep 3; b=$(cut -d. -f1 /proc/uptime); echo slept=$((b-a))\r");
     terminal.expect("\r\nslept=", SOON);

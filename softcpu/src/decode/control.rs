@@ -14,7 +14,7 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
     if c.insn.is_jcc_short_or_near() {
         let condition = condition_number(c)?;
         let (size, imm) = near(c);
-        if c.mode64 {
+        if usual(c, size) {
             let f = by_condition!(condition, C => branch::jcc::<C> as Handler);
             let b = c.links(imm);
             return Some(Emit::Branch(f, Op { b, imm, ..c.op }));
@@ -36,9 +36,14 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
             } else {
                 0
             };
-            if c.mode64 && word(c) == 8 {
+            if usual(c, word(c)) {
+                let f: Handler = if c.flat {
+                    branch::ret::<u32>
+                } else {
+                    branch::ret::<u64>
+                };
                 return Some(Emit::End(
-                    branch::ret,
+                    f,
                     Op {
                         imm,
                         ea: c.op.ea & 3 | 2 << 2,
@@ -142,12 +147,17 @@ pub(crate) fn decode(c: &Context) -> Option<Emit> {
         ),
         M::Leave => {
             let a = word(c);
-            if a == 8 {
+            if usual(c, a) {
                 let op = Op {
                     ea: c.op.ea & 3 | 2 << 2,
                     ..c.op
                 };
-                return Some(Emit::Next(stack::leave, op));
+                let f: Handler = if c.flat {
+                    stack::leave::<u32>
+                } else {
+                    stack::leave::<u64>
+                };
+                return Some(Emit::Next(f, op));
             }
             Emit::Plain(rare::leave, Op { a, ..c.op })
         }
@@ -231,11 +241,17 @@ fn word(c: &Context) -> u8 {
     }
 }
 
+/// Whether branches and stack operations of `size` bytes are the ordinary ones of 64-bit or flat code, which
+/// have handlers of their own.
+fn usual(c: &Context, size: u8) -> bool {
+    c.mode64 && size == 8 || c.flat && size == 4
+}
+
 /// Operand size and target (relative to the block) of a near branch.
 fn near(c: &Context) -> (u8, u64) {
     match c.insn.op0_kind() {
         OpKind::NearBranch16 => (2, c.insn.near_branch16().into()),
-        OpKind::NearBranch32 => (4, c.insn.near_branch32().into()),
+        OpKind::NearBranch32 => (4, i64::from(c.insn.near_branch32() as i32) as u64),
         _ => (8, c.insn.near_branch64()),
     }
 }
@@ -278,8 +294,12 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
         }
         OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
             let (a, imm) = near(c);
-            if c.mode64 {
-                let f: Handler = if call { branch::call } else { branch::jmp };
+            if usual(c, a) {
+                let f: Handler = match (call, c.flat) {
+                    (true, false) => branch::call::<u64>,
+                    (true, true) => branch::call::<u32>,
+                    (false, _) => branch::jmp,
+                };
                 let ea = c.op.ea & 3 | 2 << 2;
                 let b = c.links(imm);
                 return Some(Emit::End(f, Op { b, imm, ea, ..c.op }));
@@ -293,8 +313,13 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
         }
         OpKind::Register => {
             let (a, r) = (c.size(0) as u8, c.reg(0));
-            if c.mode64 && a == 8 {
-                let f: Handler = if call { branch::call_r } else { branch::jmp_r };
+            if usual(c, a) {
+                let f: Handler = match (call, c.flat) {
+                    (true, false) => branch::call_r::<u64>,
+                    (true, true) => branch::call_r::<u32>,
+                    (false, false) => branch::jmp_r::<u64>,
+                    (false, true) => branch::jmp_r::<u32>,
+                };
                 return Some(Emit::End(f, Op { a: r, ..c.op }));
             }
             let f = if call {
@@ -322,11 +347,12 @@ fn jump(c: &Context, call: bool) -> Option<Emit> {
                 };
                 return Some(Emit::PlainEnd(rare::far_indirect, op));
             }
-            if c.mode64 && size == 8 {
-                let f = if call {
-                    branch::call_m as Handler
-                } else {
-                    branch::jmp_m as Handler
+            if usual(c, size) {
+                let f: Handler = match (call, c.flat) {
+                    (true, false) => branch::call_m::<u64>,
+                    (true, true) => branch::call_m::<u32>,
+                    (false, false) => branch::jmp_m::<u64>,
+                    (false, true) => branch::jmp_m::<u32>,
                 };
                 return Some(Emit::End(f, c.op));
             }
@@ -354,11 +380,11 @@ fn push(c: &Context) -> Emit {
             let imm = seg_number(c.insn.op0_register()) as u64;
             Emit::Plain(rare::push_seg, Op { a, imm, ..c.op })
         }
-        OpKind::Register if c.mode64 => {
-            let f: Handler = if a == 8 {
-                stack::push_r::<u64>
-            } else {
-                stack::push_r::<u16>
+        OpKind::Register if c.mode64 || usual(c, a) => {
+            let f: Handler = match a {
+                8 => stack::push_r::<u64>,
+                4 => stack::push_r::<u32>,
+                _ => stack::push_r::<u16>,
             };
             Emit::Next(
                 f,
@@ -377,11 +403,11 @@ fn push(c: &Context) -> Emit {
                 ..c.op
             },
         ),
-        OpKind::Memory if c.mode64 => {
-            let f = if a == 8 {
-                stack::push_m::<u64> as Handler
-            } else {
-                stack::push_m::<u16> as Handler
+        OpKind::Memory if c.mode64 || usual(c, a) => {
+            let f: Handler = match a {
+                8 => stack::push_m::<u64>,
+                4 => stack::push_m::<u32>,
+                _ => stack::push_m::<u16>,
             };
             Emit::Next(f, c.op)
         }
@@ -393,11 +419,11 @@ fn push(c: &Context) -> Emit {
                 ..c.op
             },
         ),
-        _ if c.mode64 => {
-            let f: Handler = if a == 8 {
-                stack::push_i::<u64>
-            } else {
-                stack::push_i::<u16>
+        _ if c.mode64 || usual(c, a) => {
+            let f: Handler = match a {
+                8 => stack::push_i::<u64>,
+                4 => stack::push_i::<u32>,
+                _ => stack::push_i::<u16>,
             };
             Emit::Next(
                 f,
@@ -430,11 +456,11 @@ fn pop(c: &Context) -> Emit {
         let imm = seg_number(register) as u64;
         return Emit::PlainEnd(rare::pop_seg, Op { a, imm, ..c.op });
     }
-    if c.mode64 {
-        let f: Handler = if a == 8 {
-            stack::pop_r::<u64>
-        } else {
-            stack::pop_r::<u16>
+    if c.mode64 || usual(c, a) {
+        let f: Handler = match a {
+            8 => stack::pop_r::<u64>,
+            4 => stack::pop_r::<u32>,
+            _ => stack::pop_r::<u16>,
         };
         return Emit::Next(
             f,
@@ -474,7 +500,7 @@ pub(super) fn fusible(c: &Context) -> Option<Compare> {
     } else {
         c.is_reg(0) && !c.is_mem(1)
     };
-    let fits = c.mode64 && matches!(m, M::Cmp | M::Test) && operands;
+    let fits = (c.mode64 || c.flat) && matches!(m, M::Cmp | M::Test) && operands;
     fits.then(|| Compare {
         test: m == M::Test,
         size: c.size(0),

@@ -23,6 +23,9 @@ use crate::state::seg;
 pub(crate) const MODE_SINGLE: u8 = 8;
 /// Bit of a mode: offsets in the code segment are checked against its limit.
 pub(crate) const MODE_SEGMENTED: u8 = 16;
+/// Bit of a mode: 32-bit code all of whose segments but FS and GS span the 4 GiB from 0, as all operating
+/// systems have them: offsets are linear addresses, and no check can fail but at their very end.
+pub(crate) const MODE_FLAT: u8 = 32;
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 48;
 /// So often code is read again that another vCPU changes meanwhile.
@@ -53,6 +56,7 @@ pub(crate) enum Emit {
 pub(crate) enum EaClass {
     Base,
     Full,
+    Flat,
     Legacy,
 }
 
@@ -93,6 +97,10 @@ macro_rules! by_ea {
                 type $e = $crate::exec::Full;
                 $x
             }
+            $crate::decode::EaClass::Flat => {
+                type $e = $crate::exec::Flat;
+                $x
+            }
             $crate::decode::EaClass::Legacy => $slow,
         }
     };
@@ -105,6 +113,8 @@ pub(crate) struct Context<'a> {
     pub insn: &'a Instruction,
     /// 64-bit mode.
     pub mode64: bool,
+    /// `MODE_FLAT`.
+    pub flat: bool,
     /// Offset of the block's start in its page.
     page_offset: u64,
     /// With length, offset and memory operand filled in.
@@ -263,7 +273,12 @@ fn base_op(insn: &Instruction, offset: u16, mode: u8) -> (Op, EaClass) {
         (false, _) => Op::EA_32,
     };
     op.ea = scale | (segment as u8) << 2 | kind << 5;
-    let class = if kind != Op::EA_64 {
+    let class = if kind == Op::EA_32
+        && mode & MODE_FLAT != 0
+        && matches!(segment, seg::DS | seg::ES | seg::SS)
+    {
+        EaClass::Flat
+    } else if kind != Op::EA_64 {
         EaClass::Legacy
     } else if op.index == Op::NO_REG && segment != seg::FS && segment != seg::GS {
         EaClass::Base
@@ -463,6 +478,7 @@ impl Cpu {
                 cpu: self,
                 insn: &insn,
                 mode64: mode & 3 == 2,
+                flat: mode & MODE_FLAT != 0,
                 page_offset,
                 op,
                 class,
@@ -510,6 +526,7 @@ pub(crate) fn alone(cpu: &Cpu, insn: &Instruction, bytes: &[u8], op: Op, block: 
         cpu,
         insn,
         mode64: mode & 3 == 2,
+        flat: mode & MODE_FLAT != 0,
         page_offset: block.gpa & 0xfff,
         op,
         class,

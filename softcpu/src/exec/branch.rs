@@ -1,7 +1,7 @@
 //! Ends of blocks: branches, calls, returns, and falling through.
 
 use super::arith::mi_slow;
-use super::{Base, Ea, attempt, load, readable};
+use super::{Base, Ea, attempt, load, readable, stack};
 use crate::alu::{Alu, condition, condition_dyn};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
@@ -32,9 +32,9 @@ unsafe fn chain(cpu: &mut Cpu, slot: *const Op, target: u64) {
 
 #[inline(never)]
 unsafe fn unlinked(cpu: &mut Cpu, slot: *const Op, target: u64) {
-    // SAFETY: the caller's slot; addresses of 64-bit mode.
+    // SAFETY: the caller's slot.
     unsafe {
-        if (*slot).b == 0 && cpu.mode & 3 == 2 {
+        if (*slot).b == 0 && cpu.finds_code_by_rip() {
             return indirect(cpu, target);
         }
     }
@@ -42,7 +42,7 @@ unsafe fn unlinked(cpu: &mut Cpu, slot: *const Op, target: u64) {
     cpu.s.rip = target;
 }
 
-/// Goes on at a computed address (64-bit mode).
+/// Goes on at a computed address (64-bit mode, or flat).
 #[inline(always)]
 pub(super) unsafe fn indirect(cpu: &mut Cpu, target: u64) {
     cpu.link = std::ptr::null_mut();
@@ -59,24 +59,29 @@ pub(super) unsafe fn indirect(cpu: &mut Cpu, target: u64) {
 /// Address after `op`.
 #[inline(always)]
 fn after(cpu: &Cpu, op: &Op) -> u64 {
-    cpu.s
-        .block_rip
-        .wrapping_add(u64::from(op.off) + u64::from(op.len))
+    let at = u64::from(op.off) + u64::from(op.len);
+    cpu.s.block_rip.wrapping_add(at) & cpu.rip_mask
+}
+
+/// Where the branch at `op` leads.
+#[inline(always)]
+fn leads(cpu: &Cpu, op: &Op) -> u64 {
+    cpu.s.block_rip.wrapping_add(op.imm) & cpu.rip_mask
 }
 
 /// The block ends here, the next instruction starts another.
 pub(crate) unsafe fn fall(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let target = cpu.s.block_rip.wrapping_add((*op).imm) & cpu.rip_mask();
+        let target = cpu.s.block_rip.wrapping_add((*op).imm) & cpu.rip_mask;
         chain(cpu, op, target)
     }
 }
 
-/// JMP, 64-bit mode.
+/// JMP, 64-bit mode or flat.
 pub(crate) unsafe fn jmp(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
-    unsafe { chain(cpu, op, cpu.s.block_rip.wrapping_add((*op).imm)) }
+    unsafe { chain(cpu, op, leads(cpu, &*op)) }
 }
 
 /// Where a Jcc at `op` goes on: its own slot holds the way if taken, the one after it the
@@ -86,14 +91,14 @@ unsafe fn branch(cpu: &mut Cpu, op: *const Op, taken: bool) {
     // SAFETY: the caller's: a Jcc with both its slots.
     unsafe {
         if taken {
-            chain(cpu, op, cpu.s.block_rip.wrapping_add((*op).imm))
+            chain(cpu, op, leads(cpu, &*op))
         } else {
             chain(cpu, op.add(1), after(cpu, &*op))
         }
     }
 }
 
-/// Jcc, 64-bit mode.
+/// Jcc, 64-bit mode or flat.
 pub(crate) unsafe fn jcc<const C: u8>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe { branch(cpu, op, condition::<C>(cpu.s.cc)) }
@@ -130,96 +135,92 @@ pub(crate) unsafe fn mi_jcc<const K: u8, T: Alu, const C: u8>(cpu: &mut Cpu, op:
     }
 }
 
-/// CALL, 64-bit mode.
-pub(crate) unsafe fn call(cpu: &mut Cpu, op: *const Op) {
+/// CALL, 64-bit mode (`T` is u64) or flat (u32).
+pub(crate) unsafe fn call<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler); a hit is writable guest RAM.
     unsafe {
-        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(8);
-        let Some(p) = cpu.hit_write::<u64>(sp) else {
-            return call_slow(cpu, op);
+        let sp = stack::below::<T>(cpu);
+        let Some(p) = cpu.hit_write::<T>(sp) else {
+            return call_slow::<T>(cpu, op);
         };
-        p.write_unaligned(after(cpu, &*op));
+        p.write_unaligned(T::cut(after(cpu, &*op)));
         cpu.s.gpr[gpr::RSP] = sp;
-        chain(cpu, op, cpu.s.block_rip.wrapping_add((*op).imm))
+        chain(cpu, op, leads(cpu, &*op))
     }
 }
 
 #[cold]
 #[inline(never)]
-unsafe fn call_slow(cpu: &mut Cpu, op: *const Op) {
+unsafe fn call_slow<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(8);
-        attempt!(cpu, op, cpu.write::<u64>(sp, after(cpu, &*op)));
-        cpu.s.gpr[gpr::RSP] = sp;
-        chain(cpu, op, cpu.s.block_rip.wrapping_add((*op).imm))
+        let back = after(cpu, &*op);
+        attempt!(cpu, op, cpu.push(back, T::BYTES));
+        chain(cpu, op, leads(cpu, &*op))
     }
 }
 
-fn call_to(cpu: &mut Cpu, op: *const Op, target: u64) -> Fallible<()> {
+fn call_to<T: Word>(cpu: &mut Cpu, op: *const Op, target: u64) -> Fallible<()> {
     cpu.check_target(target)?;
-    let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(8);
     // SAFETY: handlers only pass the operation they were called with.
     let back = after(cpu, unsafe { &*op });
-    cpu.write::<u64>(sp, back)?;
-    cpu.s.gpr[gpr::RSP] = sp;
-    Ok(())
+    cpu.push(back, T::BYTES)
 }
 
-/// CALL register, 64-bit mode.
-pub(crate) unsafe fn call_r(cpu: &mut Cpu, op: *const Op) {
+/// CALL register, 64-bit mode or flat.
+pub(crate) unsafe fn call_r<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let target = cpu.reg::<u64>((*op).a);
-        attempt!(cpu, op, call_to(cpu, op, target));
+        let target = cpu.reg::<T>((*op).a).wide();
+        attempt!(cpu, op, call_to::<T>(cpu, op, target));
         indirect(cpu, target)
     }
 }
 
-/// CALL memory, 64-bit mode.
-pub(crate) unsafe fn call_m(cpu: &mut Cpu, op: *const Op) {
+/// CALL memory, 64-bit mode or flat.
+pub(crate) unsafe fn call_m<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let target = attempt!(cpu, op, load::<u64>(cpu, op));
-        attempt!(cpu, op, call_to(cpu, op, target));
+        let target = attempt!(cpu, op, load::<T>(cpu, op)).wide();
+        attempt!(cpu, op, call_to::<T>(cpu, op, target));
         indirect(cpu, target)
     }
 }
 
-/// JMP register, 64-bit mode.
-pub(crate) unsafe fn jmp_r(cpu: &mut Cpu, op: *const Op) {
+/// JMP register, 64-bit mode or flat.
+pub(crate) unsafe fn jmp_r<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let target = cpu.reg::<u64>((*op).a);
+        let target = cpu.reg::<T>((*op).a).wide();
         attempt!(cpu, op, cpu.check_target(target));
         indirect(cpu, target)
     }
 }
 
-/// JMP memory, 64-bit mode.
-pub(crate) unsafe fn jmp_m(cpu: &mut Cpu, op: *const Op) {
+/// JMP memory, 64-bit mode or flat.
+pub(crate) unsafe fn jmp_m<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let target = attempt!(cpu, op, load::<u64>(cpu, op));
+        let target = attempt!(cpu, op, load::<T>(cpu, op)).wide();
         attempt!(cpu, op, cpu.check_target(target));
         indirect(cpu, target)
     }
 }
 
-/// RET, with `imm` more bytes to drop, 64-bit mode.
-pub(crate) unsafe fn ret(cpu: &mut Cpu, op: *const Op) {
+/// RET, with `imm` more bytes to drop, 64-bit mode or flat.
+pub(crate) unsafe fn ret<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler); a hit is readable guest RAM, a known target
     // is canonical.
     unsafe {
-        let sp = cpu.s.gpr[gpr::RSP];
-        let Some(p) = cpu.hit_read::<u64>(sp) else {
-            return ret_slow(cpu, op);
+        let sp = stack::top::<T>(cpu);
+        let Some(p) = cpu.hit_read::<T>(sp) else {
+            return ret_slow::<T>(cpu, op);
         };
-        let target = p.read_unaligned();
+        let target = p.read_unaligned().wide();
         let Some(next) = cpu.cache.jump_ops(target) else {
-            return ret_slow(cpu, op);
+            return ret_slow::<T>(cpu, op);
         };
-        cpu.s.gpr[gpr::RSP] = sp.wrapping_add(8).wrapping_add((*op).imm);
+        stack::drop_bytes::<T>(cpu, (T::BYTES as u64).wrapping_add((*op).imm));
         cpu.link = std::ptr::null_mut();
         if cpu.busy() {
             cpu.s.rip = target;
@@ -232,13 +233,13 @@ pub(crate) unsafe fn ret(cpu: &mut Cpu, op: *const Op) {
 
 #[cold]
 #[inline(never)]
-unsafe fn ret_slow(cpu: &mut Cpu, op: *const Op) {
+unsafe fn ret_slow<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
         let sp = cpu.s.gpr[gpr::RSP];
-        let target = attempt!(cpu, op, cpu.read::<u64>(sp));
+        let target = attempt!(cpu, op, cpu.peek_at(sp, T::BYTES));
         attempt!(cpu, op, cpu.check_target(target));
-        cpu.s.gpr[gpr::RSP] = sp.wrapping_add(8).wrapping_add((*op).imm);
+        stack::drop_bytes::<T>(cpu, (T::BYTES as u64).wrapping_add((*op).imm));
         cpu.link = std::ptr::null_mut();
         cpu.s.rip = target;
     }
@@ -252,15 +253,6 @@ impl Cpu {
             return Ok(());
         }
         self.check_canonical(target).map_err(|_| Exception::GP0)
-    }
-
-    /// The instruction pointer's size: by CS, outside 64-bit mode.
-    pub(crate) fn rip_mask(&self) -> u64 {
-        if self.mode & 3 == 2 {
-            u64::MAX
-        } else {
-            0xffff_ffff
-        }
     }
 
     /// Goes to `target` in the same code segment, with operand size `bytes` (any mode).

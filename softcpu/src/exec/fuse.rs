@@ -225,12 +225,12 @@ impl Body for Pop {
 
 struct Ret;
 impl End for Ret {
-    const HANDLER: Handler = branch::ret;
+    const HANDLER: Handler = branch::ret::<u64>;
 }
 
 struct Call;
 impl End for Call {
-    const HANDLER: Handler = branch::call;
+    const HANDLER: Handler = branch::call::<u64>;
 }
 
 struct Jmp;

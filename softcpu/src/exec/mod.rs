@@ -49,7 +49,7 @@ pub(crate) unsafe fn next_after_device(cpu: &mut Cpu, op: *const Op) {
                 .s
                 .block_rip
                 .wrapping_add(u64::from(op.off) + u64::from(op.len))
-                & cpu.rip_mask();
+                & cpu.rip_mask;
             return;
         }
         next(cpu, op)
@@ -132,6 +132,22 @@ pub(crate) trait Ea: 'static {
 pub(crate) struct Base;
 /// 64-bit mode, any 64-bit form.
 pub(crate) struct Full;
+
+/// `MODE_FLAT` with 32-bit offsets. What crosses the end of 4 GiB crosses a page and so never hits.
+pub(crate) struct Flat;
+
+impl Ea for Flat {
+    #[inline(always)]
+    fn addr(cpu: &Cpu, op: *const Op) -> u64 {
+        // SAFETY: handlers only pass the operation they were called with.
+        let op = unsafe { &*op };
+        let offset = cpu
+            .reg64(op.base)
+            .wrapping_add(cpu.reg64(op.index) << op.scale())
+            .wrapping_add(op.disp as u64);
+        offset & 0xffff_ffff
+    }
+}
 
 impl Ea for Base {
     #[inline(always)]
@@ -232,11 +248,11 @@ pub(crate) unsafe fn plain_end(cpu: &mut Cpu, op: *const Op) {
         .s
         .block_rip
         .wrapping_add(u64::from(o.off) + u64::from(o.len))
-        & cpu.rip_mask();
+        & cpu.rip_mask;
     cpu.link = std::ptr::null_mut();
     attempt!(cpu, op, handler(cpu, o));
-    if cpu.mode & 3 == 2 && cpu.pending.is_none() {
-        // SAFETY: between blocks, in 64-bit mode.
+    if cpu.finds_code_by_rip() && cpu.pending.is_none() {
+        // SAFETY: between blocks, and RIP is a linear address.
         unsafe { branch::indirect(cpu, cpu.s.rip) }
     }
 }

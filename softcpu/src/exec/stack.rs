@@ -1,18 +1,41 @@
-//! PUSH, POP and LEAVE in 64-bit mode, and the stack in all modes for everything else.
+//! PUSH, POP and LEAVE in 64-bit mode and in flat 32-bit code, and the stack in all modes for everything else.
 
 use super::{attempt, load, next, next_after_device};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
-use crate::mmu::{NOT_CANONICAL, Word};
+use crate::mmu::Word;
 use crate::op::Op;
 use crate::state::{gpr, seg};
 
 const RSP: u8 = 32;
 const RBP: u8 = 40;
 
+/// The stack pointer's bits, where words of type `T` are the ordinary ones: 32 in flat code.
+const fn bits<T: Word>() -> u64 {
+    if T::BYTES == 4 { 0xffff_ffff } else { u64::MAX }
+}
+
+/// Linear address of the word on top of the stack.
+#[inline(always)]
+pub(super) fn top<T: Word>(cpu: &Cpu) -> u64 {
+    cpu.s.gpr[gpr::RSP] & bits::<T>()
+}
+
+/// Linear address of the next word to be pushed.
+#[inline(always)]
+pub(super) fn below<T: Word>(cpu: &Cpu) -> u64 {
+    cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64) & bits::<T>()
+}
+
+/// Takes bytes off the stack.
+#[inline(always)]
+pub(super) fn drop_bytes<T: Word>(cpu: &mut Cpu, len: u64) {
+    cpu.s.gpr[gpr::RSP] = cpu.s.gpr[gpr::RSP].wrapping_add(len) & bits::<T>();
+}
+
 #[inline(always)]
 unsafe fn push<T: Word>(cpu: &mut Cpu, op: *const Op, value: T) {
-    let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
+    let sp = below::<T>(cpu);
     // SAFETY: the caller's promise (op::Handler); a hit is writable guest RAM.
     unsafe {
         let Some(p) = cpu.hit_write::<T>(sp) else {
@@ -27,55 +50,41 @@ unsafe fn push<T: Word>(cpu: &mut Cpu, op: *const Op, value: T) {
 #[cold]
 #[inline(never)]
 unsafe fn push_slow<T: Word>(cpu: &mut Cpu, op: *const Op, value: T) {
-    let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
-    attempt!(cpu, op, cpu.write::<T>(sp, value));
-    cpu.s.gpr[gpr::RSP] = sp;
+    attempt!(cpu, op, cpu.push(value.wide(), T::BYTES));
     // SAFETY: the caller's promise (op::Handler).
     unsafe { next_after_device(cpu, op) }
 }
 
-/// PUSH register, 64-bit mode.
+/// PUSH register, 64-bit mode, or flat where `T` is u32; so the others.
 pub(crate) unsafe fn push_r<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe { push::<T>(cpu, op, cpu.reg::<T>((*op).a)) }
 }
 
-/// PUSH immediate, 64-bit mode.
+/// PUSH immediate.
 pub(crate) unsafe fn push_i<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe { push::<T>(cpu, op, T::cut((*op).imm)) }
 }
 
-/// PUSH memory, 64-bit mode.
+/// PUSH memory.
 pub(crate) unsafe fn push_m<T: Word>(cpu: &mut Cpu, op: *const Op) {
     let value = attempt!(cpu, op, load::<T>(cpu, op));
-    let sp = cpu.s.gpr[gpr::RSP].wrapping_sub(T::BYTES as u64);
-    let stored = cpu.write::<T>(sp, value).map_err(on_stack);
-    attempt!(cpu, op, stored);
-    cpu.s.gpr[gpr::RSP] = sp;
+    attempt!(cpu, op, cpu.push(value.wide(), T::BYTES));
     // SAFETY: the caller's promise (op::Handler).
     unsafe { next_after_device(cpu, op) }
 }
 
-/// An address that is not canonical is a stack fault, whatever segment the operand is in.
-fn on_stack(exception: Exception) -> Exception {
-    if exception.vector == 13 && exception.cr2 == NOT_CANONICAL {
-        Exception::SS0
-    } else {
-        exception
-    }
-}
-
-/// POP register, 64-bit mode.
+/// POP register.
 pub(crate) unsafe fn pop_r<T: Word>(cpu: &mut Cpu, op: *const Op) {
-    let sp = cpu.s.gpr[gpr::RSP];
+    let sp = top::<T>(cpu);
     // SAFETY: the caller's promise (op::Handler); a hit is readable guest RAM.
     unsafe {
         let Some(p) = cpu.hit_read::<T>(sp) else {
             return pop_slow::<T>(cpu, op);
         };
         let value = p.read_unaligned();
-        cpu.s.gpr[gpr::RSP] = sp.wrapping_add(T::BYTES as u64);
+        drop_bytes::<T>(cpu, T::BYTES as u64);
         cpu.set_reg::<T>((*op).a, value);
         next(cpu, op)
     }
@@ -86,22 +95,20 @@ pub(crate) unsafe fn pop_r<T: Word>(cpu: &mut Cpu, op: *const Op) {
 unsafe fn pop_slow<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let sp = cpu.s.gpr[gpr::RSP];
-        let value = attempt!(cpu, op, cpu.read::<T>(sp));
-        cpu.s.gpr[gpr::RSP] = sp.wrapping_add(T::BYTES as u64);
-        cpu.set_reg::<T>((*op).a, value);
+        let value = attempt!(cpu, op, cpu.pop(T::BYTES));
+        cpu.set_reg::<T>((*op).a, T::cut(value));
         next_after_device(cpu, op)
     }
 }
 
-/// LEAVE, 64-bit mode.
-pub(crate) unsafe fn leave(cpu: &mut Cpu, op: *const Op) {
+/// LEAVE.
+pub(crate) unsafe fn leave<T: Word>(cpu: &mut Cpu, op: *const Op) {
     // SAFETY: the caller's promise (op::Handler).
     unsafe {
-        let bp: u64 = cpu.reg(RBP);
-        let value = attempt!(cpu, op, cpu.read::<u64>(bp));
-        cpu.set_reg::<u64>(RSP, bp.wrapping_add(8));
-        cpu.set_reg::<u64>(RBP, value);
+        let bp = cpu.reg::<T>(RBP).wide();
+        let value = attempt!(cpu, op, cpu.peek_at(bp, T::BYTES));
+        cpu.set_reg::<T>(RSP, T::cut(bp.wrapping_add(T::BYTES as u64)));
+        cpu.set_reg::<T>(RBP, T::cut(value));
         next(cpu, op)
     }
 }

@@ -347,6 +347,18 @@ fn segment_limits_and_types_are_checked_in_protected_mode() {
     let sp = g.cpu.s.gpr[gpr::RSP];
     assert_eq!(g.get64(sp) & 0xffff_ffff, 13);
     assert_eq!(g.get64(sp + 8) & 0xffff_ffff, CODE + 11);
+    // mov eax, [-2]; mov eax, [0]: even a segment of 4 GiB has an end.
+    let mut g = Guest::protected(&[0xa1, 0xfe, 0xff, 0xff, 0xff, 0xa1, 0, 0, 0, 0]);
+    g.halt();
+    assert_eq!(g.get64(g.cpu.s.gpr[gpr::RSP]) & 0xffff_ffff, 13);
+    // lea edi, [-1]; mov [edi+DATA+1], esp: addresses wrap there.
+    let mut code = vec![0x8d, 0x3d, 0xff, 0xff, 0xff, 0xff, 0x89, 0xa7];
+    code.extend_from_slice(&(DATA as u32 + 1).to_le_bytes());
+    code.push(0xf4);
+    let mut g = Guest::protected(&code);
+    let sp = g.cpu.s.gpr[gpr::RSP];
+    g.halt();
+    assert_eq!(g.get64(DATA) & 0xffff_ffff, sp & 0xffff_ffff);
     // mov byte [cs:0], 1: a code segment cannot be written.
     let mut g = Guest::protected(&[0x2e, 0xc6, 0x05, 0, 0, 0, 0, 1]);
     g.halt();

@@ -188,11 +188,19 @@ fn with_device(
     Ok(changed)
 }
 
-/// Where the new device is: what is of its kind and was not there.
+/// Where the new device is: what is of its kind and was not there. Disks and cards are known by what
+/// no two of them share: the rest of them may read otherwise after defaults were filled in.
 fn new_device(before: &Definition, after: &Definition, kind: &str) -> Option<usize> {
-    let known = &before.devices.rest;
+    let old = &before.devices.rest;
+    let known = |device: &Element| match kind {
+        "disk" => old
+            .iter()
+            .any(|e| e.name == kind && target(e) == target(device)),
+        "interface" => old.iter().any(|e| e.name == kind && mac(e) == mac(device)),
+        _ => old.contains(device),
+    };
     let all = &after.devices.rest;
-    (0..all.len()).find(|at| all[*at].name == kind && !known.contains(&all[*at]))
+    (0..all.len()).find(|at| all[*at].name == kind && !known(&all[*at]))
 }
 
 /// Puts a device that took the place of the one at `old` of `before` where that was among those of its kind.

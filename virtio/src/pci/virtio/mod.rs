@@ -141,7 +141,10 @@ impl VirtioPci {
         };
         let mut config = Config::endpoint(&ids);
         config.set_pin(1);
-        if !config.add_bar(BAR, BarKind::Memory64, BAR_LEN)
+        // Below 4 GiB: reading the ISR status has an effect, so the region is not prefetchable, and bridges
+        // pass on no other above. (Linux with PAE, moreover, loses the upper half of such addresses: ioremap
+        // since 6.1.)
+        if !config.add_bar(BAR, BarKind::Memory32, BAR_LEN)
             || config.add_power_management().is_none()
         {
             return Err(DeviceError::Invalid(format!("{KIND}: its header is full")));

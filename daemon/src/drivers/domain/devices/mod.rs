@@ -235,7 +235,7 @@ impl Builder {
             }
             if let CharSource::Unix { mode, path } = &mut channel.device.source
                 && *mode == SocketMode::Bind
-                && path.is_none()
+                && path.as_deref().is_none_or(|path| self.made_up(path))
             {
                 let socket = self.channel_path(live, &name, &id)?;
                 set_source(
@@ -297,6 +297,18 @@ impl Builder {
         }
         ports.sort_by_key(|port| port.number);
         Ok(ConsoleConfig { ports, max_ports })
+    }
+
+    /// Whether a channel's path was chosen by a daemon, for a run that is over: the definition comes from a
+    /// saved image, say, or was taken from a running domain.
+    fn made_up(&self, path: &str) -> bool {
+        let folder = Path::new(path).parent();
+        folder.is_some_and(|folder| {
+            folder.parent() == Some(&self.around.channels)
+                && folder
+                    .file_name()
+                    .is_some_and(|name| name.as_encoded_bytes().starts_with(b"domain-"))
+        })
     }
 
     fn channel_path(&mut self, live: &Domain, name: &str, id: &str) -> Result<PathBuf> {
