@@ -101,7 +101,18 @@ impl Terminal {
     /// Waits for `text` after what was expected last; gives everything up to and with it.
     #[track_caller]
     pub fn expect(&mut self, text: &str, limit: Duration) -> String {
-        let deadline = Instant::now() + limit;
+        self.await_text(text, limit, false)
+    }
+
+    /// The same, however long it takes, unless nothing at all comes for `silence`.
+    #[track_caller]
+    pub fn expect_while_talking(&mut self, text: &str, silence: Duration) -> String {
+        self.await_text(text, silence, true)
+    }
+
+    #[track_caller]
+    fn await_text(&mut self, text: &str, limit: Duration, renewed: bool) -> String {
+        let mut deadline = Instant::now() + limit;
         loop {
             let fresh = &self.seen[self.mark..];
             if let Some(at) = fresh.windows(text.len()).position(|w| w == text.as_bytes()) {
@@ -110,7 +121,11 @@ impl Terminal {
                 self.mark += end;
                 return got;
             }
+            let known = self.seen.len();
             let more = self.read_some();
+            if renewed && self.seen.len() > known {
+                deadline = Instant::now() + limit;
+            }
             assert!(
                 more && Instant::now() < deadline,
                 "'{text}' did not come{}; seen:\n{}",

@@ -7,7 +7,7 @@ use vireo_tests::{Kernel, Rig, Terminal, linux_guest, soak};
 
 /// A boot on a busy host can take a while.
 const BOOT: Duration = Duration::from_secs(400);
-/// A guest that says nothing for so long hangs.
+/// A guest that says nothing for so long hangs: each turn of the load says so.
 const SILENCE: Duration = Duration::from_secs(300);
 
 /// What keeps every part of a processor busy: forks and execs, pipes, page faults, signals,
@@ -17,7 +17,7 @@ for j in 1 2 3 4 5; do /bin/true & done; wait; \
 [ "$(seq 1 3000 | sha256sum | cut -c1-8)" = 2e57c67a ] || echo bad-sum; \
 [ "$(dd if=/dev/zero bs=4k count=256 2>/dev/null | gzip -c | gunzip -c | wc -c)" = 1048576 ] || echo bad-gzip; \
 [ "$(echo 6 7 | awk '{ print $1 * $2 }')" = 42 ] || echo bad-awk; \
-usleep 1000; (sleep 9 & p=$!; kill $p; wait $p 2>/dev/null); done; echo "load $1 done"; }"#;
+usleep 1000; (sleep 9 & p=$!; kill $p; wait $p 2>/dev/null); echo "turn $1 $i"; done; echo "load $1 done"; }"#;
 
 /// One machine: boots, works with several copies of the load, powers off.
 fn round(kernel: Kernel, vcpus: u32, turns: u32) {
@@ -41,7 +41,7 @@ fn round(kernel: Kernel, vcpus: u32, turns: u32) {
         terminal.expect("# ", SILENCE);
     }
     terminal.send("wait; echo all=done; dmesg | grep -cE 'BUG|WARNING|stall|soft lockup|hung'\r");
-    let said = terminal.expect("\r\nall=done\r\n", SILENCE);
+    let said = terminal.expect_while_talking("\r\nall=done\r\n", SILENCE);
     assert!(!said.contains("bad-"), "{said}");
     let bad = terminal.expect("\r\n", SILENCE);
     assert_eq!(bad.trim(), "0", "the kernel complained");
