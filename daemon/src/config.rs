@@ -11,6 +11,8 @@ use std::time::Duration;
 use rpc::server::{Keepalive, ServerConfig};
 use rpc::tls::ServerFiles;
 
+use crate::drivers::domain::migrate::tls::Certificates;
+
 /// How clients of a socket prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Auth {
@@ -29,6 +31,8 @@ pub struct Config {
     pub tls: Option<String>,
     /// Its files.
     pub tls_files: ServerFiles,
+    /// Certificates for guests that move.
+    pub migrate_tls: Certificates,
     /// How clients of the socket for everything prove who they are; unset: polkit where it is installed.
     pub auth_rw: Option<Auth>,
     /// The same for the socket for looking.
@@ -55,6 +59,7 @@ impl Default for Config {
                 key: "/etc/pki/libvirt/private/serverkey.pem".into(),
                 verify: true,
             },
+            migrate_tls: Certificates::default(),
             auth_rw: None,
             auth_ro: Auth::None,
             group: "libvirt".to_owned(),
@@ -142,6 +147,12 @@ fn parse(text: &str) -> Result<Config, String> {
     }
     if let Some(path) = settings.text("crl_file")? {
         config.tls_files.crl = Some(path.into());
+    }
+    if let Some(folder) = settings.text("migrate_tls_x509_cert_dir")? {
+        config.migrate_tls.folder = folder.into();
+    }
+    if let Some(verify) = settings.flag("migrate_tls_x509_verify")? {
+        config.migrate_tls.verify = verify;
     }
     let unverified = settings.flag("tls_no_verify_certificate")?;
     config.tls_files.verify = !unverified.unwrap_or(false);

@@ -203,6 +203,7 @@ async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Resu
         vmm.display()
     );
     let driver = Driver::new(roots.clone(), vmm).map_err(cannot("cannot open the definitions"))?;
+    driver.use_migration_certificates(config.migrate_tls.clone());
     let driver = Arc::new(driver);
     // Before domains, whose cards may be in them.
     let networks = Arc::clone(&driver.networks);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{
@@ -170,6 +170,16 @@ impl TlsServer {
     }
 }
 
+impl TlsServer {
+    /// Makes the line of a peer that connected a private one, if its certificate is good: without libvirt's welcome.
+    pub async fn secure<S: AsyncRead + AsyncWrite + Send + Unpin>(
+        &self,
+        stream: S,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<S>> {
+        within(HANDSHAKE, async { self.acceptor.accept(stream).await }).await
+    }
+}
+
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
         Err(io::Error::new(
@@ -229,6 +239,20 @@ impl TlsClient {
         Ok(TlsClient {
             connector: TlsConnector::from(Arc::new(config)),
         })
+    }
+
+    /// Makes a line to `host`, which must have a certificate for that name, a private one: without libvirt's welcome.
+    pub async fn secure<S: AsyncRead + AsyncWrite + Send + Unpin>(
+        &self,
+        host: &str,
+        stream: S,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<S>> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|e| io::Error::new(ErrorKind::InvalidInput, e))?;
+        within(HANDSHAKE, async {
+            self.connector.connect(name, stream).await
+        })
+        .await
     }
 
     /// Makes a connection to a server, which must have a certificate for `host`, and waits until it accepts ours.

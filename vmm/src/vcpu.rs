@@ -101,6 +101,8 @@ struct GateState {
     mode: Mode,
     /// What a debugger lets run.
     debugger: Leave,
+    /// A migration slows the guest down: nobody runs just now.
+    braked: bool,
     calls: Vec<VecDeque<Call>>,
     parked: usize,
     jobs: Vec<VecDeque<Job>>,
@@ -139,6 +141,7 @@ impl Gate {
                 mode: Mode::Hold,
                 parked: 0,
                 debugger: Leave::All,
+                braked: false,
                 calls,
                 jobs,
             }),
@@ -208,7 +211,7 @@ impl Gate {
                 return Next::Job(job);
             }
             let left = matches!(state.debugger, Leave::All) || state.debugger == Leave::Only(index);
-            if state.mode == Mode::Run && left {
+            if state.mode == Mode::Run && left && !state.braked {
                 return Next::Run;
             }
             state.parked += 1;
@@ -315,6 +318,30 @@ impl Debugger {
     }
 }
 
+/// A third hold on the vCPUs, by which a migration slows the guest down.
+#[derive(Debug)]
+pub struct Brake {
+    gate: Arc<Gate>,
+    kickers: Vec<Arc<dyn Kicker>>,
+}
+
+impl Brake {
+    /// Stops all vCPUs; returns when they have.
+    ///
+    /// # Errors
+    /// A vCPU is stuck in the backend.
+    pub fn pull(&self) -> Result<(), NotStopping> {
+        lock(&self.gate.state).braked = true;
+        stop(&self.gate, self.kickers.iter())
+    }
+
+    /// They run as far as others let them.
+    pub fn release(&self) {
+        lock(&self.gate.state).braked = false;
+        self.gate.changed.notify_all();
+    }
+}
+
 /// Kicks the vCPUs until all wait at the gate, which has been closed.
 fn stop<'a>(
     gate: &Gate,
@@ -413,6 +440,15 @@ impl Threads {
             self.gate.set_leave(Leave::None);
         }
         Debugger {
+            gate: self.gate.clone(),
+            kickers: self.threads.iter().map(|t| t.kicker.clone()).collect(),
+        }
+    }
+
+    /// The hold by which a migration slows them down; not pulled.
+    #[must_use]
+    pub fn brake(&self) -> Brake {
+        Brake {
             gate: self.gate.clone(),
             kickers: self.threads.iter().map(|t| t.kicker.clone()).collect(),
         }

@@ -18,6 +18,8 @@ const PLAIN: MigrateOptions = MigrateOptions {
     zstd_level: None,
     auto_converge: None,
     direct: true,
+    disks: Vec::new(),
+    incremental: false,
 };
 
 /// A machine whose guest says the alphabet for ever, as its memory tells it where it is.
@@ -90,7 +92,7 @@ fn a_machine_goes_on_in_another_process() {
     };
     let ways = [
         (PLAIN, 1),
-        (packed, 1),
+        (packed.clone(), 1),
         (PLAIN, 3),
         (packed, 2),
         (braked, 1),
@@ -102,7 +104,7 @@ fn a_machine_goes_on_in_another_process() {
             source.start();
             grows(&source, 40);
             let mut said = String::new();
-            for (options, connections) in ways {
+            for (options, connections) in ways.clone() {
                 let mut target = reciting(second);
                 let near = await_machine(&mut target, connections);
                 let (mut client, call) = begin(&source, options, &near);

@@ -50,7 +50,8 @@ async fn begin3(call: Call, args: DomainMigrateBegin3Args) -> Answer<DomainMigra
     let begun = call
         .state()
         .domains
-        .migrate_begin(&domain, &params, args.flags)?;
+        .migrate_begin(&domain, &params, args.flags)
+        .await?;
     Ok(DomainMigrateBegin3Ret {
         cookie_out: begun.cookie.into(),
         xml: begun.xml,
@@ -66,7 +67,8 @@ async fn begin3_params(
     let begun = call
         .state()
         .domains
-        .migrate_begin(&domain, &params, args.flags.into())?;
+        .migrate_begin(&domain, &params, args.flags.into())
+        .await?;
     Ok(DomainMigrateBegin3ParamsRet {
         cookie_out: begun.cookie.into(),
         xml: begun.xml,
@@ -77,7 +79,9 @@ async fn prepare3(call: Call, args: DomainMigratePrepare3Args) -> Answer<DomainM
     let params = params(args.uri_in, args.dname, Some(args.dom_xml), args.resource);
     let client = call.connection().id();
     let domains = &call.state().domains;
-    let prepared = domains.migrate_prepare(client, &params, args.flags).await?;
+    let prepared = domains
+        .migrate_prepare(client, &params, args.flags, &args.cookie_in.0)
+        .await?;
     Ok(DomainMigratePrepare3Ret {
         cookie_out: prepared.cookie.into(),
         uri_out: prepared.uri,
@@ -92,7 +96,7 @@ async fn prepare3_params(
     let client = call.connection().id();
     let domains = &call.state().domains;
     let prepared = domains
-        .migrate_prepare(client, &params, args.flags.into())
+        .migrate_prepare(client, &params, args.flags.into(), &args.cookie_in.0)
         .await?;
     Ok(DomainMigratePrepare3ParamsRet {
         cookie_out: prepared.cookie.into(),

@@ -7,7 +7,6 @@ use rpc::server::Router;
 use rpc::types::{TypedParam, TypedValue};
 
 use super::{Answer, Call, Daemon};
-use crate::drivers::domain::job::Kind;
 use crate::error::{Error, check_flags};
 
 /// The functions about saved domains.
@@ -176,7 +175,11 @@ async fn core_dump_with_format(call: Call, args: DomainCoreDumpWithFormatArgs) -
 
 async fn job_info(call: Call, args: DomainGetJobInfoArgs) -> Answer<DomainGetJobInfoRet> {
     let domain = call.state().find(&args.dom)?;
-    let (kind, statistics) = call.state().domains.job(&domain, 0).await?;
+    let told = call.state().domains.job(&domain, 0).await?;
+    let (kind, statistics) = (told.kind, told.statistics);
+    let disks = statistics
+        .and_then(|s| s.status.migration)
+        .unwrap_or_default();
     let (total, processed, remaining) = statistics.map_or((0, 0, 0), |s| s.memory());
     Ok(DomainGetJobInfoRet {
         kind: kind as i32,
@@ -188,19 +191,18 @@ async fn job_info(call: Call, args: DomainGetJobInfoArgs) -> Answer<DomainGetJob
         mem_total: total,
         mem_processed: processed,
         mem_remaining: remaining,
-        file_total: 0,
-        file_processed: 0,
-        file_remaining: 0,
+        file_total: disks.disk_total,
+        file_processed: disks.disk_sent,
+        file_remaining: disks.disk_left,
     })
 }
 
 async fn job_stats(call: Call, args: DomainGetJobStatsArgs) -> Answer<DomainGetJobStatsRet> {
     let domain = call.state().find(&args.dom)?;
-    let (kind, statistics) = call.state().domains.job(&domain, args.flags).await?;
-    let params = statistics.map_or_else(Vec::new, |s| s.params(kind == Kind::Completed));
+    let told = call.state().domains.job(&domain, args.flags).await?;
     Ok(DomainGetJobStatsRet {
-        kind: kind as i32,
-        params: params.into(),
+        kind: told.kind as i32,
+        params: told.params().into(),
     })
 }
 

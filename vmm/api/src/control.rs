@@ -155,7 +155,7 @@ pub enum Call {
 }
 
 /// How a machine is moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrateOptions {
     /// Bytes a second, 0: no limit.
     pub bandwidth: u64,
@@ -169,6 +169,12 @@ pub struct MigrateOptions {
     /// Nobody is between the two processes: a connection that is closed says that the other
     /// process is gone.
     pub direct: bool,
+    /// Ids of disks whose content goes along; the others are the same files on both sides.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// Of those only what the image itself holds, nothing that is behind it.
+    #[serde(default)]
+    pub incremental: bool,
 }
 
 /// How far a save, a dump or a migration is.
@@ -209,6 +215,12 @@ pub struct MigrationStatus {
     pub setup_ms: u64,
     /// Percent of its time that the guest may not run, so that it writes less.
     pub throttle: u8,
+    /// Bytes of the disks that go along.
+    pub disk_total: u64,
+    /// Bytes of them sent, zeroes counted too.
+    pub disk_sent: u64,
+    /// Bytes of them still to be sent.
+    pub disk_left: u64,
     /// The other side has everything.
     pub ready: bool,
 }

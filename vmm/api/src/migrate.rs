@@ -8,8 +8,10 @@
 //! each connection   preamble          source's daemon → target's daemon: which migration this is
 //! the first one     hello             → what the machine is, and what its guest was shown of the CPU
 //!                   verdict           ← it fits, or why not; nothing has moved so far
-//! all               pages, zero,      → guest memory, round by round; a chunk of memory has one
-//!                   packed, round       connection, so that later content comes later
+//! all               disk, disk zero   → the content of disks that go along, round by round, and
+//!                                       again what the guest writes meanwhile
+//!                   pages, zero,      → guest memory, round by round; a chunk of memory (or of a
+//!                   packed, round       disk) has one connection, so that later content comes later
 //! the first one     state             → sections (`crate::saved`); the source stands still and has
 //!                                       let go of its disks
 //!                   verdict           ← the target has all of it, stands still too
@@ -65,10 +67,14 @@ pub enum Kind {
     Running = 11,
     /// Nothing: the peer is alive.
     Alive = 12,
+    /// `u32` which of the hello's disks, `u64` offset in it, then its content there.
+    Disk = 13,
+    /// `u32` which of the hello's disks, `u64` offset, `u64` length: bytes that are zero.
+    DiskZero = 14,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Preamble,
         Self::Hello,
         Self::Verdict,
@@ -81,6 +87,8 @@ impl Kind {
         Self::Grant,
         Self::Running,
         Self::Alive,
+        Self::Disk,
+        Self::DiskZero,
     ];
 
     /// The version this build writes, and the newest it reads.
@@ -93,8 +101,9 @@ impl Kind {
         match self {
             Self::Preamble | Self::Hello | Self::Verdict | Self::State => TEXT_MOST,
             // A chunk that does not get smaller is not packed.
-            Self::Pages | Self::Packed => CHUNK as u32 + 12,
+            Self::Pages | Self::Packed | Self::Disk => CHUNK as u32 + 12,
             Self::Zero => 16,
+            Self::DiskZero => 20,
             Self::Round => 4,
             Self::Ask | Self::Grant | Self::Running | Self::Alive => 0,
         }
@@ -288,6 +297,18 @@ pub struct Hello {
     pub vcpus: u32,
     /// What CPUID answers on the first vCPU: function, index where it matters, EAX to EDX.
     pub cpuid: Vec<(u32, Option<u32>, [u32; 4])>,
+    /// Disks whose content goes along.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<HelloDisk>,
+}
+
+/// A disk whose content goes along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloDisk {
+    /// Its id.
+    pub id: String,
+    /// The size the guest sees, bytes.
+    pub bytes: u64,
 }
 
 /// What one side thinks of what the other has sent.

@@ -294,9 +294,10 @@ impl Machine {
             _ => GuestMemory::new(config.memory_bytes)?,
         };
         if !config.incoming.is_empty() {
-            let incoming = Incoming::open(&config.incoming)?;
+            let mut incoming = Incoming::open(&config.incoming)?;
             let failed = |error: StreamError| MachineError::Incoming(error.to_string());
-            incoming.greet(&*vm, &config).map_err(failed)?;
+            let open = |id: &str| super::devices::open_image(&config.devices, id);
+            incoming.greet(&*vm, &config, &open).map_err(failed)?;
             let (sections, right) = incoming.receive(&memory).map_err(failed)?;
             *permit = Some(right);
             saved = Some(Saved::received(sections));
@@ -449,6 +450,7 @@ impl Machine {
             cpuid,
             job: None,
             leaving: None,
+            without_disks: false,
             permit: None,
             state: MachineState::Paused,
             was_stopped: false,

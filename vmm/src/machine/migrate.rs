@@ -1,19 +1,25 @@
 //! A machine that moves to another process, or comes from one.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use vmm_api::control::{ExitCause, MachineState, MigrateOptions};
-use vmm_api::migrate::{CONNECTIONS_MOST, Hello};
+use vmm_api::migrate::{CONNECTIONS_MOST, Hello, HelloDisk};
 use vmm_api::saved::{write_end, write_section};
 
 use super::build::{self, TOKEN_PERMIT, os};
 use super::{Machine, MachineError};
+use crate::migrate::disks;
 use crate::migrate::link::Link;
 use crate::migrate::{Permit, Right, Source, Tuning};
 use crate::state::job::{Job, Progress};
+
+/// How long the other side's hold on the disks may outlast its process.
+const UNLOCK: Duration = Duration::from_secs(2);
 
 /// What the event loop keeps of a migration that runs.
 #[derive(Debug)]
@@ -22,8 +28,8 @@ pub(super) struct Leaving {
     states: SyncSender<Result<Vec<u8>, String>>,
     /// It may not run before the migration has failed.
     stands_still: bool,
-    /// The disks are not locked any more.
-    let_go: bool,
+    /// Disks that go along.
+    disks: Vec<disks::Leaving>,
 }
 
 impl Machine {
@@ -50,17 +56,27 @@ impl Machine {
             let values = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
             (leaf.function, index, values)
         };
+        let disks = self.disks_along(&options.disks)?;
+        let along = |disk: &disks::Leaving| HelloDisk {
+            id: disk.id.clone(),
+            bytes: images::Image::size(&*disk.image),
+        };
         let shown = self.cpuid.first().map_or(&[][..], Vec::as_slice);
         let hello = Hello {
             program: format!("vireo-vmm {}", env!("CARGO_PKG_VERSION")),
             ram_bytes: self.memory.size(),
             vcpus: self.config.vcpus,
             cpuid: shown.iter().map(leaf).collect(),
+            disks: disks.iter().map(along).collect(),
         };
         let tuning = Arc::new(Tuning::new(&options));
         // One answer to one question: it never has to wait.
         let (sender, states) = std::sync::mpsc::sync_channel(1);
-        self.log_writes(true)?;
+        self.note_writes(&disks)?;
+        if let Err(error) = self.log_writes(true) {
+            disks.iter().for_each(|disk| disk.image.note(false));
+            return Err(error);
+        }
         let source = Source {
             links,
             memory: self.memory.clone(),
@@ -70,7 +86,9 @@ impl Machine {
             tuning: tuning.clone(),
             notices: self.notices.clone(),
             states: Mutex::new(states),
-            vcpus: self.threads.debugger(false),
+            brake: self.threads.brake(),
+            disks: disks.clone(),
+            stood_still: AtomicBool::new(false),
         };
         let progress = Progress::new(self.memory.size());
         match Job::start(progress, move |progress| source.run(progress)) {
@@ -79,15 +97,46 @@ impl Machine {
                     tuning,
                     states: sender,
                     stands_still: false,
-                    let_go: false,
+                    disks,
                 });
                 Ok(job)
             }
             Err(error) => {
+                disks.iter().for_each(|disk| disk.image.note(false));
                 self.log_writes(false)?;
                 Err(words(error))
             }
         }
+    }
+
+    /// The disks that are to go along.
+    fn disks_along(&self, ids: &[String]) -> Result<Vec<disks::Leaving>, String> {
+        let mut all: Vec<disks::Leaving> = Vec::new();
+        for id in ids {
+            if all.iter().any(|disk| disk.id == *id) {
+                return Err(format!("disk '{id}' is named twice"));
+            }
+            all.push(disks::Leaving {
+                id: id.clone(),
+                image: self.devices.pci.disk(id)?.noting().clone(),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Has these disks note their writes, from a moment on at which none is in flight.
+    fn note_writes(&mut self, disks: &[disks::Leaving]) -> Result<(), String> {
+        if disks.is_empty() {
+            return Ok(());
+        }
+        self.hold().map_err(|error| error.to_string())?;
+        disks.iter().for_each(|disk| disk.image.note(true));
+        if !self.gate.is_quiet() {
+            self.handle_messages();
+        } else if self.state == MachineState::Running {
+            self.resume();
+        }
+        Ok(())
     }
 
     fn log_writes(&self, on: bool) -> Result<(), String> {
@@ -121,11 +170,15 @@ impl Machine {
                 write_section(&mut row, section).map_err(|error| error.to_string())?;
             }
             write_end(&mut row).map_err(|error| error.to_string())?;
-            self.devices.pci.let_go_of_disks()?;
+            let along: Vec<String> = match &self.leaving {
+                Some(leaving) => leaving.disks.iter().map(|disk| disk.id.clone()).collect(),
+                None => Vec::new(),
+            };
+            self.devices.pci.let_go_of_disks(&along)?;
             Ok(row)
         });
+        self.without_disks = states.is_ok();
         if let Some(leaving) = &mut self.leaving {
-            leaving.let_go = states.is_ok();
             // A job that was given up meanwhile does not ask any more.
             if leaving.states.try_send(states).is_err() {
                 log::debug!("nobody waits for the machine's states any more");
@@ -138,6 +191,7 @@ impl Machine {
         let Some(leaving) = self.leaving.take() else {
             return true;
         };
+        leaving.disks.iter().for_each(|disk| disk.image.note(false));
         match (result, leaving.tuning.right()) {
             (Ok(()), _) | (_, Right::Given) => {
                 let message = "the guest goes on in another process".to_owned();
@@ -150,11 +204,13 @@ impl Machine {
                 false
             }
             (Err(_), Right::Own) => {
-                if leaving.let_go
-                    && let Err(error) = self.devices.pci.take_disks_back()
-                {
-                    log::error!("{}: it can't go on: {error}", self.config.name);
-                    return false;
+                let since = Instant::now();
+                while let Err(error) = self.have_disks() {
+                    if since.elapsed() >= UNLOCK {
+                        log::error!("{}: it can't go on: {error}", self.config.name);
+                        return false;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
                 }
                 if let Err(error) = self.log_writes(false) {
                     log::warn!("{}: {error}", self.config.name);
@@ -162,6 +218,15 @@ impl Machine {
                 true
             }
         }
+    }
+
+    /// Takes the disks back that were let go of, before anything runs.
+    pub(super) fn have_disks(&mut self) -> Result<(), String> {
+        if self.without_disks {
+            self.devices.pci.take_disks_back()?;
+            self.without_disks = false;
+        }
+        Ok(())
     }
 
     /// Changes what the migration keeps to.

@@ -156,6 +156,8 @@ pub struct Machine {
     job: Option<RunningJob>,
     /// If that job moves it to another process.
     leaving: Option<Leaving>,
+    /// The disks were let go of, and are not ours until they are taken back.
+    without_disks: bool,
     /// It came from another process, which has not given it away yet.
     permit: Option<Permit>,
     state: MachineState,

@@ -182,6 +182,7 @@ impl Machine {
             Call::Resume => match self.state {
                 MachineState::Paused => {
                     self.ask_to_run()?;
+                    self.have_disks()?;
                     self.starts_by_itself = false;
                     self.resume();
                     self.event(Event::Resumed);
@@ -202,6 +203,7 @@ impl Machine {
             }
             Call::Reset => {
                 let was = self.state;
+                self.have_disks()?;
                 if let Err(error) = self.reset() {
                     self.fail(&error);
                     return Err(error.to_string());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use vmm_api::migrate::{self, Kind, StreamError, Verdict};
 
 use crate::num::to_usize;
 use crate::state::job::Progress;
@@ -15,6 +16,8 @@ use crate::state::job::Progress;
 const STEP: Duration = Duration::from_millis(100);
 /// A peer from which, or to which, nothing moves for so long is gone.
 const STALL: Duration = Duration::from_secs(30);
+/// How long to wait between two looks at a peer that is about to say something.
+const SHORT: Duration = Duration::from_millis(10);
 /// Parts in one call (`UIO_MAXIOV` is 1024).
 pub const PARTS_MOST: usize = 512;
 
@@ -44,6 +47,51 @@ impl Link {
     /// Waiting ends when `job` is given up.
     pub fn heed(&mut self, job: Arc<Progress>) {
         self.job = Some(job);
+    }
+
+    /// Waiting no longer ends with the job.
+    pub fn forget_job(&mut self) {
+        self.job = None;
+    }
+
+    /// Whether the peer has sent something, or gone, without waiting.
+    pub fn has_said(&self) -> bool {
+        self.peek().is_some()
+    }
+
+    /// The refusal that a peer which is going sends last, if it comes within `limit`.
+    pub fn last_word(&self, limit: Duration) -> Option<StreamError> {
+        let since = Instant::now();
+        // An error takes the place of the end once; what came before it can still be read.
+        while self.peek() != Some(1) {
+            if since.elapsed() >= limit || self.peek() == Some(0) {
+                return None;
+            }
+            std::thread::sleep(SHORT);
+        }
+        let verdict = migrate::expect_json::<Verdict>(&mut &*self, Kind::Verdict);
+        verdict.and_then(Verdict::into_result).err()
+    }
+
+    /// Waits until the peer has closed its end, at most for `limit`.
+    pub fn await_end(&self, limit: Duration) {
+        let since = Instant::now();
+        let mut rest = [0u8; 4096];
+        while since.elapsed() < limit {
+            match (&self.stream).read(&mut rest) {
+                Ok(0) => return,
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    return;
+                }
+                _ => {}
+            }
+        }
+        log::warn!("the other side of a migration does not close its connection");
     }
 
     /// For waiting until the peer sends something or goes.
@@ -145,6 +193,11 @@ impl Link {
 
     /// Whether the peer has closed its end, without waiting.
     pub fn is_closed(&self) -> bool {
+        self.peek() == Some(0)
+    }
+
+    /// Without waiting: nothing yet; the end, or an error (0); or something (1).
+    fn peek(&self) -> Option<usize> {
         let mut byte = 0u8;
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
         // SAFETY: one byte of ours.
@@ -152,7 +205,11 @@ impl Link {
             let at = (&raw mut byte).cast();
             libc::recv(self.stream.as_raw_fd(), at, 1, flags)
         };
-        got == 0 || (got < 0 && Errno::last() != Errno::EAGAIN && Errno::last() != Errno::EINTR)
+        match usize::try_from(got) {
+            Ok(got) => Some(got),
+            Err(_) if matches!(Errno::last(), Errno::EAGAIN | Errno::EINTR) => None,
+            Err(_) => Some(0),
+        }
     }
 }
 

@@ -3,21 +3,23 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hypervisor::Vm;
+use images::iovec::AlignedBuf;
 use vmm_api::control::{Event, MigrateOptions, MigrationStatus};
 use vmm_api::migrate::{self, HEADER, Header, Hello, Kind, LAST_ROUND, StreamError, Verdict};
 use vmm_api::saved::{CHUNK, PAGE};
 
+use super::disks::{self, WORD};
 use super::link::{Link, PARTS_MOST, part, says_gone};
 use crate::devices::lock;
 use crate::memory::{GuestMemory, Scratch};
 use crate::notices::{Notice, Notices};
 use crate::num::to_usize;
 use crate::state::job::Progress;
-use crate::vcpu::Debugger;
+use crate::vcpu::Brake;
 
 /// How long the machine may take to come to rest.
 const REST: Duration = Duration::from_secs(30);
@@ -29,6 +31,14 @@ const FEW: u64 = 64 * PAGE;
 const EXTRA_ROUNDS: u32 = 6;
 /// Bytes of state frames.
 const STATE_PART: usize = 1 << 20;
+/// Disks are copied alone until so little is left, or it does not get less.
+const DISKS_FEW: u64 = 16 << 20;
+/// A connection that has nothing to say says so this often.
+const ALIVE: Duration = Duration::from_secs(5);
+/// How long a side that ended may take to have its last word heard.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// How long the other side may take to be gone, and its hold on the disks with it.
+const GONE: Duration = Duration::from_secs(10);
 
 /// Who may run the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +61,9 @@ pub struct Tuning {
     sent: AtomicU64,
     pages: AtomicU64,
     left: AtomicU64,
+    disk_total: AtomicU64,
+    disk_sent: AtomicU64,
+    disk_left: AtomicU64,
     status: Mutex<MigrationStatus>,
     throttle: AtomicU32,
 }
@@ -66,6 +79,9 @@ impl Tuning {
             sent: AtomicU64::new(0),
             pages: AtomicU64::new(0),
             left: AtomicU64::new(0),
+            disk_total: AtomicU64::new(0),
+            disk_sent: AtomicU64::new(0),
+            disk_left: AtomicU64::new(0),
             status: Mutex::default(),
             throttle: AtomicU32::new(0),
         }
@@ -98,6 +114,9 @@ impl Tuning {
             transferred: self.sent.load(Ordering::Relaxed),
             pages: self.pages.load(Ordering::Relaxed),
             remaining: self.left.load(Ordering::Relaxed),
+            disk_total: self.disk_total.load(Ordering::Relaxed),
+            disk_sent: self.disk_sent.load(Ordering::Relaxed),
+            disk_left: self.disk_left.load(Ordering::Relaxed),
             throttle: u8::try_from(self.throttle.load(Ordering::Relaxed)).unwrap_or(u8::MAX),
             ..*lock(&self.status)
         }
@@ -129,17 +148,75 @@ pub struct Source {
     pub tuning: Arc<Tuning>,
     /// To the event loop: [`Notice::StandStill`] when it is time.
     pub notices: Arc<Notices>,
+    /// The machine was told to stand still.
+    pub stood_still: AtomicBool,
     /// Its answer: the sections, when nothing moves any more and the disks are let go of.
     pub states: Mutex<Receiver<Result<Vec<u8>, String>>>,
-    /// A second hold on the vCPUs, for slowing them down.
-    pub vcpus: Debugger,
+    /// A hold on the vCPUs, for slowing them down.
+    pub brake: Brake,
+    /// Disks that go along, as the hello has them.
+    pub disks: Vec<disks::Leaving>,
 }
 
-/// Pages that are to be sent, a bit each, in the order of [`GuestMemory::bytes`].
-type Dirty = Vec<u64>;
+/// What is to be sent, a bit each.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// Pages, in the order of [`GuestMemory::bytes`].
+    pages: Vec<u64>,
+    /// Blocks of each disk.
+    disks: Vec<Vec<u64>>,
+}
 
-fn count(dirty: &Dirty) -> u64 {
-    dirty.iter().map(|word| u64::from(word.count_ones())).sum()
+fn count(words: &[u64]) -> u64 {
+    words.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+impl Dirty {
+    fn memory_bytes(&self) -> u64 {
+        count(&self.pages) * PAGE
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.disks.iter().map(|disk| count(disk)).sum::<u64>() * disks::BLOCK
+    }
+
+    fn bytes(&self) -> u64 {
+        self.memory_bytes() + self.disk_bytes()
+    }
+}
+
+/// The connections of a round that are still at it.
+struct Busy {
+    number: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Busy {
+    /// Done with the own part: says now and then that the connection is alive, until all are.
+    fn wait(&self, link: &Link, progress: &Progress) -> Result<(), StreamError> {
+        let mut number = lock(&self.number);
+        *number -= 1;
+        self.changed.notify_all();
+        while *number > 0 {
+            let (after, timeout) = self
+                .changed
+                .wait_timeout(number, ALIVE)
+                .unwrap_or_else(PoisonError::into_inner);
+            number = after;
+            if timeout.timed_out() {
+                progress.check()?;
+                migrate::send(&mut &*link, Kind::Alive, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The own part has failed.
+    fn leave(&self) {
+        let mut number = lock(&self.number);
+        *number = number.saturating_sub(1);
+        self.changed.notify_all();
+    }
 }
 
 /// Runs of ones in the words of one chunk: first page and number of pages.
@@ -183,20 +260,34 @@ impl Source {
         for link in &mut self.links {
             link.heed(progress.clone());
         }
-        let result = self.all(progress);
-        self.vcpus.go(None);
+        let result = self.all(progress).map_err(|error| self.explain(error));
+        self.brake.release();
         if let Err(error) = &result
-            && let Some(link) = self.links.first()
+            && let Some(link) = self.links.first_mut()
         {
             // So that the other side knows why; it sees the end of the connection otherwise.
             let verdict = Verdict::refused(error.to_string());
+            link.forget_job();
             if let Ok(frame) = migrate::json_frame(Kind::Verdict, &verdict)
                 && let Err(error) = io::Write::write_all(&mut &*link, &frame)
             {
                 log::debug!("{error}");
             }
+            if self.stood_still.load(Ordering::Relaxed) && self.tuning.right() == Right::Own {
+                link.await_end(GONE);
+            }
         }
         result.map_err(|error| error.to_string())
+    }
+
+    /// A connection that breaks says less than the other side's last words.
+    fn explain(&self, error: StreamError) -> StreamError {
+        match (&error, self.links.first()) {
+            (StreamError::Io(reason), Some(link)) if says_gone(reason) => {
+                link.last_word(LAST_WORD).unwrap_or(error)
+            }
+            _ => error,
+        }
     }
 
     fn main(&self) -> Result<&Link, StreamError> {
@@ -240,11 +331,11 @@ impl Source {
         while !done.load(Ordering::Relaxed) {
             let percent = self.tuning.throttle.load(Ordering::Relaxed).min(99);
             if percent > 0 {
-                if let Err(error) = self.vcpus.stop() {
+                if let Err(error) = self.brake.pull() {
                     log::warn!("slowing the guest down: {error}");
                 }
                 std::thread::sleep(PERIOD * percent / 100);
-                self.vcpus.go(None);
+                self.brake.release();
             }
             std::thread::sleep(PERIOD * (100 - percent) / 100);
         }
@@ -252,12 +343,15 @@ impl Source {
 
     /// Round after round.
     fn rounds(&self, progress: &Progress) -> Result<(), StreamError> {
-        let mut dirty = self.content();
         // Bytes a second; nothing is known yet.
         let mut rate = 0u64;
+        let mut dirty = self.disks_first(progress)?;
+        // What was written so far is part of the content.
+        self.written_pages()?;
+        dirty.pages = self.content();
         let mut extra = 0;
         for round in 0u32.. {
-            let bytes = count(&dirty) * PAGE;
+            let bytes = dirty.bytes();
             self.tuning.change(|status| {
                 status.iteration = round + 1;
                 status.rate = rate;
@@ -273,10 +367,10 @@ impl Source {
                 rate = per_second(sent, took).max(1);
             }
             dirty = self.written()?;
-            let left = count(&dirty) * PAGE;
+            let left = dirty.bytes();
             let downtime = milliseconds(Duration::from_secs_f64(left as f64 / rate as f64));
             self.tuning.change(|status| {
-                status.dirty_rate = per_second(left / PAGE, took);
+                status.dirty_rate = per_second(dirty.memory_bytes() / PAGE, took);
                 status.rate = rate;
                 status.downtime_ms = downtime;
             });
@@ -294,13 +388,37 @@ impl Source {
         self.round(&dirty, u32::MAX - 1, progress, true)
     }
 
+    /// Sends disks while the guest runs, until little is left; what is.
+    fn disks_first(&self, progress: &Progress) -> Result<Dirty, StreamError> {
+        let mut dirty = Dirty::default();
+        if self.disks.is_empty() {
+            return Ok(dirty);
+        }
+        for disk in &self.disks {
+            dirty.disks.push(disk.content(self.options.incremental)?);
+        }
+        let total = dirty.disk_bytes();
+        self.tuning.disk_total.store(total, Ordering::Relaxed);
+        loop {
+            let bytes = dirty.disk_bytes();
+            self.round(&dirty, 0, progress, true)?;
+            dirty.disks = self.written_blocks();
+            crate::killpoint::killpoint("vmm.migrate-disks");
+            let left = dirty.disk_bytes();
+            if left <= DISKS_FEW || left > bytes / 4 * 3 {
+                return Ok(dirty);
+            }
+        }
+    }
+
     /// The machine stands still; the rest goes, then the right to run.
     fn hand_over(&self, progress: &Progress) -> Result<(), StreamError> {
         let failed = |why: String| StreamError::Refused(why);
         let mut link = self.main()?;
         let began = Instant::now();
         // From here on the machine's own hold on them is enough.
-        self.vcpus.go(None);
+        self.brake.release();
+        self.stood_still.store(true, Ordering::Relaxed);
         self.tuning.throttle.store(0, Ordering::Relaxed);
         self.notices.send(Notice::StandStill);
         let states = loop {
@@ -352,7 +470,7 @@ impl Source {
     }
 
     /// All pages that may hold something.
-    fn content(&self) -> Dirty {
+    fn content(&self) -> Vec<u64> {
         let size = self.memory.size();
         let mut dirty = vec![0u64; to_usize((size / PAGE).div_ceil(64))];
         let mut at = 0;
@@ -368,17 +486,34 @@ impl Source {
         dirty
     }
 
-    /// All pages that were written since the last call.
+    /// What was written since the last call.
     fn written(&self) -> Result<Dirty, StreamError> {
+        let dirty = Dirty {
+            pages: self.written_pages()?,
+            disks: self.written_blocks(),
+        };
+        self.tell_left(&dirty);
+        Ok(dirty)
+    }
+
+    fn written_blocks(&self) -> Vec<Vec<u64>> {
+        let all = self.disks.iter();
+        all.map(|disk| disk.image.written()).collect()
+    }
+
+    fn tell_left(&self, dirty: &Dirty) {
+        let (left, disk_left) = (&self.tuning.left, &self.tuning.disk_left);
+        left.store(dirty.memory_bytes(), Ordering::Relaxed);
+        disk_left.store(dirty.disk_bytes(), Ordering::Relaxed);
+    }
+
+    fn written_pages(&self) -> Result<Vec<u64>, StreamError> {
         let mut dirty = Vec::new();
         // The second range begins at 3 GiB, a multiple of 64 pages.
         for slot in self.memory.slots() {
             let log = self.vm.dirty_log(slot.id);
             dirty.extend(log.map_err(|error| StreamError::Refused(error.to_string()))?);
         }
-        self.tuning
-            .left
-            .store(count(&dirty) * PAGE, Ordering::Relaxed);
         Ok(dirty)
     }
 
@@ -386,7 +521,7 @@ impl Source {
         self.tuning.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Sends these pages over all connections. `paced`: no faster than is wished.
+    /// Sends this over all connections. `paced`: no faster than is wished.
     fn round(
         &self,
         dirty: &Dirty,
@@ -394,27 +529,38 @@ impl Source {
         progress: &Progress,
         paced: bool,
     ) -> Result<(), StreamError> {
-        self.tuning
-            .left
-            .store(count(dirty) * PAGE, Ordering::Relaxed);
+        self.tell_left(dirty);
         let pace = Pace {
             began: Instant::now(),
             before: self.tuning.sent.load(Ordering::Relaxed),
             on: paced,
         };
         let all = self.links.len();
+        let busy = Busy {
+            number: Mutex::new(all),
+            changed: Condvar::new(),
+        };
         std::thread::scope(|scope| -> Result<(), StreamError> {
             let mut others = Vec::new();
             for (index, link) in self.links.iter().enumerate().skip(1) {
-                let pace = &pace;
+                let (pace, busy) = (&pace, &busy);
                 let thread = std::thread::Builder::new()
                     .name("outgoing".into())
                     .spawn_scoped(scope, move || {
-                        self.share(link, dirty, (index, all), number, progress, pace)
+                        let part = (index, all);
+                        self.part(link, dirty, part, number, progress, pace, busy)
                     })?;
                 others.push(thread);
             }
-            let own = self.share(self.main()?, dirty, (0, all), number, progress, &pace);
+            let own = self.part(
+                self.main()?,
+                dirty,
+                (0, all),
+                number,
+                progress,
+                &pace,
+                &busy,
+            );
             for thread in others {
                 let ended = |_| StreamError::Protocol("a sending thread panicked".to_owned());
                 thread.join().map_err(ended)??;
@@ -423,11 +569,82 @@ impl Source {
         })
     }
 
-    /// One connection's part of a round: every so-many-th chunk.
-    fn share(
+    /// One connection's part of a round; done when all have done theirs.
+    #[expect(clippy::too_many_arguments, reason = "what the parts of a round share")]
+    fn part(
         &self,
         link: &Link,
         dirty: &Dirty,
+        which: (usize, usize),
+        number: u32,
+        progress: &Progress,
+        pace: &Pace,
+        busy: &Busy,
+    ) -> Result<(), StreamError> {
+        let sent = self
+            .share_disks(link, dirty, which, progress, pace)
+            .and_then(|()| self.share(link, &dirty.pages, which, number, progress, pace));
+        match sent {
+            // Nobody waits for others while the guest stands still.
+            Ok(()) if number != LAST_ROUND => busy.wait(link, progress),
+            sent => {
+                busy.leave();
+                sent
+            }
+        }
+    }
+
+    /// One connection's part of the disks.
+    fn share_disks(
+        &self,
+        link: &Link,
+        dirty: &Dirty,
+        (index, all): (usize, usize),
+        progress: &Progress,
+        pace: &Pace,
+    ) -> Result<(), StreamError> {
+        let mut buffer = None;
+        for (number, (disk, blocks)) in (0u32..).zip(self.disks.iter().zip(&dirty.disks)) {
+            for (word, blocks) in blocks.iter().enumerate() {
+                if *blocks == 0 || word % all != index {
+                    continue;
+                }
+                let buffer = match &mut buffer {
+                    Some(buffer) => buffer,
+                    none => {
+                        none.insert(AlignedBuf::new(to_usize(CHUNK)).map_err(io::Error::other)?)
+                    }
+                };
+                for (first, count) in runs(&[*blocks]) {
+                    self.listen(link, index)?;
+                    progress.check()?;
+                    let start = word as u64 * WORD + first * disks::BLOCK;
+                    let len = count * disks::BLOCK;
+                    let sent = disk.send(link, number, start, len, buffer)?;
+                    self.count_sent(sent);
+                    self.tuning.disk_sent.fetch_add(len, Ordering::Relaxed);
+                    self.tuning.disk_left.fetch_sub(len, Ordering::Relaxed);
+                    pace.wait(&self.tuning, progress, link)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the other side has said no meanwhile.
+    fn listen(&self, link: &Link, index: usize) -> Result<(), StreamError> {
+        if index == 0 && link.has_said() {
+            let verdict: Verdict = migrate::expect_json(&mut &*link, Kind::Verdict)?;
+            verdict.into_result()?;
+        }
+        Ok(())
+    }
+
+    /// One connection's part of the pages: every so-many-th chunk.
+    fn share(
+        &self,
+        link: &Link,
+        dirty: &[u64],
         (index, all): (usize, usize),
         number: u32,
         progress: &Progress,
@@ -443,6 +660,7 @@ impl Source {
                 continue;
             }
             progress.check()?;
+            self.listen(link, index)?;
             let at = chunk as u64 * CHUNK;
             match &mut packer {
                 Some(packer) => self.send_packed(link, at, words, packer)?,
@@ -586,6 +804,7 @@ struct Pace {
 impl Pace {
     fn wait(&self, tuning: &Tuning, progress: &Progress, link: &Link) -> io::Result<()> {
         const STEP: Duration = Duration::from_millis(50);
+        let mut told = Instant::now();
         loop {
             let rate = tuning.bandwidth.load(Ordering::Relaxed);
             if !self.on || rate == 0 {
@@ -599,6 +818,10 @@ impl Pace {
             progress.check()?;
             if link.is_closed() {
                 return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            if told.elapsed() >= ALIVE {
+                told = Instant::now();
+                migrate::send(&mut &*link, Kind::Alive, &[]).map_err(io::Error::other)?;
             }
             std::thread::sleep(ahead.min(STEP));
         }

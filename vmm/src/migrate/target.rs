@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use hypervisor::{CpuidEntry, Vm};
+use images::Image;
+use images::iovec::AlignedBuf;
 use nix::errno::Errno;
 use vmm_api::config::{MachineConfig, Resource};
 use vmm_api::migrate::{self, Header, Hello, Kind, LAST_ROUND, StreamError, Verdict};
 use vmm_api::saved::{PAGE, STATE_MOST, Section, read_section};
 
+use super::disks::{self, Coming};
 use super::link::Link;
 use crate::memory::{GuestMemory, Scratch};
 use crate::num::to_usize;
@@ -22,7 +26,11 @@ const POPULATE: u64 = 16 * PAGE;
 #[derive(Debug)]
 pub struct Incoming {
     links: Vec<Link>,
+    disks: Vec<Coming>,
 }
+
+/// Opens the image of the disk with this id, or says why not.
+pub type OpenDisk<'a> = &'a dyn Fn(&str) -> Result<Arc<dyn Image>, String>;
 
 /// The right to run it, which the source still has.
 #[derive(Debug)]
@@ -44,7 +52,10 @@ impl Incoming {
                 source,
             })?);
         }
-        Ok(Self { links })
+        Ok(Self {
+            links,
+            disks: Vec::new(),
+        })
     }
 
     fn main(&self) -> Result<&Link, StreamError> {
@@ -56,46 +67,69 @@ impl Incoming {
     ///
     /// # Errors
     /// It does not; the connection's.
-    pub fn greet(&self, vm: &dyn Vm, config: &MachineConfig) -> Result<(), StreamError> {
+    pub fn greet(
+        &mut self,
+        vm: &dyn Vm,
+        config: &MachineConfig,
+        open: OpenDisk<'_>,
+    ) -> Result<(), StreamError> {
         let mut link = self.main()?;
         let hello: Hello = migrate::expect_json(&mut link, Kind::Hello)?;
-        let fits = fits(&hello, vm, config);
+        let come = |disk| Coming::new(disk, open(&disk.id)?);
+        let fits = fits(&hello, vm, config)
+            .and_then(|()| hello.disks.iter().map(come).collect::<Result<Vec<_>, _>>());
         let verdict = match &fits {
-            Ok(()) => Verdict::well(),
+            Ok(_) => Verdict::well(),
             Err(why) => Verdict::refused(why),
         };
         let frame = migrate::json_frame(Kind::Verdict, &verdict)?;
         io::Write::write_all(&mut link, &frame)?;
-        fits.map_err(StreamError::Refused)
+        self.disks = fits.map_err(StreamError::Refused)?;
+        Ok(())
     }
 
-    /// Receives guest memory, then the states; what is left is the right to run.
+    /// Receives disks and guest memory, then the states; what is left is the right to run.
     ///
     /// # Errors
-    /// The connection's; what the source should not have sent.
+    /// The connection's; a disk's; what the source should not have sent. The source is told.
     pub fn receive(
-        self,
+        mut self,
         memory: &GuestMemory,
     ) -> Result<(BTreeMap<String, Section>, Permit), StreamError> {
+        let received = self.content(memory).and_then(|()| {
+            for disk in std::mem::take(&mut self.disks) {
+                disk.close()?;
+            }
+            states(self.main()?)
+        });
+        let sections = received.inspect_err(|error| self.refuse(&error.to_string()))?;
+        let none = StreamError::Protocol("no connection".to_owned());
+        let link = self.links.into_iter().next().ok_or(none)?;
+        Ok((sections, Permit { link }))
+    }
+
+    fn content(&self, memory: &GuestMemory) -> Result<(), StreamError> {
+        let disks = &self.disks[..];
         std::thread::scope(|scope| -> Result<(), StreamError> {
             let mut others = Vec::new();
             for link in &self.links[1..] {
                 let thread = std::thread::Builder::new()
                     .name("incoming".into())
-                    .spawn_scoped(scope, || pages(link, memory))?;
+                    .spawn_scoped(scope, || self.or_refuse(content(link, memory, disks)))?;
                 others.push(thread);
             }
-            pages(self.main()?, memory)?;
+            let own = self.or_refuse(content(self.main()?, memory, disks));
             for thread in others {
                 let ended = |_| StreamError::Protocol("a receiving thread panicked".to_owned());
                 thread.join().map_err(ended)??;
             }
-            Ok(())
-        })?;
-        let sections = states(self.main()?)?;
-        let none = StreamError::Protocol("no connection".to_owned());
-        let link = self.links.into_iter().next().ok_or(none)?;
-        Ok((sections, Permit { link }))
+            own
+        })
+    }
+
+    /// What one connection can't go on for, the source hears at once: the others hear it from there.
+    fn or_refuse(&self, result: Result<(), StreamError>) -> Result<(), StreamError> {
+        result.inspect_err(|error| self.refuse(&error.to_string()))
     }
 
     /// Tells the source why nothing comes of it.
@@ -201,9 +235,10 @@ fn words(link: &Link, count: usize) -> Result<[u64; 2], StreamError> {
     Ok([0, 1].map(|n| words.get(n).map_or(0, |w| u64::from_le_bytes(*w))))
 }
 
-/// Receives memory until no more comes on this connection.
-fn pages(link: &Link, memory: &GuestMemory) -> Result<(), StreamError> {
+/// Receives memory and disks until no more comes on this connection.
+fn content(link: &Link, memory: &GuestMemory, disks: &[Coming]) -> Result<(), StreamError> {
     let mut unpack: Option<(Scratch, zstd_safe::DCtx<'_>)> = None;
+    let mut buffer: Option<AlignedBuf> = None;
     loop {
         let header = Header::read(&mut &*link)?;
         let len = u64::from(header.len);
@@ -230,7 +265,10 @@ fn pages(link: &Link, memory: &GuestMemory) -> Result<(), StreamError> {
                 if body == LAST_ROUND.to_le_bytes() {
                     return Ok(());
                 }
+                // So that little is left to be written while the guest stands still.
+                disks.iter().try_for_each(Coming::flush)?;
             }
+            Kind::Disk | Kind::DiskZero => disks::receive(disks, link, header, &mut buffer)?,
             Kind::Alive => {}
             Kind::Verdict => {
                 let verdict: Verdict = migrate::parse(&header.body(&mut &*link)?)?;

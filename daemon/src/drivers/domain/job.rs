@@ -9,7 +9,7 @@ use vmm_api::control::{Answer, Call, JobStatus, MigrationStatus};
 
 use super::Driver;
 use super::lifecycle::ask;
-use super::object::{Domain, Live, Pinned};
+use super::object::{Domain, Pinned};
 use super::state::PausedReason;
 use crate::control::ControlError;
 use crate::error::{Error, ErrorCode, Result, check_flags};
@@ -38,6 +38,10 @@ pub enum Kind {
     Unbounded = 2,
     /// Done.
     Completed = 3,
+    /// It came to nothing.
+    Failed = 4,
+    /// It was given up.
+    Cancelled = 5,
 }
 
 /// How a domain's process ends after a job.
@@ -72,7 +76,33 @@ pub struct Work {
     /// Why the process is about to end, where a job ends it.
     pub end: Option<End>,
     running: Option<(Operation, Instant)>,
-    completed: Option<Statistics>,
+    last: Option<Last>,
+}
+
+/// The job before.
+#[derive(Debug, Clone)]
+pub struct Last {
+    /// How it ended.
+    pub kind: Kind,
+    /// What there is to tell of it.
+    pub statistics: Statistics,
+    /// Why it came to nothing.
+    pub error: Option<String>,
+}
+
+impl Last {
+    /// One that was done, by what is said of it.
+    pub fn done(operation: Operation, status: JobStatus) -> Self {
+        Self {
+            kind: Kind::Completed,
+            statistics: Statistics {
+                operation,
+                elapsed: Duration::from_millis(status.elapsed_ms),
+                status,
+            },
+            error: None,
+        }
+    }
 }
 
 impl Work {
@@ -102,11 +132,31 @@ impl Work {
 
     /// The job that was done elsewhere, by what the other side says of it.
     pub fn took_over(&mut self, status: JobStatus) {
-        self.completed = Some(Statistics {
-            operation: Operation::MigrationIn,
-            elapsed: Duration::from_millis(status.elapsed_ms),
-            status,
+        self.last = Some(Last::done(Operation::MigrationIn, status));
+    }
+
+    /// The job has come to nothing.
+    pub fn fail(&mut self, error: &Error) {
+        let Some((operation, began)) = self.running.take() else {
+            return;
+        };
+        self.last = Some(Last {
+            kind: match error.code {
+                ErrorCode::OPERATION_ABORTED => Kind::Cancelled,
+                _ => Kind::Failed,
+            },
+            statistics: Statistics {
+                operation,
+                elapsed: began.elapsed(),
+                status: JobStatus::default(),
+            },
+            error: Some(error.message.clone()),
         });
+    }
+
+    /// What outlives the domain's process.
+    pub fn into_last(self) -> Option<Last> {
+        self.last
     }
 
     /// A job begins.
@@ -122,8 +172,46 @@ impl Work {
             elapsed: began.elapsed(),
             status: status?,
         };
-        self.completed = Some(statistics);
+        self.last = Some(Last {
+            kind: Kind::Completed,
+            statistics,
+            error: None,
+        });
         Some(statistics)
+    }
+}
+
+/// The answer to how a job stands.
+#[derive(Debug)]
+pub struct Told {
+    /// How it stands.
+    pub kind: Kind,
+    /// Where there is one.
+    pub statistics: Option<Statistics>,
+    /// Why it came to nothing.
+    pub error: Option<String>,
+}
+
+impl Told {
+    fn nothing() -> Self {
+        Self {
+            kind: Kind::None,
+            statistics: None,
+            error: None,
+        }
+    }
+
+    /// libvirt's names and types.
+    pub fn params(&self) -> Vec<TypedParam> {
+        let Some(statistics) = &self.statistics else {
+            return Vec::new();
+        };
+        let mut params = statistics.params(self.kind == Kind::Completed);
+        if let Some(error) = &self.error {
+            params.push(TypedParam::new("success", TypedValue::Boolean(false)));
+            params.push(TypedParam::new("errmsg", TypedValue::String(error.clone())));
+        }
+        params
     }
 }
 
@@ -198,6 +286,7 @@ impl Statistics {
 impl Statistics {
     fn migration_params(&self, of: &MigrationStatus, completed: bool) -> Vec<TypedParam> {
         let total = self.status.total;
+        let disks = of.disk_total > 0;
         let normal = of.pages * PAGE;
         let constant = (total / PAGE).saturating_sub(of.pages);
         let operation = TypedValue::Int(self.operation as i32);
@@ -206,11 +295,14 @@ impl Statistics {
             ("time_elapsed", self.elapsed_ms()),
             ("downtime", of.downtime_ms),
             ("setup_time", of.setup_ms),
-            ("data_total", total),
+            ("data_total", total + of.disk_total),
             ("data_processed", of.transferred),
-            ("data_remaining", of.remaining),
+            ("data_remaining", of.remaining + of.disk_left),
             ("memory_total", total),
-            ("memory_processed", of.transferred),
+            (
+                "memory_processed",
+                of.transferred.saturating_sub(of.disk_sent),
+            ),
             ("memory_remaining", of.remaining),
             ("memory_constant", constant),
             ("memory_normal", of.pages),
@@ -221,6 +313,16 @@ impl Statistics {
             ("memory_page_size", PAGE),
         ] {
             params.push(TypedParam::new(name, TypedValue::ULLong(value)));
+        }
+        if disks {
+            for (name, value) in [
+                ("disk_total", of.disk_total),
+                ("disk_processed", of.disk_sent),
+                ("disk_remaining", of.disk_left),
+                ("disk_bps", of.rate),
+            ] {
+                params.push(TypedParam::new(name, TypedValue::ULLong(value)));
+            }
         }
         let throttle = TypedValue::Int(of.throttle.into());
         params.push(TypedParam::new("auto_converge_throttle", throttle));
@@ -278,23 +380,30 @@ impl Driver {
     ///
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID if it is off.
-    pub async fn job(&self, domain: &Domain, flags: u32) -> Result<(Kind, Option<Statistics>)> {
+    pub async fn job(&self, domain: &Domain, flags: u32) -> Result<Told> {
         check_flags(flags, STATS_COMPLETED | STATS_KEEP, "qemuDomainGetJobStats")?;
         let running = {
             let mut inner = domain.lock();
-            let Live { work, .. } = inner.live_mut()?;
+            let inner = &mut *inner;
             if flags & STATS_COMPLETED != 0 {
-                let completed = match flags & STATS_KEEP {
-                    0 => work.completed.take(),
-                    _ => work.completed,
+                let last = match &mut inner.live {
+                    Some(live) => &mut live.work.last,
+                    None => &mut inner.last_job,
                 };
-                let kind = completed.map_or(Kind::None, |_| Kind::Completed);
-                return Ok((kind, completed));
+                let last = match flags & STATS_KEEP {
+                    0 => last.take(),
+                    _ => last.clone(),
+                };
+                return Ok(last.map_or_else(Told::nothing, |last| Told {
+                    kind: last.kind,
+                    statistics: Some(last.statistics),
+                    error: last.error,
+                }));
             }
-            work.running
+            inner.live_mut()?.work.running
         };
         let Some((operation, began)) = running else {
-            return Ok((Kind::None, None));
+            return Ok(Told::nothing());
         };
         let status = match ask(domain, Call::JobStatus).await {
             Ok(Answer::Job(Some(status))) => status,
@@ -306,7 +415,11 @@ impl Driver {
             elapsed: began.elapsed(),
             status,
         };
-        Ok((Kind::Unbounded, Some(statistics)))
+        Ok(Told {
+            kind: Kind::Unbounded,
+            statistics: Some(statistics),
+            error: None,
+        })
     }
 
     /// Gives the domain's job up; the guest runs on. Never waits for it.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::job::Work;
+use super::job::{Last, Work};
 use super::machine::Made;
 use super::state::{ShutoffReason, State};
 use crate::control::Control;
@@ -44,6 +44,8 @@ pub struct Inner {
     pub state: State,
     /// What there is while it runs.
     pub live: Option<Live>,
+    /// The job before its process ended.
+    pub last_job: Option<Last>,
     /// How long the guest's agent may take (virDomainAgentResponseTimeoutValues, or seconds).
     pub agent_timeout: i32,
     /// Calls that work on it: it stays in the list for so long.
@@ -144,6 +146,7 @@ impl Domain {
                 autostart: false,
                 state: State::Shutoff(ShutoffReason::Unknown),
                 live: None,
+                last_job: None,
                 agent_timeout: -2,
                 pins: 0,
                 gone: false,

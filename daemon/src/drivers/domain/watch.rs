@@ -510,6 +510,7 @@ pub fn finish(
         &format!("{reason:?}").to_lowercase(),
         &words,
     );
+    inner.last_job = live.work.into_last();
     inner.state = State::Shutoff(reason);
     let name = domain.name_in(&inner);
     if let Some(before) = before {

@@ -9,12 +9,14 @@ use images::lock::{self as file_lock, Usage};
 use images::luks::Passphrase;
 use images::{File, Qcow2, chain, qcow2};
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
+use vmm_api::config::Resource;
 use vmm_api::control::{DiskStats, Event};
 use vmm_api::devices::{self as api, DeviceConfig, DiskConfig, ImageConfig, ImageFormat};
 
 use super::{Builder, failed};
 use crate::devices::lock;
 use crate::machine::MachineError;
+use crate::migrate::disks::Noting;
 use crate::notices::{Notice, Notices};
 use crate::resource;
 use crate::state::switch::Top;
@@ -32,6 +34,7 @@ pub struct Disk {
     engine: Arc<Engine>,
     locks: Mutex<Vec<Lock>>,
     top: Arc<Top>,
+    noting: Arc<Noting>,
 }
 
 /// The lock of one of its files.
@@ -107,6 +110,12 @@ impl Disk {
     /// In words for the caller: somebody has them.
     pub fn take_back(&self) -> Result<(), String> {
         take(&lock(&self.locks))
+    }
+
+    /// Its content, where writes can be noted.
+    #[must_use]
+    pub fn noting(&self) -> &Arc<Noting> {
+        &self.noting
     }
 
     /// Opens an image that will be on top of what the disk has now. The disk is at rest.
@@ -373,6 +382,52 @@ fn open_files(
     })
 }
 
+/// Opens the image of disk `id` before there is a disk: for content that comes along with its guest.
+/// Its locks are those of the files, which the disk takes over later.
+///
+/// # Errors
+/// There is none, or it can't be opened, in words for the source.
+pub fn open_image(devices: &[DeviceConfig], id: &str) -> Result<Arc<dyn images::Image>, String> {
+    let mut device = devices
+        .iter()
+        .find(|device| device.id == id)
+        .cloned()
+        .ok_or_else(|| format!("there is no disk {id} here"))?;
+    let mut originals = Vec::new();
+    for resource in device.resources_mut() {
+        if let Resource::Fd(fd) = resource {
+            originals.push(*fd);
+            // SAFETY: makes a second number for what the first one is, or fails.
+            *fd = unsafe { libc::fcntl(*fd, libc::F_DUPFD, 3) };
+            if *fd < 0 {
+                let error = std::io::Error::last_os_error();
+                return Err(format!("disk {id}: {error}"));
+            }
+        }
+    }
+    let api::DeviceKind::Disk(config) = &device.kind else {
+        return Err(format!("{id} is no disk here"));
+    };
+    let Some(image) = config.image.as_ref().filter(|_| !config.readonly) else {
+        return Err(format!("disk {id} can't be written here"));
+    };
+    let access = Access {
+        writable: true,
+        shareable: config.shareable,
+        direct: options(config).cache.direct(),
+    };
+    // Held as long as the files are open, here or by the disk that follows.
+    let mut locks = Vec::new();
+    let words = |error: MachineError| error.to_string();
+    let files = open_files(&device, image, access, &mut locks).map_err(words)?;
+    for fd in originals {
+        // SAFETY: moves the place that a passphrase is read from back to its start; images have no
+        // use for it. Where there is no such place nothing happens.
+        unsafe { libc::lseek(fd, 0, libc::SEEK_SET) };
+    }
+    chain::open(files).map_err(|error| format!("disk {id}: {error}"))
+}
+
 impl Builder {
     pub(super) fn disk(
         &mut self,
@@ -395,7 +450,8 @@ impl Builder {
         let files = open_files(device, image, access, &mut locks)?;
         let image = chain::open(files).map_err(|error| failed(device, error))?;
         let top = Arc::new(Top::new(image));
-        let engine = Engine::new(top.clone(), options);
+        let noting = Arc::new(Noting::new(top.clone()));
+        let engine = Engine::new(noting.clone(), options);
         engine
             .set_limits(limits(&config.limits))
             .map_err(|error| failed(device, error))?;
@@ -427,6 +483,7 @@ impl Builder {
             engine,
             locks: Mutex::new(locks),
             top,
+            noting,
         };
         self.disks.push((device.id.clone(), disk));
         self.virtio(device, Box::new(block))

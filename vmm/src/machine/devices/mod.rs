@@ -22,6 +22,7 @@ use vmm_api::devices::{
 
 use self::console::PendingPort;
 use self::disk::Disk;
+pub use self::disk::open_image;
 use super::MachineError;
 use crate::bus::Movable;
 use crate::devices::i6300esb::I6300esb;
@@ -259,12 +260,15 @@ impl PciDevices {
         find(&self.disks, id).ok_or_else(|| format!("there is no disk '{id}'"))
     }
 
-    /// All disks' files are somebody else's from now on.
+    /// All disks' files are somebody else's from now on, but for those whose content goes along.
     ///
     /// # Errors
     /// In words for the caller; they are this machine's as before.
-    pub fn let_go_of_disks(&self) -> Result<(), String> {
+    pub fn let_go_of_disks(&self, but: &[String]) -> Result<(), String> {
         for (index, (id, disk)) in self.disks.iter().enumerate() {
+            if but.contains(id) {
+                continue;
+            }
             if let Err(error) = disk.let_go() {
                 for (_, disk) in self.disks.iter().take(index) {
                     disk.take_back()?;

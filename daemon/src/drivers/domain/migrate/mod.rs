@@ -8,11 +8,13 @@
 
 mod peer;
 mod source;
+mod storage;
 mod target;
+pub mod tls;
 mod uri;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rpc::types::{TypedParam, TypedValue};
@@ -20,6 +22,7 @@ use uuid::Uuid;
 
 use self::source::Outgoing;
 use self::target::Arriving;
+use crate::drivers::domain::Driver;
 use crate::error::{Error, ErrorCode, Result};
 
 /// virDomainMigrateFlags
@@ -34,6 +37,10 @@ pub mod flags {
     pub const UNDEFINE_SOURCE: u64 = 1 << 4;
     /// It stays paused on the target.
     pub const PAUSED: u64 = 1 << 5;
+    /// The content of its disks goes along.
+    pub const NON_SHARED_DISK: u64 = 1 << 6;
+    /// The same, without what is behind its images.
+    pub const NON_SHARED_INC: u64 = 1 << 7;
     /// Nobody may change it from Begin to Confirm.
     pub const CHANGE_PROTECTION: u64 = 1 << 8;
     /// What could harm it is not looked for.
@@ -46,6 +53,8 @@ pub mod flags {
     pub const ABORT_ON_ERROR: u64 = 1 << 12;
     /// The guest is slowed down where it is too fast.
     pub const AUTO_CONVERGE: u64 = 1 << 13;
+    /// Its memory goes through TLS.
+    pub const TLS: u64 = 1 << 16;
     /// Several connections.
     pub const PARALLEL: u64 = 1 << 17;
 
@@ -55,23 +64,24 @@ pub mod flags {
         | PERSIST_DEST
         | UNDEFINE_SOURCE
         | PAUSED
+        | NON_SHARED_DISK
+        | NON_SHARED_INC
         | CHANGE_PROTECTION
         | UNSAFE
         | OFFLINE
         | COMPRESSED
         | ABORT_ON_ERROR
         | AUTO_CONVERGE
+        | TLS
         | PARALLEL;
 
     /// What libvirt has besides, by names.
-    pub const OTHERS: [(u64, &str); 8] = [
+    pub const OTHERS: [(u64, &str); 6] = [
         (1 << 2, "tunnelled migration"),
-        (1 << 6, "copying disks (--copy-storage-all)"),
-        (1 << 7, "copying disks (--copy-storage-inc)"),
         (1 << 14, "pinning memory for RDMA"),
         (1 << 15, "post-copy migration"),
-        (1 << 16, "TLS for the guest's memory"),
         (1 << 18, "copying disks with synchronous writes"),
+        (1 << 19, "resuming a post-copy migration"),
         (1 << 20, "zero-copy"),
     ];
 }
@@ -108,6 +118,10 @@ pub struct Params {
     pub converge_increment: Option<i32>,
     /// How many connections.
     pub connections: Option<i32>,
+    /// The disks that go along, by target; none: all that need to.
+    pub disks: Vec<String>,
+    /// Whose certificate the target has to show, if not the URI's host's.
+    pub tls_destination: Option<String>,
 }
 
 impl Params {
@@ -144,6 +158,20 @@ impl Params {
                 ("parallel.connections", TypedValue::Int(value)) => {
                     params.connections = Some(value);
                 }
+                ("migrate_disks", TypedValue::String(value)) => params.disks.push(value),
+                ("tls.destination", TypedValue::String(value)) => {
+                    params.tls_destination = Some(value);
+                }
+                // Disks go the way that memory goes: they need no place of their own.
+                ("disks_uri", TypedValue::String(uri)) => {
+                    uri::Place::parse(&uri)?;
+                }
+                ("disks_port", TypedValue::Int(port)) => {
+                    u16::try_from(port).map_err(|_| {
+                        let text = format!("disks port number {port} is no port");
+                        Error::new(ErrorCode::INVALID_ARG, text)
+                    })?;
+                }
                 // There is no graphics to be moved: a client that follows it finds none.
                 ("graphics_uri", TypedValue::String(_)) => {}
                 _ => return Err(unknown()),
@@ -168,6 +196,12 @@ impl Params {
         .into_iter()
         .flatten()
         .collect();
+        for disk in &self.disks {
+            all.push(TypedParam::new(
+                "migrate_disks",
+                TypedValue::String(disk.clone()),
+            ));
+        }
         if let Some(bandwidth) = self.bandwidth {
             all.push(TypedParam::new("bandwidth", TypedValue::ULLong(bandwidth)));
         }
@@ -247,7 +281,7 @@ fn check(flags: u64) -> Result<()> {
         }
     }
     match flags & !flags::KNOWN {
-        0 => Ok(()),
+        0 => storage::check(flags),
         unknown => refuse(&format!("migration flag 0x{unknown:x}")),
     }
 }
@@ -275,6 +309,16 @@ impl Default for Limits {
 pub struct Migrations {
     outgoing: Mutex<HashMap<Uuid, Outgoing>>,
     arriving: Mutex<HashMap<String, Arriving>>,
+    certificates: OnceLock<tls::Certificates>,
+}
+
+impl Driver {
+    /// Where the certificates for `--tls` are; said once.
+    pub fn use_migration_certificates(&self, certificates: tls::Certificates) {
+        if self.migrations.certificates.set(certificates).is_err() {
+            log::warn!("the certificates for migration were said already");
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -294,8 +338,13 @@ mod tests {
         assert!(check(flags::LIVE | flags::PEER2PEER).is_ok());
         let error = check(flags::LIVE | 1 << 15).unwrap_err();
         assert!(error.message.contains("post-copy"), "{error}");
-        let error = Params::read([text("tls.destination", "x")]).unwrap_err();
-        assert!(error.message.contains("tls.destination"), "{error}");
+        let error = Params::read([text("tls.source", "x")]).unwrap_err();
+        assert!(error.message.contains("tls.source"), "{error}");
+        let both = flags::NON_SHARED_DISK | flags::NON_SHARED_INC;
+        let error = check(flags::LIVE | both).unwrap_err();
+        assert!(error.message.contains("exclusive"), "{error}");
+        let error = check(flags::OFFLINE | flags::NON_SHARED_DISK).unwrap_err();
+        assert!(error.message.contains("offline"), "{error}");
         let params = Params::read([text("compression", "xbzrle")]).unwrap();
         let error = params.packing(flags::COMPRESSED).unwrap_err();
         assert!(error.message.contains("'xbzrle'"), "{error}");

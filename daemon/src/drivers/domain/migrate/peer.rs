@@ -13,7 +13,7 @@ use rpc::transport::Transport;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{CONNECT_LIMIT, Params, flags};
+use super::{CONNECT_LIMIT, Params, flags, tls};
 use crate::drivers::domain::Driver;
 use crate::drivers::domain::object::Pinned;
 use crate::drivers::domain::state::State;
@@ -21,6 +21,9 @@ use crate::error::{Error, ErrorCode, Result};
 
 /// VIR_DRV_FEATURE_MIGRATION_PARAMS
 const FEATURE_PARAMS: i32 = 13;
+/// Where daemons listen.
+const TCP_PORT: u16 = 16509;
+const TLS_PORT: u16 = 16514;
 /// How long the target may take for one call.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
 
@@ -42,7 +45,7 @@ impl Driver {
             // Whoever is paused here is to be paused there.
             flags |= flags::PAUSED;
         }
-        let begun = self.migrate_begin(domain, params, flags)?;
+        let begun = self.migrate_begin(domain, params, flags).await?;
         let peer = connect(uri).await?;
         let args = ConnectSupportsFeatureArgs {
             feature: FEATURE_PARAMS,
@@ -98,13 +101,36 @@ impl Driver {
             Err(error) => {
                 // If the target took it all the same, the two VMMs know.
                 self.migrate_confirm(domain, flags, true).await?;
-                if domain.lock().live.is_none() && flags & flags::OFFLINE == 0 {
+                if domain.lock().live.is_some() || flags & flags::OFFLINE != 0 {
+                    return Err(error);
+                }
+                if flags & (flags::PERSIST_DEST | flags::UNDEFINE_SOURCE) == 0 {
                     return Ok(());
                 }
-                Err(error)
+                let text = format!(
+                    "the guest runs on the target, whose daemon did not finish, though: {}",
+                    error.message
+                );
+                Err(Error::new(ErrorCode::MIGRATE_PERSIST_FAILED, text))
             }
         }
     }
+}
+
+/// `HOST[:PORT]`, an IPv6 address in brackets.
+fn host_and_port(place: &str, usual: u16) -> Option<(String, u16)> {
+    let (host, port) = match place.strip_prefix('[') {
+        Some(inner) => {
+            let (host, after) = inner.split_once(']')?;
+            (host, after.strip_prefix(':'))
+        }
+        None => match place.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (place, None),
+        },
+    };
+    let port = port.map_or(Some(usual), |port| port.parse().ok())?;
+    Some((host.to_owned(), port))
 }
 
 /// The procedures have 32 bits of them.
@@ -128,7 +154,8 @@ async fn call<T>(calling: impl Future<Output = std::result::Result<T, ClientErro
     }
 }
 
-/// Opens `qemu+unix:///system?socket=PATH` or `qemu+tcp://HOST[:PORT]/system` (or `vireo+…`).
+/// Opens `qemu+unix:///system?socket=PATH`, `qemu+tcp://HOST[:PORT]/system` or
+/// `qemu+tls://HOST[:PORT]/system` (or `vireo+…`). A host without a transport means TLS.
 async fn connect(uri: &str) -> Result<Client> {
     let bad = |what: &str| {
         let text = format!("peer-to-peer migration to '{uri}': {what}");
@@ -161,21 +188,31 @@ async fn connect(uri: &str) -> Result<Client> {
             let connecting = Client::connect_unix(socket, config).await;
             connecting.map_err(unreachable)?
         }
-        "tcp" => {
-            let (host, port) = host.rsplit_once(':').unwrap_or((host, "16509"));
-            let port: u16 = port.parse().map_err(|_| bad("its port is none"))?;
-            let host = host
-                .trim_start_matches('[')
-                .trim_end_matches(']')
-                .to_owned();
-            let connecting = timeout(CONNECT_LIMIT, TcpStream::connect((host, port))).await;
+        "tcp" | "tls" | "" if !host.is_empty() => {
+            let private = transport != "tcp";
+            let usual = if private { TLS_PORT } else { TCP_PORT };
+            let (host, port) = host_and_port(host, usual).ok_or_else(|| bad("its port is none"))?;
+            let connecting = TcpStream::connect((host.as_str(), port));
+            let connecting = timeout(CONNECT_LIMIT, connecting).await;
             let stream = connecting.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
             let stream = stream.map_err(|error| unreachable(error.into()))?;
-            Client::new(Transport::new(stream), config)
+            let option = |name: &str| {
+                let mut all = query.split('&').filter_map(|pair| pair.split_once('='));
+                all.find(|(key, _)| *key == name).map(|(_, value)| value)
+            };
+            if private {
+                let verify = option("no_verify").is_none_or(|value| value == "0");
+                let folder = option("pkipath").map(std::path::Path::new);
+                let client = tls::client_of_daemons(folder, verify)?;
+                let secured = client.connect(&host, stream).await;
+                Client::new(secured.map_err(|e| unreachable(e.into()))?, config)
+            } else {
+                Client::new(Transport::new(stream), config)
+            }
         }
         other => {
             return Err(bad(&format!(
-                "transport '{other}' is not supported between daemons: there are unix and tcp"
+                "transport '{other}' is not supported between daemons: there are unix, tcp and tls"
             )));
         }
     };

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rpc::tls::TlsClient;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
@@ -15,12 +16,13 @@ use xml_schemas::domain::View;
 use xml_schemas::domain::device::Disk;
 
 use super::uri::Place;
-use super::{CONNECT_LIMIT, Params, check, flags, lock};
+use super::{CONNECT_LIMIT, Params, check, flags, lock, storage, tls};
 use crate::drivers::domain::Driver;
-use crate::drivers::domain::job::{self as jobs, Operation};
+use crate::drivers::domain::job::{self as jobs, Last, Operation};
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Pinned};
 use crate::drivers::domain::state::State;
+use crate::drivers::domain::tuning;
 use crate::error::{Error, ErrorCode, Result};
 
 /// How long the VMM may take to end after the guest has gone, or to take it back.
@@ -54,7 +56,7 @@ impl Driver {
     ///
     /// # Errors
     /// Why it can't.
-    pub fn migrate_begin(
+    pub async fn migrate_begin(
         self: &Arc<Self>,
         domain: &Domain,
         params: &Params,
@@ -87,9 +89,17 @@ impl Driver {
         if flags & flags::UNDEFINE_SOURCE != 0 && !persistent {
             return needs("cannot undefine transient domain");
         }
+        let along = storage::chosen(&definition, params, flags)?;
         if running && flags & flags::UNSAFE == 0 {
-            check_disks(&definition)?;
+            check_disks(&definition, &along)?;
         }
+        let cookie = self.storage_cookie(domain, &along).await?;
+        let cookie = match along.is_empty() {
+            true => Vec::new(),
+            false => {
+                serde_json::to_vec(&cookie).map_err(|error| Error::internal(error.to_string()))?
+            }
+        };
         let xml = match &params.dxml {
             Some(text) => {
                 let given = self.parse(text, false)?;
@@ -98,10 +108,7 @@ impl Driver {
             }
             None => definition.format(View::Inactive),
         };
-        Ok(Begun {
-            xml,
-            cookie: Vec::new(),
-        })
+        Ok(Begun { xml, cookie })
     }
 
     /// Perform: moves the guest to the target that was prepared. On return both stand still, and
@@ -129,6 +136,18 @@ impl Driver {
         })?)?;
         let job = domain.job().await?;
         let limits = domain.lock().live()?.migration;
+        let along = {
+            let inner = domain.lock();
+            storage::chosen(&inner.live()?.definition, params, flags)?
+        };
+        let secure = match flags & flags::TLS {
+            0 => None,
+            _ => {
+                let certificates = self.migrations.certificates.get_or_init(Default::default);
+                let client = certificates.client()?;
+                Some((client, params.tls_destination.clone()))
+            }
+        };
         let options = MigrateOptions {
             bandwidth: match params.bandwidth {
                 Some(mib) if mib > 0 => mib.saturating_mul(1 << 20),
@@ -137,7 +156,12 @@ impl Driver {
             downtime_ms: limits.downtime_ms,
             zstd_level: params.packing(flags)?,
             auto_converge: params.converge(flags)?,
-            direct: true,
+            direct: secure.is_none(),
+            disks: along
+                .iter()
+                .map(|disk| tuning::id(disk.alias.as_ref()))
+                .collect::<Result<_>>()?,
+            incremental: flags & flags::NON_SHARED_INC != 0,
         };
         let connections = params.connections(flags)?;
         let (control, was_running) = {
@@ -146,7 +170,8 @@ impl Driver {
             (inner.live()?.control.clone(), running)
         };
         let token = String::from_utf8_lossy(cookie).into_owned();
-        let sockets = connect(&place, domain.uuid, &token, connections).await?;
+        let secure = secure.as_ref();
+        let sockets = connect(&place, domain.uuid, &token, connections, secure).await?;
         let (ready_sender, ready) = oneshot::channel();
         {
             let mut inner = domain.lock();
@@ -156,7 +181,7 @@ impl Driver {
         }
         let failed = async |error: Error| {
             if let Ok(live) = domain.lock().live_mut() {
-                live.work.finish(None);
+                live.work.fail(&error);
                 live.migration_ready = None;
             }
             // It was paused for this only.
@@ -258,8 +283,12 @@ impl Driver {
         if let Some(reply) = outgoing.reply.take() {
             match timeout(SETTLE_LIMIT, reply).await {
                 Ok(Ok(Ok(Answer::Job(status)))) => {
-                    if let Ok(live) = domain.lock().live_mut() {
+                    let mut inner = domain.lock();
+                    if let Ok(live) = inner.live_mut() {
                         live.work.finish(status);
+                    } else {
+                        let done = |status| Last::done(Operation::MigrationOut, status);
+                        inner.last_job = status.map(done);
                     }
                 }
                 // Its connection ends with the process.
@@ -292,10 +321,11 @@ impl Driver {
         if let Err(error) = ask(domain, Call::AbortJob).await {
             log::debug!("domain '{name}': {error}");
         }
+        let mut error = Error::failed("migration was cancelled: the guest was not taken over");
         if let Some(reply) = outgoing.reply.take() {
             match timeout(SETTLE_LIMIT, reply).await {
                 Ok(Ok(Ok(_))) => log::warn!("domain '{name}' had been taken over by the target"),
-                Ok(_) => {}
+                Ok(answer) => error = refusal(answer),
                 Err(_) => log::error!("domain '{name}': its VMM does not take the guest back"),
             }
         }
@@ -304,7 +334,7 @@ impl Driver {
             let paused = matches!(inner.state, State::Paused(_));
             match inner.live_mut() {
                 Ok(live) => {
-                    live.work.finish(None);
+                    live.work.fail(&error);
                     paused
                 }
                 Err(_) => return,
@@ -398,12 +428,15 @@ fn refusal(
 
 /// The guest's disks must be the same on both sides, and what one side has written must be there for
 /// the other.
-fn check_disks(definition: &xml_schemas::Domain) -> Result<()> {
+fn check_disks(definition: &xml_schemas::Domain, along: &[Disk]) -> Result<()> {
     for element in definition.devices.rest.iter() {
         if element.name != "disk" {
             continue;
         }
         let disk = Disk::read(element)?;
+        if along.iter().any(|other| other.target == disk.target) {
+            continue;
+        }
         let shares = disk.readonly || disk.shareable;
         let through = matches!(disk.cache.as_deref(), Some("none" | "directsync"));
         if disk.source.path().is_some() && !shares && !through {
@@ -416,7 +449,13 @@ fn check_disks(definition: &xml_schemas::Domain) -> Result<()> {
 }
 
 /// Connects to the target and says who comes.
-async fn connect(place: &Place, uuid: Uuid, token: &str, total: u32) -> Result<Vec<OwnedFd>> {
+async fn connect(
+    place: &Place,
+    uuid: Uuid,
+    token: &str,
+    total: u32,
+    secure: Option<&(TlsClient, Option<String>)>,
+) -> Result<Vec<OwnedFd>> {
     let cannot = |error: &std::io::Error| {
         Error::system(
             format!("unable to connect to the target at '{place}'"),
@@ -437,14 +476,25 @@ async fn connect(place: &Place, uuid: Uuid, token: &str, total: u32) -> Result<V
             Ok(match place {
                 Place::Unix(path) => {
                     let mut stream = UnixStream::connect(path).await?;
-                    stream.write_all(&frame).await?;
-                    OwnedFd::from(stream.into_std()?)
+                    match secure {
+                        Some(secure) => seal(stream, secure, "localhost", &frame).await?,
+                        None => {
+                            stream.write_all(&frame).await?;
+                            OwnedFd::from(stream.into_std()?)
+                        }
+                    }
                 }
                 Place::Tcp { host, port } => {
                     let port = port.ok_or(std::io::ErrorKind::AddrNotAvailable)?;
                     let mut stream = TcpStream::connect((host.as_str(), port)).await?;
-                    stream.write_all(&frame).await?;
-                    OwnedFd::from(stream.into_std()?)
+                    stream.set_nodelay(true)?;
+                    match secure {
+                        Some(secure) => seal(stream, secure, host, &frame).await?,
+                        None => {
+                            stream.write_all(&frame).await?;
+                            OwnedFd::from(stream.into_std()?)
+                        }
+                    }
                 }
             })
         };
@@ -453,4 +503,19 @@ async fn connect(place: &Place, uuid: Uuid, token: &str, total: u32) -> Result<V
         sockets.push(socket.map_err(|error| cannot(&error))?);
     }
     Ok(sockets)
+}
+
+/// TLS over a connection, which begins with these bytes.
+async fn seal(
+    stream: impl tls::Stream + 'static,
+    (client, name): &(TlsClient, Option<String>),
+    host: &str,
+    first: &[u8],
+) -> std::io::Result<OwnedFd> {
+    let mut stream = client
+        .secure(name.as_deref().unwrap_or(host), stream)
+        .await?;
+    stream.write_all(first).await?;
+    stream.flush().await?;
+    tls::join(stream)
 }

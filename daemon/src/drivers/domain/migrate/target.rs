@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rpc::tls::TlsServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -18,7 +19,7 @@ use xml_schemas::Domain as Definition;
 use xml_schemas::domain::View;
 
 use super::uri::Place;
-use super::{Params, check, flags, lock};
+use super::{Params, check, flags, lock, storage, tls};
 use crate::drivers::domain::lifecycle::{ask, end};
 use crate::drivers::domain::object::{Domain, Pinned};
 use crate::drivers::domain::start::{self, Arrival, StartOptions};
@@ -53,6 +54,8 @@ pub struct Arriving {
     /// The machine's coming; none offline.
     task: Option<JoinHandle<Result<()>>>,
     cancel: watch::Sender<bool>,
+    /// Volumes that were made for it.
+    volumes: Vec<storage::Volume>,
 }
 
 /// What Prepare gives.
@@ -84,17 +87,31 @@ impl Drop for Listener {
 }
 
 /// A connection from the source.
-#[derive(Debug)]
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<dyn tls::Stream>),
 }
 
 impl Stream {
+    /// The same through TLS, if that is wanted.
+    async fn secure(self, tls: Option<&TlsServer>) -> io::Result<Self> {
+        let Some(tls) = tls else { return Ok(self) };
+        Ok(match self {
+            Self::Tcp(stream) => {
+                stream.set_nodelay(true)?;
+                Self::Tls(Box::new(tls.secure(stream).await?))
+            }
+            Self::Unix(stream) => Self::Tls(Box::new(tls.secure(stream).await?)),
+            secure => secure,
+        })
+    }
+
     async fn read_exact(&mut self, to: &mut [u8]) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.read_exact(to).await.map(drop),
             Self::Unix(stream) => stream.read_exact(to).await.map(drop),
+            Self::Tls(stream) => stream.read_exact(to).await.map(drop),
         }
     }
 
@@ -117,6 +134,7 @@ impl Stream {
         Ok(match self {
             Self::Tcp(stream) => stream.into_std()?.into(),
             Self::Unix(stream) => stream.into_std()?.into(),
+            Self::Tls(stream) => tls::join(stream)?,
         })
     }
 }
@@ -178,23 +196,38 @@ impl Listener {
     }
 
     /// All connections of the source that knows `token`, in their order.
-    async fn gather(&self, uuid: Uuid, token: &str) -> Result<Vec<Stream>> {
+    async fn gather(
+        &self,
+        uuid: Uuid,
+        token: &str,
+        tls: Option<&TlsServer>,
+    ) -> Result<Vec<Stream>> {
         let mut found: Vec<Option<Stream>> = Vec::new();
         let mut strangers = 0;
         while found.is_empty() || found.iter().any(Option::is_none) {
-            let mut stream = self
+            let stream = self
                 .accept()
                 .await
                 .map_err(|error| Error::system("cannot accept the guest's connection", &error))?;
-            let preamble = timeout(PREAMBLE_LIMIT, stream.preamble()).await;
-            let known = match preamble {
-                Ok(Ok(preamble))
+            let introduced = async {
+                let mut stream = stream.secure(tls).await?;
+                let preamble = stream.preamble().await?;
+                Ok::<_, io::Error>((stream, preamble))
+            };
+            let stranger = match timeout(PREAMBLE_LIMIT, introduced).await {
+                Ok(Ok((stream, preamble)))
                     if preamble.token == token && preamble.uuid == uuid.to_string() =>
                 {
-                    preamble
+                    Ok((stream, preamble))
                 }
-                other => {
-                    log::warn!("a connection that is not the guest's: {other:?}");
+                Ok(Ok((_, preamble))) => Err(format!("it brings domain {}", preamble.uuid)),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("it says nothing".to_owned()),
+            };
+            let (stream, known) = match stranger {
+                Ok(known) => known,
+                Err(why) => {
+                    log::warn!("a connection that is not the guest's: {why}");
                     strangers += 1;
                     if strangers > STRANGERS {
                         return Err(Error::failed("too many strangers connect"));
@@ -222,6 +255,7 @@ impl Driver {
         client: u64,
         params: &Params,
         flags: u64,
+        cookie: &[u8],
     ) -> Result<Prepared> {
         check(flags)?;
         let xml = params
@@ -261,13 +295,34 @@ impl Driver {
             persistent,
             task: None,
             cancel,
+            volumes: Vec::new(),
         };
         let mut prepared = Prepared {
             cookie: Vec::new(),
             uri: None,
         };
         if !offline {
-            let (listener, place) = Listener::bind(params).await?;
+            let secure = match flags & flags::TLS {
+                0 => None,
+                _ => {
+                    let certificates = self.migrations.certificates.get_or_init(Default::default);
+                    Some(certificates.server()?)
+                }
+            };
+            let along = storage::chosen(&definition, params, flags)?;
+            let volumes = &mut arriving.volumes;
+            let room = self.make_volumes(&along, cookie, flags, volumes).await;
+            let bound = match room {
+                Ok(()) => Listener::bind(params).await,
+                Err(error) => Err(error),
+            };
+            let (listener, place) = match bound {
+                Ok(bound) => bound,
+                Err(error) => {
+                    self.unmake_volumes(volumes).await;
+                    return Err(error);
+                }
+            };
             let token = Uuid::new_v4().to_string();
             prepared.cookie = token.clone().into_bytes();
             prepared.uri = Some(place.to_string());
@@ -279,7 +334,7 @@ impl Driver {
             let definition = Arc::clone(&definition);
             arriving.task = Some(tokio::spawn(async move {
                 driver
-                    .receive(pinned, listener, token, definition, cancelled)
+                    .receive(pinned, listener, (token, secure), definition, cancelled)
                     .await
             }));
         }
@@ -296,14 +351,14 @@ impl Driver {
         self: Arc<Self>,
         domain: Pinned,
         listener: Listener,
-        token: String,
+        (token, secure): (String, Option<TlsServer>),
         definition: Arc<Definition>,
         mut cancel: watch::Receiver<bool>,
     ) -> Result<()> {
         let _job = domain.job().await?;
         let uuid = definition.uuid.unwrap_or_default();
         let streams = tokio::select! {
-            streams = timeout(AWAIT_LIMIT, listener.gather(uuid, &token)) => match streams {
+            streams = timeout(AWAIT_LIMIT, listener.gather(uuid, &token, secure.as_ref())) => match streams {
                 Ok(streams) => streams?,
                 Err(_) => {
                     let text = "the source did not connect";
@@ -396,6 +451,7 @@ impl Driver {
             if let Err(error) = end(&domain, false).await {
                 log::debug!("domain '{name}': {error}");
             }
+            self.unmake_volumes(&arriving.volumes).await;
             return Err(error);
         }
         if paused {
@@ -441,6 +497,7 @@ impl Driver {
             Ok(Err(error)) => log::error!("domain '{name}': {error}"),
             Err(_) => log::error!("domain '{name}': its arrival can't be stopped"),
         }
+        self.unmake_volumes(&arriving.volumes).await;
     }
 
     /// A connection has gone, and with it whoever would have finished.
