@@ -4,7 +4,9 @@
 //! dropping it ends every process it started and removes the folder. Tests run in parallel and
 //! beside a user's own Vireo.
 
+pub mod certificates;
 mod guests;
+pub mod hosts;
 mod machine;
 pub mod namespace;
 mod rig;

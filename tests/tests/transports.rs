@@ -5,10 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
-};
+use vireo_tests::certificates::certificates;
 use vireo_tests::{Rig, Run, left_out, tiny_guest, which};
 
 /// Starts the daemon with these arguments and waits until it says that it serves `what`; returns the port.
@@ -83,48 +80,13 @@ fn a_port_for_everybody_is_off_until_it_is_asked_for() {
     }
 }
 
-/// Makes a CA, a server's and a client's certificate where libvirt's `pkipath` wants them.
-fn certificates(folder: &Path) {
-    fs::create_dir_all(folder).unwrap();
-    let params = |name: &str, names: &[&str]| {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params
-    };
-    let mut ca = params("a test's CA", &[]);
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
-    fs::write(folder.join("cacert.pem"), ca.pem()).unwrap();
-    for (name, names, usage) in [
-        (
-            "server",
-            &["localhost", "127.0.0.1"][..],
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ),
-        ("client", &[][..], ExtendedKeyUsagePurpose::ClientAuth),
-    ] {
-        let mut params = params(name, names);
-        params.extended_key_usages = vec![usage];
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &ca).unwrap();
-        fs::write(folder.join(format!("{name}cert.pem")), certificate.pem()).unwrap();
-        fs::write(folder.join(format!("{name}key.pem")), key.serialize_pem()).unwrap();
-    }
-}
-
 #[test]
 fn certificates_open_the_tls_port_to_both_clients() {
     let rig = Rig::new();
     let ours = rig.path("pki");
-    certificates(&ours);
+    certificates(&ours, &["localhost", "127.0.0.1"]);
     let others = rig.path("others");
-    certificates(&others);
+    certificates(&others, &["localhost", "127.0.0.1"]);
     let conf = format!(
         "listen_tls = 1\nlisten_addr = \"127.0.0.1\"\ntls_port = \"0\"\nca_file = \"{0}/cacert.pem\"\n\
          cert_file = \"{0}/servercert.pem\"\nkey_file = \"{0}/serverkey.pem\"\n",

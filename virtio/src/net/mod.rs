@@ -404,16 +404,19 @@ impl Device for Net {
     }
 
     fn resume(&mut self) {
-        let mut announce = false;
+        let announce = match &mut self.activation {
+            Some(active) => std::mem::take(&mut active.announce),
+            None => false,
+        };
+        if announce && let Some(Life::Paused(pair)) = self.lives.first_mut() {
+            pair.announce();
+        }
         for (number, life) in self.lives.iter_mut().enumerate() {
             if let Err(error) = life.resume(&Self::name(number))
                 && let Some(active) = &self.activation
             {
                 active.interrupt.needs_reset(&error.to_string());
             }
-        }
-        if let Some(active) = &mut self.activation {
-            announce = std::mem::take(&mut active.announce);
         }
         self.shared.resume();
         if announce {

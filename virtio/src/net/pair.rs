@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::backend::{Backend, Trouble};
+use super::backend::{Backend, HEADER, Trouble};
 use super::control::{self, Change};
 use super::features as f;
 use super::filter::{Filter, Mac};
@@ -17,6 +17,9 @@ use crate::device::Interrupt;
 use crate::life::lock;
 use crate::queue::{Chain, Queue, QueueError};
 use crate::worker::{Handler, Interest, Poll, take};
+
+/// Bytes of an announcement: the shortest Ethernet frame, without its checksum, behind the header.
+const ANNOUNCEMENT: usize = HEADER + 60;
 
 const RX: u64 = 0;
 const TX: u64 = 1;
@@ -92,6 +95,32 @@ impl Pair {
     fn fail(&mut self, error: QueueError) {
         self.work.broken = true;
         self.interrupt.needs_reset(&error.to_string());
+    }
+
+    /// Tells switches at once where the guest's address is now: a RARP request (RFC 903), which nobody has to
+    /// understand. The guest itself says more, if it can.
+    pub fn announce(&mut self) {
+        if !self.shared.link_up() {
+            return;
+        }
+        let mac = lock(&self.shared.state).filter.mac;
+        let mut frame = [0u8; ANNOUNCEMENT];
+        let (header, frame_part) = frame.split_at_mut(HEADER);
+        frame_part[..6].fill(0xff);
+        frame_part[6..12].copy_from_slice(&mac);
+        // Ethertype, hardware, protocol, their lengths, the operation.
+        frame_part[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+        frame_part[22..28].copy_from_slice(&mac);
+        frame_part[32..38].copy_from_slice(&mac);
+        let part = |bytes: &mut [u8]| libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        let parts = [part(header), part(frame_part)];
+        // SAFETY: two parts of an array that lives here.
+        if let Err(error) = unsafe { self.backend.send(&parts, ANNOUNCEMENT) } {
+            log::warn!("a network card cannot say where it is now: {error:?}");
+        }
     }
 
     /// Looks at the shared state, if it has changed.

@@ -15,6 +15,7 @@ use vmm_api::saved::{CHUNK, PAGE};
 use super::disks::{self, WORD};
 use super::link::{Link, PARTS_MOST, part, says_gone};
 use crate::devices::lock;
+use crate::killpoint::killpoint;
 use crate::memory::{GuestMemory, Scratch};
 use crate::notices::{Notice, Notices};
 use crate::num::to_usize;
@@ -302,6 +303,7 @@ impl Source {
         io::Write::write_all(&mut link, &hello)?;
         let verdict: Verdict = migrate::expect_json(&mut link, Kind::Verdict)?;
         verdict.into_result()?;
+        killpoint("vmm.migrate-greeted");
         let setup_ms = milliseconds(began.elapsed());
         self.tuning.change(|status| status.setup_ms = setup_ms);
         self.precopy(progress)?;
@@ -403,7 +405,7 @@ impl Source {
             let bytes = dirty.disk_bytes();
             self.round(&dirty, 0, progress, true)?;
             dirty.disks = self.written_blocks();
-            crate::killpoint::killpoint("vmm.migrate-disks");
+            killpoint("vmm.migrate-disks");
             let left = dirty.disk_bytes();
             if left <= DISKS_FEW || left > bytes / 4 * 3 {
                 return Ok(dirty);
@@ -429,7 +431,7 @@ impl Source {
                 Err(error) => return Err(failed(format!("the machine does not rest: {error}"))),
             }
         };
-        crate::killpoint::killpoint("vmm.migrate-still");
+        killpoint("vmm.migrate-still");
         let dirty = self.written()?;
         self.round(&dirty, LAST_ROUND, progress, false)?;
         for states in states.chunks(STATE_PART) {
@@ -437,18 +439,20 @@ impl Source {
             migrate::send(&mut link, Kind::State, states)?;
         }
         migrate::send(&mut link, Kind::State, &[])?;
-        crate::killpoint::killpoint("vmm.migrate-sent");
+        killpoint("vmm.migrate-sent");
         let verdict: Verdict = migrate::expect_json(&mut link, Kind::Verdict)?;
         verdict.into_result()?;
         self.tuning.change(|status| status.ready = true);
         self.notices.send(Notice::Tell(Event::MigrationReady));
         // The other side's owner decides when it is to run: mostly at once, sometimes never.
         migrate::expect(&mut link, Kind::Ask)?;
-        crate::killpoint::killpoint("vmm.migrate-asked");
+        killpoint("vmm.migrate-asked");
         // From now on not even a failed write means that it did not arrive.
         self.tuning.give(Right::Given);
-        let arrived = migrate::send(&mut link, Kind::Grant, &[])
-            .and_then(|()| migrate::expect(&mut link, Kind::Running));
+        let arrived = migrate::send(&mut link, Kind::Grant, &[]).and_then(|()| {
+            killpoint("vmm.migrate-given");
+            migrate::expect(&mut link, Kind::Running)
+        });
         let downtime = milliseconds(began.elapsed());
         self.tuning.change(|status| status.downtime_ms = downtime);
         match arrived {

@@ -15,6 +15,7 @@ use vmm_api::saved::{PAGE, STATE_MOST, Section, read_section};
 
 use super::disks::{self, Coming};
 use super::link::Link;
+use crate::killpoint::killpoint;
 use crate::memory::{GuestMemory, Scratch};
 use crate::num::to_usize;
 use crate::resource;
@@ -85,6 +86,7 @@ impl Incoming {
         let frame = migrate::json_frame(Kind::Verdict, &verdict)?;
         io::Write::write_all(&mut link, &frame)?;
         self.disks = fits.map_err(StreamError::Refused)?;
+        killpoint("vmm.incoming-greeted");
         Ok(())
     }
 
@@ -103,6 +105,7 @@ impl Incoming {
             states(self.main()?)
         });
         let sections = received.inspect_err(|error| self.refuse(&error.to_string()))?;
+        killpoint("vmm.incoming-received");
         let none = StreamError::Protocol("no connection".to_owned());
         let link = self.links.into_iter().next().ok_or(none)?;
         Ok((sections, Permit { link }))
@@ -157,7 +160,9 @@ impl Permit {
     /// The connection's.
     pub fn ready(&self) -> Result<(), StreamError> {
         let frame = migrate::json_frame(Kind::Verdict, &Verdict::well())?;
-        Ok(io::Write::write_all(&mut &self.link, &frame)?)
+        io::Write::write_all(&mut &self.link, &frame)?;
+        killpoint("vmm.incoming-ready");
+        Ok(())
     }
 
     /// It could not be built.
@@ -172,7 +177,9 @@ impl Permit {
     pub fn ask(&self) -> Result<(), StreamError> {
         let mut link = &self.link;
         migrate::send(&mut link, Kind::Ask, &[])?;
+        killpoint("vmm.incoming-asked");
         migrate::expect(&mut link, Kind::Grant)?;
+        killpoint("vmm.incoming-granted");
         migrate::send(&mut link, Kind::Running, &[])
     }
 

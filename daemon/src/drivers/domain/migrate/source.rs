@@ -24,6 +24,7 @@ use crate::drivers::domain::object::{Domain, Pinned};
 use crate::drivers::domain::state::State;
 use crate::drivers::domain::tuning;
 use crate::error::{Error, ErrorCode, Result};
+use crate::killpoint::killpoint;
 
 /// How long the VMM may take to end after the guest has gone, or to take it back.
 const SETTLE_LIMIT: Duration = Duration::from_secs(40);
@@ -172,6 +173,7 @@ impl Driver {
         let token = String::from_utf8_lossy(cookie).into_owned();
         let secure = secure.as_ref();
         let sockets = connect(&place, domain.uuid, &token, connections, secure).await?;
+        killpoint("migrate.connected");
         let (ready_sender, ready) = oneshot::channel();
         {
             let mut inner = domain.lock();
@@ -202,6 +204,7 @@ impl Driver {
             Err(error) => return Err(failed(jobs::not_begun(error)).await),
         };
         let mut reply = reply;
+        killpoint("migrate.moving");
         // From here on the VMM itself refuses what can't be done meanwhile; what can (a suspend,
         // say) does not wait for the end.
         drop(job);
@@ -212,6 +215,7 @@ impl Driver {
                 return Err(failed(refusal(answer)).await);
             }
         }
+        killpoint("migrate.performed");
         let status = match ask(domain, Call::JobStatus).await {
             Ok(Answer::Job(Some(status))) => status,
             _ => JobStatus::default(),
@@ -258,6 +262,7 @@ impl Driver {
             self.take_back(domain, &mut outgoing).await;
             return Ok(());
         }
+        killpoint("migrate.finished");
         let gone = self.wait_until_gone(domain, &mut outgoing).await;
         gone.map_err(|error| {
             log::error!("domain '{}': {error}", domain.name().name);

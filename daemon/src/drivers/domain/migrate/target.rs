@@ -27,6 +27,7 @@ use crate::drivers::domain::state::{Lifecycle, PausedReason, State};
 use crate::drivers::domain::{Driver, job::Operation};
 use crate::error::{Error, ErrorCode, ErrorDomain, Result};
 use crate::events::DomainEvent;
+use crate::killpoint::killpoint;
 use crate::node;
 
 /// Ports for guests that come, as libvirt has them.
@@ -338,6 +339,7 @@ impl Driver {
                     .await
             }));
         }
+        killpoint("migrate.prepared");
         let before = lock(&self.migrations.arriving).insert(definition.name.clone(), arriving);
         if let Some(before) = before {
             // One that nobody finished: the newer one counts.
@@ -368,6 +370,7 @@ impl Driver {
             _ = cancel.wait_for(|&cancelled| cancelled) => return Err(cancelled_error()),
         };
         drop(listener);
+        killpoint("migrate.gathered");
         let bad = |error: io::Error| Error::system("the guest's connection", &error);
         let connections = streams.into_iter().map(Stream::into_fd);
         let connections = connections.collect::<io::Result<Vec<_>>>().map_err(bad)?;
@@ -415,6 +418,7 @@ impl Driver {
                 "migration of domain '{name}' was cancelled"
             )));
         }
+        killpoint("migrate.finishing");
         let flags = flags | arriving.flags;
         let mut arriving = arriving;
         let Some(task) = arriving.task.as_mut() else {
@@ -440,9 +444,11 @@ impl Driver {
         if let Ok(live) = domain.lock().live_mut() {
             live.work.begin(Operation::MigrationIn);
         }
+        killpoint("migrate.arrived");
         let paused = flags & flags::PAUSED != 0;
         let call = if paused { Call::Claim } else { Call::Resume };
         let taken = ask(&domain, call).await;
+        killpoint("migrate.resumed");
         if let Ok(live) = domain.lock().live_mut() {
             live.work.finish(None);
             live.work.took_over(status);

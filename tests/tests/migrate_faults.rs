@@ -1,0 +1,284 @@
+//! What goes wrong while a guest moves, at every phase: it runs on one side, or nowhere where the side died that had
+//! the right to run it; and nothing is left behind.
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use vireo_tests::{Rig, Terminal, tiny_guest};
+
+const SOON: Duration = Duration::from_secs(60);
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// It echoes what is typed.
+fn answers(rig: &Rig, name: &str) {
+    let mut terminal = Terminal::start(rig.command("vireo").args(["console", name]));
+    terminal.expect("Escape character", SOON);
+    terminal.wait_raw(SOON);
+    terminal.send("xyz");
+    terminal.expect("xyz", SOON);
+    terminal.send("\x1d");
+    terminal.wait(SOON);
+}
+
+/// A daemon that, or one of whose VMMs, dies at a point.
+fn daemon(rig: &Rig, dies_at: Option<&str>) -> Child {
+    let log = std::fs::File::create(rig.path("daemon.log")).unwrap();
+    let mut command = rig.command("vireod");
+    if let Some(point) = dies_at {
+        command.env("VIREO_KILL_AT", point);
+    }
+    let child = command
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    eventually("a daemon", || {
+        std::os::unix::net::UnixStream::connect(rig.socket()).is_ok()
+    });
+    child
+}
+
+/// Where the guest is to be after all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Runs {
+    /// Where it was.
+    Here,
+    /// Where it was to go.
+    There,
+    /// Its side died, and had the right to run it.
+    Nowhere,
+}
+
+fn is_there(rig: &Rig) -> bool {
+    let list = rig.vireo(&["list", "--name"]).ok();
+    list.lines().any(|line| line == "tiny")
+}
+
+/// Moves a guest from one Vireo to another, which die at these points, and looks where it runs.
+fn fault(how: &[&str], here_dies: Option<&str>, there_dies: Option<&str>, runs: Runs) {
+    let what = format!("{how:?} {here_dies:?} {there_dies:?}");
+    let (here, there) = (Rig::new(), Rig::new());
+    // qcow2: it shows whether somebody went on with what another has written.
+    let disk = here.path("disk.qcow2").display().to_string();
+    let made = here.vireo(&["image", "create", "-q", "-f", "qcow2", &disk, "1M"]);
+    made.ok();
+    let device = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/>\
+         <target dev='vda' bus='virtio'/></disk><console"
+    );
+    let xml = tiny_guest(&here, "tiny", "qemu").replace("<console", &device);
+    let mut daemons = [daemon(&here, here_dies), daemon(&there, there_dies)];
+    here.define(&xml);
+    here.vireo(&["start", "tiny"]).ok();
+    answers(&here, "tiny");
+    let at = format!("unix://{}", there.path("incoming").display());
+    let uri = there.uri();
+    let mut args = vec![
+        "migrate",
+        "--live",
+        "--unsafe",
+        "tiny",
+        &uri,
+        "--migrateuri",
+        &at,
+    ];
+    args.extend(how);
+    let moved = here.vireo(&args);
+    // Daemons that died are followed by ones that do not.
+    for (daemon, rig) in daemons.iter_mut().zip([&here, &there]) {
+        let dead = match daemon.try_wait().unwrap() {
+            Some(_) => true,
+            // One whose client is gone may be about to notice.
+            None => false,
+        };
+        if dead {
+            rig.vireo(&["list"]).ok();
+        }
+    }
+    let (one, other) = match runs {
+        Runs::There => (&there, &here),
+        _ => (&here, &there),
+    };
+    eventually(&format!("{what}: the other side has nothing"), || {
+        other.processes("vireo-vmm").is_empty() && !is_there(other)
+    });
+    if runs == Runs::Nowhere {
+        eventually(&format!("{what}: nor has the one"), || {
+            one.processes("vireo-vmm").is_empty() && !is_there(one)
+        });
+    } else {
+        eventually(&format!("{what}: it runs"), || {
+            one.state("tiny").starts_with("running")
+        });
+        assert_eq!(one.processes("vireo-vmm").len(), 1, "{what}");
+        answers(one, "tiny");
+        // Its disk is its own, and nobody else's.
+        let busy = one.vireo(&["image", "check", "-q", &disk]);
+        assert_ne!(busy.status, 0, "{what}: {busy:?}");
+        one.vireo(&["destroy", "tiny"]).ok();
+    }
+    if here_dies.is_some() && runs == Runs::Here || there_dies.is_some() && runs == Runs::Here {
+        assert_ne!(moved.status, 0, "{what}: {moved:?}");
+        let last = here.vireo(&["domjobinfo", "tiny", "--completed"]);
+        // A daemon that died does not remember.
+        assert!(last.out.contains("Job type:"), "{what}: {last:?}");
+    }
+    here.vireo(&["image", "check", "-q", &disk]).ok();
+    // Nothing is left where it did not come, or has gone.
+    assert!(!there.path("incoming").exists(), "{what}");
+    for rig in [&here, &there] {
+        let left: Vec<_> = std::fs::read_dir(rig.path("run/vireo/domains"))
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.path().is_dir())
+            .collect();
+        assert!(left.is_empty(), "{what}: {left:?}");
+    }
+}
+
+#[test]
+fn the_sources_vmm_dies() {
+    for (point, runs) in [
+        ("vmm.migrate-greeted", Runs::Nowhere),
+        ("vmm.migrate-still", Runs::Nowhere),
+        ("vmm.migrate-sent", Runs::Nowhere),
+        ("vmm.migrate-asked", Runs::Nowhere),
+        ("vmm.migrate-given", Runs::There),
+    ] {
+        for how in [&[][..], &["--p2p"]] {
+            fault(how, Some(point), None, runs);
+        }
+    }
+}
+
+#[test]
+fn the_targets_vmm_dies() {
+    for point in [
+        "vmm.incoming-greeted",
+        "vmm.incoming-received",
+        "vmm.incoming-ready",
+        "vmm.incoming-asked",
+        "vmm.incoming-granted",
+    ] {
+        for how in [&[][..], &["--p2p"]] {
+            fault(how, None, Some(point), Runs::Here);
+        }
+    }
+}
+
+#[test]
+fn the_sources_daemon_dies() {
+    for (point, runs) in [
+        ("migrate.connected", Runs::Here),
+        ("migrate.moving", Runs::Here),
+        ("migrate.performed", Runs::Here),
+        ("migrate.finished", Runs::There),
+    ] {
+        for how in [&[][..], &["--p2p"]] {
+            fault(how, Some(point), None, runs);
+        }
+    }
+}
+
+#[test]
+fn the_targets_daemon_dies() {
+    for (point, runs) in [
+        ("migrate.prepared", Runs::Here),
+        ("migrate.gathered", Runs::Here),
+        ("start.spawned", Runs::Here),
+        ("start.recorded", Runs::Here),
+        ("migrate.finishing", Runs::Here),
+        ("migrate.arrived", Runs::Here),
+        ("migrate.resumed", Runs::There),
+    ] {
+        for how in [&[][..], &["--p2p"]] {
+            fault(how, None, Some(point), runs);
+        }
+    }
+}
+
+#[test]
+fn a_name_or_a_uuid_that_is_taken_there_keeps_it_here() {
+    let (here, there) = (Rig::new(), Rig::new());
+    let _daemons = [daemon(&here, None), daemon(&there, None)];
+    let uuid = "<uuid>7c3c5f54-8f7b-4f4c-9df0-6f1d3f6f0a51</uuid>";
+    let with = |rig: &Rig, name: &str| {
+        let named = format!("</name>{uuid}");
+        tiny_guest(rig, name, "qemu").replace("</name>", &named)
+    };
+    here.define(&with(&here, "tiny"));
+    here.vireo(&["start", "tiny"]).ok();
+    let (uri, at) = (there.uri(), there.path("incoming").display().to_string());
+    let at = format!("unix://{at}");
+    let args = ["migrate", "--live", "tiny", &uri, "--migrateuri", &at];
+    let refused = |words: &str| {
+        let said = here.vireo(&args).fails();
+        assert!(said.contains(words), "{said}");
+        assert!(here.state("tiny").starts_with("running"));
+        answers(&here, "tiny");
+    };
+    there.define(&tiny_guest(&there, "tiny", "qemu"));
+    refused("'tiny'");
+    there.vireo(&["undefine", "tiny"]).ok();
+    there.define(&with(&there, "another"));
+    refused("'another'");
+    // The same domain, running.
+    there.vireo(&["undefine", "another"]).ok();
+    there.define(&with(&there, "tiny"));
+    there.vireo(&["start", "tiny"]).ok();
+    refused("already active");
+    there.vireo(&["destroy", "tiny"]).ok();
+    // The same domain, off: it goes there.
+    here.vireo(&args).ok();
+    answers(&there, "tiny");
+    assert!(!there.path("incoming").exists());
+}
+
+#[test]
+fn a_device_that_is_not_there_keeps_it_here() {
+    let (here, there) = (Rig::new(), Rig::new());
+    let _daemons = [daemon(&here, None), daemon(&there, None)];
+    here.define(&tiny_guest(&here, "tiny", "qemu"));
+    here.vireo(&["start", "tiny"]).ok();
+    let (uri, at) = (there.uri(), there.path("incoming").display().to_string());
+    let at = format!("unix://{at}");
+    let nowhere = there.path("nowhere.img").display().to_string();
+    let device = format!(
+        "<disk type='file' device='disk'><source file='{nowhere}'/><target dev='vda' bus='virtio'/></disk><console"
+    );
+    let xml = here.vireo(&["dumpxml", "--migratable", "tiny"]).ok();
+    let file = here.write("other.xml", xml.replace("<console", &device));
+    let args = [
+        "migrate",
+        "--live",
+        "--unsafe",
+        "tiny",
+        &uri,
+        "--migrateuri",
+        &at,
+    ];
+    let mut changed = args.to_vec();
+    changed.extend(["--xml", &file]);
+    // Another machine than the guest has.
+    here.vireo(&changed).fails();
+    assert!(here.state("tiny").starts_with("running"));
+    answers(&here, "tiny");
+    // A file that the target lacks.
+    let kernel = here.path("tiny.elf");
+    let gone = here.path("gone.elf");
+    std::fs::rename(&kernel, &gone).unwrap();
+    let said = here.vireo(&args).fails();
+    assert!(said.contains("tiny.elf"), "{said}");
+    answers(&here, "tiny");
+    std::fs::rename(&gone, &kernel).unwrap();
+    here.vireo(&args).ok();
+    answers(&there, "tiny");
+}
