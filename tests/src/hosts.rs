@@ -377,23 +377,26 @@ impl Tap {
         }
     }
 
-    /// The first frame of the guest's card says where it is now (RARP); the guest says so itself soon after (a
-    /// gratuitous ARP).
+    /// The card says where it is now (RARP), and so does the guest itself (a gratuitous ARP).
     #[track_caller]
     pub fn announced(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
-        let mut first = None;
+        let mut seen = [false; 2];
         loop {
             match self.next() {
                 Some((kind, rest)) => {
-                    assert_eq!(*first.get_or_insert(kind), 0x8035, "the first frame");
+                    seen[0] |= kind == 0x8035;
                     // Sender and target are the same address.
-                    if kind == 0x0806 && rest.len() >= 28 && rest[14..18] == rest[24..28] {
+                    seen[1] |= kind == 0x0806 && rest.len() >= 28 && rest[14..18] == rest[24..28];
+                    if seen == [true; 2] {
                         return;
                     }
                 }
                 None => {
-                    assert!(Instant::now() < deadline, "not announced; first: {first:?}");
+                    assert!(
+                        Instant::now() < deadline,
+                        "seen of card and guest: {seen:?}"
+                    );
                     std::thread::sleep(Duration::from_millis(10));
                 }
             }

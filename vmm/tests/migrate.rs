@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
@@ -11,6 +12,8 @@ use vmm_api::config::{Backend, Resource};
 use vmm_api::control::{
     Answer, Call, Event, ExitCause, FromVmm, MachineState, MigrateOptions, Reply,
 };
+use vmm_api::devices::{DeviceConfig, DeviceKind, PciAddress};
+use vmm_api::migrate::{self, HEADER, Header, Kind, Verdict};
 
 const PLAIN: MigrateOptions = MigrateOptions {
     bandwidth: 0,
@@ -269,4 +272,314 @@ fn how_far_it_is_can_be_asked_and_its_limits_changed() {
     source.wait();
     grows(&target, 20);
     in_order(&(source.serial() + &target.serial()));
+}
+
+/// A disk of this format in that file.
+fn disk(rig: &mut Rig, format: &str, path: &std::path::Path, backing: Option<&std::path::Path>) {
+    let mut image = serde_json::json!({"format": format, "file": {"path": path}, "name": "own"});
+    if let Some(backing) = backing {
+        image["backing"] =
+            serde_json::json!({"format": "raw", "file": {"path": backing}, "name": "base"});
+    }
+    let config = serde_json::json!({ "image": image });
+    rig.config.devices.push(DeviceConfig {
+        id: "virtio-disk0".into(),
+        address: PciAddress {
+            bus: 0,
+            device: 1,
+            function: 0,
+        },
+        kind: DeviceKind::Disk(serde_json::from_value(config).unwrap()),
+    });
+}
+
+/// Content with long runs of zeroes.
+fn content(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut all = vec![0u8; bytes];
+    for (number, part) in all.chunks_mut(37 << 10).enumerate() {
+        if number % 5 < 2 {
+            continue;
+        }
+        for byte in part {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            *byte = state as u8;
+        }
+    }
+    all
+}
+
+fn make_qcow2(path: &std::path::Path, size: u64, backing: Option<&std::path::Path>) {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .unwrap();
+    let file = images::File::new(file.into(), "new").unwrap();
+    let options = images::qcow2::Create {
+        backing: backing.map(|path| (path.as_os_str().to_owned(), "raw".to_owned())),
+        ..images::qcow2::Create::new(size)
+    };
+    images::qcow2::create(file, None, &options).unwrap();
+}
+
+#[test]
+fn disks_go_along() {
+    let size = 9 << 20;
+    for (format, connections, incremental) in
+        [("raw", 1, false), ("qcow2", 3, false), ("qcow2", 2, true)]
+    {
+        let mut source = reciting(Backend::Soft);
+        let mut target = reciting(Backend::Soft);
+        let wanted = content(size, 7);
+        let (from, to) = (source.path("own"), target.path("own"));
+        std::fs::write(&from, &wanted).unwrap();
+        let base = target.path("base");
+        match (format, incremental) {
+            ("raw", _) => {
+                disk(&mut source, "raw", &from, None);
+                // What was there before is gone after.
+                std::fs::write(&to, content(size, 99)).unwrap();
+                disk(&mut target, "raw", &to, None);
+            }
+            (_, false) => {
+                disk(&mut source, "raw", &from, None);
+                make_qcow2(&to, size as u64, None);
+                disk(&mut target, "qcow2", &to, None);
+            }
+            (_, true) => {
+                // Nothing of what is behind the source's image goes.
+                let top = source.path("top");
+                make_qcow2(&top, size as u64, Some(&from));
+                disk(&mut source, "qcow2", &top, Some(&from));
+                std::fs::write(&base, &wanted).unwrap();
+                make_qcow2(&to, size as u64, Some(&base));
+                disk(&mut target, "qcow2", &to, Some(&base));
+            }
+        }
+        source.start();
+        grows(&source, 20);
+        let near = await_machine(&mut target, connections);
+        let options = MigrateOptions {
+            disks: vec!["virtio-disk0".into()],
+            incremental,
+            ..PLAIN
+        };
+        let (mut client, call) = begin(&source, options, &near);
+        drop(near);
+        ready(&mut client, call).unwrap();
+        let Answer::Job(Some(status)) = source.connect().call(Call::JobStatus).unwrap() else {
+            panic!("no job");
+        };
+        let migration = status.migration.unwrap();
+        let total = if incremental { 0 } else { size as u64 };
+        assert_eq!(migration.disk_total, total);
+        assert_eq!((migration.disk_sent, migration.disk_left), (total, 0));
+        target.connect().call(Call::Resume).unwrap();
+        source.wait();
+        grows(&target, 20);
+        target.connect().call(Call::Stop).unwrap();
+        target.wait();
+        if format == "raw" {
+            assert!(std::fs::read(&to).unwrap() == wanted);
+            continue;
+        }
+        let file = File::open(&to).unwrap();
+        let file = images::File::new(file.into(), "own").unwrap();
+        let backing = incremental.then(|| {
+            let file = images::File::new(File::open(&base).unwrap().into(), "base").unwrap();
+            Box::new(images::chain::ImageConfig::new(
+                images::chain::Format::Raw,
+                file,
+            ))
+        });
+        let image = images::chain::open(images::chain::ImageConfig {
+            backing,
+            read_only: true,
+            ..images::chain::ImageConfig::new(images::chain::Format::Qcow2, file)
+        });
+        let image = image.unwrap();
+        let mut got = vec![0; size];
+        images::read_bytes(&*image, 0, &mut got).unwrap();
+        assert!(got == wanted, "{format} {incremental}");
+        if incremental {
+            let extent = image.extent(0, size as u64).unwrap();
+            assert_eq!((extent.len, extent.depth), (size as u64, 1), "{extent:?}");
+        }
+    }
+}
+
+#[test]
+fn disks_that_do_not_fit_stay() {
+    let mut source = reciting(Backend::Soft);
+    let path = source.path("own");
+    std::fs::write(&path, content(2 << 20, 3)).unwrap();
+    disk(&mut source, "raw", &path, None);
+    source.start();
+    grows(&source, 20);
+    let refused = |change: &dyn Fn(&mut Rig), words: &str| {
+        let mut target = reciting(Backend::Soft);
+        change(&mut target);
+        let near = await_machine(&mut target, 1);
+        let options = MigrateOptions {
+            disks: vec!["virtio-disk0".into()],
+            ..PLAIN
+        };
+        let (mut client, call) = begin(&source, options, &near);
+        drop(near);
+        let error = ready(&mut client, call).unwrap_err();
+        assert!(error.contains(words), "{error}");
+        target.wait();
+        grows(&source, 20);
+    };
+    refused(&|_| {}, "there is no disk virtio-disk0 here");
+    refused(
+        &|rig| {
+            let path = rig.path("own");
+            std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+            disk(rig, "raw", &path, None);
+        },
+        "disk virtio-disk0 has 2097152 bytes there, 1048576 here",
+    );
+    // The same file: it would be read and written at once.
+    refused(&|rig| disk(rig, "raw", &path, None), "own");
+    in_order(&source.serial());
+}
+
+/// Everything that a source sends before it gives its machine away, answered as a target would.
+fn overhear(mut far: &UnixStream) -> Vec<u8> {
+    let mut heard = Vec::new();
+    let mut next = |far: &mut &UnixStream| {
+        let mut head = [0; HEADER];
+        far.read_exact(&mut head).unwrap();
+        let header = Header::decode(head).unwrap();
+        let body = header.body(far).unwrap();
+        heard.extend([&head, &body[..]].concat());
+        (header.kind, body.is_empty())
+    };
+    let well = migrate::json_frame(Kind::Verdict, &Verdict::well()).unwrap();
+    assert_eq!(next(&mut far).0, Kind::Hello);
+    far.write_all(&well).unwrap();
+    while next(&mut far) != (Kind::State, true) {}
+    far.write_all(&well).unwrap();
+    heard
+}
+
+/// Brings the machine of a stored stream to life.
+fn play(stored: &[u8], target: &mut Rig) {
+    let near = await_machine(target, 1);
+    let mut near = &near[0];
+    let header = Header::decode(stored[..HEADER].try_into().unwrap()).unwrap();
+    let (hello, rest) = stored.split_at(HEADER + header.len as usize);
+    near.write_all(hello).unwrap();
+    let heard = |near: &mut &File, kind| migrate::expect(near, kind).unwrap();
+    assert_eq!(heard(&mut near, Kind::Verdict), br#"{"refused":null}"#);
+    near.write_all(rest).unwrap();
+    assert_eq!(heard(&mut near, Kind::Verdict), br#"{"refused":null}"#);
+    let mut client = target.connect();
+    std::thread::scope(|scope| {
+        scope.spawn(move || client.call(Call::Resume).unwrap());
+        heard(&mut near, Kind::Ask);
+        migrate::send(&mut near, Kind::Grant, &[]).unwrap();
+        heard(&mut near, Kind::Running);
+    });
+}
+
+/// A guest came here from a Vireo of the time when the stream's layouts, and those of all states in it, were first
+/// written down, and goes on. `VIREO_STORE_STREAM=FILE` stores what this build sends.
+#[test]
+fn a_machine_of_an_older_build_goes_on() {
+    let mut source = reciting(Backend::Soft);
+    source.start();
+    grows(&source, 30);
+    let packed = MigrateOptions {
+        zstd_level: Some(19),
+        ..PLAIN
+    };
+    let (near, far) = UnixStream::pair().unwrap();
+    let (mut client, call) = begin(&source, packed, &[File::from(OwnedFd::from(near))]);
+    let fresh = overhear(&far);
+    ready(&mut client, call).unwrap();
+    let said = source.serial();
+    let next = |said: &str| match said.as_bytes().last() {
+        Some(b'z') => 'a',
+        Some(letter) => char::from(letter + 1),
+        None => panic!("it has said nothing"),
+    };
+    let mut target = reciting(Backend::Soft);
+    play(&fresh, &mut target);
+    grows(&target, 20);
+    assert!(target.serial().starts_with(next(&said)));
+    in_order(&target.serial());
+    if let Some(file) = std::env::var_os("VIREO_STORE_STREAM") {
+        let all = [&[next(&said) as u8], &fresh[..]].concat();
+        std::fs::write(file, all).unwrap();
+        return;
+    }
+    let (first, stored) = include_bytes!("streams/1.bin").split_first().unwrap();
+    let mut target = reciting(Backend::Soft);
+    play(stored, &mut target);
+    grows(&target, 20);
+    assert!(target.serial().starts_with(char::from(*first)));
+    in_order(&target.serial());
+}
+
+#[test]
+fn a_guest_that_gdb_has_stopped_stays_so() {
+    if std::process::Command::new("gdb")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        println!("left out: a stopped guest that moves needs gdb");
+        return;
+    }
+    let mut source = reciting(Backend::Soft);
+    let socket = source.path("gdb");
+    source.start_with(&["--gdb", socket.to_str().unwrap(), "--gdb-wait"]);
+    wait_for("gdb's socket", || socket.exists().then_some(()));
+    let braked = MigrateOptions {
+        auto_converge: Some((50, 20)),
+        ..PLAIN
+    };
+    let mut target = reciting(Backend::Soft);
+    let near = await_machine(&mut target, 1);
+    let (mut client, call) = begin(&source, braked, &near);
+    drop(near);
+    ready(&mut client, call).unwrap();
+    source.connect().call(Call::AbortJob).unwrap();
+    client.answer(call).unwrap_err();
+    target.wait();
+    assert_eq!(client.state(), MachineState::Running);
+    // Its first instruction is still to come.
+    let gdb = std::process::Command::new("timeout")
+        .args([
+            "100",
+            "gdb",
+            "-nx",
+            "-batch",
+            "-ex",
+            "set architecture i386:x86-64",
+        ])
+        .args(["-ex", "set tcp connect-timeout 30", "-ex"])
+        .arg(format!("target remote {}", socket.display()))
+        .args([
+            "-ex",
+            "stepi",
+            "-ex",
+            "printf \"counted\\n\"",
+            "-ex",
+            "detach",
+        ])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&gdb.stdout).into_owned();
+    assert!(said.contains("counted"), "{gdb:?}");
+    // One step is not enough for the first letter; let go of, it says them all.
+    grows(&source, 20);
+    assert!(source.serial().starts_with('a'));
 }

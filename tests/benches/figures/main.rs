@@ -1,11 +1,12 @@
 //! `make bench`: figures as ratios against a peer measured in the same run, in turn (A B A B ...).
 //!
 //! Medians of VIREO_BENCH_RUNS runs (default 5). VIREO_BENCH chooses among `start`, `boot`,
-//! `save`, `manager`, `networks`, `devices` and `workloads`, VIREO_BENCH_ONLY among the workloads (commas between). Nothing here
+//! `save`, `migrate`, `manager`, `networks`, `devices` and `workloads`, VIREO_BENCH_ONLY among the workloads (commas between). Nothing here
 //! passes or fails.
 
 mod devices;
 mod manager;
+mod migrate;
 mod networks;
 mod save;
 mod workloads;
@@ -46,6 +47,9 @@ fn main() {
     }
     if wanted("save") {
         save::run(runs);
+    }
+    if wanted("migrate") {
+        migrate::run(runs);
     }
     if wanted("manager") {
         manager::run(runs);

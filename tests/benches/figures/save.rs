@@ -155,7 +155,7 @@ fn save(control: &Path, to: &Path) -> Option<f64> {
     let body = serde_json::to_vec(&request).ok()?;
     let frame = [&u32::try_from(body.len()).ok()?.to_be_bytes()[..], &body].concat();
     let began = Instant::now();
-    pass(&stream, &frame, file.as_raw_fd())?;
+    pass(&stream, &frame, &[file.as_raw_fd()])?;
     loop {
         let mut length = [0; 4];
         stream.read_exact(&mut length).ok()?;
@@ -168,25 +168,27 @@ fn save(control: &Path, to: &Path) -> Option<f64> {
     }
 }
 
-/// Sends a frame with a descriptor.
-fn pass(stream: &UnixStream, frame: &[u8], fd: i32) -> Option<()> {
+/// Sends a frame with up to 16 descriptors.
+pub fn pass(stream: &UnixStream, frame: &[u8], fds: &[i32]) -> Option<()> {
     let mut part = libc::iovec {
         iov_base: frame.as_ptr().cast_mut().cast(),
         iov_len: frame.len(),
     };
-    let mut control = [0u64; 4];
-    // SAFETY: the message refers to live buffers; the control buffer has room for one descriptor.
+    let mut control = [0u64; 12];
+    let bytes = u32::try_from(size_of_val(fds.get(..16).unwrap_or(fds))).ok()?;
+    // SAFETY: the message refers to live buffers; the control buffer has room for 16 descriptors.
     let sent = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        message.msg_controllen = libc::CMSG_SPACE(bytes) as _;
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_SOCKET;
         (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd);
+        (*header).cmsg_len = libc::CMSG_LEN(bytes) as _;
+        let to = libc::CMSG_DATA(header);
+        std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), to, bytes as usize);
         libc::sendmsg(stream.as_raw_fd(), &raw const message, 0)
     };
     (sent == frame.len() as isize).then_some(())

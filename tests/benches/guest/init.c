@@ -343,6 +343,39 @@ static void answer(const char *name)
 	printf("UNKNOWN %s\n", name);
 }
 
+/* A guest to be moved: 512 MiB in use, a tick every millisecond; "d" has 32 MiB written all the time, "s" ends that. */
+static void ticks(void)
+{
+	enum { IN_USE = 512 << 20, WRITTEN = 32 << 20 };
+	uint64_t *memory = mmap(NULL, IN_USE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	for (uint64_t i = 0; i < IN_USE / 8; i += 8)
+		memory[i] = i * 0x9e3779b97f4a7c15 | 1;
+	volatile char *writing = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (!fork())
+		for (uint64_t i = 0;; i = (i + 512) % (WRITTEN / 8)) {
+			if (!*writing)
+				usleep(1000);
+			memory[i]++;
+		}
+	if (!fork()) {
+		char key;
+		while (read(0, &key, 1) == 1)
+			*writing = key == 'd' ? 1 : key == 's' ? 0 : *writing;
+		_exit(0);
+	}
+	struct termios term;
+	if (tcgetattr(0, &term) == 0) {
+		term.c_lflag &= ~(ECHO | ICANON);
+		tcsetattr(0, TCSANOW, &term);
+	}
+	printf("TICKS\n");
+	for (;;) {
+		if (write(1, ".", 1) != 1)
+			return;
+		usleep(1000);
+	}
+}
+
 int main(void)
 {
 	mkdir("/dev", 0755);
@@ -358,7 +391,9 @@ int main(void)
 		tcsetattr(0, TCSANOW, &term);
 	}
 	const char *one = getenv("workload"), *runs = getenv("runs");
-	if (one) {
+	if (one && !strcmp(one, "ticks")) {
+		ticks();
+	} else if (one) {
 		for (int i = runs ? atoi(runs) : 1; i > 0; i--)
 			answer(one);
 	} else {

@@ -21,6 +21,11 @@ use crate::worker::{Handler, Interest, Poll, take};
 /// Bytes of an announcement: the shortest Ethernet frame, without its checksum, behind the header.
 const ANNOUNCEMENT: usize = HEADER + 60;
 
+/// How often the guest's place is announced.
+const ANNOUNCEMENTS: u32 = 5;
+/// After the first time; each pause is longer by as much.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(50);
+
 const RX: u64 = 0;
 const TX: u64 = 1;
 const BACKEND: u64 = 2;
@@ -72,6 +77,9 @@ pub(super) struct Work {
     tx_full: bool,
     rx_at: Option<Instant>,
     tx_at: Option<Instant>,
+    /// When the guest's place is announced again, and how often it has been.
+    announce_at: Option<Instant>,
+    announced: u32,
 }
 
 impl Work {
@@ -87,6 +95,8 @@ impl Work {
             tx_full: false,
             rx_at: None,
             tx_at: None,
+            announce_at: None,
+            announced: 0,
         }
     }
 }
@@ -97,9 +107,18 @@ impl Pair {
         self.interrupt.needs_reset(&error.to_string());
     }
 
-    /// Tells switches at once where the guest's address is now: a RARP request (RFC 903), which nobody has to
-    /// understand. The guest itself says more, if it can.
+    /// Tells switches at once where the guest's address is now, and a few times more: a line that has just been
+    /// connected may lose what comes first.
     pub fn announce(&mut self) {
+        self.work.announced = 0;
+        self.announce_again();
+    }
+
+    /// A RARP request (RFC 903), which nobody has to understand. The guest itself says more, if it can.
+    fn announce_again(&mut self) {
+        self.work.announced += 1;
+        let pause = ANNOUNCE_AFTER * self.work.announced;
+        self.work.announce_at = (self.work.announced < ANNOUNCEMENTS).then(|| now() + pause);
         if !self.shared.link_up() {
             return;
         }
@@ -415,7 +434,7 @@ impl Handler for Pair {
         if self.work.broken {
             return None;
         }
-        [self.work.rx_at, self.work.tx_at]
+        [self.work.rx_at, self.work.tx_at, self.work.announce_at]
             .into_iter()
             .flatten()
             .min()
@@ -428,6 +447,9 @@ impl Handler for Pair {
         }
         if self.work.tx_at.is_some_and(|at| at <= now) {
             self.transmit(poll);
+        }
+        if self.work.announce_at.is_some_and(|at| at <= now) {
+            self.announce_again();
         }
         self.rewatch(poll);
     }

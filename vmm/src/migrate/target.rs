@@ -180,7 +180,11 @@ impl Permit {
         killpoint("vmm.incoming-asked");
         migrate::expect(&mut link, Kind::Grant)?;
         killpoint("vmm.incoming-granted");
-        migrate::send(&mut link, Kind::Running, &[])
+        if let Err(error) = migrate::send(&mut link, Kind::Running, &[]) {
+            // The machine is this side's all the same.
+            log::warn!("the source of the migration has gone: {error}");
+        }
+        Ok(())
     }
 
     /// Readable when the source says something unasked, or goes.

@@ -392,6 +392,9 @@ fn a_saved_card_goes_on_elsewhere_and_announces_itself() {
     let told = rig.take();
     assert_eq!(told[..14], [&[0xff; 6], &MAC[..], &[0x80, 0x35]].concat());
     assert_eq!(told.len(), 60);
+    for _ in 1..5 {
+        assert_eq!(rig.take(), told, "and again");
+    }
     assert_eq!(rig.command(&[3, 0]), 0);
     assert_eq!(rig.status(), 1);
     let wanted = frame(MAC, OTHER, 500);

@@ -155,7 +155,20 @@ impl Listener {
                 let cannot = |error: io::Error| {
                     Error::system(format!("cannot listen at '{}'", path.display()), &error)
                 };
-                let listener = UnixListener::bind(&path).map_err(cannot)?;
+                let listener = match UnixListener::bind(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                        // What a daemon that died has left is nobody's.
+                        match UnixStream::connect(&path).await {
+                            Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
+                                std::fs::remove_file(&path).map_err(cannot)?;
+                                UnixListener::bind(&path)
+                            }
+                            _ => Err(error),
+                        }
+                    }
+                    bound => bound,
+                };
+                let listener = listener.map_err(cannot)?;
                 return Ok((Self::Unix(listener, path.clone()), Place::Unix(path)));
             }
             Place::Tcp { host, port } => (host, port),

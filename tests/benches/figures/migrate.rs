@@ -1,0 +1,473 @@
+//! Live migration between two processes, against two QEMU TCG processes with the same guest: 1 GiB, 512 MiB in use, a
+//! tick every millisecond. Times in all, the longest gap between two ticks as seen on the guest's console, and the rate
+//! against a plain copy through the same kind of socket.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use vireo_tests::{Kernel, Rig, which};
+use vmm_api::control::{Answer, Call, Event, FromVmm, MigrateOptions, Request};
+
+use crate::report;
+use crate::save::pass;
+
+/// Bytes of guest memory in use.
+const IN_USE: usize = 512 << 20;
+/// Nothing here takes longer.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// A process whose console is heard.
+struct Heard {
+    child: Child,
+    keys: ChildStdin,
+    ticks: Arc<Mutex<Vec<Instant>>>,
+    ready: Arc<Mutex<bool>>,
+}
+
+impl Heard {
+    fn start(command: &mut Command) -> Option<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let keys = child.stdin.take()?;
+        let mut out = child.stdout.take()?;
+        let (ticks, ready) = (Arc::default(), Arc::default());
+        let (own_ticks, own_ready): (Arc<Mutex<Vec<Instant>>>, Arc<Mutex<bool>>) =
+            (Arc::clone(&ticks), Arc::clone(&ready));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            let mut before = Vec::new();
+            while let Ok(got) = out.read(&mut buffer) {
+                let now = Instant::now();
+                let Some(said) = buffer.get(..got).filter(|said| !said.is_empty()) else {
+                    return;
+                };
+                if said.contains(&b'.')
+                    && let Ok(mut ticks) = own_ticks.lock()
+                {
+                    ticks.push(now);
+                }
+                if before.len() < 1 << 20 {
+                    before.extend_from_slice(said);
+                    let is_ready = before.windows(5).any(|word| word == b"TICKS");
+                    if is_ready && let Ok(mut ready) = own_ready.lock() {
+                        *ready = true;
+                        before.resize(1 << 20, 0);
+                    }
+                }
+            }
+        });
+        Some(Self {
+            child,
+            keys,
+            ticks,
+            ready,
+        })
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.lock().is_ok_and(|ready| *ready)
+    }
+
+    fn type_key(&mut self, key: &[u8]) {
+        let _ = self.keys.write_all(key);
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The longest gap between two ticks of a guest that went from one process to another.
+fn gap(from: &Heard, to: &Heard, since: Instant) -> f64 {
+    let mut all: Vec<Instant> = Vec::new();
+    for side in [from, to] {
+        if let Ok(ticks) = side.ticks.lock() {
+            all.extend(ticks.iter().filter(|tick| **tick >= since));
+        }
+    }
+    all.sort();
+    all.windows(2)
+        .map(|pair| (pair[1] - pair[0]).as_secs_f64())
+        .fold(0.0, f64::max)
+}
+
+fn until<T>(mut done: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(value) = done() {
+            return Some(value);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What is measured of one move.
+#[derive(Debug, Clone, Copy)]
+struct Moved {
+    seconds: f64,
+    gap: f64,
+}
+
+/// How a guest moves.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    connections: u32,
+    downtime_ms: u64,
+    writing: bool,
+}
+
+trait Side: Sized {
+    fn boot(rig: &Rig, number: usize) -> Option<Self>;
+    fn heard(&mut self) -> &mut Heard;
+    fn pause(&mut self, on: bool) -> Option<()>;
+    fn move_to(self, rig: &Rig, number: usize, how: How) -> Option<(Self, Moved)>;
+}
+
+/// Ours.
+struct Ours {
+    heard: Heard,
+    control: UnixStream,
+}
+
+fn config(rig: &Rig, number: usize, more: &str) -> String {
+    let kernel = Kernel::V6_1.folder().join("vmlinuz");
+    let initrd = std::env::var("VIREO_BENCH_INITRD").unwrap_or_default();
+    let control = rig.path(&format!("control{number}"));
+    rig.write(
+        "machine.json",
+        format!(
+            r#"{{"version":1,"name":"bench","uuid":"11111111-2222-3333-4444-555555555555","backend":"soft",
+            "memory_bytes":{},"vcpus":2,"boot":{{"kernel":{{"path":"{}"}},"initrd":{{"path":"{initrd}"}},
+            "cmdline":"console=ttyS0 quiet workload=ticks"}},"serials":[{{"backend":"stdio"}}],
+            "control":{{"path":"{}"}}{more}}}"#,
+            1u64 << 30,
+            kernel.display(),
+            control.display()
+        ),
+    )
+}
+
+impl Ours {
+    fn start(rig: &Rig, number: usize, more: &str) -> Option<Self> {
+        let config = config(rig, number, more);
+        let heard = Heard::start(rig.command("vireo-vmm").args(["--config", &config]))?;
+        let path = rig.path(&format!("control{number}"));
+        let control = until(|| UnixStream::connect(&path).ok())?;
+        Some(Self { heard, control })
+    }
+
+    fn send(&mut self, id: u64, call: Call, fds: &[i32]) -> Option<()> {
+        let request = Request {
+            id,
+            call,
+            descriptors: u32::try_from(fds.len()).ok()?,
+        };
+        let body = serde_json::to_vec(&request).ok()?;
+        let frame = [&u32::try_from(body.len()).ok()?.to_be_bytes()[..], &body].concat();
+        match fds {
+            [] => self.control.write_all(&frame).ok(),
+            fds => pass(&self.control, &frame, fds),
+        }
+    }
+
+    fn next(&mut self) -> Option<FromVmm> {
+        let mut length = [0; 4];
+        self.control.read_exact(&mut length).ok()?;
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        self.control.read_exact(&mut body).ok()?;
+        serde_json::from_slice(&body).ok()
+    }
+
+    fn answer(&mut self, id: u64) -> Option<Answer> {
+        loop {
+            match self.next()? {
+                FromVmm::Reply(reply) if reply.id == id => return reply.result.ok(),
+                FromVmm::Event(Event::Exiting(_)) => return None,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Side for Ours {
+    fn boot(rig: &Rig, number: usize) -> Option<Self> {
+        let ours = Self::start(rig, number, "")?;
+        until(|| ours.heard.is_ready().then_some(()))?;
+        Some(ours)
+    }
+
+    fn heard(&mut self) -> &mut Heard {
+        &mut self.heard
+    }
+
+    fn pause(&mut self, on: bool) -> Option<()> {
+        self.send(7, if on { Call::Pause } else { Call::Resume }, &[])?;
+        self.answer(7).map(drop)
+    }
+
+    fn move_to(mut self, rig: &Rig, number: usize, how: How) -> Option<(Self, Moved)> {
+        let place = rig.path(&format!("incoming{number}"));
+        let listener = UnixListener::bind(&place).ok()?;
+        let path = format!(r#"{{"path":"{}"}}"#, place.display());
+        let paths = vec![path; how.connections as usize].join(",");
+        let config = format!(r#","incoming":[{paths}]"#);
+        let mut target = Self::start(rig, number, &config)?;
+        let streams: Option<Vec<UnixStream>> = (0..how.connections)
+            .map(|_| listener.accept().ok().map(|(stream, _)| stream))
+            .collect();
+        let streams = streams?;
+        let fds: Vec<i32> = streams.iter().map(AsRawFd::as_raw_fd).collect();
+        let options = MigrateOptions {
+            bandwidth: 0,
+            downtime_ms: how.downtime_ms,
+            zstd_level: None,
+            auto_converge: None,
+            direct: true,
+            disks: Vec::new(),
+            incremental: false,
+        };
+        // It asks for the right to run as soon as it is there.
+        target.send(1, Call::Resume, &[])?;
+        let began = Instant::now();
+        self.send(2, Call::Migrate(options), &fds)?;
+        drop(streams);
+        self.answer(2)?;
+        let seconds = began.elapsed().as_secs_f64();
+        target.answer(1)?;
+        std::thread::sleep(Duration::from_millis(300));
+        let gap = gap(&self.heard, &target.heard, began);
+        Some((target, Moved { seconds, gap }))
+    }
+}
+
+/// QEMU.
+struct Theirs {
+    heard: Heard,
+    control: UnixStream,
+    rest: Vec<u8>,
+}
+
+impl Theirs {
+    fn start(rig: &Rig, number: usize, more: &[&str]) -> Option<Self> {
+        let kernel = Kernel::V6_1.folder().join("vmlinuz");
+        let initrd = std::env::var("VIREO_BENCH_INITRD").unwrap_or_default();
+        let path = rig.path(&format!("qmp{number}"));
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-M", "q35", "-accel", "tcg", "-m", "1024", "-smp", "2"])
+            .args([
+                "-nodefaults",
+                "-nographic",
+                "-no-user-config",
+                "-serial",
+                "stdio",
+            ])
+            .arg("-kernel")
+            .arg(kernel)
+            .args(["-initrd", &initrd])
+            .args(["-append", "console=ttyS0 quiet workload=ticks"])
+            .args(["-qmp", &format!("unix:{},server,nowait", path.display())])
+            .args(more);
+        let heard = Heard::start(&mut command)?;
+        let control = until(|| UnixStream::connect(&path).ok())?;
+        let mut theirs = Self {
+            heard,
+            control,
+            rest: Vec::new(),
+        };
+        theirs.call("qmp_capabilities", json!({}))?;
+        Some(theirs)
+    }
+
+    fn call(&mut self, name: &str, arguments: Value) -> Option<Value> {
+        let call = json!({"execute": name, "arguments": arguments, "id": name});
+        writeln!(self.control, "{call}").ok()?;
+        loop {
+            while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                let said: Value = serde_json::from_slice(&line).ok()?;
+                if said.get("id").is_some() {
+                    return said.get("return").cloned();
+                }
+            }
+            let mut buffer = [0; 4096];
+            let got = self.control.read(&mut buffer).ok().filter(|got| *got > 0)?;
+            self.rest.extend_from_slice(&buffer[..got]);
+        }
+    }
+
+    fn prepare(&mut self, how: How) -> Option<()> {
+        let multi = how.connections > 1;
+        let capabilities = json!([{"capability": "multifd", "state": multi}]);
+        self.call(
+            "migrate-set-capabilities",
+            json!({ "capabilities": capabilities }),
+        )?;
+        let mut parameters =
+            json!({"downtime-limit": how.downtime_ms, "max-bandwidth": 100_000_000_000u64});
+        if multi {
+            parameters["multifd-channels"] = how.connections.into();
+        }
+        self.call("migrate-set-parameters", parameters).map(drop)
+    }
+}
+
+impl Side for Theirs {
+    fn boot(rig: &Rig, number: usize) -> Option<Self> {
+        let theirs = Self::start(rig, number, &[])?;
+        until(|| theirs.heard.is_ready().then_some(()))?;
+        Some(theirs)
+    }
+
+    fn heard(&mut self) -> &mut Heard {
+        &mut self.heard
+    }
+
+    fn pause(&mut self, on: bool) -> Option<()> {
+        self.call(if on { "stop" } else { "cont" }, json!({}))
+            .map(drop)
+    }
+
+    fn move_to(mut self, rig: &Rig, number: usize, how: How) -> Option<(Self, Moved)> {
+        let place = format!("unix:{}", rig.path(&format!("qemu{number}")).display());
+        let mut target = Self::start(rig, number, &["-incoming", "defer"])?;
+        target.prepare(how)?;
+        target.call("migrate-incoming", json!({ "uri": place }))?;
+        self.prepare(how)?;
+        let began = Instant::now();
+        self.call("migrate", json!({ "uri": place }))?;
+        until(|| {
+            let info = self.call("query-migrate", json!({}))?;
+            (info["status"] == "completed").then_some(())
+        })?;
+        let seconds = began.elapsed().as_secs_f64();
+        std::thread::sleep(Duration::from_millis(300));
+        let gap = gap(&self.heard, &target.heard, began);
+        Some((target, Moved { seconds, gap }))
+    }
+}
+
+/// Seconds that a plain copy of as much through a socket takes, to memory that is new.
+fn plain_copy() -> Option<f64> {
+    let (mut one, mut other) = UnixStream::pair().ok()?;
+    let content: Vec<u8> = (0..IN_USE).map(|at| (at >> 3) as u8 | 1).collect();
+    let began = Instant::now();
+    let sender = std::thread::spawn(move || {
+        for part in content.chunks(1 << 20) {
+            if one.write_all(part).is_err() {
+                return;
+            }
+        }
+    });
+    let mut to = vec![0u8; IN_USE];
+    other.read_exact(&mut to).ok()?;
+    let seconds = began.elapsed().as_secs_f64();
+    sender.join().ok()?;
+    Some(seconds)
+}
+
+/// A guest and how often it has moved.
+struct Guest<S> {
+    side: Option<S>,
+    number: usize,
+}
+
+impl<S: Side> Guest<S> {
+    fn boot(rig: &Rig) -> Option<Self> {
+        let mut side = S::boot(rig, 0)?;
+        side.pause(true)?;
+        Some(Self {
+            side: Some(side),
+            number: 0,
+        })
+    }
+
+    /// Runs only for its move.
+    fn moved(&mut self, rig: &Rig, how: How) -> Option<Moved> {
+        let mut side = self.side.take()?;
+        self.number += 1;
+        side.pause(false)?;
+        side.heard().type_key(if how.writing { b"d" } else { b"s" });
+        std::thread::sleep(Duration::from_millis(500));
+        let (mut side, moved) = side.move_to(rig, self.number, how)?;
+        side.pause(true)?;
+        self.side = Some(side);
+        Some(moved)
+    }
+}
+
+/// Idle and writing guests, over one and several connections.
+pub fn run(runs: usize) {
+    println!(
+        "## A guest of 1 GiB, 512 MiB in use, 2 vCPUs, that moves to another process (software CPU)"
+    );
+    if std::env::var_os("VIREO_BENCH_INITRD").is_none() {
+        return println!("left out: needs VIREO_BENCH_INITRD (make bench)\n");
+    }
+    let rig = Rig::new();
+    let Some(mut ours) = Guest::<Ours>::boot(&rig) else {
+        return println!("left out: the guest does not boot\n");
+    };
+    let mut theirs = match which("qemu-system-x86_64") {
+        true => Guest::<Theirs>::boot(&rig),
+        false => None,
+    };
+    let cases = [
+        ("idle, 1 connection", 1, 300, false),
+        ("idle, 4 connections", 4, 300, false),
+        ("writing 32 MiB, 1 connection, limit 300 ms", 1, 300, true),
+        ("writing 32 MiB, 1 connection, limit 30 ms", 1, 30, true),
+    ];
+    let mut copies: Vec<f64> = Vec::new();
+    for (name, connections, downtime_ms, writing) in cases {
+        let how = How {
+            connections,
+            downtime_ms,
+            writing,
+        };
+        let (mut own, mut peer) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            own.extend(ours.moved(&rig, how));
+            peer.extend(theirs.as_mut().and_then(|theirs| theirs.moved(&rig, how)));
+            if !writing {
+                copies.extend(plain_copy());
+            }
+        }
+        let column = |all: &[Moved], pick: fn(&Moved) -> f64| all.iter().map(pick).collect();
+        for (what, pick) in [
+            ("in all", (|moved| moved.seconds) as fn(&Moved) -> f64),
+            ("longest gap between ticks", |moved| moved.gap),
+        ] {
+            let (a, b) = (column(&own, pick), column(&peer, pick));
+            report(&format!("{name}: {what}"), "ms", 1e3, a, "QEMU TCG", b);
+        }
+        if !writing {
+            let all: Vec<f64> = own.iter().map(|moved| moved.seconds).collect();
+            let what = format!("{name}: in all");
+            report(
+                &what,
+                "ms",
+                1e3,
+                all,
+                "plain copy of 512 MiB",
+                copies.clone(),
+            );
+        }
+    }
+    println!();
+}
