@@ -341,6 +341,40 @@ impl Tap {
             sll_halen: 0,
             sll_addr: [0; 8],
         };
+        // Only the guest's own frames: whatever else passes would fill the socket's buffer.
+        let step = |code, on_no, value| libc::sock_filter {
+            code,
+            jt: 0,
+            jf: on_no,
+            k: value,
+        };
+        let [a, b, c, d, e, f] = GUEST_MAC;
+        let mut steps = [
+            // A word, then a half-word, of the sender's address; all of the frame, or none.
+            step(0x20, 0, 6),
+            step(0x15, 3, u32::from_be_bytes([a, b, c, d])),
+            step(0x28, 0, 10),
+            step(0x15, 1, u32::from_be_bytes([0, 0, e, f])),
+            step(0x06, 0, u32::MAX),
+            step(0x06, 0, 0),
+        ];
+        let program = libc::sock_fprog {
+            len: steps.len() as u16,
+            filter: steps.as_mut_ptr(),
+        };
+        // SAFETY: a program that lives here, and its size.
+        let filtered = unsafe {
+            let len = size_of_val(&program) as libc::socklen_t;
+            let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                level,
+                name,
+                (&raw const program).cast(),
+                len,
+            )
+        };
+        assert_eq!(filtered, 0, "{}", std::io::Error::last_os_error());
         // SAFETY: an address that lives here, and its size.
         let bound = unsafe {
             let len = size_of_val(&place) as libc::socklen_t;

@@ -174,7 +174,7 @@ fn a_guest_under_guard_moves_between_two_hosts_and_a_third_place_sees_it_work_on
         running_here_only(to, from, "deb");
         guard.goes_on(SOON);
         let done = to.rig.vireo(&["domjobinfo", "deb", "--completed"]).ok();
-        assert!(done.contains("File total:        3.000 MiB"), "{done}");
+        assert!(done.contains("File total:       3.000 MiB"), "{done}");
         sides = [to, from];
     }
     // The volume was made where it was missing.
