@@ -13,9 +13,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define WORDS (8ul << 20 >> 3)
+#define WORDS (4ul << 20 >> 3)
 #define BLOCK 4096
-#define BLOCKS 256
+#define BLOCKS 64
 
 struct shared {
     volatile unsigned long memory, disk;

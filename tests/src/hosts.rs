@@ -302,8 +302,8 @@ impl Guard {
             let now = self.said.lock().unwrap().clone();
             assert_eq!(now.ended, None, "after {before:?}");
             // Each whole round of memory and of the blocks finds what the one before wrote.
-            if now.memory > before.memory + 16
-                && now.disk > before.disk + 600
+            if now.memory > before.memory + 8
+                && now.disk > before.disk + 160
                 && now.number > before.number + 5
             {
                 return;
