@@ -100,8 +100,8 @@ const NOT_APPLICABLE: &[(&str, &str)] = &[
 
 /// Families whose driver is not there: each answers as a libvirt without that driver does.
 const ABSENT: &[(&str, &str)] = &[
-    ("iface-", "no interface driver"),
-    ("nwfilter-", "no network filter driver"),
+    ("iface-", "vireod has no interface driver"),
+    ("nwfilter-", "vireod has no network filter driver"),
     ("checkpoint-", "no checkpoints yet"),
     ("backup-", "no backup jobs yet"),
 ];
@@ -225,6 +225,6 @@ mod tests {
         let table = table(GROUPS);
         assert!(table.contains("Of virsh 9.0's 274 commands"), "{table}");
         assert!(table.contains("\n| list | works |  |\n"), "{table}");
-        assert!(table.contains("\n| iface-list | not there | no interface driver |\n"));
+        assert!(table.contains("\n| iface-list | not there | vireod has no interface driver |\n"));
     }
 }

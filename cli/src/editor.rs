@@ -166,6 +166,50 @@ pub fn ask_retry(shell: &mut Shell, failure: &Failure, validated: bool) -> Resul
     }
 }
 
+/// Lets the user change the document of what `title` names (`Network default`) until it is taken, or given up.
+///
+/// # Errors
+///
+/// The document can't be had, the editor fails, or the user gives up.
+pub fn edit_document(
+    shell: &mut Shell,
+    title: &str,
+    mut validate: Option<bool>,
+    current: impl Fn(&mut Shell) -> Result<String>,
+    store: impl Fn(&mut Shell, String, bool) -> Result<()>,
+) -> Result {
+    let original = current(shell)?;
+    let mut draft = Draft::new(&original)?;
+    loop {
+        draft.edit()?;
+        let text = draft.read()?;
+        if text == original {
+            shell
+                .out
+                .print_extra(format!("{title} XML configuration not changed.\n"));
+            return Ok(());
+        }
+        let stored = if current(shell)? == original {
+            store(shell, text, validate == Some(true))
+        } else {
+            Err(Failure::new(
+                "ERROR: the XML configuration was changed by another user",
+            ))
+        };
+        let Err(failure) = stored else {
+            shell
+                .out
+                .print_extra(format!("{title} XML configuration edited.\n"));
+            return Ok(());
+        };
+        match ask_retry(shell, &failure, validate == Some(true))? {
+            Answer::Again => {}
+            Answer::WithoutValidation => validate = Some(false),
+            Answer::GiveUp => return Err(Failure::silent()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ mod drivers;
 mod error;
 mod events;
 mod files;
+mod journal;
 mod killpoint;
 mod link;
 mod listeners;

@@ -9,6 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::files::{self, Durability};
+use crate::journal::{Change, Content, Journal};
 use crate::killpoint::killpoint;
 
 /// A folder of definitions.
@@ -16,6 +17,7 @@ use crate::killpoint::killpoint;
 pub struct Store {
     folder: PathBuf,
     autostart: PathBuf,
+    journal: Journal,
 }
 
 /// What the store must know about a definition in a file.
@@ -37,17 +39,50 @@ pub struct Loaded<T> {
 }
 
 impl Store {
-    /// Opens the store in `folder`, makes what is missing and removes unfinished writes.
+    /// Opens the store in `folder`, makes what is missing and removes unfinished writes. `boot` is this boot of the host.
     ///
     /// # Errors
     /// The system's.
-    pub fn open(folder: PathBuf) -> io::Result<Self> {
+    pub fn open(folder: PathBuf, boot: &str) -> io::Result<Self> {
         let autostart = folder.join("autostart");
         files::make_folder(&folder, 0o700)?;
         files::make_folder(&autostart, 0o700)?;
         files::remove_leftovers(&folder)?;
         files::remove_leftovers(&autostart)?;
-        Ok(Self { folder, autostart })
+        Ok(Self {
+            journal: Journal::open(folder.clone(), boot)?,
+            folder,
+            autostart,
+        })
+    }
+
+    /// Makes changes durable, and then makes them.
+    fn change(&self, changes: &[Change], make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let applying = self.journal.commit(changes)?;
+        killpoint("store.promised");
+        let made = make();
+        if made.is_err()
+            && let Err(error) = self.journal.take_back(changes)
+        {
+            log::error!(
+                "{}: a change that failed may be made after a crash of the host: {error}",
+                self.folder.display()
+            );
+        }
+        drop(applying);
+        made
+    }
+
+    fn file_change(name: &str, to: Content) -> Change {
+        let path = format!("{name}.xml");
+        Change { path, to }
+    }
+
+    fn link_change(name: &str, on: bool) -> Change {
+        Change {
+            path: format!("autostart/{name}.xml"),
+            to: if on { Content::Link } else { Content::Gone },
+        }
     }
 
     /// The file of the object called `name`.
@@ -139,13 +174,13 @@ impl Store {
     /// # Errors
     /// The system's; the old definition is there then.
     pub fn save(&self, name: &str, xml: &str) -> io::Result<()> {
-        const HEADER: &str = "\
-<!-- Written by vireod, which reads it only when it starts.
-     Change it with: vireo edit, vireo define -->
+        let contents = with_header(xml);
+        let change = Self::file_change(name, Content::Text(contents.clone()));
+        self.change(&[change], || self.write(name, &contents))
+    }
 
-";
-        let contents = format!("{HEADER}{xml}");
-        files::write_atomically(&self.path(name), contents.as_bytes(), Durability::Disk)
+    fn write(&self, name: &str, contents: &str) -> io::Result<()> {
+        files::write_atomically(&self.path(name), contents.as_bytes(), Durability::Process)
     }
 
     /// Removes the definition of `name` and its autostart link.
@@ -153,11 +188,17 @@ impl Store {
     /// # Errors
     /// The system's.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        self.set_autostart(name, false)?;
-        killpoint("store.link-removed");
-        files::remove_if_there(&self.path(name))?;
-        killpoint("store.removed");
-        files::sync_folder(&self.folder)
+        let changes = [
+            Self::link_change(name, false),
+            Self::file_change(name, Content::Gone),
+        ];
+        self.change(&changes, || {
+            self.link_or_not(name, false)?;
+            killpoint("store.link-removed");
+            files::remove_if_there(&self.path(name))?;
+            killpoint("store.removed");
+            Ok(())
+        })
     }
 
     /// Gives an object the name `to` and the definition `xml`, which says that name too.
@@ -166,17 +207,25 @@ impl Store {
     /// The system's.
     pub fn rename(&self, from: &str, to: &str, xml: &str) -> io::Result<()> {
         let autostart = self.link(from).symlink_metadata().is_ok();
-        if autostart {
-            // Dangling until the file has its new name; ignored if that never happens.
-            self.set_autostart(to, true)?;
-        }
-        killpoint("store.rename-linked");
-        self.save(from, xml)?;
-        killpoint("store.rename-saved");
-        fs::rename(self.path(from), self.path(to))?;
-        killpoint("store.renamed");
-        files::sync_folder(&self.folder)?;
-        self.set_autostart(from, false)
+        let contents = with_header(xml);
+        let changes = [
+            Self::link_change(to, autostart),
+            Self::file_change(to, Content::Text(contents.clone())),
+            Self::file_change(from, Content::Gone),
+            Self::link_change(from, false),
+        ];
+        self.change(&changes, || {
+            if autostart {
+                // Dangling until the file has its new name; ignored if that never happens.
+                self.link_or_not(to, true)?;
+            }
+            killpoint("store.rename-linked");
+            self.write(from, &contents)?;
+            killpoint("store.rename-saved");
+            fs::rename(self.path(from), self.path(to))?;
+            killpoint("store.renamed");
+            self.link_or_not(from, false)
+        })
     }
 
     /// Makes or removes the autostart link of `name`.
@@ -184,15 +233,28 @@ impl Store {
     /// # Errors
     /// The system's.
     pub fn set_autostart(&self, name: &str, on: bool) -> io::Result<()> {
+        let change = Self::link_change(name, on);
+        self.change(&[change], || self.link_or_not(name, on))
+    }
+
+    fn link_or_not(&self, name: &str, on: bool) -> io::Result<()> {
         let link = self.link(name);
         let there = link.symlink_metadata().is_ok();
         match (on, there) {
-            (true, false) => symlink(Path::new("..").join(format!("{name}.xml")), &link)?,
-            (false, true) => files::remove_if_there(&link)?,
-            _ => return Ok(()),
+            (true, false) => symlink(Path::new("..").join(format!("{name}.xml")), &link),
+            (false, true) => files::remove_if_there(&link),
+            _ => Ok(()),
         }
-        files::sync_folder(&self.autostart)
     }
+}
+
+fn with_header(xml: &str) -> String {
+    const HEADER: &str = "\
+<!-- Written by vireod, which reads it only when it starts.
+     Change it with: vireo edit, vireo define -->
+
+";
+    format!("{HEADER}{xml}")
 }
 
 #[cfg(test)]
@@ -226,7 +288,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded() {
         let folder = TempFolder::new();
-        let store = Store::open(folder.0.clone()).unwrap();
+        let store = Store::open(folder.0.clone(), "").unwrap();
         store.save("a", "a 1").unwrap();
         store.save("b", "b 2").unwrap();
         store.set_autostart("b", true).unwrap();
@@ -240,10 +302,85 @@ mod tests {
         assert!(!folder.0.join("autostart/b.xml").exists());
     }
 
+    /// What a power cut may leave: any of the files as they were before, or empty, or not at all.
+    fn lose(folder: &Path, names: &[&str]) {
+        for name in names {
+            let _ = fs::remove_file(folder.join(name));
+        }
+    }
+
+    #[test]
+    fn what_was_acknowledged_survives_a_power_cut() {
+        const BEFORE: &str = "11111111-1111-1111-1111-111111111111";
+        const AFTER: &str = "22222222-2222-2222-2222-222222222222";
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone(), BEFORE).unwrap();
+        store.save("a", "a 1").unwrap();
+        store.save("b", "b 2").unwrap();
+        store.save("gone", "gone 3").unwrap();
+        store.save("old", "old 4").unwrap();
+        store.set_autostart("old", true).unwrap();
+        store.rename("old", "new", "new 4").unwrap();
+        store.save("a", "a 1 changed").unwrap();
+        store.remove("gone").unwrap();
+        // The journal as it is on the disk when everything was acknowledged, and nothing synced yet.
+        let journal = folder.0.join(".journal/0");
+        let on_disk = fs::read(&journal).unwrap();
+        drop(store);
+        fs::write(&journal, &on_disk).unwrap();
+        fs::write(folder.0.join("a.xml"), "").unwrap();
+        lose(&folder.0, &["b.xml", "new.xml", "autostart/new.xml"]);
+        fs::write(folder.0.join("gone.xml"), "gone 3").unwrap();
+        fs::write(folder.0.join("old.xml"), "old 4").unwrap();
+        let wanted = [
+            ("a 1 changed".to_owned(), false),
+            ("b 2".to_owned(), false),
+            ("new 4".to_owned(), true),
+        ];
+        let store = Store::open(folder.0.clone(), AFTER).unwrap();
+        assert_eq!(names(&store), wanted);
+        assert!(!folder.0.join("old.xml").exists());
+        drop(store);
+        // What was brought back is not brought back again.
+        fs::remove_file(folder.0.join("b.xml")).unwrap();
+        let store = Store::open(folder.0.clone(), BEFORE).unwrap();
+        assert_eq!(names(&store).len(), 2);
+    }
+
+    #[test]
+    fn a_change_by_hand_after_a_kill_stays() {
+        const BOOT: &str = "11111111-1111-1111-1111-111111111111";
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone(), BOOT).unwrap();
+        store.save("a", "a 1").unwrap();
+        let journal = folder.0.join(".journal/0");
+        let on_disk = fs::read(&journal).unwrap();
+        drop(store);
+        fs::write(&journal, &on_disk).unwrap();
+        fs::write(folder.0.join("a.xml"), "a 1 by hand").unwrap();
+        let store = Store::open(folder.0.clone(), BOOT).unwrap();
+        assert_eq!(names(&store), [("a 1 by hand".to_owned(), false)]);
+    }
+
+    #[test]
+    fn a_change_that_fails_is_taken_back() {
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone(), "").unwrap();
+        store.save("a", "a 1").unwrap();
+        // A folder is in the place.
+        fs::create_dir(folder.0.join("b.xml")).unwrap();
+        assert!(store.save("b", "b 2").is_err());
+        let on_disk = fs::read(folder.0.join(".journal/0")).unwrap();
+        drop(store);
+        fs::write(folder.0.join(".journal/0"), &on_disk).unwrap();
+        let store = Store::open(folder.0.clone(), "").unwrap();
+        assert_eq!(names(&store), [("a 1".to_owned(), false)]);
+    }
+
     #[test]
     fn damaged_files_are_left_out_and_left_alone() {
         let folder = TempFolder::new();
-        let store = Store::open(folder.0.clone()).unwrap();
+        let store = Store::open(folder.0.clone(), "").unwrap();
         fs::write(folder.0.join("bad.xml"), "x").unwrap();
         fs::write(folder.0.join("notes.txt"), "hello").unwrap();
         fs::write(folder.0.join("utf.xml"), [0xff, 0xfe]).unwrap();
@@ -256,7 +393,7 @@ mod tests {
     #[test]
     fn copies_are_left_out() {
         let folder = TempFolder::new();
-        let store = Store::open(folder.0.clone()).unwrap();
+        let store = Store::open(folder.0.clone(), "").unwrap();
         store.save("b", "b 2").unwrap();
         store.save("a", "b 2").unwrap();
         assert_eq!(names(&store), [("b 2".to_owned(), false)]);
@@ -266,7 +403,7 @@ mod tests {
     #[test]
     fn a_rename_cut_short_is_finished() {
         let folder = TempFolder::new();
-        let store = Store::open(folder.0.clone()).unwrap();
+        let store = Store::open(folder.0.clone(), "").unwrap();
         store.save("old", "old 1").unwrap();
         store.set_autostart("old", true).unwrap();
         // As after a kill at store.rename-saved.
@@ -280,7 +417,7 @@ mod tests {
     #[test]
     fn renames() {
         let folder = TempFolder::new();
-        let store = Store::open(folder.0.clone()).unwrap();
+        let store = Store::open(folder.0.clone(), "").unwrap();
         store.save("old", "old 1").unwrap();
         store.set_autostart("old", true).unwrap();
         store.rename("old", "new", "new 1").unwrap();

@@ -14,6 +14,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use crate::limits::STRING_MAX;
+use crate::procs::QEMU_BASE;
 use crate::types::{Domain, Network};
 use crate::xdr::{Decode, Decoder, Encode, Encoder, XdrError};
 
@@ -168,7 +169,13 @@ impl RemoteError {
 
     /// The answer to a procedure nobody implements. Clients take it for "not supported" and try older ways.
     pub fn unknown_procedure(procedure: i32) -> Self {
-        RemoteError::rpc(format!("unknown procedure: {procedure}"))
+        // As it is on the wire.
+        let number = if procedure > QEMU_BASE {
+            procedure - QEMU_BASE
+        } else {
+            procedure
+        };
+        RemoteError::rpc(format!("unknown procedure: {number}"))
     }
 
     /// The same, about this domain.

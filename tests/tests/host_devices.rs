@@ -4,9 +4,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vireo_tests::{Kernel, Rig, Run, Terminal, left_out, linux_guest, which};
+use vireo_tests::{Kernel, Rig, Run, Terminal, left_out, linux_guest, namespace, which};
 
 /// A boot under load of the whole test run can take a while.
 const BOOT: Duration = Duration::from_secs(400);
@@ -398,4 +399,41 @@ fn linux_talks_over_a_bridge_and_a_macvtap_in_a_namespace() {
         assert!(links.contains("br0"), "{links}");
         (!links.contains(&format!("{tap}:")) && !links.contains("macvtap")).then_some(links)
     });
+}
+
+/// Devices of the host that come and go are told of, to whoever listens by then.
+#[test]
+fn devices_of_the_host_are_told_of() {
+    if let Err(needs) = namespace::enter() {
+        return left_out(&needs);
+    }
+    let rig = Rig::new();
+    rig.vireo(&["list"]).ok();
+    let clients = [
+        Some(rig.command("vireo")),
+        which("virsh").then(|| rig.virsh_command()),
+    ];
+    for mut client in clients.into_iter().flatten() {
+        let mut events =
+            Terminal::start(client.args(["nodedev-event", "--event", "lifecycle", "--loop"]));
+        // When it is registered is not to be seen: a device comes and goes until it was.
+        let heard = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // A new thread is in the same namespace.
+                let deadline = Instant::now() + SOON;
+                while !heard.load(Ordering::Relaxed) && Instant::now() < deadline {
+                    namespace::ip("link add vrevents type bridge");
+                    std::thread::sleep(Duration::from_millis(300));
+                    namespace::ip("link del vrevents");
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+            });
+            events.expect("event 'lifecycle' for node device net_vrevents_", SOON);
+            events.expect("Created", SOON);
+            events.expect("event 'lifecycle' for node device net_vrevents_", SOON);
+            events.expect("Deleted", SOON);
+            heard.store(true, Ordering::Relaxed);
+        });
+    }
 }

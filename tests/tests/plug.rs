@@ -4,7 +4,9 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vireo_tests::{Kernel, Rig, Run, Terminal, left_out, linux_guest, tiny_guest, which};
+use vireo_tests::{
+    Kernel, Rig, Run, Terminal, left_out, linux_guest, namespace, tiny_guest, which,
+};
 
 /// A boot under load of the whole test run can take a while.
 const BOOT: Duration = Duration::from_secs(400);
@@ -194,6 +196,73 @@ fn a_guest_that_does_not_cooperate_keeps_its_devices() {
             .ok()
             .contains("<alias name='rng0'/>")
     );
+}
+
+/// What a card of a virtual network had there is given back when the guest has let go of it, not when the domain ends.
+#[test]
+fn an_unplugged_card_leaves_its_network() {
+    for program in ["nft", "dnsmasq"] {
+        let sbin = format!("/usr/sbin/{program}");
+        if !which(program) && !std::path::Path::new(&sbin).exists() {
+            return left_out(&format!("needs {program}"));
+        }
+    }
+    if let Err(needs) = namespace::enter() {
+        return left_out(&needs);
+    }
+    let rig = Rig::new();
+    let network = rig.write(
+        "net.xml",
+        "<network><name>lab</name><bridge name='vrplug'/></network>",
+    );
+    rig.vireo(&["net-create", &network]).ok();
+    let card = "<interface type='network'><mac address='52:54:00:00:00:21'/><source network='lab'/>\
+                <model type='virtio'/></interface>";
+    rig.define(&tiny_guest(&rig, "one", "qemu").replace("<devices>", &format!("<devices>{card}")));
+    rig.vireo(&["start", "one"]).ok();
+    rig.vireo(&[
+        "attach-interface",
+        "one",
+        "network",
+        "lab",
+        "--model",
+        "virtio",
+        "--mac",
+        "52:54:00:00:00:22",
+    ])
+    .ok();
+    let ports = || {
+        let said = rig.vireo(&["net-port-list", "lab"]).ok();
+        said.lines().filter(|line| line.contains('-')).count() - 1
+    };
+    let taps = || namespace::ip("-o link show master vrplug").lines().count();
+    assert_eq!((ports(), taps()), (2, 2));
+    // The next daemon knows as well what belongs to which card.
+    for pid in rig.processes("vireod") {
+        // SAFETY: kill(2) of a process of this test's own.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+    for (at, mac) in ["52:54:00:00:00:21", "52:54:00:00:00:22"]
+        .iter()
+        .enumerate()
+    {
+        rig.vireo(&["detach-interface", "one", "network", "--mac", mac, "--live"])
+            .ok();
+        // This guest lets go only when it is reset.
+        rig.vireo(&["reset", "one"]).ok();
+        let deadline = Instant::now() + SOON;
+        while (ports(), taps()) != (1 - at, 1 - at) {
+            assert!(
+                Instant::now() < deadline,
+                "{mac}: {} ports, {} taps",
+                ports(),
+                taps()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    assert_eq!(rig.state("one"), "running (booted)");
+    rig.vireo(&["destroy", "one"]).ok();
 }
 
 /// One line of a guest's shell, up to the mark that follows it.

@@ -20,7 +20,17 @@ use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;
 use crate::xpath;
 
-const FILE: Opt = data("file", "file with the definition in XML").values(Values::Files);
+/// A file with a definition.
+pub(super) const FILE: Opt = data("file", "file with the definition in XML").values(Values::Files);
+/// Strictness.
+pub(super) const VALIDATE: Opt = flag("validate", "refuse what libvirt's schema doesn't allow");
+/// Only looking at what would be defined.
+pub(super) const PRINT: Opt = flag("print-xml", "print the definition, and do nothing else");
+/// A part of a document.
+pub(super) const XPATH: Opt =
+    text("xpath", "print only what this XPath expression selects").named_only();
+/// Several parts.
+pub(super) const WRAP: Opt = flag("wrap", "put what was selected into one root element");
 
 /// `create`
 pub const CREATE: Command = Command {
@@ -36,7 +46,7 @@ pub const CREATE: Command = Command {
             "destroy the guest when this program's connection ends",
         ),
         text("pass-fds", "descriptors N,M,... to hand to the guest"),
-        flag("validate", "refuse what libvirt's schema doesn't allow"),
+        VALIDATE,
         flag("reset-nvram", "make the NVRAM anew from its template"),
     ],
     handler: create,
@@ -48,10 +58,7 @@ pub const DEFINE: Command = Command {
     name: "define",
     summary: "define (but don't start) a domain from an XML file",
     description: "Keeps a definition, or changes it.",
-    options: &[
-        FILE,
-        flag("validate", "refuse what libvirt's schema doesn't allow"),
-    ],
+    options: &[FILE, VALIDATE],
     handler: define,
     connects: true,
 };
@@ -105,8 +112,8 @@ pub const DUMPXML: Command = Command {
         flag("security-info", "with what is secret"),
         flag("update-cpu", "with the CPU that the host makes of it"),
         flag("migratable", "as another host needs it for a migration"),
-        text("xpath", "print only what this XPath expression selects").named_only(),
-        flag("wrap", "put what was selected into one root element"),
+        XPATH,
+        WRAP,
     ],
     handler: dumpxml,
     connects: true,

@@ -1,10 +1,14 @@
 //! `list`.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
-use rpc::args::{DomainGetMetadataArgs, DomainGetStateArgs, DomainHasManagedSaveImageArgs};
+use rpc::args::{
+    ConnectGetAllDomainStatsArgs, DomainGetMetadataArgs, DomainGetStateArgs,
+    DomainHasManagedSaveImageArgs,
+};
 use rpc::procs;
-use rpc::types::Domain;
+use rpc::types::{Domain, TypedValue};
 
 use super::monitor::State;
 use super::{format_uuid, list_domains, metadata};
@@ -140,23 +144,10 @@ fn table(shell: &mut Shell, args: &Args, domains: &[Domain]) -> Result {
         &["Id", "Name", "State"]
     };
     let mut table = Table::new(header);
-    let asked = domains.iter().map(|domain| DomainGetStateArgs {
-        dom: domain.clone(),
-        flags: 0,
-    });
-    let states = shell
-        .connection()?
-        .call_each(procs::DOMAIN_GET_STATE, asked.collect::<Vec<_>>())?;
-    for (domain, state) in domains.iter().zip(states) {
+    for (domain, state) in domains.iter().zip(states(shell, args, domains)?) {
         let id = domain
             .active_id()
             .map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let state = match state {
-            Ok(ret) => State(ret.state),
-            Err(failure) if failure.disconnected => return Err(failure),
-            // A domain that went away since it was listed.
-            Err(_) => State(0),
-        };
         let shown = if args.has("managed-save")
             && state == State::SHUT_OFF
             && has_managed_save(shell, domain)?
@@ -175,6 +166,56 @@ fn table(shell: &mut Shell, args: &Args, domains: &[Domain]) -> Result {
     let text = table.format(!shell.out.quiet);
     shell.out.print(text);
     Ok(())
+}
+
+/// The states of domains: all at once, and one by one where that is not to be had.
+fn states(shell: &mut Shell, args: &Args, domains: &[Domain]) -> Result<Vec<State>> {
+    /// VIR_DOMAIN_STATS_STATE
+    const STATE: u32 = 1;
+    /// The filters that both calls have (VIR_CONNECT_GET_ALL_DOMAINS_STATS_*).
+    const ALIKE: u32 = 0xff;
+    let mut known = HashMap::new();
+    if domains.len() > 1 {
+        let asked = ConnectGetAllDomainStatsArgs {
+            stats: STATE,
+            flags: filters(args) & ALIKE,
+            ..Default::default()
+        };
+        match shell.call(procs::CONNECT_GET_ALL_DOMAIN_STATS, &asked) {
+            Ok(ret) => {
+                for record in ret.ret_stats.0.iter() {
+                    let state = record.params.0.iter().find(|p| p.field == "state.state");
+                    if let Some(TypedValue::Int(state)) = state.map(|param| &param.value) {
+                        known.insert(record.dom.uuid, State(*state));
+                    }
+                }
+            }
+            Err(failure) if failure.disconnected => return Err(failure),
+            Err(_) => {}
+        }
+    }
+    let unknown = domains.iter().filter(|dom| !known.contains_key(&dom.uuid));
+    let asked: Vec<_> = unknown
+        .map(|dom| DomainGetStateArgs {
+            dom: dom.clone(),
+            flags: 0,
+        })
+        .collect();
+    let uuids: Vec<_> = asked.iter().map(|args| args.dom.uuid).collect();
+    let answers = shell
+        .connection()?
+        .call_each(procs::DOMAIN_GET_STATE, asked)?;
+    for (uuid, answer) in uuids.into_iter().zip(answers) {
+        let state = match answer {
+            Ok(ret) => State(ret.state),
+            Err(failure) if failure.disconnected => return Err(failure),
+            // A domain that went away since it was listed.
+            Err(_) => State(0),
+        };
+        known.insert(uuid, state);
+    }
+    let state = |dom: &Domain| known.get(&dom.uuid).copied().unwrap_or(State(0));
+    Ok(domains.iter().map(state).collect())
 }
 
 fn has_managed_save(shell: &mut Shell, domain: &Domain) -> Result<bool> {

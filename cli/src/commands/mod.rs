@@ -9,6 +9,7 @@ pub mod definition;
 pub mod domain;
 pub mod events;
 pub mod host;
+mod host_interface;
 pub mod interface;
 pub mod list;
 pub mod metadata;
@@ -18,6 +19,7 @@ pub mod network;
 pub mod network_parts;
 pub mod node;
 pub mod nodedev;
+mod nwfilter;
 pub mod params;
 pub mod plug;
 pub mod pool;
@@ -111,6 +113,39 @@ pub const GROUPS: &[Group] = &[
             host::SYSINFO,
             host::URI,
             host::VERSION,
+        ],
+    },
+    Group {
+        title: "Interface",
+        keyword: "interface",
+        commands: &[
+            host_interface::IFACE_BEGIN,
+            host_interface::IFACE_COMMIT,
+            host_interface::IFACE_DEFINE,
+            host_interface::IFACE_DESTROY,
+            host_interface::IFACE_DUMPXML,
+            host_interface::IFACE_EDIT,
+            host_interface::IFACE_LIST,
+            host_interface::IFACE_MAC,
+            host_interface::IFACE_NAME,
+            host_interface::IFACE_ROLLBACK,
+            host_interface::IFACE_START,
+            host_interface::IFACE_UNDEFINE,
+        ],
+    },
+    Group {
+        title: "Network Filter",
+        keyword: "filter",
+        commands: &[
+            nwfilter::NWFILTER_DEFINE,
+            nwfilter::NWFILTER_DUMPXML,
+            nwfilter::NWFILTER_EDIT,
+            nwfilter::NWFILTER_LIST,
+            nwfilter::NWFILTER_UNDEFINE,
+            nwfilter::NWFILTER_BINDING_CREATE,
+            nwfilter::NWFILTER_BINDING_DELETE,
+            nwfilter::NWFILTER_BINDING_DUMPXML,
+            nwfilter::NWFILTER_BINDING_LIST,
         ],
     },
     Group {

@@ -4,13 +4,13 @@ use rpc::args::*;
 use rpc::procs;
 use rpc::types::Network;
 
+use super::definition::{WRAP, XPATH, print_selected};
 use super::{format_uuid, parse_uuid, read_definition};
 use crate::command::{Args, Command, Opt, Values, data, flag, text};
-use crate::editor::{self, Draft};
+use crate::editor;
 use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;
 use crate::table::Table;
-use crate::xpath;
 
 /// The network that a command is about.
 pub const NETWORK: Opt = data("network", "network name or uuid").values(Values::Networks);
@@ -82,8 +82,8 @@ command!(
     &[
         NETWORK,
         flag("inactive", "as it will be at the next start"),
-        text("xpath", "print only what this XPath expression selects").named_only(),
-        flag("wrap", "put what was selected into one root element"),
+        XPATH,
+        WRAP,
     ],
     dumpxml
 );
@@ -328,27 +328,6 @@ fn leases(shell: &mut Shell, args: &Args) -> Result {
     Ok(())
 }
 
-/// Prints XML, or what `--xpath` selects of it.
-///
-/// # Errors
-///
-/// The expression is none.
-pub fn print_xml(shell: &mut Shell, args: &Args, xml: String) -> Result {
-    match args.text("xpath")? {
-        None => shell.out.print(xml),
-        Some(expression) => {
-            let selected = xpath::select(&xml, expression).map_err(Failure::new)?;
-            let text = if args.has("wrap") {
-                selected.wrapped()
-            } else {
-                selected.plain()
-            };
-            shell.out.print(text);
-        }
-    }
-    Ok(())
-}
-
 /// `VIR_NETWORK_XML_INACTIVE`
 const INACTIVE: u32 = 1;
 
@@ -364,45 +343,18 @@ fn dumpxml(shell: &mut Shell, args: &Args) -> Result {
     let net = find(shell, args)?;
     let flags = if args.has("inactive") { INACTIVE } else { 0 };
     let xml = xml(shell, &net, flags)?;
-    print_xml(shell, args, xml)
+    print_selected(shell, args, &xml)
 }
 
 fn edit(shell: &mut Shell, args: &Args) -> Result {
     let net = find(shell, args)?;
-    let original = xml(shell, &net, INACTIVE)?;
-    let mut validate = true;
-    let mut draft = Draft::new(&original)?;
-    loop {
-        draft.edit()?;
-        let text = draft.read()?;
-        if text == original {
-            shell.out.print_extra(format!(
-                "Network {} XML configuration not changed.\n",
-                net.name
-            ));
-            return Ok(());
-        }
-        let stored = if xml(shell, &net, INACTIVE)? == original {
-            define_xml(shell, text, validate)
-        } else {
-            Err(Failure::new(
-                "ERROR: the XML configuration was changed by another user",
-            ))
-        };
-        match stored {
-            Ok(net) => {
-                shell
-                    .out
-                    .print_extra(format!("Network {} XML configuration edited.\n", net.name));
-                return Ok(());
-            }
-            Err(failure) => match editor::ask_retry(shell, &failure, validate)? {
-                editor::Answer::Again => {}
-                editor::Answer::WithoutValidation => validate = false,
-                editor::Answer::GiveUp => return Err(Failure::silent()),
-            },
-        }
-    }
+    editor::edit_document(
+        shell,
+        &format!("Network {}", net.name),
+        Some(true),
+        |shell| xml(shell, &net, INACTIVE),
+        |shell, text, validate| define_xml(shell, text, validate).map(drop),
+    )
 }
 
 /// What `net-info` and `net-list` tell.

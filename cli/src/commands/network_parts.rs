@@ -5,7 +5,8 @@ use rpc::error::ErrorCode;
 use rpc::procs;
 use rpc::types::{Network, NetworkPort};
 
-use super::network::{NETWORK, find, print_xml};
+use super::definition::print_selected;
+use super::network::{NETWORK, find};
 use super::{AFFECT_CONFIG, AFFECT_LIVE, affected, format_uuid, parse_uuid, read_definition};
 use crate::command::{Args, Command, Opt, Values, data, flag, number, rest, text};
 use crate::editor::Draft;
@@ -280,7 +281,7 @@ fn port_dumpxml(shell: &mut Shell, args: &Args) -> Result {
     let port = port(shell, args)?;
     let asked = NetworkPortGetXmlDescArgs { port, flags: 0 };
     let xml = shell.call(procs::NETWORK_PORT_GET_XML_DESC, &asked)?.xml;
-    print_xml(shell, args, xml)
+    print_selected(shell, args, &xml)
 }
 
 fn port_delete(shell: &mut Shell, args: &Args) -> Result {

@@ -4,13 +4,13 @@ use rpc::args::*;
 use rpc::procs;
 use rpc::types::StoragePool;
 
+use super::definition::{FILE, print_selected};
 use super::domain::flags;
 use super::{format_uuid, parse_uuid, read_definition};
 use crate::command::{Args, Command, Opt, Values, data, flag, text};
-use crate::editor::{self, Draft};
+use crate::editor;
 use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;
-use crate::xpath;
 
 pub(super) const POOL: Opt = data("pool", "pool name or uuid").values(Values::Pools);
 pub(super) const BUILD: Opt = flag("build", "build the pool before it is started");
@@ -186,8 +186,6 @@ pub const FIND_SOURCES_AS: Command = command(
     ],
     find_sources_as,
 );
-
-const FILE: Opt = data("file", "file with the definition in XML").values(Values::Files);
 
 /// Finds the pool that the option `pool` names, by UUID or name.
 ///
@@ -381,23 +379,6 @@ fn xml(shell: &mut Shell, pool: &StoragePool, flags: u32) -> Result<String> {
 /// `VIR_STORAGE_XML_INACTIVE`
 const XML_INACTIVE: u32 = 1;
 
-/// Prints a document, or what is selected of it.
-pub(super) fn print_selected(shell: &mut Shell, args: &Args, xml: &str) -> Result {
-    match args.text("xpath")? {
-        None => shell.out.print(xml),
-        Some(expression) => {
-            let selected = xpath::select(xml, expression).map_err(Failure::new)?;
-            let text = if args.has("wrap") {
-                selected.wrapped()
-            } else {
-                selected.plain()
-            };
-            shell.out.print(text);
-        }
-    }
-    Ok(())
-}
-
 fn dumpxml(shell: &mut Shell, args: &Args) -> Result {
     let flags = flags(args, &[("inactive", XML_INACTIVE)]);
     let pool = find(shell, args)?;
@@ -412,38 +393,13 @@ fn define_xml(shell: &mut Shell, xml: String, flags: u32) -> Result<StoragePool>
 
 fn edit(shell: &mut Shell, args: &Args) -> Result {
     let pool = find(shell, args)?;
-    let original = xml(shell, &pool, XML_INACTIVE)?;
-    let mut draft = Draft::new(&original)?;
-    loop {
-        draft.edit()?;
-        let text = draft.read()?;
-        if text == original {
-            shell.out.print_extra(format!(
-                "Pool {} XML configuration not changed.\n",
-                pool.name
-            ));
-            return Ok(());
-        }
-        let stored = if xml(shell, &pool, XML_INACTIVE)? == original {
-            define_xml(shell, text, 0)
-        } else {
-            Err(Failure::new(
-                "ERROR: the XML configuration was changed by another user",
-            ))
-        };
-        match stored {
-            Ok(pool) => {
-                shell
-                    .out
-                    .print_extra(format!("Pool {} XML configuration edited.\n", pool.name));
-                return Ok(());
-            }
-            Err(failure) => match editor::ask_retry(shell, &failure, false)? {
-                editor::Answer::Again | editor::Answer::WithoutValidation => {}
-                editor::Answer::GiveUp => return Err(Failure::silent()),
-            },
-        }
-    }
+    editor::edit_document(
+        shell,
+        &format!("Pool {}", pool.name),
+        None,
+        |shell| xml(shell, &pool, XML_INACTIVE),
+        |shell, text, _| define_xml(shell, text, 0).map(drop),
+    )
 }
 
 fn define(shell: &mut Shell, args: &Args) -> Result {

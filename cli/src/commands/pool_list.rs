@@ -5,6 +5,7 @@ use rpc::procs;
 use rpc::types::StoragePool;
 use xml_schemas::dom::{Element, format_element};
 
+use super::definition::PRINT;
 use super::format_uuid;
 use super::pool::{BUILD, NO_OVERWRITE, OVERWRITE, pretty, start_flags, state};
 use crate::command::{Args, Command, Opt, data, flag, text};
@@ -35,7 +36,6 @@ pub const POOL_LIST: Command = Command {
 
 const NAME: Opt = data("name", "name of the pool");
 const TYPE: Opt = data("type", "type of the pool");
-const PRINT: Opt = flag("print-xml", "print the definition, and do nothing else");
 
 macro_rules! source_options {
     ($($more:expr),* $(,)?) => {

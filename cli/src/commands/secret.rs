@@ -9,6 +9,7 @@ use rpc::args::{
 use rpc::procs;
 use rpc::types::Secret;
 
+use super::definition::{WRAP, XPATH, print_selected};
 use super::{format_uuid, os_message, parse_uuid, read_definition};
 use crate::command::{Args, Command, Opt, Values, data, flag, text};
 use crate::failure::{Context, Failure, Result};
@@ -35,7 +36,7 @@ pub const SECRET_DUMPXML: Command = Command {
     name: "secret-dumpxml",
     summary: "secret attributes in XML",
     description: "Shows a secret's definition.",
-    options: &[SECRET],
+    options: &[SECRET, XPATH, WRAP],
     handler: dumpxml,
     connects: true,
 };
@@ -134,11 +135,11 @@ fn define(shell: &mut Shell, args: &Args) -> Result {
 }
 
 fn dumpxml(shell: &mut Shell, args: &Args) -> Result {
+    args.requires("wrap", "xpath")?;
     let secret = find(shell, args)?;
     let asked = SecretGetXmlDescArgs { secret, flags: 0 };
     let xml = shell.call(procs::SECRET_GET_XML_DESC, &asked)?.xml;
-    shell.out.print(xml);
-    Ok(())
+    print_selected(shell, args, &xml)
 }
 
 fn get_value(shell: &mut Shell, args: &Args) -> Result {
@@ -167,10 +168,17 @@ fn list(shell: &mut Shell, args: &Args) -> Result {
         need_results: 1,
         flags,
     };
-    let mut secrets = shell
-        .call(procs::CONNECT_LIST_ALL_SECRETS, &asked)?
-        .secrets
-        .0;
+    let mut secrets = match shell.call(procs::CONNECT_LIST_ALL_SECRETS, &asked) {
+        Ok(found) => found.secrets.0,
+        // As for a daemon that only lacks this way of asking: what the older one says is told.
+        Err(failure) if failure.is_unsupported() => {
+            shell
+                .call(procs::CONNECT_NUM_OF_SECRETS, &())
+                .context("Failed to count secrets")?;
+            return Err(failure);
+        }
+        Err(failure) => return Err(failure.context("Failed to list node secrets")),
+    };
     secrets.sort_by_key(|secret| secret.uuid);
     let mut table = Table::new(&["UUID", "Usage"]);
     for secret in secrets {

@@ -4,9 +4,10 @@ use rpc::args::*;
 use rpc::procs;
 use rpc::types::{StoragePool, StorageVol};
 
+use super::definition::print_selected;
 use super::domain::flags;
 use super::format_uuid;
-use super::pool::{self, POOL, pretty, print_selected};
+use super::pool::{self, POOL, pretty};
 use crate::command::{Args, Command, Handler, Opt, Values, data, flag, text};
 use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;

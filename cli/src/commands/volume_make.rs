@@ -4,22 +4,20 @@ use rpc::args::*;
 use rpc::procs;
 use xml_schemas::dom::{self, Element, format_element};
 
+use super::definition::{FILE, PRINT, VALIDATE};
 use super::domain::flags;
 use super::pool::{self, POOL};
 use super::read_definition;
 use super::volume::{self, By, IN_POOL, VOL, bytes, find, lookup, path_of};
-use crate::command::{Args, Command, Opt, Values, data, flag, text};
+use crate::command::{Args, Command, Opt, data, flag, text};
 use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;
 
-const FILE: Opt = data("file", "file with the definition in XML").values(Values::Files);
 const PREALLOC: Opt = flag(
     "prealloc-metadata",
     "make the tables of a qcow2 image at once",
 );
 const REFLINK: Opt = flag("reflink", "share the blocks, where the file system can");
-const VALIDATE: Opt = flag("validate", "refuse what libvirt's schema doesn't allow");
-const PRINT: Opt = flag("print-xml", "print the definition, and do nothing else");
 
 /// `vol-create`
 pub const VOL_CREATE: Command = Command {

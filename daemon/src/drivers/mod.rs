@@ -3,5 +3,6 @@
 pub mod domain;
 pub mod network;
 pub mod nodedev;
+pub mod nodedev_watch;
 pub mod secret;
 pub mod storage;

@@ -1,5 +1,7 @@
 //! What the guest's agent is asked for. Everything it says is the guest's word, and bounded.
 
+use std::sync::Arc;
+
 use rpc::args::*;
 use rpc::error::{ErrorCode, RemoteError};
 use rpc::procs;
@@ -10,8 +12,8 @@ use xml_schemas::cpuset;
 use xml_schemas::domain::device::{Disk, PciAddress};
 
 use super::{Answer, Call, Daemon};
-use crate::drivers::domain::agent;
 use crate::drivers::domain::guest_info::{self, Filesystem};
+use crate::drivers::domain::{agent, blocking};
 use crate::error::{Error, check_flags};
 
 /// The functions that need an agent.
@@ -67,7 +69,9 @@ async fn set_response_timeout(
     check_flags(args.flags, 0, "qemuDomainAgentSetResponseTimeout")?;
     agent::limit(args.timeout)?;
     let domain = call.state().find(&args.dom)?;
-    domain.lock().agent_timeout = args.timeout;
+    call.state()
+        .domains
+        .set_agent_timeout(&domain, args.timeout);
     Ok(DomainAgentSetResponseTimeoutRet { result: 0 })
 }
 
@@ -116,10 +120,14 @@ async fn get_hostname(call: Call, args: DomainGetHostnameArgs) -> Answer<DomainG
         return Err(Error::new(ErrorCode::INVALID_ARG, text).into());
     }
     if args.flags == LEASE {
-        domain.lock().live()?;
-        // Leases of networks name their clients; an interface here has none yet.
-        let text = format!("no hostname found for domain {}", domain.name().name);
-        return Err(Error::new(ErrorCode::NO_HOSTNAME, text).into());
+        let definition = Arc::clone(&domain.lock().live()?.definition);
+        let domains = Arc::clone(&call.state().domains);
+        let found = blocking(move || domains.leased_name(&definition)).await??;
+        let hostname = found.ok_or_else(|| {
+            let text = format!("no hostname found for domain {}", domain.name().name);
+            Error::new(ErrorCode::NO_HOSTNAME, text)
+        })?;
+        return Ok(DomainGetHostnameRet { hostname });
     }
     let answer = domain.agent_command("guest-get-host-name", None).await?;
     let name = answer.get("host-name").and_then(Value::as_str);

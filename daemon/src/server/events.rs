@@ -10,6 +10,7 @@ use rpc::types;
 use uuid::Uuid;
 
 use super::{Answer, Call, Daemon, reference};
+use crate::drivers::domain::blocking;
 use crate::error::Error;
 use crate::events::{
     DomainEvent, DomainName, Event, NetworkEvent, NodeDeviceEvent, Object, PoolEvent, SecretEvent,
@@ -176,6 +177,11 @@ async fn node_device(
         legacy: false,
     };
     let callback_id = register(&call, wanted)?;
+    let watch = Arc::clone(&call.state().node_devices);
+    if let Err(error) = blocking(move || watch.ensure()).await? {
+        deregister(&call, Sort::NodeDevice, callback_id)?;
+        return Err(error.into());
+    }
     Ok(ConnectNodeDeviceEventRegisterAnyRet { callback_id })
 }
 
@@ -326,8 +332,6 @@ fn send(
             let event = match event {
                 NodeDeviceEvent::Created => 0,
                 NodeDeviceEvent::Deleted => 1,
-                NodeDeviceEvent::Defined => 2,
-                NodeDeviceEvent::Undefined => 3,
                 NodeDeviceEvent::Updated => {
                     let msg = NodeDeviceEventUpdateMsg { callback_id, dev };
                     return connection.send_event(procs::NODE_DEVICE_EVENT_UPDATE, &msg);
@@ -371,14 +375,13 @@ fn send(
 
 /// An event that has two forms: with the callback's id around it, and alone.
 macro_rules! send_either {
-    ($connection:expr, $callback:expr, $old:ident, $new:ident, $wrapper:ident, $msg:expr $(, $more:ident: $value:expr)?) => {
+    ($connection:expr, $callback:expr, $old:ident, $new:ident, $wrapper:ident, $msg:expr) => {
         match $callback {
             None => $connection.send_event(procs::$old, &$msg),
             Some(callback_id) => $connection.send_event(
                 procs::$new,
                 &$wrapper {
                     callback_id,
-                    $($more: $value,)?
                     msg: $msg,
                 },
             ),
@@ -414,17 +417,6 @@ fn send_domain(
             DOMAIN_EVENT_CALLBACK_REBOOT,
             DomainEventCallbackRebootMsg,
             DomainEventRebootMsg { dom }
-        ),
-        DomainEvent::RtcChange(offset) => send_either!(
-            connection,
-            callback,
-            DOMAIN_EVENT_RTC_CHANGE,
-            DOMAIN_EVENT_CALLBACK_RTC_CHANGE,
-            DomainEventCallbackRtcChangeMsg,
-            DomainEventRtcChangeMsg {
-                dom,
-                offset: *offset,
-            }
         ),
         DomainEvent::Watchdog(action) => send_either!(
             connection,
@@ -514,55 +506,6 @@ fn send_domain(
                 status: *status,
             },
         ),
-        DomainEvent::DiskChange {
-            old,
-            new,
-            alias,
-            reason,
-        } => send_either!(
-            connection,
-            callback,
-            DOMAIN_EVENT_DISK_CHANGE,
-            DOMAIN_EVENT_CALLBACK_DISK_CHANGE,
-            DomainEventCallbackDiskChangeMsg,
-            DomainEventDiskChangeMsg {
-                dom,
-                old_src_path: old.clone(),
-                new_src_path: new.clone(),
-                dev_alias: alias.clone(),
-                reason: *reason,
-            }
-        ),
-        DomainEvent::TrayChange(alias, reason) => send_either!(
-            connection,
-            callback,
-            DOMAIN_EVENT_TRAY_CHANGE,
-            DOMAIN_EVENT_CALLBACK_TRAY_CHANGE,
-            DomainEventCallbackTrayChangeMsg,
-            DomainEventTrayChangeMsg {
-                dom,
-                dev_alias: alias.clone(),
-                reason: *reason,
-            }
-        ),
-        DomainEvent::PmWakeup => send_either!(
-            connection,
-            callback,
-            DOMAIN_EVENT_PMWAKEUP,
-            DOMAIN_EVENT_CALLBACK_PMWAKEUP,
-            DomainEventCallbackPmwakeupMsg,
-            DomainEventPmwakeupMsg { dom },
-            reason: 0
-        ),
-        DomainEvent::PmSuspend => send_either!(
-            connection,
-            callback,
-            DOMAIN_EVENT_PMSUSPEND,
-            DOMAIN_EVENT_CALLBACK_PMSUSPEND,
-            DomainEventCallbackPmsuspendMsg,
-            DomainEventPmsuspendMsg { dom },
-            reason: 0
-        ),
         DomainEvent::BalloonChange(kib) => send_either!(
             connection,
             callback,
@@ -570,15 +513,6 @@ fn send_domain(
             DOMAIN_EVENT_CALLBACK_BALLOON_CHANGE,
             DomainEventCallbackBalloonChangeMsg,
             DomainEventBalloonChangeMsg { dom, actual: *kib }
-        ),
-        DomainEvent::PmSuspendDisk => send_either!(
-            connection,
-            callback,
-            DOMAIN_EVENT_PMSUSPEND_DISK,
-            DOMAIN_EVENT_CALLBACK_PMSUSPEND_DISK,
-            DomainEventCallbackPmsuspendDiskMsg,
-            DomainEventPmsuspendDiskMsg { dom },
-            reason: 0
         ),
         DomainEvent::DeviceRemoved(alias) => send_either!(
             connection,
@@ -632,14 +566,6 @@ fn send_domain(
                 params: params.clone().into(),
             },
         ),
-        DomainEvent::DeviceRemovalFailed(alias) => connection.send_event(
-            procs::DOMAIN_EVENT_CALLBACK_DEVICE_REMOVAL_FAILED,
-            &DomainEventCallbackDeviceRemovalFailedMsg {
-                callback_id,
-                dom,
-                dev_alias: alias.clone(),
-            },
-        ),
         DomainEvent::MetadataChange { kind, uri } => connection.send_event(
             procs::DOMAIN_EVENT_CALLBACK_METADATA_CHANGE,
             &DomainEventCallbackMetadataChangeMsg {
@@ -647,41 +573,6 @@ fn send_domain(
                 dom,
                 kind: *kind,
                 nsuri: uri.clone(),
-            },
-        ),
-        DomainEvent::BlockThreshold {
-            device,
-            path,
-            threshold,
-            excess,
-        } => connection.send_event(
-            procs::DOMAIN_EVENT_BLOCK_THRESHOLD,
-            &DomainEventBlockThresholdMsg {
-                callback_id,
-                dom,
-                dev: device.clone(),
-                path: path.clone(),
-                threshold: *threshold,
-                excess: *excess,
-            },
-        ),
-        DomainEvent::MemoryFailure(recipient, action, flags) => connection.send_event(
-            procs::DOMAIN_EVENT_MEMORY_FAILURE,
-            &DomainEventMemoryFailureMsg {
-                callback_id,
-                dom,
-                recipient: *recipient,
-                action: *action,
-                flags: *flags,
-            },
-        ),
-        DomainEvent::MemoryDeviceSizeChange(alias, size) => connection.send_event(
-            procs::DOMAIN_EVENT_MEMORY_DEVICE_SIZE_CHANGE,
-            &DomainEventMemoryDeviceSizeChangeMsg {
-                callback_id,
-                dom,
-                alias: alias.clone(),
-                size: *size,
             },
         ),
     }

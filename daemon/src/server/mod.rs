@@ -32,6 +32,7 @@ use uuid::Uuid;
 
 use crate::drivers::domain::object::{Domain, Pinned};
 use crate::drivers::domain::{Driver, lifecycle};
+use crate::drivers::nodedev_watch::Watch;
 use crate::events::DomainName;
 
 /// What all calls share.
@@ -39,6 +40,8 @@ use crate::events::DomainName;
 pub struct Daemon {
     /// Domains.
     pub domains: Arc<Driver>,
+    /// Who tells of the host's devices.
+    node_devices: Arc<Watch>,
     clients: Mutex<HashMap<u64, Client>>,
 }
 
@@ -60,6 +63,7 @@ impl Daemon {
     /// A daemon with these domains.
     pub fn new(domains: Arc<Driver>) -> Self {
         Self {
+            node_devices: Watch::new(Arc::clone(&domains.hub)),
             domains,
             clients: Mutex::default(),
         }

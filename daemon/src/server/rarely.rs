@@ -36,6 +36,10 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
         .on(procs::DOMAIN_FD_ASSOCIATE, fd_associate)
         .on(procs::DOMAIN_QEMU_MONITOR_COMMAND, monitor_command)
         .on(procs::DOMAIN_QEMU_ATTACH, attach)
+        .on(
+            procs::CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER,
+            monitor_events,
+        )
         .on(procs::CONNECT_DOMAIN_XML_FROM_NATIVE, xml_from_native)
         .on(procs::CONNECT_DOMAIN_XML_TO_NATIVE, xml_to_native)
 }
@@ -172,6 +176,15 @@ async fn monitor_command(
     running(&call, &args.dom)?;
     Err(unsupported(
         "the domain has no QEMU monitor: Vireo's own VMM runs it",
+    ))
+}
+
+async fn monitor_events(
+    _call: Call,
+    _args: QemuConnectDomainMonitorEventRegisterArgs,
+) -> Answer<QemuConnectDomainMonitorEventRegisterRet> {
+    Err(unsupported(
+        "domains have no QEMU monitor, and hence no events of one: Vireo's own VMM runs them",
     ))
 }
 

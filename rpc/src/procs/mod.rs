@@ -277,7 +277,81 @@ pub(crate) mod tests {
         assert_eq!(info(10).unwrap().error_domain(), ErrorDomain::DOMAIN);
     }
 
-    /// Nothing that comes may panic, whatever procedure it claims to be for; and what decodes encodes to the same.
+    /// xorshift64*, from VIREO_SEED or the clock; tells where it begins.
+    struct Random(u64);
+
+    impl Random {
+        fn new() -> Self {
+            let given = std::env::var("VIREO_SEED").ok();
+            let seed = given.and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+                let now = std::time::UNIX_EPOCH.elapsed();
+                now.map_or(1, |now| now.as_nanos() as u64)
+            }) | 1;
+            println!("VIREO_SEED={seed}");
+            Self(seed)
+        }
+
+        fn next(&mut self) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        }
+
+        fn below(&mut self, limit: usize) -> usize {
+            (self.next() % limit.max(1) as u64) as usize
+        }
+
+        /// Mostly words that mean something: small counts and marks, lengths beyond all limits, anything.
+        fn word(&mut self) -> [u8; 4] {
+            const ODD: [u32; 6] = [
+                u32::MAX,
+                i32::MAX as u32,
+                16_385,
+                4_194_305,
+                0x6162_6300,
+                0xff00_0000,
+            ];
+            let word = match self.below(4) {
+                0 | 1 => self.below(5) as u32,
+                2 => ODD[self.below(ODD.len())],
+                _ => self.next() as u32,
+            };
+            word.to_be_bytes()
+        }
+
+        /// Changes, adds, doubles or takes away some words.
+        fn mutate(&mut self, bytes: &mut Vec<u8>) {
+            for _ in 0..=self.below(3) {
+                let at = self.below(bytes.len() / 4 + 1) * 4;
+                match self.below(5) {
+                    0 if at + 4 <= bytes.len() => bytes[at..at + 4].copy_from_slice(&self.word()),
+                    1 if at + 4 <= bytes.len() => drop(bytes.drain(at..at + 4)),
+                    2 if at < bytes.len() => {
+                        let end = (at + 4 * (1 + self.below(6))).min(bytes.len());
+                        let part = bytes[at..end].to_vec();
+                        bytes.splice(at..at, part);
+                    }
+                    3 if at + 4 <= bytes.len() => bytes[at + self.below(4)] = self.next() as u8,
+                    _ => drop(bytes.splice(at..at, self.word())),
+                }
+            }
+        }
+    }
+
+    /// What decodes encodes to something that decodes to the same. Whether it decoded.
+    fn survives<T: Encode + Decode + fmt::Debug>(bytes: &[u8], name: &str) -> bool {
+        let Ok(value) = from_bytes::<T>(bytes) else {
+            return false;
+        };
+        let again = to_bytes(&value).unwrap_or_else(|e| panic!("{name}: {value:?}: {e}"));
+        let twice = from_bytes::<T>(&again).unwrap_or_else(|e| panic!("{name}: {value:?}: {e}"));
+        // Not the values: a number that is none is not even itself.
+        assert_eq!(to_bytes(&twice).as_ref(), Ok(&again), "{name}: {value:?}");
+        true
+    }
+
+    /// Nothing that comes may panic, whatever procedure it claims to be for.
     struct Garbage<'a>(&'a [u8]);
 
     impl Visitor for Garbage<'_> {
@@ -286,45 +360,125 @@ pub(crate) mod tests {
             A: Encode + Decode + Default + PartialEq + fmt::Debug,
             R: Encode + Decode + Default + PartialEq + fmt::Debug,
         {
-            if let Ok(args) = from_bytes::<A>(self.0) {
-                assert!(to_bytes(&args).is_ok(), "{}: {args:?}", info.name);
+            survives::<A>(self.0, info.name);
+            survives::<R>(self.0, info.name);
+        }
+    }
+
+    /// The same for what was right once and is changed a little, again and again.
+    struct Mutated<'a> {
+        random: &'a mut Random,
+        taken: usize,
+    }
+
+    impl Mutated<'_> {
+        fn work<T: Encode + Decode + Default + fmt::Debug>(&mut self, name: &str) {
+            let mut good = to_bytes(&T::default()).unwrap();
+            for _ in 0..12 {
+                let mut bytes = good.clone();
+                self.random.mutate(&mut bytes);
+                if survives::<T>(&bytes, name) {
+                    self.taken += 1;
+                    good = bytes;
+                }
             }
-            if let Ok(ret) = from_bytes::<R>(self.0) {
-                assert!(to_bytes(&ret).is_ok(), "{}: {ret:?}", info.name);
-            }
+        }
+    }
+
+    impl Visitor for Mutated<'_> {
+        fn visit<A, R>(&mut self, info: &'static ProcedureInfo)
+        where
+            A: Encode + Decode + Default + PartialEq + fmt::Debug,
+            R: Encode + Decode + Default + PartialEq + fmt::Debug,
+        {
+            self.work::<A>(info.name);
+            self.work::<R>(info.name);
         }
     }
 
     #[test]
     fn no_bytes_make_decoding_panic() {
-        let seed = std::time::UNIX_EPOCH
-            .elapsed()
-            .map_or(1, |now| now.as_nanos() as u64)
-            | 1;
-        println!("seed {seed}");
-        let mut state = seed;
-        let mut next = move || {
-            // xorshift64*
-            state ^= state >> 12;
-            state ^= state << 25;
-            state ^= state >> 27;
-            state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-        };
-        for _ in 0..300 {
-            let words = next() % 24;
+        let mut random = Random::new();
+        let mut taken = 0;
+        for _ in 0..rounds(100) {
             let mut bytes = Vec::new();
-            for _ in 0..words {
-                // Mostly words that mean something: small counts and marks, lengths beyond all limits, anything.
-                let word = match next() % 4 {
-                    0 | 1 => (next() % 5) as u32,
-                    2 => [u32::MAX, i32::MAX as u32, 16_385, 4_194_305, 0x6162_6300]
-                        [(next() % 5) as usize],
-                    _ => next() as u32,
-                };
-                bytes.extend_from_slice(&word.to_be_bytes());
+            for _ in 0..random.below(24) {
+                bytes.extend(random.word());
             }
-            bytes.truncate(bytes.len() - (next() % 4) as usize * usize::from(!bytes.is_empty()));
+            bytes.truncate(bytes.len().saturating_sub(random.below(4)));
             for_each_procedure(&mut Garbage(&bytes));
+            let mut mutated = Mutated {
+                random: &mut random,
+                taken: 0,
+            };
+            for_each_procedure(&mut mutated);
+            taken += mutated.taken;
+        }
+        assert!(taken > 1_000, "hardly anything decoded: {taken}");
+    }
+
+    /// Frames come together whatever their portions, and what is none ends the connection without more ado.
+    #[test]
+    fn no_bytes_make_taking_frames_apart_panic() {
+        use crate::frame::{Frame, FrameDecoder, Header};
+        let mut random = Random::new();
+        let mut frames = 0;
+        for _ in 0..rounds(3_000) {
+            let mut bytes = Vec::new();
+            for _ in 0..random.below(4) {
+                let header = Header {
+                    program: if random.below(4) == 0 {
+                        random.next() as u32
+                    } else {
+                        REMOTE_PROGRAM
+                    },
+                    version: random.below(3) as u32,
+                    procedure: random.below(500) as i32,
+                    kind: (random.below(8) as i32).into(),
+                    serial: random.next() as u32,
+                    status: (random.below(5) as i32).into(),
+                };
+                let payload = (0..random.below(40)).map(|_| random.next() as u8);
+                let frame = Frame::raw(header, payload.collect());
+                bytes.extend(frame.to_wire().unwrap());
+            }
+            if random.below(2) == 0 {
+                random.mutate(&mut bytes);
+            }
+            let mut taken = [Vec::new(), Vec::new()];
+            for (way, out) in taken.iter_mut().enumerate() {
+                let mut decoder = FrameDecoder::new();
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let wanted = decoder.wanted().min(rest.len());
+                    let portion = if way == 0 {
+                        wanted
+                    } else {
+                        1 + random.below(wanted)
+                    };
+                    let (now, later) = rest.split_at(portion.min(wanted));
+                    rest = later;
+                    match decoder.feed(now) {
+                        Ok(Some(frame)) => out.push(format!("{frame:?}")),
+                        Ok(None) => {}
+                        Err(error) => {
+                            out.push(error.to_string());
+                            break;
+                        }
+                    }
+                }
+            }
+            assert_eq!(taken[0], taken[1], "{bytes:?}");
+            frames += taken[0].len();
+        }
+        assert!(frames > 1_000, "hardly any frame: {frames}");
+    }
+
+    /// Many more with `make soak`.
+    fn rounds(usual: u32) -> u32 {
+        match std::env::var_os("VIREO_SOAK") {
+            Some(_) => usual * 200,
+            None => usual,
         }
     }
 }

@@ -167,6 +167,11 @@ pub fn command(definition: &Definition, name: &str) -> Result<Value> {
     answer(&exchange(socket(definition)?, &command, LIMIT)?)
 }
 
+/// How long an agent may take where nobody has said (VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK).
+pub fn usual_limit() -> i32 {
+    -2
+}
+
 /// How long a command may take (virDomainAgentResponseTimeoutValues, or seconds).
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! From a definition to a machine: the VMM's configuration, and every descriptor it needs.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -77,6 +78,9 @@ pub struct Made {
     pub links: Vec<String>,
     /// Helpers to end with the domain.
     pub processes: Vec<Identity>,
+    /// What was made for one device only, by its alias: goes with it if it is taken out before.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, Made>,
     /// Output files that were not there before: to remove if the start fails.
     #[serde(skip)]
     pub outputs: Vec<PathBuf>,
@@ -85,16 +89,40 @@ pub struct Made {
 impl Made {
     /// A failed start leaves nothing behind.
     pub fn undo(&self) {
-        for path in &self.outputs {
+        for path in self.all().flat_map(|made| &made.outputs) {
             remove_file(path);
         }
         self.clear_away();
     }
 
-    /// At the domain's end.
+    /// With what was made for single devices.
+    fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.devices.values())
+    }
+
+    /// Adds what was made for the device with that alias.
+    pub fn add_device(&mut self, alias: &str, made: Self) {
+        if made == Self::default() {
+            return;
+        }
+        let own = self.devices.entry(alias.to_owned()).or_default();
+        for path in made.sockets {
+            // A card that is connected again has its port's file already.
+            if !own.sockets.contains(&path) {
+                own.sockets.push(path);
+            }
+        }
+        own.folders.extend(made.folders);
+        own.links.extend(made.links);
+        own.processes.extend(made.processes);
+        own.outputs.extend(made.outputs);
+    }
+
+    /// At the domain's end, or the device's.
     pub fn clear_away(&self) {
-        self.sockets.iter().for_each(|path| remove_file(path));
-        for folder in &self.folders {
+        let sockets = self.all().flat_map(|made| &made.sockets);
+        sockets.for_each(|path| remove_file(path));
+        for folder in self.all().flat_map(|made| &made.folders) {
             match fs::remove_dir(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     log::warn!("cannot remove {}: {error}", folder.display());
@@ -102,12 +130,12 @@ impl Made {
                 _ => {}
             }
         }
-        for name in &self.links {
+        for name in self.all().flat_map(|made| &made.links) {
             if let Err(error) = crate::link::remove(name) {
                 log::warn!("cannot remove network device {name}: {error}");
             }
         }
-        for &identity in &self.processes {
+        for &identity in self.all().flat_map(|made| &made.processes) {
             let killed = vmm_process::find(identity)
                 .and_then(|found| found.map_or(Ok(()), |process| process.kill()));
             if let Err(error) = killed {

@@ -80,11 +80,11 @@ impl Driver {
     /// # Errors
     /// The store cannot be opened.
     pub fn new(roots: Roots, vmm: PathBuf) -> io::Result<Self> {
-        let store = Store::open(roots.domains())?;
+        let boot_id = record::boot_id();
+        let store = Store::open(roots.domains(), &boot_id)?;
         let hub = Arc::new(Hub::default());
         let secrets = Arc::new(secret::Driver::open(roots.secrets(), Arc::clone(&hub))?);
         let networks = Arc::new(network::Driver::new(roots.clone(), Arc::clone(&hub))?);
-        let boot_id = record::boot_id();
         let storage = storage::Driver::new(
             &roots,
             boot_id.clone(),
@@ -148,10 +148,18 @@ impl Driver {
         );
         record.process = Some(live.process.identity());
         record.saving.clone_from(&live.work.saving);
+        record.agent_timeout = inner.agent_timeout;
         if let Err(error) = record.write(&Folder(live.folder.clone())) {
             // The domain runs on; only the next daemon would show an older state of it.
             log::error!("domain '{}': cannot write its state: {error}", inner.name);
         }
+    }
+
+    /// How long the guest's agent may take from now on.
+    pub fn set_agent_timeout(&self, domain: &Domain, timeout: i32) {
+        let mut inner = domain.lock();
+        inner.agent_timeout = timeout;
+        self.write_record(&inner);
     }
 
     /// The domain with that name.

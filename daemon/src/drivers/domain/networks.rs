@@ -5,10 +5,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 use xml_schemas::Domain as Definition;
 use xml_schemas::dom::Element;
-use xml_schemas::domain::device::Interface;
+use xml_schemas::domain::device::{self, Interface};
 use xml_schemas::network::port::Plug;
 
 use super::leases::Card;
+use super::machine::Made;
 use super::object::Domain;
 use super::record::Folder;
 use super::{Driver, blocking};
@@ -109,7 +110,10 @@ impl Driver {
         let mut fault = None;
         for element in cards.filter(|e| e.name == "interface" && network_of(e) == Some(network)) {
             match self.plug_card(element, network, &owner) {
-                Ok(plugged) => files.extend(plugged.map(|plugged| plugged.file)),
+                Ok(plugged) => {
+                    let alias = device::alias(element).unwrap_or_default().to_owned();
+                    files.extend(plugged.map(|plugged| (alias, plugged.file)));
+                }
                 Err(error) => fault = Some(error),
             }
         }
@@ -119,10 +123,12 @@ impl Driver {
         let mut inner = domain.lock();
         if let Some(live) = inner.live.as_mut() {
             live.definition = Arc::new(definition);
-            for file in files {
-                if !live.made.sockets.contains(&file) {
-                    live.made.sockets.push(file);
-                }
+            for (alias, file) in files {
+                let made = Made {
+                    sockets: vec![file],
+                    ..Made::default()
+                };
+                live.made.add_device(&alias, made);
             }
         }
         self.write_record(&inner);
@@ -156,6 +162,36 @@ impl Driver {
         }
         note_plug(element, network, &plugged);
         Ok(Some(plugged))
+    }
+
+    /// The name that a guest has told a network of its.
+    ///
+    /// # Errors
+    /// A file of leases cannot be read.
+    pub fn leased_name(&self, definition: &Definition) -> Result<Option<String>> {
+        for element in &definition.devices.rest {
+            let Some(name) = network_of(element).filter(|_| element.name == "interface") else {
+                continue;
+            };
+            let (Ok(card), Ok(network)) = (
+                Interface::read(element),
+                self.networks.registry.by_name(name),
+            ) else {
+                continue;
+            };
+            let mac = card.mac_text();
+            let leases = self.networks.leases(&network)?.into_iter();
+            let mut names = leases
+                .filter(|lease| {
+                    let own = lease.mac.as_deref();
+                    own.is_some_and(|own| own.eq_ignore_ascii_case(&mac))
+                })
+                .filter_map(|lease| lease.hostname);
+            if let Some(name) = names.next() {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
     }
 
     /// The addresses that networks have leased to a guest's cards.

@@ -1,6 +1,6 @@
 //! One domain in memory, and the list of all.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -146,8 +146,8 @@ impl Domain {
                 autostart: false,
                 state: State::Shutoff(ShutoffReason::Unknown),
                 live: None,
-                last_job: None,
-                agent_timeout: -2,
+last_job: None,
+                agent_timeout: super::agent::usual_limit(),
                 pins: 0,
                 gone: false,
             }),
@@ -184,7 +184,8 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Maps {
     by_uuid: HashMap<Uuid, Arc<Domain>>,
-    by_name: HashMap<String, Uuid>,
+    /// In the order in which they are listed. A domain that is being renamed has two names.
+    by_name: BTreeMap<String, Arc<Domain>>,
 }
 
 /// A domain that stays in the list for as long as this lives.
@@ -250,8 +251,9 @@ impl Registry {
 
     /// The domain with that name, as far as clients see it.
     pub fn by_name(&self, name: &str) -> Option<Arc<Domain>> {
-        let uuid = *self.lock().by_name.get(name)?;
-        self.by_uuid(uuid)
+        let domain = self.lock().by_name.get(name).cloned()?;
+        domain.lock().visible().then_some(())?;
+        Some(domain)
     }
 
     /// The running domain with that id.
@@ -263,16 +265,12 @@ impl Registry {
 
     /// All that clients see, by name.
     pub fn all(&self) -> Vec<Arc<Domain>> {
-        let mut all: Vec<(String, Arc<Domain>)> = {
-            let maps = self.lock();
-            let visible = maps.by_uuid.values().filter_map(|d| {
-                let inner = d.lock();
-                inner.visible().then(|| (inner.name.clone(), Arc::clone(d)))
-            });
-            visible.collect()
-        };
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        all.into_iter().map(|(_, domain)| domain).collect()
+        let maps = self.lock();
+        let visible = maps.by_name.iter().filter(|(name, domain)| {
+            let inner = domain.lock();
+            inner.visible() && inner.name == **name
+        });
+        visible.map(|(_, domain)| Arc::clone(domain)).collect()
     }
 
     /// Keeps a domain in the list; `None` if it has left it.
@@ -314,12 +312,13 @@ impl Registry {
                 Arc::clone(domain)
             }
             (None, Some(other)) => {
+                let other = other.uuid;
                 return conflict(format!("domain '{name}' already exists with uuid {other}"));
             }
             (None, None) => {
                 let domain = Arc::new(Domain::new(uuid, name.to_owned()));
                 maps.by_uuid.insert(uuid, Arc::clone(&domain));
-                maps.by_name.insert(name.to_owned(), uuid);
+                maps.by_name.insert(name.to_owned(), Arc::clone(&domain));
                 domain
             }
         };
@@ -335,7 +334,7 @@ impl Registry {
     ///
     /// # Errors
     /// VIR_ERR_OPERATION_FAILED: the name is another domain's.
-    pub fn claim_name(&self, domain: &Domain, name: &str) -> Result<()> {
+    pub fn claim_name(&self, domain: &Arc<Domain>, name: &str) -> Result<()> {
         let mut maps = self.lock();
         if maps.by_name.contains_key(name) {
             return Err(Error::of(
@@ -344,7 +343,7 @@ impl Registry {
                 format!("domain with name '{name}' already exists"),
             ));
         }
-        maps.by_name.insert(name.to_owned(), domain.uuid);
+        maps.by_name.insert(name.to_owned(), Arc::clone(domain));
         Ok(())
     }
 

@@ -384,10 +384,9 @@ impl Driver {
         now.devices.arrange();
         write(&now, &Folder(live.folder.clone()));
         live.definition = Arc::new(now);
-        live.made.sockets.extend(made.made.sockets);
-        live.made.folders.extend(made.made.folders);
-        live.made.links.extend(made.made.links);
-        live.made.processes.extend(made.made.processes);
+        for (alias, own) in made.made.devices {
+            live.made.add_device(&alias, own);
+        }
         self.write_record(&inner);
         self.emit(&name, &DomainEvent::DeviceAdded(made.config.id));
         Ok(())
@@ -557,6 +556,10 @@ impl Driver {
             .rest
             .retain(|e| device::alias(e) != Some(id));
         write(definition, &Folder(live.folder.clone()));
+        if let Some(made) = live.made.devices.remove(id) {
+            self.write_record(inner);
+            tokio::task::spawn_blocking(move || made.clear_away());
+        }
         self.emit(&name, &DomainEvent::DeviceRemoved(id.to_owned()));
     }
 }

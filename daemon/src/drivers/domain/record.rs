@@ -9,6 +9,7 @@ use vmm_api::control::ExitRecord;
 use xml_schemas::Domain;
 use xml_schemas::domain::View;
 
+use super::agent;
 use super::job::Saving;
 use super::machine::Made;
 use super::state::State;
@@ -34,6 +35,9 @@ pub struct Record {
     /// A save that is being written.
     #[serde(default)]
     pub saving: Option<Saving>,
+    /// How long its guest's agent may take.
+    #[serde(default = "agent::usual_limit")]
+    pub agent_timeout: i32,
     /// To remove at its end.
     #[serde(flatten)]
     pub made: Made,
@@ -50,6 +54,7 @@ impl Record {
             state,
             autodestroy,
             saving: None,
+            agent_timeout: agent::usual_limit(),
             made,
         }
     }

@@ -214,6 +214,7 @@ async fn take_up(
     {
         let mut inner = domain.lock();
         inner.state = record.state;
+        inner.agent_timeout = record.agent_timeout;
         inner.live = Some(Live {
             id: record.id,
             definition: Arc::new(definition),

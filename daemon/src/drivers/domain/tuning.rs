@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rpc::types::{TypedParam, TypedValue};
 use vmm_api::config::LifecycleAction;
 use vmm_api::control::{Answer, Call, Stats};
 use xml_schemas::Domain as Definition;
@@ -16,8 +17,10 @@ use super::devices::{bandwidth, disk_limits};
 use super::lifecycle::{ask, ask_within};
 use super::metadata::{chosen, impact};
 use super::object::{Domain, Pinned};
+use super::query;
 use super::record::Folder;
 use crate::error::{Error, ErrorCode, Result};
+use crate::events::DomainEvent;
 
 /// How long a VMM may take to give its counters.
 const STATS_LIMIT: Duration = Duration::from_secs(2);
@@ -134,6 +137,20 @@ impl Driver {
         Ok(())
     }
 
+    /// Something of a running domain is tuned otherwise now, if `flags` meant that one (VIR_DOMAIN_TUNABLE_*).
+    pub(super) fn tell_tuned(
+        &self,
+        domain: &Domain,
+        flags: u32,
+        params: Vec<TypedParam>,
+    ) -> Result<()> {
+        let inner = domain.lock();
+        if inner.live.is_some() && impact(&inner, flags)?.0 {
+            self.emit(&domain.name_in(&inner), &DomainEvent::Tunable(params));
+        }
+        Ok(())
+    }
+
     /// The limits of a disk.
     ///
     /// # Errors
@@ -207,7 +224,17 @@ impl Driver {
             }
             Ok(())
         };
-        self.modify(&domain, flags, machine, change).await
+        let target = find_disk(query::definition(&domain.lock())?, disk, &words)?.target;
+        self.modify(&domain, flags, machine, change).await?;
+        let mut params = vec![TypedParam::new(
+            "blkdeviotune.disk",
+            TypedValue::String(target),
+        )];
+        params.extend(values.iter().map(|(name, value)| {
+            let name = format!("blkdeviotune.{name}");
+            TypedParam::new(name.as_str(), TypedValue::ULLong(*value))
+        }));
+        self.tell_tuned(&domain, flags, params)
     }
 
     /// Limits of an interface: to the guest, from the guest.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 
+use rpc::types::{TypedParam, TypedValue};
 use xml_schemas::Domain as Definition;
 use xml_schemas::cpuset;
 use xml_schemas::dom::Element;
@@ -319,7 +320,13 @@ impl Driver {
             });
             Ok(())
         };
-        self.modify(&domain, flags, live, change).await
+        self.modify(&domain, flags, live, change).await?;
+        let what = match threads {
+            Threads::Vcpu(number) => format!("cputune.vcpupin{number}"),
+            Threads::Emulator => "cputune.emulatorpin".to_owned(),
+        };
+        let pinned = TypedParam::new(what.as_str(), TypedValue::String(text));
+        self.tell_tuned(&domain, flags, vec![pinned])
     }
 
     /// Maps of the CPUs that each of the first `most` vCPUs may run on.

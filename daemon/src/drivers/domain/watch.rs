@@ -52,7 +52,7 @@ pub struct Watched {
 /// Watches what comes in `frames` until the process has ended, then clears away.
 pub async fn watch(watched: Watched, mut frames: Frames) {
     let mut exit = None;
-    let mut connected = true;
+    let (mut connected, mut given_up) = (true, false);
     let process = Arc::clone(&watched.process);
     let ending = loop {
         tokio::select! {
@@ -63,9 +63,16 @@ pub async fn watch(watched: Watched, mut frames: Frames) {
             }
             ending = process.ended() => break ending,
             () = tokio::time::sleep(RECONNECT_INTERVAL), if !connected => {
-                if let Some(new) = watched.reconnect() {
-                    frames = new;
-                    connected = true;
+                match watched.reconnect() {
+                    Some(new) => {
+                        frames = new;
+                        (connected, given_up) = (true, false);
+                    }
+                    None if !given_up => {
+                        given_up = true;
+                        watched.emit(&watched.domain.lock(), &DomainEvent::ControlError);
+                    }
+                    None => {}
                 }
             }
         }

@@ -76,7 +76,7 @@ impl Driver {
     /// The store cannot be opened.
     pub fn new(roots: Roots, hub: Arc<Hub>) -> io::Result<Self> {
         let fresh = !roots.networks().exists();
-        let store = Store::open(roots.networks())?;
+        let store = Store::open(roots.networks(), &boot_id())?;
         files::make_folder(&roots.live_networks(), 0o755)?;
         files::make_folder(&roots.leases(), 0o700)?;
         Ok(Self {

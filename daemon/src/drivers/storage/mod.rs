@@ -109,7 +109,7 @@ impl Driver {
         secrets: Arc<secret::Driver>,
         hub: Arc<Hub>,
     ) -> io::Result<Self> {
-        let store = Store::open(roots.storage())?;
+        let store = Store::open(roots.storage(), &boot_id)?;
         let live = roots.live_storage();
         files::make_folder(&live, 0o700)?;
         files::remove_leftovers(&live)?;

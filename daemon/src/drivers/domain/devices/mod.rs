@@ -103,7 +103,17 @@ impl Builder {
         })
     }
 
+    /// A device, with what was made for it kept apart.
     fn device(&mut self, live: &mut Domain, at: usize) -> Result<Option<DeviceKind>> {
+        let before = std::mem::take(&mut self.made);
+        let kind = self.device_kind(live, at);
+        let own = std::mem::replace(&mut self.made, before);
+        let alias = device::alias(&live.devices.rest[at]).unwrap_or_default();
+        self.made.add_device(alias, own);
+        kind
+    }
+
+    fn device_kind(&mut self, live: &mut Domain, at: usize) -> Result<Option<DeviceKind>> {
         let element = &live.devices.rest[at];
         Ok(Some(match element.name.as_str() {
             "controller" if element.attr("type") == Some("pci") => match root_port(element) {

@@ -1,0 +1,337 @@
+//! The host's network interfaces, where the daemon has a driver for them. vireod has none; a stock libvirtd may.
+
+use rpc::args::*;
+use rpc::procs;
+use rpc::types::Interface;
+
+use super::definition::{FILE, VALIDATE, WRAP, XPATH, print_selected};
+use super::read_definition;
+use crate::command::{Args, Command, Opt, data, flag};
+use crate::editor;
+use crate::failure::{Context, Result};
+use crate::shell::Shell;
+use crate::table::Table;
+
+const IFACE: Opt = data("interface", "its name, or its MAC address");
+
+/// `iface-begin`
+pub const IFACE_BEGIN: Command = Command {
+    name: "iface-begin",
+    summary: "create a snapshot of current interfaces settings",
+    description: "Begins a change of the host's network configuration that can be taken back.",
+    options: &[],
+    handler: begin,
+    connects: true,
+};
+
+/// `iface-commit`
+pub const IFACE_COMMIT: Command = Command {
+    name: "iface-commit",
+    summary: "commit changes made since iface-begin and free restore point",
+    description: "Keeps what was changed since iface-begin.",
+    options: &[],
+    handler: commit,
+    connects: true,
+};
+
+/// `iface-define`
+pub const IFACE_DEFINE: Command = Command {
+    name: "iface-define",
+    summary: "define an inactive persistent physical host interface or modify an existing persistent one from an XML file",
+    description: "Defines an interface, or changes its definition.",
+    options: &[FILE, VALIDATE],
+    handler: define,
+    connects: true,
+};
+
+/// `iface-destroy`
+pub const IFACE_DESTROY: Command = Command {
+    name: "iface-destroy",
+    summary: "destroy a physical host interface (disable it / \"if-down\")",
+    description: "Takes an interface down.",
+    options: &[IFACE],
+    handler: destroy,
+    connects: true,
+};
+
+/// `iface-dumpxml`
+pub const IFACE_DUMPXML: Command = Command {
+    name: "iface-dumpxml",
+    summary: "interface information in XML",
+    description: "Shows an interface's definition.",
+    options: &[
+        IFACE,
+        flag("inactive", "what is stored, not what is so now"),
+        XPATH,
+        WRAP,
+    ],
+    handler: dumpxml,
+    connects: true,
+};
+
+/// `iface-edit`
+pub const IFACE_EDIT: Command = Command {
+    name: "iface-edit",
+    summary: "edit XML configuration for a physical host interface",
+    description: "Opens an interface's definition in an editor.",
+    options: &[IFACE],
+    handler: edit,
+    connects: true,
+};
+
+/// `iface-list`
+pub const IFACE_LIST: Command = Command {
+    name: "iface-list",
+    summary: "list physical host interfaces",
+    description: "Shows the interfaces: those that are up, or the chosen ones.",
+    options: &[
+        flag("inactive", "only those that are down"),
+        flag("all", "those that are up and those that are down"),
+    ],
+    handler: list,
+    connects: true,
+};
+
+/// `iface-mac`
+pub const IFACE_MAC: Command = Command {
+    name: "iface-mac",
+    summary: "convert an interface name to interface MAC address",
+    description: "Shows an interface's MAC address.",
+    options: &[IFACE],
+    handler: mac,
+    connects: true,
+};
+
+/// `iface-name`
+pub const IFACE_NAME: Command = Command {
+    name: "iface-name",
+    summary: "convert an interface MAC address to interface name",
+    description: "Shows an interface's name.",
+    options: &[IFACE],
+    handler: name,
+    connects: true,
+};
+
+/// `iface-rollback`
+pub const IFACE_ROLLBACK: Command = Command {
+    name: "iface-rollback",
+    summary: "rollback to previous saved configuration created via iface-begin",
+    description: "Takes back what was changed since iface-begin.",
+    options: &[],
+    handler: rollback,
+    connects: true,
+};
+
+/// `iface-start`
+pub const IFACE_START: Command = Command {
+    name: "iface-start",
+    summary: "start a physical host interface (enable it / \"if-up\")",
+    description: "Brings an interface up.",
+    options: &[IFACE],
+    handler: start,
+    connects: true,
+};
+
+/// `iface-undefine`
+pub const IFACE_UNDEFINE: Command = Command {
+    name: "iface-undefine",
+    summary: "undefine a physical host interface (remove it from configuration)",
+    description: "Removes an interface's definition.",
+    options: &[IFACE],
+    handler: undefine,
+    connects: true,
+};
+
+fn find(shell: &mut Shell, args: &Args) -> Result<Interface> {
+    let word = args.required("interface")?;
+    let by_name = InterfaceLookupByNameArgs {
+        name: word.to_owned(),
+    };
+    let by_mac = InterfaceLookupByMacStringArgs {
+        mac: word.to_owned(),
+    };
+    let found = match shell.call(procs::INTERFACE_LOOKUP_BY_NAME, &by_name) {
+        Ok(found) => Ok(found.iface),
+        Err(failure) if failure.disconnected => Err(failure),
+        Err(failure) => match shell.call(procs::INTERFACE_LOOKUP_BY_MAC_STRING, &by_mac) {
+            Ok(found) => Ok(found.iface),
+            Err(_) => Err(failure),
+        },
+    };
+    found.context(format!("failed to get interface '{word}'"))
+}
+
+fn begin(shell: &mut Shell, _: &Args) -> Result {
+    let asked = InterfaceChangeBeginArgs { flags: 0 };
+    shell
+        .call(procs::INTERFACE_CHANGE_BEGIN, &asked)
+        .context("Failed to begin network config change transaction")?;
+    let said = "Network config change transaction started\n";
+    shell.out.print_extra(said);
+    Ok(())
+}
+
+fn commit(shell: &mut Shell, _: &Args) -> Result {
+    let asked = InterfaceChangeCommitArgs { flags: 0 };
+    shell
+        .call(procs::INTERFACE_CHANGE_COMMIT, &asked)
+        .context("Failed to commit network config change transaction")?;
+    let said = "Network config change transaction committed\n";
+    shell.out.print_extra(said);
+    Ok(())
+}
+
+fn rollback(shell: &mut Shell, _: &Args) -> Result {
+    let asked = InterfaceChangeRollbackArgs { flags: 0 };
+    shell
+        .call(procs::INTERFACE_CHANGE_ROLLBACK, &asked)
+        .context("Failed to rollback network config change transaction")?;
+    let said = "Network config change transaction rolled back\n";
+    shell.out.print_extra(said);
+    Ok(())
+}
+
+fn define_xml(shell: &mut Shell, xml: String, validate: bool) -> Result<Interface> {
+    let flags = u32::from(validate);
+    let asked = InterfaceDefineXmlArgs { xml, flags };
+    Ok(shell.call(procs::INTERFACE_DEFINE_XML, &asked)?.iface)
+}
+
+fn define(shell: &mut Shell, args: &Args) -> Result {
+    let file = args.required("file")?;
+    let xml = read_definition(file)?;
+    let iface = define_xml(shell, xml, args.has("validate"))
+        .context(format!("Failed to define interface from {file}"))?;
+    shell
+        .out
+        .print_extra(format!("Interface {} defined from {file}\n", iface.name));
+    Ok(())
+}
+
+fn undefine(shell: &mut Shell, args: &Args) -> Result {
+    let iface = find(shell, args)?;
+    let name = iface.name.clone();
+    shell
+        .call(procs::INTERFACE_UNDEFINE, &InterfaceUndefineArgs { iface })
+        .context(format!("Failed to undefine interface {name}"))?;
+    shell
+        .out
+        .print_extra(format!("Interface {name} undefined\n"));
+    Ok(())
+}
+
+fn start(shell: &mut Shell, args: &Args) -> Result {
+    let iface = find(shell, args)?;
+    let name = iface.name.clone();
+    let asked = InterfaceCreateArgs { iface, flags: 0 };
+    shell
+        .call(procs::INTERFACE_CREATE, &asked)
+        .context(format!("Failed to start interface {name}"))?;
+    shell.out.print_extra(format!("Interface {name} started\n"));
+    Ok(())
+}
+
+fn destroy(shell: &mut Shell, args: &Args) -> Result {
+    let iface = find(shell, args)?;
+    let name = iface.name.clone();
+    let asked = InterfaceDestroyArgs { iface, flags: 0 };
+    shell
+        .call(procs::INTERFACE_DESTROY, &asked)
+        .context(format!("Failed to destroy interface {name}"))?;
+    shell
+        .out
+        .print_extra(format!("Interface {name} destroyed\n"));
+    Ok(())
+}
+
+/// `VIR_INTERFACE_XML_INACTIVE`
+const INACTIVE: u32 = 1;
+
+fn xml(shell: &mut Shell, iface: &Interface, flags: u32) -> Result<String> {
+    let asked = InterfaceGetXmlDescArgs {
+        iface: iface.clone(),
+        flags,
+    };
+    Ok(shell.call(procs::INTERFACE_GET_XML_DESC, &asked)?.xml)
+}
+
+fn dumpxml(shell: &mut Shell, args: &Args) -> Result {
+    args.requires("wrap", "xpath")?;
+    let iface = find(shell, args)?;
+    let flags = if args.has("inactive") { INACTIVE } else { 0 };
+    let xml = xml(shell, &iface, flags)?;
+    print_selected(shell, args, &xml)
+}
+
+fn edit(shell: &mut Shell, args: &Args) -> Result {
+    let iface = find(shell, args)?;
+    editor::edit_document(
+        shell,
+        &format!("Interface {}", iface.name),
+        Some(true),
+        |shell| xml(shell, &iface, INACTIVE),
+        |shell, text, validate| define_xml(shell, text, validate).map(drop),
+    )
+}
+
+fn name(shell: &mut Shell, args: &Args) -> Result {
+    let iface = find(shell, args)?;
+    shell.out.print(iface.name + "\n");
+    Ok(())
+}
+
+fn mac(shell: &mut Shell, args: &Args) -> Result {
+    let iface = find(shell, args)?;
+    shell.out.print(iface.mac + "\n");
+    Ok(())
+}
+
+fn list(shell: &mut Shell, args: &Args) -> Result {
+    /// VIR_CONNECT_LIST_INTERFACES_INACTIVE and _ACTIVE
+    const DOWN: u32 = 1;
+    const UP: u32 = 2;
+    let flags = match (args.has("all"), args.has("inactive")) {
+        (true, _) => UP | DOWN,
+        (false, true) => DOWN,
+        (false, false) => UP,
+    };
+    let asked = ConnectListAllInterfacesArgs {
+        need_results: 1,
+        flags,
+    };
+    let mut ifaces = match shell.call(procs::CONNECT_LIST_ALL_INTERFACES, &asked) {
+        Ok(found) => found.ifaces.0,
+        // As for a daemon that only lacks this way of asking: what the older one says is told.
+        Err(failure) if failure.is_unsupported() => {
+            if flags & UP != 0 {
+                shell
+                    .call(procs::CONNECT_NUM_OF_INTERFACES, &())
+                    .context("Failed to list active interfaces")?;
+            } else {
+                shell
+                    .call(procs::CONNECT_NUM_OF_DEFINED_INTERFACES, &())
+                    .context("Failed to list inactive interfaces")?;
+            }
+            return Err(failure);
+        }
+        Err(failure) => return Err(failure.context("Failed to list interfaces")),
+    };
+    ifaces.sort_by_key(|iface| (iface.name.to_lowercase(), iface.name.clone()));
+    let mut table = Table::new(&["Name", "State", "MAC Address"]);
+    for iface in &ifaces {
+        let asked = InterfaceIsActiveArgs {
+            iface: iface.clone(),
+        };
+        let active = match shell.call(procs::INTERFACE_IS_ACTIVE, &asked) {
+            Ok(answer) => answer.active != 0,
+            Err(failure) if failure.disconnected => return Err(failure),
+            // It went away since it was listed.
+            Err(_) => false,
+        };
+        let state = if active { "active" } else { "inactive" };
+        table.row([iface.name.as_str(), state, &iface.mac]);
+    }
+    let text = table.format(!shell.out.quiet);
+    shell.out.print(text);
+    Ok(())
+}

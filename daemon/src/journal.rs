@@ -1,0 +1,819 @@
+//! What is about to change in a folder of small files, written ahead of the files themselves.
+//!
+//! One append and one `fdatasync` make a change durable; the files follow without a sync of their own, and are synced
+//! some time later, all at once, from a thread that holds nobody up. After a power cut the next daemon brings the files
+//! to what the journal says. Changes that come while another is being written are written together.
+//!
+//! Two segments take turns: while the files of one are being synced the other takes new changes. A segment that is done
+//! with is made void by its first bytes. Within one boot of the host nothing is ever brought back from it, as the files
+//! have what the page cache has: what somebody changed by hand after a `kill -9` stays.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::files::{self, Durability};
+
+/// A segment grows by so much, zeros ahead, so that most appends change nothing but data.
+const STEP: u64 = 256 << 10;
+/// A segment that has so much is full.
+const FULL: u64 = 2 << 20;
+/// Files are synced when nothing has changed for so long.
+const IDLE: Duration = Duration::from_secs(1);
+/// After a failed sync the next try comes so much later.
+const RETRY: Duration = Duration::from_secs(30);
+/// A change waits so long for a segment with room.
+const ROOM_LIMIT: Duration = Duration::from_secs(60);
+const MAGIC: &[u8; 8] = b"vireoj1\n";
+/// Magic, epoch, boot, number, length, checksum of all that and the payload.
+const HEADER: usize = 8 + 16 + 16 + 8 + 4 + 4;
+
+/// What a file will be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// A file with this text.
+    Text(String),
+    /// A symbolic link to the file of the same name in the folder above.
+    Link,
+    /// Not there.
+    Gone,
+}
+
+/// A file of the folder, and what it will be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Below the folder.
+    pub path: String,
+    /// What it will be.
+    pub to: Content,
+}
+
+/// The journal of one folder.
+#[derive(Debug)]
+pub struct Journal {
+    shared: Arc<Shared>,
+    worker: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    folder: PathBuf,
+    boot: Uuid,
+    queue: Mutex<Queue>,
+    segments: Mutex<Segments>,
+    /// Something about the segments is different now.
+    changed: Condvar,
+}
+
+/// Changes that wait to be written.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Entry>,
+    /// How many changes there have been.
+    last: u64,
+    /// Where those that were written, or not, are recorded.
+    done: HashMap<u64, Result<Place, String>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    paths: Vec<String>,
+    payload: Vec<u8>,
+}
+
+/// The use of a segment that a change was written in.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    segment: usize,
+    epoch: Uuid,
+}
+
+#[derive(Debug)]
+struct Segments {
+    all: [Segment; 2],
+    active: usize,
+    /// When the last change was written.
+    last: Instant,
+    closing: bool,
+    /// There is a thread that will look at the segments again.
+    attended: bool,
+    /// Why what was written before is not on the disk. No promise is made after that.
+    broken: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Segment {
+    file: Option<File>,
+    used: u64,
+    allocated: u64,
+    /// Differs for each use.
+    epoch: Uuid,
+    /// Files that may not be on the disk as the segment says.
+    touched: BTreeSet<String>,
+    /// Changes whose files are still being written.
+    unapplied: usize,
+}
+
+/// Files follow a change as long as this lives.
+#[derive(Debug)]
+#[must_use]
+pub struct Applying {
+    shared: Arc<Shared>,
+    place: Place,
+}
+
+impl Drop for Applying {
+    fn drop(&mut self) {
+        let mut segments = self.shared.segments();
+        let segment = &mut segments.all[self.place.segment];
+        if segment.epoch == self.place.epoch {
+            segment.unapplied = segment.unapplied.saturating_sub(1);
+        }
+        drop(segments);
+        self.shared.changed.notify_all();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Journal {
+    /// The journal of `folder`. What an earlier one holds is brought into the files, if the host has been booted since,
+    /// and synced. Only one daemon may have it open.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(folder: PathBuf, boot: &str) -> io::Result<Self> {
+        let shared = Shared {
+            folder,
+            // An unknown boot is never the same one.
+            boot: Uuid::parse_str(boot).unwrap_or_else(|_| Uuid::new_v4()),
+            queue: Mutex::default(),
+            segments: Mutex::new(Segments {
+                all: Default::default(),
+                active: 0,
+                last: Instant::now(),
+                closing: false,
+                attended: false,
+                broken: None,
+            }),
+            changed: Condvar::new(),
+        };
+        shared.recover()?;
+        Ok(Self {
+            shared: Arc::new(shared),
+            worker: Mutex::default(),
+        })
+    }
+
+    /// Makes changes durable. The caller brings them into the files then, and keeps what it gets until it has.
+    ///
+    /// # Errors
+    /// The system's; the changes must not be made then.
+    pub fn commit(&self, changes: &[Change]) -> io::Result<Applying> {
+        let payload = serde_json::to_vec(changes)?;
+        let number = {
+            let mut queue = lock(&self.shared.queue);
+            queue.last += 1;
+            let number = queue.last;
+            queue.waiting.push(Entry {
+                number,
+                paths: changes.iter().map(|change| change.path.clone()).collect(),
+                payload,
+            });
+            number
+        };
+        // Whoever gets here writes for all who wait behind.
+        let segments = self.shared.segments();
+        let batch = {
+            let mut queue = lock(&self.shared.queue);
+            match queue.done.remove(&number) {
+                Some(done) => return self.written(done),
+                None => std::mem::take(&mut queue.waiting),
+            }
+        };
+        let (mut segments, room) = self.shared.room(segments, length(&batch));
+        let result = room.and_then(|()| self.shared.append(&mut segments, &batch));
+        if result.is_ok() && !segments.attended {
+            segments.attended = self.attend();
+        }
+        drop(segments);
+        self.shared.changed.notify_all();
+        let result = result.map_err(|error| error.to_string());
+        let mut queue = lock(&self.shared.queue);
+        for entry in &batch {
+            queue.done.insert(entry.number, result.clone());
+        }
+        let own = queue.done.remove(&number);
+        drop(queue);
+        self.written(own.unwrap_or(result))
+    }
+
+    /// Makes durable that these files are as they are now: what was to change them failed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn take_back(&self, changes: &[Change]) -> io::Result<()> {
+        let mut back = Vec::new();
+        for change in changes {
+            if let Some(to) = self.shared.now(&change.path)? {
+                let path = change.path.clone();
+                back.push(Change { path, to });
+            }
+        }
+        self.commit(&back).map(drop)
+    }
+
+    fn written(&self, done: Result<Place, String>) -> io::Result<Applying> {
+        let place = done.map_err(io::Error::other)?;
+        Ok(Applying {
+            shared: Arc::clone(&self.shared),
+            place,
+        })
+    }
+
+    /// Starts the thread that syncs files. Without one the segments fill up, and changes are refused then.
+    fn attend(&self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let started = std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || shared.work());
+        match started {
+            Ok(thread) => {
+                // The one before has ended, or is about to.
+                *lock(&self.worker) = Some(thread);
+                true
+            }
+            Err(error) => {
+                log::error!("cannot start the journal's thread: {error}");
+                false
+            }
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.shared.segments().closing = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = lock(&self.worker).take()
+            && thread.join().is_err()
+        {
+            log::error!("the journal's thread failed inside");
+        }
+    }
+}
+
+impl Shared {
+    fn segments(&self) -> MutexGuard<'_, Segments> {
+        lock(&self.segments)
+    }
+
+    fn segment_path(&self, index: usize) -> PathBuf {
+        self.folder.join(".journal").join(index.to_string())
+    }
+
+    /// Waits until the active segment, or the other, has room for so many bytes.
+    fn room<'a>(
+        &'a self,
+        mut guard: MutexGuard<'a, Segments>,
+        length: u64,
+    ) -> (MutexGuard<'a, Segments>, io::Result<()>) {
+        let deadline = Instant::now() + ROOM_LIMIT;
+        loop {
+            let active = guard.active;
+            if let Some(why) = &guard.broken {
+                let error = io::Error::other(format!("an earlier change is not synced: {why}"));
+                return (guard, Err(error));
+            }
+            if guard.all[active].used == 0 || guard.all[active].used + length <= FULL {
+                return (guard, Ok(()));
+            }
+            if guard.all[1 - active].used == 0 {
+                guard.active = 1 - active;
+                return (guard, Ok(()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let error = io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the disk takes too long to sync earlier changes",
+                );
+                return (guard, Err(error));
+            }
+            guard = self.waited(guard, left);
+        }
+    }
+
+    /// Writes changes to the active segment, which has room.
+    fn append(&self, guard: &mut Segments, batch: &[Entry]) -> io::Result<Place> {
+        let length = length(batch);
+        let index = guard.active;
+        let path = self.segment_path(index);
+        let boot = self.boot;
+        let segment = &mut guard.all[index];
+        if segment.file.is_none() {
+            segment.file = Some(self.create(&path)?);
+            segment.allocated = 0;
+        }
+        if segment.used == 0 {
+            segment.epoch = Uuid::new_v4();
+        }
+        let mut bytes = Vec::with_capacity(length as usize);
+        for entry in batch {
+            write_record(&mut bytes, segment.epoch, boot, entry)?;
+        }
+        let end = segment.used + length;
+        if end > segment.allocated {
+            let allocated = end.next_multiple_of(STEP);
+            bytes.resize((allocated - segment.used) as usize, 0);
+        }
+        if let Some(file) = &segment.file {
+            file.write_all_at(&bytes, segment.used)?;
+            file.sync_data()?;
+        }
+        segment.allocated = segment.allocated.max(segment.used + bytes.len() as u64);
+        segment.used = end;
+        segment.unapplied += batch.len();
+        segment
+            .touched
+            .extend(batch.iter().flat_map(|entry| entry.paths.iter().cloned()));
+        let epoch = segment.epoch;
+        guard.last = Instant::now();
+        Ok(Place {
+            segment: index,
+            epoch,
+        })
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let folder = self.folder.join(".journal");
+        files::make_folder(&folder, 0o700)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
+        file.sync_all()?;
+        files::sync_folder(&folder)?;
+        files::sync_folder(&self.folder)?;
+        Ok(file)
+    }
+
+    /// Syncs what segments name, as long as there is one that is in use.
+    fn work(&self) {
+        let mut guard = self.segments();
+        loop {
+            let active = guard.active;
+            let idle = guard.last.elapsed() >= IDLE || guard.closing;
+            let index = if guard.all[1 - active].used > 0 {
+                1 - active
+            } else if guard.all[active].used == 0 {
+                guard.attended = false;
+                return;
+            } else if idle {
+                guard.active = 1 - active;
+                active
+            } else {
+                let left = IDLE.saturating_sub(guard.last.elapsed());
+                guard = self.waited(guard, left);
+                continue;
+            };
+            if guard.all[index].unapplied > 0 {
+                if guard.closing {
+                    guard.attended = false;
+                    return;
+                }
+                guard = self.waited(guard, IDLE);
+                continue;
+            }
+            let touched = std::mem::take(&mut guard.all[index].touched);
+            drop(guard);
+            let synced = self.sync(&touched);
+            guard = self.segments();
+            // Nothing has been added to it meanwhile: it is not the active one.
+            let segment = &mut guard.all[index];
+            match synced.and_then(|()| segment.make_void().map_err(SyncError::Lost)) {
+                Ok(()) => self.changed.notify_all(),
+                Err(SyncError::Lost(error)) => {
+                    log::error!("{}: cannot sync: {error}", self.folder.display());
+                    guard.broken = Some(error.to_string());
+                    guard.attended = false;
+                    return;
+                }
+                Err(SyncError::Later(error)) => {
+                    log::error!("{}: cannot sync yet: {error}", self.folder.display());
+                    segment.touched.extend(touched);
+                    if guard.closing {
+                        guard.attended = false;
+                        return;
+                    }
+                    guard = self.waited(guard, RETRY);
+                }
+            }
+        }
+    }
+
+    fn waited<'a>(
+        &'a self,
+        guard: MutexGuard<'a, Segments>,
+        limit: Duration,
+    ) -> MutexGuard<'a, Segments> {
+        self.changed
+            .wait_timeout(guard, limit)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
+    /// Files and folders reach the disk as they are now.
+    fn sync(&self, touched: &BTreeSet<String>) -> Result<(), SyncError> {
+        let mut folders = BTreeSet::new();
+        let mut opened = Vec::new();
+        for path in touched {
+            let path = self.folder.join(path);
+            if let Some(folder) = path.parent() {
+                folders.insert(folder.to_owned());
+            }
+            match open_plain(&path) {
+                Ok(file) => {
+                    start_writing(&file);
+                    opened.push(file);
+                }
+                // Gone, or a link, which is in the folder.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        || error.raw_os_error() == Some(libc::ELOOP) => {}
+                Err(error) => return Err(SyncError::Later(error)),
+            }
+            // All at once would use up descriptors.
+            if opened.len() >= 64 {
+                sync_all(&mut opened)?;
+            }
+        }
+        sync_all(&mut opened)?;
+        for folder in folders {
+            let folder = File::open(folder).map_err(SyncError::Later)?;
+            folder.sync_all().map_err(SyncError::Lost)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what an earlier journal left, brings it into the files if they may lack it, and voids it.
+    fn recover(&self) -> io::Result<()> {
+        let mut records = Vec::new();
+        let mut guard = self.segments();
+        for index in 0..guard.all.len() {
+            let path = self.segment_path(index);
+            let file = match OpenOptions::new().read(true).write(true).open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let bytes = fs::read(&path)?;
+            records.extend(read_records(&bytes));
+            let segment = &mut guard.all[index];
+            segment.allocated = bytes.len() as u64;
+            segment.file = Some(file);
+        }
+        records.sort_by_key(|record| record.number);
+        let mut touched = BTreeSet::new();
+        for record in &records {
+            for change in &record.changes {
+                if !is_below(&change.path) {
+                    log::error!(
+                        "{}: the journal names '{}'",
+                        self.folder.display(),
+                        change.path
+                    );
+                    continue;
+                }
+                if record.boot != self.boot
+                    && let Err(error) = self.bring_back(change)
+                {
+                    // One file that is in the way of another must not keep the daemon from starting.
+                    let path = self.folder.join(&change.path);
+                    log::error!("{}: cannot bring it back: {error}", path.display());
+                }
+                touched.insert(change.path.clone());
+            }
+        }
+        self.sync(&touched)
+            .map_err(|(SyncError::Later(error) | SyncError::Lost(error))| error)?;
+        for segment in &mut guard.all {
+            segment.make_void()?;
+        }
+        Ok(())
+    }
+
+    fn bring_back(&self, change: &Change) -> io::Result<()> {
+        if self.now(&change.path)?.as_ref() == Some(&change.to) {
+            return Ok(());
+        }
+        let path = self.folder.join(&change.path);
+        log::info!("{}: brought back after a crash of the host", path.display());
+        if let Some(folder) = path.parent() {
+            files::make_folder(folder, 0o700)?;
+        }
+        match &change.to {
+            Content::Text(text) => {
+                files::write_atomically(&path, text.as_bytes(), Durability::Process)
+            }
+            Content::Link => {
+                files::remove_if_there(&path)?;
+                symlink(above(&path), &path)
+            }
+            Content::Gone => files::remove_if_there(&path),
+        }
+    }
+
+    /// What a file is now; `None` for what no change makes.
+    fn now(&self, path: &str) -> io::Result<Option<Content>> {
+        let path = self.folder.join(path);
+        let kind = match path.symlink_metadata() {
+            Ok(metadata) => metadata.file_type(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Some(Content::Gone));
+            }
+            Err(error) => return Err(error),
+        };
+        if kind.is_symlink() {
+            return Ok((fs::read_link(&path)? == above(&path)).then_some(Content::Link));
+        }
+        if !kind.is_file() {
+            return Ok(None);
+        }
+        match fs::read(&path).map(String::from_utf8) {
+            Ok(Ok(text)) => Ok(Some(Content::Text(text))),
+            Ok(Err(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Why files may not be on the disk.
+#[derive(Debug)]
+enum SyncError {
+    /// They could not be asked for.
+    Later(io::Error),
+    /// The system may have dropped what it was to write, and says so only once.
+    Lost(io::Error),
+}
+
+impl Segment {
+    /// Nothing is read from it again.
+    fn make_void(&mut self) -> io::Result<()> {
+        if let Some(file) = &self.file {
+            file.write_all_at(&[0; HEADER], 0)?;
+            file.sync_data()?;
+            if self.allocated > STEP {
+                file.set_len(STEP)?;
+                self.allocated = STEP;
+            }
+            self.allocated = self.allocated.max(HEADER as u64);
+        }
+        self.used = 0;
+        self.touched.clear();
+        Ok(())
+    }
+}
+
+/// The target of a link of the same name in the folder above.
+fn above(path: &Path) -> PathBuf {
+    Path::new("..").join(path.file_name().unwrap_or_default())
+}
+
+/// Whether a path stays below the folder it is joined to.
+fn is_below(path: &str) -> bool {
+    let mut parts = Path::new(path).components().peekable();
+    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// A file itself, not what it links to.
+fn open_plain(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+}
+
+/// Has the kernel write a file's data soon, so that many can be waited for at once.
+fn start_writing(file: &File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: it takes a descriptor that is open and numbers. That it fails is seen when the file is synced.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+fn sync_all(files: &mut Vec<File>) -> Result<(), SyncError> {
+    for file in files.drain(..) {
+        file.sync_all().map_err(SyncError::Lost)?;
+    }
+    Ok(())
+}
+
+fn length(batch: &[Entry]) -> u64 {
+    batch
+        .iter()
+        .map(|entry| (HEADER + entry.payload.len()) as u64)
+        .sum()
+}
+
+/// One write, as read back.
+#[derive(Debug, PartialEq, Eq)]
+struct Record {
+    boot: Uuid,
+    number: u64,
+    changes: Vec<Change>,
+}
+
+fn write_record(out: &mut Vec<u8>, epoch: Uuid, boot: Uuid, entry: &Entry) -> io::Result<()> {
+    let length = u32::try_from(entry.payload.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a change of over 4 GiB"))?;
+    let from = out.len();
+    out.extend(MAGIC);
+    out.extend(epoch.as_bytes());
+    out.extend(boot.as_bytes());
+    out.extend(entry.number.to_le_bytes());
+    out.extend(length.to_le_bytes());
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&out[from..]), &entry.payload);
+    out.extend(sum.to_le_bytes());
+    out.extend(&entry.payload);
+    Ok(())
+}
+
+/// The records of one use of a segment, up to the first that is not whole.
+fn read_records(bytes: &[u8]) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut epoch = None;
+    let mut rest = bytes;
+    while let Some((record, of, length)) = read_record(rest) {
+        if *epoch.get_or_insert(of) != of {
+            break;
+        }
+        records.push(record);
+        rest = &rest[length..];
+    }
+    records
+}
+
+/// The record at the start of `bytes`, with its epoch and its length.
+fn read_record(bytes: &[u8]) -> Option<(Record, Uuid, usize)> {
+    let (header, rest) = bytes.split_at_checked(HEADER)?;
+    let uuid = |at: usize| Uuid::from_slice(&header[at..at + 16]).ok();
+    if !header.starts_with(MAGIC) {
+        return None;
+    }
+    let (epoch, boot) = (uuid(8)?, uuid(24)?);
+    let number = u64::from_le_bytes(header[40..48].try_into().ok()?);
+    let length = u32::from_le_bytes(header[48..52].try_into().ok()?);
+    let sum = u32::from_le_bytes(header[52..56].try_into().ok()?);
+    let payload = rest.get(..length as usize)?;
+    if crc32c::crc32c_append(crc32c::crc32c(&header[..52]), payload) != sum {
+        return None;
+    }
+    let record = Record {
+        boot,
+        number,
+        changes: serde_json::from_slice(payload).ok()?,
+    };
+    Some((record, epoch, HEADER + payload.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::testing::TempFolder;
+
+    const BOOT: &str = "11111111-1111-1111-1111-111111111111";
+    const NEXT_BOOT: &str = "22222222-2222-2222-2222-222222222222";
+
+    fn text(path: &str, text: &str) -> Change {
+        Change {
+            path: path.to_owned(),
+            to: Content::Text(text.to_owned()),
+        }
+    }
+
+    fn make(folder: &Path, change: &Change) {
+        if let Content::Text(text) = &change.to {
+            fs::write(folder.join(&change.path), text).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_journal_cut_anywhere_gives_back_a_prefix() {
+        let folder = TempFolder::new();
+        let journal = Journal::open(folder.0.clone(), BOOT).unwrap();
+        for number in 0..5 {
+            drop(journal.commit(&[text(&number.to_string(), "x")]).unwrap());
+        }
+        let bytes = fs::read(folder.0.join(".journal/0")).unwrap();
+        drop(journal);
+        let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        let mut seen = BTreeSet::new();
+        for cut in 0..=end {
+            let records = read_records(&bytes[..cut]);
+            for (number, record) in records.iter().enumerate() {
+                assert_eq!(record.changes, [text(&number.to_string(), "x")]);
+            }
+            seen.insert(records.len());
+            // A damaged byte too ends it, and nothing else.
+            let mut damaged = bytes[..end].to_vec();
+            if let Some(byte) = damaged.get_mut(cut) {
+                *byte ^= 0x55;
+            }
+            let records = read_records(&damaged);
+            for (number, record) in records.iter().enumerate() {
+                assert_eq!(record.changes, [text(&number.to_string(), "x")]);
+            }
+        }
+        assert_eq!(seen, (0..=5).collect());
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_use_is_not_read() {
+        let folder = TempFolder::new();
+        let path = folder.0.join(".journal/0");
+        let journal = Journal::open(folder.0.clone(), BOOT).unwrap();
+        for name in ["a", "b", "c"] {
+            drop(journal.commit(&[text(name, "1")]).unwrap());
+        }
+        drop(journal);
+        // Closed: void.
+        assert!(read_records(&fs::read(&path).unwrap()).is_empty());
+        let journal = Journal::open(folder.0.clone(), BOOT).unwrap();
+        drop(journal.commit(&[text("z", "2")]).unwrap());
+        let records = read_records(&fs::read(&path).unwrap());
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0].changes, [text("z", "2")]);
+    }
+
+    #[test]
+    fn it_leads_nowhere_else() {
+        for path in ["../x", "/x", "", "a/../../x", "."] {
+            assert!(!is_below(path), "{path}");
+        }
+        assert!(is_below("autostart/a.xml"));
+    }
+
+    #[test]
+    fn segments_take_turns_while_many_write() {
+        let folder = TempFolder::new();
+        let journal = Journal::open(folder.0.clone(), BOOT).unwrap();
+        let padding = "x".repeat(60_000);
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let (journal, padding, folder) = (&journal, &padding, &folder.0);
+                scope.spawn(move || {
+                    for number in 0..30 {
+                        let change = text(&format!("{writer}"), &format!("{number}{padding}"));
+                        let applying = journal.commit(std::slice::from_ref(&change)).unwrap();
+                        make(folder, &change);
+                        drop(applying);
+                    }
+                });
+            }
+        });
+        // 14 MiB went through 4.
+        for index in 0..2 {
+            let path = folder.0.join(format!(".journal/{index}"));
+            assert!(fs::metadata(path).unwrap().len() <= FULL + STEP);
+        }
+        drop(journal);
+        for writer in 0..8 {
+            let text = fs::read_to_string(folder.0.join(format!("{writer}"))).unwrap();
+            assert!(text.starts_with("29x"));
+        }
+        for index in 0..2 {
+            let path = folder.0.join(format!(".journal/{index}"));
+            assert!(read_records(&fs::read(path).unwrap()).is_empty());
+        }
+    }
+
+    #[test]
+    fn files_that_are_not_written_yet_keep_the_journal() {
+        let folder = TempFolder::new();
+        let journal = Journal::open(folder.0.clone(), BOOT).unwrap();
+        let change = text("a", "1");
+        let applying = journal.commit(std::slice::from_ref(&change)).unwrap();
+        drop(journal);
+        let records = read_records(&fs::read(folder.0.join(".journal/0")).unwrap());
+        assert_eq!(records.len(), 1);
+        drop(applying);
+        let journal = Journal::open(folder.0.clone(), NEXT_BOOT).unwrap();
+        assert_eq!(fs::read_to_string(folder.0.join("a")).unwrap(), "1");
+        drop(journal);
+        assert!(read_records(&fs::read(folder.0.join(".journal/0")).unwrap()).is_empty());
+    }
+}
