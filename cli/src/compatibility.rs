@@ -37,7 +37,29 @@ const IN_PART: &[(&str, &str)] = &[
     ),
     ("change-media", "in definitions"),
     ("domstats", "nothing of dirtyrate and vm"),
+    ("blkdeviotune", "no groups of disks with common limits"),
+    ("domiftune", "no floor"),
+    (
+        "event",
+        "what can't happen here never comes: trays, sleep, memory failures, thresholds, changes of the clock",
+    ),
+    (
+        "set-lifecycle-action",
+        "of a running domain: destroy, restart, preserve",
+    ),
+    ("net-create", NETWORKS),
+    ("net-define", NETWORKS),
+    ("pool-create", POOLS),
+    ("pool-create-as", POOLS),
+    ("pool-define", POOLS),
+    ("pool-define-as", POOLS),
+    ("find-storage-pool-sources", SOURCES),
+    ("find-storage-pool-sources-as", SOURCES),
 ];
+
+const NETWORKS: &str = "no forward mode hostdev, virtual ports, firewalld zones";
+const POOLS: &str = "types dir, fs, netfs";
+const SOURCES: &str = "of netfs pools";
 
 const FIXED: &str = "a running domain's vCPUs are fixed";
 const LIMITS: &str = "kept in definitions; there are no control groups, and a domain that asks for it does not start";
@@ -52,6 +74,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("nodedev-detach", "no VFIO yet"),
     ("nodedev-reattach", "no VFIO yet"),
     ("nodedev-reset", "no VFIO yet"),
+    ("migrate-postcopy", "no post-copy"),
     ("update-memory-device", "no memory devices yet"),
 ];
 

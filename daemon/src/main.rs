@@ -96,8 +96,8 @@ fn print_procedures() -> io::Result<()> {
         Ok::<_, io::Error>(Calls::new(Arc::new(Daemon::new(Arc::new(driver)))).names())
     })();
     std::fs::remove_dir_all(&folder)?;
-    for name in names? {
-        println!("{name}");
+    for (name, served) in names? {
+        println!("{name}{}", if served { "" } else { " refused" });
     }
     Ok(())
 }

@@ -12,6 +12,9 @@ use crate::files::{self, Durability};
 use crate::journal::{Change, Content, Journal};
 use crate::killpoint::killpoint;
 
+/// So many files are read without another thread's help.
+const ALONE: usize = 256;
+
 /// A folder of definitions.
 #[derive(Debug)]
 pub struct Store {
@@ -99,30 +102,50 @@ impl Store {
     ///
     /// # Errors
     /// The folder itself cannot be read.
-    pub fn load<T>(
+    pub fn load<T: Send>(
         &self,
-        parse: impl Fn(&str) -> Result<(Identity, T), String>,
+        parse: impl Fn(&str) -> Result<(Identity, T), String> + Sync,
     ) -> io::Result<Vec<Loaded<T>>> {
-        let mut found = BTreeMap::new();
+        let mut files = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
             if path.extension().is_none_or(|e| e != "xml") || !path.is_file() {
                 continue;
             }
-            let Some(stem) = path.file_stem().and_then(|s| s.to_str()) else {
-                log::error!("{}: left out: its name is not UTF-8", path.display());
-                continue;
-            };
-            match fs::read_to_string(&path)
-                .map_err(|e| e.to_string())
-                .and_then(|t| parse(&t))
-            {
-                Ok(parsed) => {
-                    found.insert(stem.to_owned(), parsed);
-                }
-                Err(why) => log::error!("{}: left out: {why}", path.display()),
+            match path.file_stem().and_then(|s| s.to_str()) {
+                Some(stem) => files.push((stem.to_owned(), path)),
+                None => log::error!("{}: left out: its name is not UTF-8", path.display()),
             }
         }
+        let read = |files: &[(String, PathBuf)]| {
+            let mut found = Vec::new();
+            for (stem, path) in files {
+                match fs::read_to_string(path)
+                    .map_err(|e| e.to_string())
+                    .and_then(|t| parse(&t))
+                {
+                    Ok(parsed) => found.push((stem.clone(), parsed)),
+                    Err(why) => log::error!("{}: left out: {why}", path.display()),
+                }
+            }
+            found
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = files.len().div_ceil(threads).max(ALONE);
+        let mut found = BTreeMap::new();
+        std::thread::scope(|scope| {
+            let mut shares = files.chunks(share);
+            let own = shares.next().unwrap_or_default();
+            let others: Vec<_> = shares.map(|share| scope.spawn(|| read(share))).collect();
+            found.extend(read(own));
+            for other in others {
+                match other.join() {
+                    Ok(more) => found.extend(more),
+                    // What a panic is here: a definition that breaks the parser. It must not take all others along.
+                    Err(_) => log::error!("some definitions could not be read: a fault inside"),
+                }
+            }
+        });
         // Files named as their contents come first: they win over copies and unfinished renames.
         let (named, misnamed): (Vec<_>, Vec<_>) = found
             .into_iter()

@@ -9,6 +9,28 @@ use vireo_tests::Rig;
 const HEAD: &str = "# Compatibility with libvirt\n\nMade by `make docs` from vireo's table of commands and vireod's \
                     table of procedures; not written by hand.\n\n";
 
+/// Procedures that are only refused, and the command that needs each.
+const REFUSED: &[(&str, &str)] = &[
+    ("DOMAIN_SEND_KEY", "send-key"),
+    ("DOMAIN_SCREENSHOT", "screenshot"),
+    ("DOMAIN_PM_SUSPEND_FOR_DURATION", "dompmsuspend"),
+    ("DOMAIN_SET_BLOCK_THRESHOLD", "domblkthreshold"),
+    ("DOMAIN_START_DIRTY_RATE_CALC", "domdirtyrate-calc"),
+    ("DOMAIN_SET_LAUNCH_SECURITY_STATE", "domsetlaunchsecstate"),
+    ("DOMAIN_FD_ASSOCIATE", "dom-fd-associate"),
+    ("DOMAIN_QEMU_MONITOR_COMMAND", "qemu-monitor-command"),
+    ("DOMAIN_QEMU_ATTACH", "qemu-attach"),
+    (
+        "CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER",
+        "qemu-monitor-event",
+    ),
+    ("CONNECT_DOMAIN_XML_FROM_NATIVE", "domxml-from-native"),
+    ("CONNECT_DOMAIN_XML_TO_NATIVE", "domxml-to-native"),
+];
+
+/// Those that no command of virsh needs: DOMAIN_OPEN_GRAPHICS and its kin.
+const WITHOUT_COMMAND: usize = 2;
+
 #[test]
 fn the_documentation_is_what_the_programs_say() {
     let rig = Rig::new();
@@ -32,6 +54,21 @@ fn the_documentation_is_what_the_programs_say() {
             "{there:?}: cli/src/compatibility.rs says otherwise"
         );
     }
+    // A command can't do what the only procedure behind it refuses.
+    let refused: BTreeSet<&str> = answered
+        .iter()
+        .filter_map(|line| line.strip_suffix(" refused"))
+        .collect();
+    for (procedure, command) in REFUSED {
+        assert!(refused.contains(procedure), "{procedure} is served now");
+        let works = format!("| {command} | works |");
+        assert!(!commands.contains(&works), "{command} can't work");
+    }
+    assert_eq!(
+        refused.len(),
+        REFUSED.len() + WITHOUT_COMMAND,
+        "{refused:?}"
+    );
     let mut text = format!("{HEAD}{}\n\n## Procedures\n\n", commands.trim_end());
     writeln!(
         text,
@@ -41,7 +78,8 @@ fn the_documentation_is_what_the_programs_say() {
     )
     .unwrap();
     for name in &answered {
-        writeln!(text, "- {name}").unwrap();
+        let line = name.replace(" refused", ": refused, with the reason");
+        writeln!(text, "- {line}").unwrap();
     }
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/compatibility.md");
     if std::env::var_os("VIREO_UPDATE_DOCS").is_some() {

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use vireo_tests::{Kernel, Rig, Terminal, linux_guest, soak, tiny_guest};
+use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, namespace, soak, tiny_guest};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -254,6 +254,101 @@ fn definitions_survive_the_daemons_death_at_any_moment() {
         &["bystander.xml"]
     };
     assert_eq!(names, expected);
+    kill(&mut daemon);
+}
+
+/// A change is on the disk before its file is: after a crash of the host it is brought into the file, and while the
+/// host has not been booted since, what is in the files counts.
+#[test]
+fn what_was_promised_is_kept_after_a_crash_of_the_host() {
+    if let Err(needs) = namespace::enter() {
+        return left_out(&needs);
+    }
+    let rig = Rig::new();
+    let mut daemon = rig.daemon();
+    for name in ["kept", "changed", "gone"] {
+        rig.define(&tiny_guest(&rig, name, "qemu"));
+    }
+    kill(&mut daemon);
+    let file = |name: &str| rig.path(&format!("etc/vireo/domains/{name}.xml"));
+    // Each change is cut short between its promise and its file.
+    let cut_short = |args: &[&str]| {
+        let mut daemon = rig
+            .command("vireod")
+            .env("VIREO_KILL_AT", "store.promised")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = std::time::Instant::now() + SOON;
+        while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
+            assert!(std::time::Instant::now() < deadline, "no daemon");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let client = rig
+            .command("vireo")
+            .env("VIREOD", "/bin/false")
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(!client.status.success(), "{client:?}");
+        daemon.wait().unwrap();
+    };
+    let mut boots = 0;
+    let mut boot_again = || {
+        boots += 1;
+        let id = format!("00000000-0000-4000-8000-{boots:012}\n");
+        let id = rig.write(&format!("boot-{boots}"), id);
+        namespace::replace_program("/proc/sys/kernel/random/boot_id", &id);
+        // As after a boot of the host: the folder under run is empty.
+        let _ = fs::remove_dir_all(rig.path("run"));
+    };
+    let titled = tiny_guest(&rig, "changed", "qemu").replace(
+        "  <memory",
+        &format!(
+            "  <uuid>{}</uuid>\n  <title>after</title>\n  <memory",
+            fs::read_to_string(file("changed"))
+                .unwrap()
+                .split("<uuid>")
+                .nth(1)
+                .unwrap()
+                .split('<')
+                .next()
+                .unwrap()
+        ),
+    );
+    let titled = rig.write("titled.xml", titled);
+    let new = rig.write("new.xml", tiny_guest(&rig, "new", "qemu"));
+    // Within one boot nothing is brought back: nobody was told.
+    cut_short(&["define", &new]);
+    let mut daemon = rig.daemon();
+    assert_eq!(
+        rig.vireo(&["list", "--all", "--name"]).ok().trim(),
+        "changed\ngone\nkept"
+    );
+    kill(&mut daemon);
+    for (args, check) in [
+        (vec!["define", &new], "new"),
+        (vec!["define", &titled], "changed"),
+        (vec!["undefine", "gone"], "gone"),
+    ] {
+        cut_short(&args);
+        boot_again();
+        let mut daemon = rig.daemon();
+        let there = rig.vireo(&["dumpxml", check]);
+        match check {
+            "new" => assert!(there.ok().contains("<name>new</name>")),
+            "changed" => assert!(there.ok().contains("<title>after</title>")),
+            _ => assert!(there.fails().contains("failed to get domain")),
+        }
+        assert_eq!(file(check).exists(), check != "gone");
+        kill(&mut daemon);
+    }
+    let mut daemon = rig.daemon();
+    assert_eq!(
+        rig.vireo(&["list", "--all", "--name"]).ok().trim(),
+        "changed\nkept\nnew"
+    );
     kill(&mut daemon);
 }
 

@@ -9,7 +9,7 @@ use super::domain::flags;
 use super::pool::{self, POOL};
 use super::read_definition;
 use super::volume::{self, By, IN_POOL, VOL, bytes, find, lookup, path_of};
-use crate::command::{Args, Command, Opt, data, flag, text};
+use crate::command::{Args, Command, Opt, Values, data, flag, text};
 use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;
 

@@ -182,8 +182,9 @@ impl Calls {
         Self { router, known }
     }
 
-    /// The names of all procedures that have a function or are answered by the connection itself.
-    pub fn names(&self) -> Vec<&'static str> {
+    /// The names of all procedures that have a function or are answered by the connection itself, and whether they are
+    /// answered by more than a refusal.
+    pub fn names(&self) -> Vec<(&'static str, bool)> {
         let own = [
             procs::AUTH_LIST.number(),
             procs::AUTH_POLKIT.number(),
@@ -192,7 +193,7 @@ impl Calls {
         procs::PROCEDURES
             .iter()
             .filter(|info| self.known.contains(&info.number) || own.contains(&info.number))
-            .map(|info| info.name)
+            .map(|info| (info.name, !rarely::REFUSED.contains(&info.number)))
             .collect()
     }
 }

@@ -11,6 +11,24 @@ use super::{Answer, Call, Daemon};
 use crate::drivers::domain::tuning::find_disk;
 use crate::error::{Error, check_flags};
 
+/// Procedures whose only answer is why not, of running domains at least.
+pub const REFUSED: &[i32] = &[
+    procs::DOMAIN_SEND_KEY.number(),
+    procs::DOMAIN_SCREENSHOT.number(),
+    procs::DOMAIN_OPEN_GRAPHICS.number(),
+    procs::DOMAIN_OPEN_GRAPHICS_FD.number(),
+    procs::DOMAIN_PM_SUSPEND_FOR_DURATION.number(),
+    procs::DOMAIN_SET_BLOCK_THRESHOLD.number(),
+    procs::DOMAIN_START_DIRTY_RATE_CALC.number(),
+    procs::DOMAIN_SET_LAUNCH_SECURITY_STATE.number(),
+    procs::DOMAIN_FD_ASSOCIATE.number(),
+    procs::DOMAIN_QEMU_MONITOR_COMMAND.number(),
+    procs::DOMAIN_QEMU_ATTACH.number(),
+    procs::CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER.number(),
+    procs::CONNECT_DOMAIN_XML_FROM_NATIVE.number(),
+    procs::CONNECT_DOMAIN_XML_TO_NATIVE.number(),
+];
+
 /// These functions.
 pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
     router
