@@ -421,6 +421,22 @@ fn the_host_and_its_devices() {
         "nodedev-start computer",
         "nodedev-autostart computer",
         "nodedev-autostart computer --disable",
+        "iface-list",
+        "iface-list --inactive",
+        "iface-list --all",
+        "iface-dumpxml lo",
+        "iface-name 52:54:00:00:00:01",
+        "iface-define /nonexistent",
+        "iface-begin",
+        "iface-commit",
+        "iface-rollback",
+        "nwfilter-list",
+        "nwfilter-dumpxml bogus",
+        "nwfilter-undefine 06df9427-4b0f-4db9-830c-95aadc4a9064",
+        "nwfilter-define /nonexistent",
+        "nwfilter-binding-list",
+        "nwfilter-binding-dumpxml bogus",
+        "qemu-monitor-event",
     ]);
     // Documents about CPUs: files are in each Vireo's own folder.
     let both = |args: &[&str]| {

@@ -284,7 +284,8 @@ fn domtime(shell: &mut Shell, args: &Args) -> Result {
     let asked = DomainGetTimeArgs { dom, flags: 0 };
     let time = shell.call(procs::DOMAIN_GET_TIME, &asked)?.seconds;
     shell.out.print(if args.has("pretty") {
-        format!("Time: {}\n", date(time))
+        // virsh ends this line nowhere.
+        format!("Time: {}", date(time))
     } else {
         format!("Time: {time}\n")
     });

@@ -230,9 +230,16 @@ fn placed(before: &Definition, mut after: Definition, kind: &str) -> Result<(Def
                 .is_some_and(|index| buses.iter().any(|own| own == index))
     };
     after.devices.rest.retain(|e| !is_new(e));
+    after.devices.arrange();
+    // Those that run have ids; what else they say may be written otherwise now.
+    let own = before.devices.rest.iter().filter(|e| e.name == kind);
+    let known: Vec<&str> = own.filter_map(device::alias).collect();
+    let is_plugged = |e: &Element| {
+        e.name == kind && device::alias(e).is_none_or(|alias| !known.contains(&alias))
+    };
+    let at = after.devices.rest.iter().position(is_plugged);
+    let at = at.ok_or_else(|| Error::internal("the new device is not in the definition"))?;
     after.devices.assign_aliases();
-    let lost = || Error::internal("the new device is not in the definition");
-    let at = new_device(before, &after, kind).ok_or_else(lost)?;
     let address = PciAddress::of(&after.devices.rest[at])?;
     let bus = address.map(|address| address.bus.to_string());
     if !bus.is_some_and(|bus| bus != "0" && buses.contains(&bus)) {
