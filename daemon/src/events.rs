@@ -62,6 +62,7 @@ pub enum DomainEvent {
     /// VIR_DOMAIN_EVENT_ID_CONTROL_ERROR: the VMM does not answer any more.
     ControlError,
     /// VIR_DOMAIN_EVENT_ID_BLOCK_JOB and VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2: these are two events, and both are told.
+    #[allow(dead_code, reason = "block jobs tell it")]
     BlockJob {
         /// Named by its target (`vda`), not by its image: the second event.
         by_target: bool,

@@ -4,8 +4,10 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::Terminal;
 
 /// What a command did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,6 +221,28 @@ impl Rig {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// A client that prints a running domain's events: it has heard of one already.
+    pub fn listen(&self, domain: &str) -> Terminal {
+        const LIMIT: Duration = Duration::from_secs(90);
+        let mut events = Terminal::start(
+            self.command("vireo")
+                .args(["event", domain, "--all", "--loop"]),
+        );
+        let heard = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let began = Instant::now();
+                while !heard.load(Ordering::Relaxed) && began.elapsed() < LIMIT {
+                    self.vireo(&["desc", domain, "--live", "--new-desc", "something"]);
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            });
+            events.expect("event 'metadata-change'", LIMIT);
+            heard.store(true, Ordering::Relaxed);
+        });
+        events
     }
 
     /// What a domain's VMM wrote.

@@ -1,7 +1,6 @@
 //! Devices that come, go and change: in definitions, through both clients; and in a Linux guest that runs.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vireo_tests::{
@@ -286,27 +285,6 @@ fn until(terminal: &mut Terminal, line: &str, text: &str, there: bool) -> String
     }
 }
 
-/// A client that hears of events: it has heard of one already.
-fn listen(rig: &Rig) -> Terminal {
-    let mut events = Terminal::start(
-        rig.command("vireo")
-            .args(["event", "deb", "--all", "--loop"]),
-    );
-    let heard = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let began = Instant::now();
-            while !heard.load(Ordering::Relaxed) && began.elapsed() < SOON {
-                rig.vireo(&["desc", "deb", "--live", "--new-desc", "something"]);
-                std::thread::sleep(Duration::from_millis(200));
-            }
-        });
-        events.expect("event 'metadata-change'", SOON);
-        heard.store(true, Ordering::Relaxed);
-    });
-    events
-}
-
 #[test]
 fn linux_finds_what_is_plugged_and_lets_go_of_it() {
     let rig = Rig::new();
@@ -323,7 +301,7 @@ fn linux_finds_what_is_plugged_and_lets_go_of_it() {
     // Long lines are not to be broken by the guest's line editor.
     terminal.send("stty cols 500\r");
     terminal.expect("deb:/root# ", SOON);
-    let mut events = listen(&rig);
+    let mut events = rig.listen("deb");
     let disk = rig.path("disk.raw").display().to_string();
     let mut content = vec![0u8; 4 << 20];
     content[..5].copy_from_slice(b"HELLO");
@@ -412,7 +390,7 @@ fn linux_finds_what_is_plugged_and_lets_go_of_it() {
         // SAFETY: kill(2) of a process of this test's own.
         unsafe { libc::kill(*pid, libc::SIGKILL) };
     }
-    let mut events = listen(&rig);
+    let mut events = rig.listen("deb");
     // The console went with the daemon.
     drop(terminal);
     let mut terminal = Terminal::start(rig.command("vireo").args(["console", "deb"]));

@@ -99,7 +99,6 @@ fn a_stock_libvirtd_is_managed() {
         "domstate test --reason",
         "dumpxml test",
         "vcpucount test",
-        "vcpuinfo test",
         "domblklist test",
         "domiflist test",
         "net-list --all",

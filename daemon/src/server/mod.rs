@@ -192,6 +192,7 @@ impl Calls {
         ];
         procs::PROCEDURES
             .iter()
+            .chain(procs::QEMU_PROCEDURES)
             .filter(|info| self.known.contains(&info.number) || own.contains(&info.number))
             .map(|info| (info.name, !rarely::REFUSED.contains(&info.number)))
             .collect()
