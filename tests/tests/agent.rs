@@ -158,7 +158,7 @@ fn the_guests_agent_answers_and_acts() {
     ] {
         assert!(told.contains(line), "{line}: {told}");
     }
-    assert!(both(&["guestinfo", "deb", "--os"]).contains("os.kernel-release    : 6.1"));
+    assert!(both(&["guestinfo", "deb", "--os"]).contains("os.kernel-release   : 6.1"));
     assert!(both(&["guestvcpus", "deb"]).contains("online         : 0"));
     both(&["domfsinfo", "deb"]);
     let cards = both(&["domifaddr", "deb", "--source", "agent", "--full"]);
@@ -181,6 +181,9 @@ fn the_guests_agent_answers_and_acts() {
         // SAFETY: kill has no memory effects; the pid is this rig's daemon.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
+    wait_for("the daemon is still there", || {
+        rig.processes("vireod").is_empty()
+    });
     drop(terminal);
     assert_eq!(rig.vireo(&["domhostname", "deb"]).ok(), "deb\n\n");
     let state = fs::read_dir(rig.path("run/vireo/domains"))

@@ -241,6 +241,11 @@ fn an_unplugged_card_leaves_its_network() {
         // SAFETY: kill(2) of a process of this test's own.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
+    let deadline = Instant::now() + SOON;
+    while !rig.processes("vireod").is_empty() {
+        assert!(Instant::now() < deadline, "the daemon is still there");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     for (at, mac) in ["52:54:00:00:00:21", "52:54:00:00:00:22"]
         .iter()
         .enumerate()

@@ -142,21 +142,25 @@ pub const IFACE_UNDEFINE: Command = Command {
     connects: true,
 };
 
+fn is_mac(word: &str) -> bool {
+    let parts: Vec<&str> = word.split(':').collect();
+    let byte =
+        |part: &&str| matches!(part.len(), 1 | 2) && part.chars().all(|c| c.is_ascii_hexdigit());
+    parts.len() == 6 && parts.iter().all(byte)
+}
+
 fn find(shell: &mut Shell, args: &Args) -> Result<Interface> {
     let word = args.required("interface")?;
-    let by_name = InterfaceLookupByNameArgs {
-        name: word.to_owned(),
-    };
-    let by_mac = InterfaceLookupByMacStringArgs {
-        mac: word.to_owned(),
-    };
-    let found = match shell.call(procs::INTERFACE_LOOKUP_BY_NAME, &by_name) {
-        Ok(found) => Ok(found.iface),
-        Err(failure) if failure.disconnected => Err(failure),
-        Err(failure) => match shell.call(procs::INTERFACE_LOOKUP_BY_MAC_STRING, &by_mac) {
-            Ok(found) => Ok(found.iface),
-            Err(_) => Err(failure),
-        },
+    let found = if is_mac(word) {
+        let mac = word.to_owned();
+        let asked = InterfaceLookupByMacStringArgs { mac };
+        let found = shell.call(procs::INTERFACE_LOOKUP_BY_MAC_STRING, &asked);
+        found.map(|found| found.iface)
+    } else {
+        let name = word.to_owned();
+        let asked = InterfaceLookupByNameArgs { name };
+        let found = shell.call(procs::INTERFACE_LOOKUP_BY_NAME, &asked);
+        found.map(|found| found.iface)
     };
     found.context(format!("failed to get interface '{word}'"))
 }
