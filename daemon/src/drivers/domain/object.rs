@@ -146,7 +146,7 @@ impl Domain {
                 autostart: false,
                 state: State::Shutoff(ShutoffReason::Unknown),
                 live: None,
-last_job: None,
+                last_job: None,
                 agent_timeout: super::agent::usual_limit(),
                 pins: 0,
                 gone: false,
