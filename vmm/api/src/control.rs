@@ -369,6 +369,9 @@ pub struct Status {
     /// The pseudo-terminals of virtio console ports that have one, by port id.
     #[serde(default)]
     pub port_ptys: Vec<(String, String)>,
+    /// The virtio console ports that the guest has open, by id; `None` from one that can't tell.
+    #[serde(default)]
+    pub open_ports: Option<Vec<String>>,
 }
 
 /// What a machine is doing.

@@ -441,6 +441,7 @@ impl Machine {
             devices,
             channels: builder.channels,
             port_channels,
+            open_ports: std::collections::BTreeSet::new(),
             control,
             signals: None,
             epoll: builder.epoll,

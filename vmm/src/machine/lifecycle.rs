@@ -85,7 +85,16 @@ impl Machine {
     pub(super) fn handle_notices(&mut self) {
         for notice in self.notices.take() {
             match notice {
-                Notice::Tell(event) => self.event(event),
+                Notice::Tell(event) => {
+                    if let Event::PortState { id, open } = &event {
+                        if *open {
+                            self.open_ports.insert(id.clone());
+                        } else {
+                            self.open_ports.remove(id);
+                        }
+                    }
+                    self.event(event);
+                }
                 Notice::StandStill => self.stand_still(),
                 Notice::SlotOff(index) => self.slot_off(index),
                 Notice::Pause(event) => {

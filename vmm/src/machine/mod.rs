@@ -15,6 +15,7 @@ pub use run::block_signals;
 
 use pc::Pc;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -142,6 +143,8 @@ pub struct Machine {
     channels: Vec<Channel>,
     /// Which channel is which virtio-serial port's, by the port's id.
     port_channels: Vec<(String, usize)>,
+    /// Those that the guest has open.
+    open_ports: BTreeSet<String>,
     control: Option<Control>,
     signals: Option<SignalFd>,
     epoll: Epoll,

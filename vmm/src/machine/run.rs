@@ -276,6 +276,7 @@ impl Machine {
             process_time_ns: process_time(),
             serial_ptys: self.serial_ptys(),
             port_ptys: self.port_ptys(),
+            open_ports: Some(self.open_ports.iter().cloned().collect()),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch::Sender;
 use vmm_api::config::LifecycleAction;
 use vmm_api::control::{
-    Answer, Call, Event, ExitCause, ExitRecord, Failure, FromVmm, MachineState, Reply,
+    Answer, Call, Event, ExitCause, ExitRecord, Failure, FromVmm, MachineState, Reply, Status,
 };
 use vmm_api::devices::{ErrorPolicy, WatchdogAction};
 use xml_schemas::domain::LifecycleAction as XmlAction;
@@ -135,7 +135,7 @@ impl Watched {
         match (&waiting.call, &reply.result) {
             (Call::Pause, Ok(_)) => self.happened(&Event::Paused),
             (Call::Resume, Ok(_)) => self.happened(&Event::Resumed),
-            (Call::Query, Ok(Answer::Status(status))) => self.is_now(status.state),
+            (Call::Query, Ok(Answer::Status(status))) => self.is_now(status),
             (_, Err(Failure { message })) => {
                 log::debug!("domain '{}': {message}", self.domain.name().name);
             }
@@ -329,6 +329,24 @@ impl Watched {
     }
 
     /// `state` in a running channel's target, and the guest agent's coming and going.
+    /// Ports may have been opened and closed while no daemon watched.
+    fn ports_are(&self, inner: &mut Inner, open: &[String]) {
+        let Some(live) = inner.live.as_ref() else {
+            return;
+        };
+        let channels = live.definition.devices.rest.iter();
+        let wrong = channels.filter(|e| e.name == "channel").filter_map(|e| {
+            let id = device::alias(e)?;
+            let known = e.child("target")?.attr("state") == Some("connected");
+            let is_open = open.iter().any(|port| port == id);
+            (known != is_open).then(|| (id.to_owned(), is_open))
+        });
+        let wrong: Vec<(String, bool)> = wrong.collect();
+        for (id, is_open) in wrong {
+            self.port_changed(inner, &id, is_open);
+        }
+    }
+
     fn port_changed(&self, inner: &mut Inner, id: &str, open: bool) {
         let Some(live) = inner.live.as_mut() else {
             return;
@@ -344,6 +362,12 @@ impl Watched {
                 target.set_attr("state", state);
                 agent |= target.attr("name") == Some("org.qemu.guest_agent.0");
             }
+        }
+        if let Err(error) = Folder(live.folder.clone()).write_definition(&live.definition) {
+            log::error!(
+                "domain '{}': cannot write its definition: {error}",
+                inner.name
+            );
         }
         if agent {
             // VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_REASON_CHANNEL
@@ -404,9 +428,13 @@ impl Watched {
     }
 
     /// What follows a power-off, a reset or a crash depends on the machine's actions for them.
-    fn is_now(&self, machine: MachineState) {
+    fn is_now(&self, status: &Status) {
+        let machine = status.state;
         let mut inner = self.domain.lock();
         if self.catching_up.swap(false, Ordering::Relaxed) {
+            if let Some(open) = &status.open_ports {
+                self.ports_are(&mut inner, open);
+            }
             let state = caught_up(inner.state, machine);
             return self.change(&mut inner, state, None);
         }
