@@ -164,10 +164,12 @@ fn slow_move(one: &Rig, other: &Rig, name: &str, how: &[&str]) -> Child {
     command.args(moving(name, &uri, &at)).args(how);
     let child = command.spawn().unwrap();
     let deadline = Instant::now() + SOON;
-    while !one
-        .vireo(&["domjobinfo", name])
-        .ok()
-        .contains("Outgoing migration")
+    // On both sides: the target's VMM is there before the source's has sent the first page, but not long before.
+    while other.processes("vireo-vmm").is_empty()
+        || !one
+            .vireo(&["domjobinfo", name])
+            .ok()
+            .contains("Outgoing migration")
     {
         assert!(Instant::now() < deadline, "the migration does not begin");
         std::thread::sleep(Duration::from_millis(20));
@@ -275,7 +277,11 @@ fn whatever_goes_wrong_it_runs_on_one_side() {
 
 #[test]
 fn what_does_not_fit_is_refused_and_it_runs_on() {
-    let (one, other) = two();
+    let (one, other) = (Rig::new(), Rig::new());
+    let nowhere = "migrate_tls_x509_cert_dir = \"/nowhere\"\n";
+    other.write("etc/vireo/vireod.conf", nowhere);
+    one.vireo(&["list"]).ok();
+    other.vireo(&["list"]).ok();
     one.define(&tiny_guest(&one, "tiny", "qemu"));
     one.vireo(&["start", "tiny"]).ok();
     let (uri, at) = (other.uri(), place(&other));
@@ -287,8 +293,16 @@ fn what_does_not_fit_is_refused_and_it_runs_on() {
         running_here_only(&one, &other, "tiny");
     };
     refused(&["--postcopy"], "post-copy migration is not supported");
-    refused(&["--copy-storage-all"], "--copy-storage-all");
-    refused(&["--tls"], "TLS");
+    refused(
+        &["--copy-storage-all", "--copy-storage-synchronous-writes"],
+        "synchronous writes",
+    );
+    refused(&["--copy-storage-all", "--copy-storage-inc"], "exclusive");
+    refused(
+        &["--copy-storage-all", "--migrate-disks", "vdz"],
+        "disk target vdz not found",
+    );
+    refused(&["--tls"], "TLS for migration");
     refused(&["--compressed", "--comp-methods", "xbzrle"], "'xbzrle'");
     refused(&["--parallel-connections", "2"], "parallel");
     // A name that another domain has there.
@@ -306,6 +320,8 @@ fn what_does_not_fit_is_refused_and_it_runs_on() {
     // One that is off goes only as a definition.
     one.vireo(&["destroy", "tiny"]).ok();
     one.vireo(&moving("tiny", &uri, &at)).fails();
+    let offline = ["migrate", "--offline", "--copy-storage-all", "tiny", &uri];
+    assert!(one.vireo(&offline).fails().contains("non-shared storage"));
     let offline = ["migrate", "--offline", "tiny", &uri];
     assert!(one.vireo(&offline).fails().contains("persistent"));
     one.vireo(&[
