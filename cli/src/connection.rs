@@ -108,29 +108,48 @@ impl Connection {
         })?;
         let config = keepalive.config();
         let mut passing = None;
+        let opened = |client: &Client| runtime.block_on(client.open(Some(&target.name), readonly));
         let client = match &target.transport {
             Transport::Local { root, socket } if starts => {
-                reach_local(&runtime, root.as_deref(), socket, config)?
+                let reach = || reach_local(&runtime, root.as_deref(), socket, config);
+                let client = reach()?;
+                match opened(&client) {
+                    // A daemon that was dying took the call. Nothing is lost by that: there will be another one.
+                    Err(_) if client.is_closed() => {
+                        let client = reach()?;
+                        opened(&client).map_err(failure)?;
+                        client
+                    }
+                    outcome => outcome.map(|()| client).map_err(failure)?,
+                }
             }
             Transport::Local { socket, .. } | Transport::Unix(socket) => {
-                connect_unix(&runtime, socket, config)
-                    .map_err(|error| unreachable_socket(socket, &error))?
+                let client = connect_unix(&runtime, socket, config)
+                    .map_err(|error| unreachable_socket(socket, &error))?;
+                opened(&client).map_err(failure)?;
+                client
             }
-            Transport::Tcp { host, port } => connect_tcp(&runtime, host, *port, config)?,
+            Transport::Tcp { host, port } => {
+                let client = connect_tcp(&runtime, host, *port, config)?;
+                opened(&client).map_err(failure)?;
+                client
+            }
             Transport::Tls {
                 host,
                 port,
                 certificates,
-            } => far::connect_tls(&runtime, host, *port, certificates, config)?,
+            } => {
+                let client = far::connect_tls(&runtime, host, *port, certificates, config)?;
+                opened(&client).map_err(failure)?;
+                client
+            }
             Transport::Ssh(ssh) => {
                 let (client, ssh) = far::connect_ssh(&runtime, ssh, config)?;
                 passing = Some(ssh);
+                opened(&client).map_err(failure)?;
                 client
             }
         };
-        runtime
-            .block_on(client.open(Some(&target.name), readonly))
-            .map_err(failure)?;
         Ok(Self {
             client,
             runtime,

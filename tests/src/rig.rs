@@ -245,6 +245,24 @@ impl Rig {
         events
     }
 
+    /// Kills the daemon that a command started, and waits for its end: what connects next has another one.
+    pub fn kill_daemon(&self) {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let began = Instant::now();
+        loop {
+            let pids = self.processes("vireod");
+            if pids.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < LIMIT, "the daemon is still there");
+            for pid in pids {
+                // SAFETY: kill has no memory effects; the pid is this rig's daemon.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// What a domain's VMM wrote.
     pub fn domain_log(&self, domain: &str) -> String {
         fs::read_to_string(self.path(&format!("var/log/vireo/domains/{domain}.log")))

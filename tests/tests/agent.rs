@@ -177,13 +177,7 @@ fn the_guests_agent_answers_and_acts() {
     // How long it may take outlives the daemon.
     rig.vireo(&["guest-agent-timeout", "deb", "--timeout", "7"])
         .ok();
-    for pid in rig.processes("vireod") {
-        // SAFETY: kill has no memory effects; the pid is this rig's daemon.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
-    }
-    wait_for("the daemon is still there", || {
-        rig.processes("vireod").is_empty()
-    });
+    rig.kill_daemon();
     drop(terminal);
     assert_eq!(rig.vireo(&["domhostname", "deb"]).ok(), "deb\n\n");
     let state = fs::read_dir(rig.path("run/vireo/domains"))

@@ -180,10 +180,7 @@ fn definitions_survive_the_daemons_death_at_any_moment() {
     };
     rig.define(&tiny_guest(&rig, "bystander", "qemu"));
     let bystander = rig.vireo(&["dumpxml", "bystander"]).ok();
-    for pid in rig.processes("vireod") {
-        // SAFETY: kill has no memory effects.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
-    }
+    rig.kill_daemon();
     let mut known: Option<u64> = None;
     for round in 0..rounds {
         let mut daemon = rig.daemon();
@@ -358,10 +355,7 @@ fn autostart_starts_once_and_damaged_files_are_kept_and_reported() {
     rig.define(&tiny_guest(&rig, "auto", "qemu"));
     rig.define(&tiny_guest(&rig, "damaged", "qemu"));
     rig.vireo(&["autostart", "auto"]).ok();
-    for pid in rig.processes("vireod") {
-        // SAFETY: kill has no memory effects.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
-    }
+    rig.kill_daemon();
     // As after a boot of the host: the folder under run is empty.
     let _ = fs::remove_dir_all(rig.path("run"));
     fs::write(

@@ -237,15 +237,7 @@ fn an_unplugged_card_leaves_its_network() {
     let taps = || namespace::ip("-o link show master vrplug").lines().count();
     assert_eq!((ports(), taps()), (2, 2));
     // The next daemon knows as well what belongs to which card.
-    for pid in rig.processes("vireod") {
-        // SAFETY: kill(2) of a process of this test's own.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
-    }
-    let deadline = Instant::now() + SOON;
-    while !rig.processes("vireod").is_empty() {
-        assert!(Instant::now() < deadline, "the daemon is still there");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    rig.kill_daemon();
     for (at, mac) in ["52:54:00:00:00:21", "52:54:00:00:00:22"]
         .iter()
         .enumerate()
@@ -390,11 +382,7 @@ fn linux_finds_what_is_plugged_and_lets_go_of_it() {
     }
     // The next daemon knows what was plugged.
     drop(events);
-    let pids = rig.processes("vireod");
-    for pid in &pids {
-        // SAFETY: kill(2) of a process of this test's own.
-        unsafe { libc::kill(*pid, libc::SIGKILL) };
-    }
+    rig.kill_daemon();
     let mut events = rig.listen("deb");
     // The console went with the daemon.
     drop(terminal);

@@ -11,7 +11,7 @@ use crate::memory::GuestMemory;
 use crate::pci::{BarMapper, Doorbells, Express, Function, Host, IntxLine, MsiSink, VirtioPci};
 
 /// Where the driver puts the BAR.
-pub(crate) const BAR: u64 = 0x40_0000_0000;
+pub(crate) const BAR: u64 = 0xd000_0000;
 
 /// Registers of the common configuration (4.1.4.3).
 pub(crate) mod common {
@@ -151,7 +151,6 @@ impl Machine {
     pub fn firmware(&self) {
         let function = &self.function;
         function.write_config(0x10, 4, BAR as u32);
-        function.write_config(0x14, 4, (BAR >> 32) as u32);
         function.write_config(0x04, 2, 6);
         let msix = self.capability(0x11);
         let vectors = function.read_config(msix + 2, 2) & 0x7ff;

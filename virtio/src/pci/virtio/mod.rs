@@ -33,7 +33,7 @@ pub(super) mod status {
     pub const DRIVERS: u8 = 1 | 2 | DRIVER_OK | FEATURES_OK | FAILED;
 }
 
-/// The one BAR, 64-bit: the four structures, then MSI-X.
+/// The one BAR, 32-bit: the four structures, then MSI-X.
 const BAR: u8 = 0;
 const BAR_LEN: u64 = 0x8000;
 const ISR: u32 = 0x1000;

@@ -59,7 +59,9 @@ fn bars_and_doorbells_follow_the_registers() {
     assert_eq!(*machine.host.bars.lock().unwrap(), [(0, BAR, 0x8000)]);
     let doorbells = || machine.host.doorbells.lock().unwrap().clone();
     assert_eq!(doorbells(), [BAR + 0x3000]);
-    machine.function.write_config(0x10, 4, 0x1_0000);
+    machine
+        .function
+        .write_config(0x10, 4, BAR as u32 + 0x1_0000);
     assert_eq!(doorbells(), [BAR + 0x1_3000]);
     machine.function.write_config(4, 2, 0);
     assert!(doorbells().is_empty());
