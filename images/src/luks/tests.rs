@@ -296,6 +296,44 @@ fn qemu_reads_ours_and_we_read_qemus() {
 }
 
 #[test]
+fn a_grown_volume_keeps_its_content_and_takes_more() {
+    let mut random = Random::new("grown luks");
+    let dir = Scratch::new();
+    let (path, image) = create(&dir, "grown", Spec::default(), b"secret");
+    let mut content = vec![0; SIZE as usize];
+    random.fill(&mut content);
+    write(&image, 0, &mut content);
+    image.resize(SIZE + (1 << 20)).unwrap();
+    assert_eq!(image.size(), SIZE + (1 << 20));
+    let mut more = vec![0; 1 << 20];
+    random.fill(&mut more);
+    write(&image, SIZE, &mut more);
+    image.flush().unwrap();
+    drop(image);
+    content.extend(&more);
+    let image = Luks::open(raw(&path), "grown", b"secret").unwrap();
+    assert!(read(&image, 0, content.len()) == content);
+    drop(image);
+    if !have("qemu-img") {
+        eprintln!("left out: qemu-img's look at a grown volume needs qemu-utils");
+        return;
+    }
+    // QEMU sees the same, and what it grows we do.
+    let plain = dir.path().join("plain");
+    std::fs::write(&plain, &content).unwrap();
+    let plain = format!(
+        "driver=raw,file.driver=file,file.filename={}",
+        plain.display()
+    );
+    let theirs = as_qemu_names(&path);
+    qemu("qemu-img", &["compare", "--image-opts", &theirs, &plain]);
+    qemu("qemu-img", &["resize", "-q", "--image-opts", &theirs, "4M"]);
+    let image = Luks::open(raw(&path), "grown", b"secret").unwrap();
+    assert_eq!(image.size(), 4 << 20);
+    assert!(read(&image, 0, content.len()) == content);
+}
+
+#[test]
 fn cryptsetup_reads_ours_and_we_read_cryptsetups() {
     if !have("cryptsetup") && !Path::new("/usr/sbin/cryptsetup").exists() {
         eprintln!("left out: cryptsetup_reads_ours_and_we_read_cryptsetups needs cryptsetup-bin");
