@@ -10,7 +10,9 @@ use crate::workers::{self, Turns};
 use crate::{Error, Extent, Image, ImageInfo, IoBuf, Job, Qcow2};
 
 /// What moves at once, bytes: small enough to stay in a processor's cache.
-const PIECE: u64 = 512 << 10;
+const PIECE: u64 = 1 << 20;
+/// The least that the host is asked to set aside at once, bytes.
+const SET_ASIDE: u64 = 256 << 10;
 /// The most that is compressed at once, bytes.
 const COMPRESSED_PIECE: u64 = 2 << 20;
 
@@ -266,44 +268,49 @@ pub fn convert(
     // What the tables say from `at` on, as far as it was looked at.
     let mut known = (Kind::Skip, 0);
     let next = || {
-        if at >= size {
-            return Ok(None);
-        }
-        if known.1 == 0 {
-            known = joined(&**source, at, (size - at).min(AHEAD), kind)?;
-        }
-        let mut now = known.0;
-        let mut len = if now == Kind::Data {
-            // Pieces end where clusters do.
-            known.1.min(piece - at % piece)
-        } else {
-            known.1
-        };
-        if cluster > 0 {
-            // Whole clusters, of which a part may be data.
-            let end = (at + len).min(size);
-            let whole = if end == size {
-                end
-            } else {
-                end & !(cluster - 1)
-            };
-            if whole <= at || now == Kind::Data && end % cluster != 0 && end < size {
-                now = Kind::Data;
-                len = end.next_multiple_of(cluster).min(size) - at;
-            } else {
-                len = whole - at;
+        while at < size {
+            if known.1 == 0 {
+                known = joined(&**source, at, (size - at).min(AHEAD), kind)?;
             }
+            let mut now = known.0;
+            let mut len = if now == Kind::Data {
+                // Pieces end where clusters do.
+                known.1.min(piece - at % piece)
+            } else {
+                known.1
+            };
+            if cluster > 0 {
+                // Whole clusters, of which a part may be data.
+                let end = (at + len).min(size);
+                let whole = if end == size {
+                    end
+                } else {
+                    end & !(cluster - 1)
+                };
+                if whole <= at || now == Kind::Data && end % cluster != 0 && end < size {
+                    now = Kind::Data;
+                    len = end.next_multiple_of(cluster).min(size) - at;
+                } else {
+                    len = whole - at;
+                }
+            }
+            let offset = at;
+            at += len;
+            known.1 = known.1.saturating_sub(len);
+            if now == Kind::Skip || now == Kind::Zero && target.zeroed {
+                // Nobody has to wait for what is not done.
+                job.advance(len, 0)?;
+                continue;
+            }
+            turn += 1;
+            return Ok(Some(Piece {
+                turn: turn - 1,
+                offset,
+                len,
+                kind: now,
+            }));
         }
-        let one = Piece {
-            turn,
-            offset: at,
-            len,
-            kind: now,
-        };
-        at += len;
-        turn += 1;
-        known.1 = known.1.saturating_sub(len);
-        Ok(Some(one))
+        Ok(None)
     };
     let turns = Turns::default();
     // What has clusters gets them in the order of their offsets, unless that doesn't matter.
@@ -360,10 +367,7 @@ impl Copy<'_> {
     fn piece(&self, one: Piece) -> Result<(), Error> {
         self.job.check()?;
         let moved = match one.kind {
-            Kind::Skip => {
-                self.in_turn(one.turn, || Ok(()))?;
-                0
-            }
+            Kind::Skip => 0,
             Kind::Zero => {
                 self.in_turn(one.turn, || self.zero(one.offset, one.len))?;
                 0
@@ -435,6 +439,7 @@ impl Copy<'_> {
                 self.zero(offset + from, to - from)
             } else {
                 let part = all.part(from as usize, (to - from) as usize);
+                self.set_aside(offset + from, to - from)?;
                 self.target.image.write(offset + from, &[part])
             }
         };
@@ -454,6 +459,19 @@ impl Copy<'_> {
         }
         match run {
             Some((zero, from)) => put(zero, from, len),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the host set space aside in a new raw image: one call for all of it, and a write that
+    /// costs less. (A qcow2 image does it for itself.)
+    fn set_aside(&self, offset: u64, len: u64) -> Result<(), Error> {
+        let raw = self.target.zeroed && self.target.qcow2.is_none();
+        if !raw || len < SET_ASIDE {
+            return Ok(());
+        }
+        match self.target.image.plain(offset, len, true) {
+            Some(place) => place.file().allocate(place.offset(), len).map(drop),
             None => Ok(()),
         }
     }

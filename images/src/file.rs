@@ -34,6 +34,8 @@ pub struct File {
     block: bool,
     writable: bool,
     direct: Option<Alignment>,
+    /// Nobody waits for stable storage.
+    volatile: bool,
     /// With O_DIRECT: held for writing by what reads a block, changes a part of it and writes it
     /// back; for reading by every other write.
     rmw: RwLock<()>,
@@ -75,6 +77,7 @@ impl File {
             name,
             block,
             direct,
+            volatile: false,
             rmw: RwLock::new(()),
             no_punch: AtomicBool::new(false),
             no_zero: AtomicBool::new(false),
@@ -114,6 +117,14 @@ impl File {
                 source,
             })?;
         Self::new(file.into(), name)
+    }
+
+    /// Nothing written to it has to be on stable storage at any time: the kernel writes it when it
+    /// likes (QEMU's cache mode `unsafe`).
+    #[must_use]
+    pub fn volatile(mut self) -> Self {
+        self.volatile = true;
+        self
     }
 
     /// The name for messages.
@@ -501,6 +512,24 @@ impl File {
         Ok(())
     }
 
+    /// What was just written is on its way to the disk from now on, which whoever is going to wait
+    /// for all of it is glad of.
+    pub(crate) fn begin_sync(&self, offset: u64, len: u64) {
+        if self.volatile || self.direct.is_some() {
+            return;
+        }
+        // SAFETY: works on our own descriptor only; no memory is involved. It is a hint: what
+        // fails here is said by the sync.
+        unsafe {
+            libc::sync_file_range(
+                self.file.as_raw_fd(),
+                offset as i64,
+                len as i64,
+                libc::SYNC_FILE_RANGE_WRITE,
+            )
+        };
+    }
+
     /// Has the host set aside space for the range, whose content stays; a regular file grows to
     /// its end if it is shorter. False where the host can't.
     ///
@@ -541,11 +570,15 @@ impl File {
         }
     }
 
-    /// Everything written so far reaches stable storage.
+    /// Everything written so far reaches stable storage, unless the file is
+    /// [volatile](File::volatile).
     ///
     /// # Errors
     /// The system's.
     pub fn sync(&self) -> Result<(), Error> {
+        if self.volatile {
+            return Ok(());
+        }
         self.file.sync_data().map_err(|e| self.error("flushing", e))
     }
 

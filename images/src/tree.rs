@@ -15,6 +15,18 @@ use crate::luks::{self, FilePart, Luks, Passphrase, Volume};
 use crate::qcow2::{self, NoBacking};
 use crate::{Error, File, Image, Qcow2, Raw};
 
+/// When what is written to an image reaches stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stable {
+    /// When it is flushed.
+    #[default]
+    Flushed,
+    /// Before each write returns.
+    Always,
+    /// When the kernel likes.
+    Never,
+}
+
 /// How an image is opened.
 #[derive(Clone, Copy, Default)]
 pub struct Opener<'a> {
@@ -29,8 +41,8 @@ pub struct Opener<'a> {
     pub no_backing: bool,
     /// O_DIRECT.
     pub direct: bool,
-    /// Every write is on stable storage when it returns.
-    pub sync: bool,
+    /// When what is written is on stable storage.
+    pub stable: Stable,
     /// No lock: somebody else may be writing.
     pub share: bool,
     /// The content of this internal snapshot of the first image.
@@ -172,9 +184,14 @@ pub fn resolve(of: &Path, name: &OsStr) -> Result<PathBuf, Error> {
 ///
 /// # Errors
 /// The system's.
-pub fn open_file(path: &Path, writable: bool, direct: bool, sync: bool) -> Result<File, Error> {
+pub fn open_file(path: &Path, writable: bool, direct: bool, stable: Stable) -> Result<File, Error> {
     let name = path.display().to_string();
-    let flags = if direct { libc::O_DIRECT } else { 0 } | if sync { libc::O_DSYNC } else { 0 };
+    let sync = if stable == Stable::Always {
+        libc::O_DSYNC
+    } else {
+        0
+    };
+    let flags = sync | if direct { libc::O_DIRECT } else { 0 };
     // Not to wait for anybody where the name is a pipe's; a regular file does not care.
     let file = OpenOptions::new()
         .read(true)
@@ -185,7 +202,12 @@ pub fn open_file(path: &Path, writable: bool, direct: bool, sync: bool) -> Resul
             what: format!("opening {name}"),
             source,
         })?;
-    File::new(file.into(), name)
+    let file = File::new(file.into(), name)?;
+    Ok(if stable == Stable::Never {
+        file.volatile()
+    } else {
+        file
+    })
 }
 
 struct Found {
@@ -248,7 +270,7 @@ impl Opener<'_> {
             self.also_writable
                 .is_some_and(|other| same_file(other, &path))
         };
-        let file = open_file(&path, writable, self.direct, self.sync)?;
+        let file = open_file(&path, writable, self.direct, self.stable)?;
         let probed = format.is_none();
         let format = match format {
             Some(format) => format,
@@ -281,7 +303,7 @@ impl Opener<'_> {
                     ))
                 })?;
                 let path = resolve(&found.path, name)?;
-                let file = open_file(&path, writable, self.direct, self.sync)?;
+                let file = open_file(&path, writable, self.direct, self.stable)?;
                 if !self.share {
                     let usage = if writable {
                         Usage::WRITE_RAW

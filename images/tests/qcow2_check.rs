@@ -338,3 +338,47 @@ fn bitmaps_are_kept_up_to_date_and_say_so_when_they_are_not() {
     assert_eq!(after.1, before.1, "what tracks nothing is still right");
     check_clean(&image);
 }
+
+#[test]
+fn lazy_refcounts_are_left_for_later_and_counted_anew_after_a_crash() {
+    if !have("lazy refcounts", "qemu-img") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    let mut options = qcow2::Create::new(8 << 20);
+    options.lazy_refcounts = true;
+    qcow2::create(File::create(&image).unwrap(), None, &options).unwrap();
+    let dirty = |path| {
+        qcow2::Header::read(&File::open(path, false).unwrap())
+            .unwrap()
+            .is_dirty()
+    };
+    assert!(!dirty(&image), "nothing was written yet");
+    let data: Vec<u8> = (0..3 << 20).map(|n| (n / 4096) as u8 | 1).collect();
+    let it = open(&image, true).unwrap();
+    write(&it, 100_000, &data).unwrap();
+    it.flush().unwrap();
+    assert!(dirty(&image));
+    // Who is killed now leaves it like this: what was flushed is there, its refcounts are not.
+    let killed = scratch.path("killed");
+    std::fs::copy(&image, &killed).unwrap();
+    let report = qcow2::check(&File::open(&killed, false).unwrap(), qcow2::Fix::None).unwrap();
+    assert!(report.corruptions >= 48, "{report:?}");
+    let theirs = scratch.path("theirs");
+    std::fs::copy(&killed, &theirs).unwrap();
+    drop(open(&killed, true).unwrap());
+    qemu_img(&["check", "-q", "-r", "all", text(&theirs)]);
+    // A snapshot has to count, and goes back to leaving it for later.
+    it.snapshot_create("one", (0, 0)).unwrap();
+    write(&it, 0, &[7; 4096]).unwrap();
+    it.snapshot_delete("one").unwrap();
+    write(&it, 0, &[0; 4096]).unwrap();
+    drop(it);
+    for path in [&image, &killed, &theirs] {
+        assert!(!dirty(path));
+        check_clean(path);
+        let now = read(&open(path, false).unwrap(), 100_000, data.len()).unwrap();
+        assert!(now == data, "{}", path.display());
+    }
+}

@@ -59,10 +59,10 @@ pub fn run(args: Args) -> Done {
     let named = open::one_file(&args, "amend", "Expecting one image file name")?;
     let quiet = args.has("quiet");
     let secrets = Secrets::of(&args)?;
-    let (direct, sync) = open::cache(args.text("cache").as_deref(), "cache")?;
+    let (direct, stable) = open::cache(args.text("cache").as_deref(), "cache")?;
     let opener = Opener {
         direct,
-        sync,
+        stable,
         ..Opener::default()
     };
     let layer = open::first(open::open_writable(&named, &opener, &secrets, quiet)?)?;
@@ -96,7 +96,7 @@ pub fn run(args: Args) -> Done {
     drop(layer);
     drop(image);
     let path = tree::local_path(&named.name)?;
-    let file = tree::open_file(&path, true, direct, sync)?;
+    let file = tree::open_file(&path, true, direct, stable)?;
     let usage = images::lock::Usage::WRITE;
     images::lock::change(file.fd(), file.name(), images::lock::Usage::NONE, usage)?;
     qcow2::amend(&file, &wanted.amend).map_err(|error| Failure::new(message(&error)))?;

@@ -45,10 +45,10 @@ pub fn run(args: Args) -> Done {
             "--force-share/-U conflicts with image options",
         ));
     }
-    let (direct, sync) = open::cache(args.text("cache").as_deref(), "source cache")?;
+    let (direct, stable) = open::cache(args.text("cache").as_deref(), "source cache")?;
     let failed = |error: images::Error| cannot_open(&named.name, &error);
     let path = tree::local_path(&named.name).map_err(failed)?;
-    let file = tree::open_file(&path, fix != Fix::None, direct, sync).map_err(failed)?;
+    let file = tree::open_file(&path, fix != Fix::None, direct, stable).map_err(failed)?;
     let format = match named.format {
         Some(format) => format,
         None => tree::probe(&file).map_err(failed)?,

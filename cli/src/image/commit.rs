@@ -25,7 +25,7 @@ pub fn run(args: Args) -> Done {
     let named = open::one_file(&args, "commit", "Expecting one image file name")?;
     let secrets = Secrets::of(&args)?;
     let quiet = args.has("quiet");
-    let (direct, sync) = open::cache(args.text("cache").as_deref(), "cache")?;
+    let (direct, stable) = open::cache(args.text("cache").as_deref(), "cache")?;
     let rate = match args.text("rate") {
         None => 0,
         Some(text) => size(&text)
@@ -76,7 +76,7 @@ pub fn run(args: Args) -> Done {
         &Opener {
             also_writable: Some(&base_path),
             direct,
-            sync,
+            stable,
             ..Opener::default()
         },
         &secrets,

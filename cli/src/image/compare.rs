@@ -27,11 +27,11 @@ pub fn run(args: Args) -> Done {
         return Err(Failure::usage("compare", "Expecting two image file names"));
     };
     let secrets = Secrets::of(&args)?;
-    let (direct, sync) = open::cache(args.text("cache").as_deref(), "source cache")?;
+    let (direct, stable) = open::cache(args.text("cache").as_deref(), "source cache")?;
     let opener = Opener {
         share: args.has("force-share"),
         direct,
-        sync,
+        stable,
         ..Opener::default()
     };
     let open = |name, format| {

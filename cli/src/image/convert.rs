@@ -130,7 +130,7 @@ pub fn run(args: Args) -> Done {
         error("warning: -o has no effect when skipping image creation");
     }
     let secrets = Secrets::of(&args)?;
-    let (direct, sync) = open::cache(args.text("source-cache").as_deref(), "source cache")?;
+    let (direct, stable) = open::cache(args.text("source-cache").as_deref(), "source cache")?;
     let snapshot = args
         .text("source-snapshot")
         .map(|text| snapshot_name(&text))
@@ -143,7 +143,7 @@ pub fn run(args: Args) -> Done {
     let opener = Opener {
         share: args.has("force-share"),
         direct,
-        sync,
+        stable,
         snapshot: snapshot.as_deref(),
         ..Opener::default()
     };
@@ -203,6 +203,9 @@ pub fn run(args: Args) -> Done {
             "This will continue to be unsupported: bitmaps need one source and qcow2 as the target's format",
         ));
     }
+    // As qemu-img: what nobody asked to be on stable storage is not waited for.
+    let mode = args.text("target-cache").unwrap_or_else(|| "unsafe".into());
+    let (direct, stable) = open::cache(Some(&mode), "cache")?;
     let encrypted = given.get("encrypt.key-secret").or(given.get("key-secret"));
     let secret = encrypted.map(str::to_owned);
     if !no_create {
@@ -215,7 +218,7 @@ pub fn run(args: Args) -> Done {
                 given.size().unwrap_or(0).max(source.size()).to_string(),
             );
         }
-        given.create(out, &secrets).map_err(|what| {
+        given.create(out, &secrets, stable).map_err(|what| {
             Failure::new(format!(
                 "{}: error while converting {}: {what}",
                 out.to_string_lossy(),
@@ -223,7 +226,6 @@ pub fn run(args: Args) -> Done {
             ))
         })?;
     }
-    let (direct, sync) = open::cache(args.text("target-cache").as_deref(), "cache")?;
     let target = open_target(
         &args,
         out,
@@ -231,7 +233,7 @@ pub fn run(args: Args) -> Done {
         secret,
         &Opener {
             direct,
-            sync,
+            stable,
             no_backing: backed && !no_create,
             ..Opener::default()
         },
@@ -283,13 +285,7 @@ pub fn run(args: Args) -> Done {
     if args.has("bitmaps") {
         bitmaps(&layers[0], &target, args.has("skip-broken-bitmaps"))?;
     }
-    // As qemu-img: what nobody asked to be on stable storage is not waited for.
-    if args
-        .text("target-cache")
-        .is_some_and(|mode| mode != "unsafe")
-    {
-        target.image.flush()?;
-    }
+    target.image.flush()?;
     progress.end();
     Ok(0)
 }

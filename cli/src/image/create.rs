@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use images::tree::{self, Opener};
+use images::tree::{self, Opener, Stable};
 
 use super::args::{Args, Spec, flag, size, value};
 use super::open::{FORMAT, HELP, Named, OBJECT, QUIET, Secrets, message, system};
@@ -100,7 +100,9 @@ pub fn run(args: Args) -> Done {
     if !args.has("quiet") {
         say(&given.line(&shown));
     }
-    given.create(name, &secrets).map_err(bad)?;
+    given
+        .create(name, &secrets, Stable::default())
+        .map_err(bad)?;
     Ok(0)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use images::chain::Format;
 use images::convert::{Options, Target, convert};
-use images::tree::Opener;
+use images::tree::{Opener, Stable};
 use images::{Image, Job};
 
 use super::args::{Args, Spec, size, value};
@@ -121,12 +121,14 @@ pub fn run(args: Args) -> Done {
     }
     let mut given = Given::new(wanted);
     given.set("size", bytes.to_string());
-    given.create(to.as_ref(), &secrets).map_err(|what| {
-        Failure::new(format!(
-            "{to}: error while creating output image of format '{}': {what}",
-            wanted.name()
-        ))
-    })?;
+    given
+        .create(to.as_ref(), &secrets, Stable::default())
+        .map_err(|what| {
+            Failure::new(format!(
+                "{to}: error while creating output image of format '{}': {what}",
+                wanted.name()
+            ))
+        })?;
     let out = Named {
         name: (&to).into(),
         format: Some(wanted),

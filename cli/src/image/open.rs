@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use images::chain::Format;
 use images::luks::Passphrase;
-use images::tree::{Layer, Opener};
+use images::tree::{Layer, Opener, Stable};
 use images::{Error, File};
 
 use super::Failure;
@@ -297,13 +297,14 @@ pub fn first(layers: Vec<Layer>) -> Result<Layer, Failure> {
         .ok_or_else(|| Failure::new("no image"))
 }
 
-/// `-t`, `-T`: O_DIRECT, and every write synchronous.
-pub fn cache(mode: Option<&str>, what: &str) -> Result<(bool, bool), Failure> {
+/// `-t`, `-T`: O_DIRECT, and when what is written is on stable storage.
+pub fn cache(mode: Option<&str>, what: &str) -> Result<(bool, Stable), Failure> {
     Ok(match mode {
-        None | Some("writeback" | "unsafe") => (false, false),
-        Some("none" | "off") => (true, false),
-        Some("writethrough") => (false, true),
-        Some("directsync") => (true, true),
+        None | Some("writeback") => (false, Stable::Flushed),
+        Some("unsafe") => (false, Stable::Never),
+        Some("none" | "off") => (true, Stable::Flushed),
+        Some("writethrough") => (false, Stable::Always),
+        Some("directsync") => (true, Stable::Always),
         Some(other) => {
             return Err(Failure::new(format!("Invalid {what} option: {other}")));
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use images::chain::Format;
 use images::luks::{self, FilePart, Hash, Mode, Spec, Vector, Volume};
 use images::qcow2::{self, Compression, Encrypt, Preallocation};
+use images::tree::Stable;
 use images::{Error, tree};
 
 use super::Failure;
@@ -519,8 +520,19 @@ impl Given {
     }
 
     /// Makes the image.
-    pub fn create(&self, name: &std::ffi::OsStr, secrets: &Secrets) -> Result<(), String> {
+    pub fn create(
+        &self,
+        name: &std::ffi::OsStr,
+        secrets: &Secrets,
+        stable: Stable,
+    ) -> Result<(), String> {
         let path = tree::local_path(name).map_err(|error| message(&error))?;
+        let new_file = |path| {
+            new_file(path).map(|file| match stable {
+                Stable::Never => file.volatile(),
+                _ => file,
+            })
+        };
         let size = self.size().unwrap_or(0);
         let size = size
             .checked_next_multiple_of(512)

@@ -39,14 +39,14 @@ pub fn run(args: Args) -> Done {
     }
     let quiet = args.has("quiet");
     let secrets = Secrets::of(&args)?;
-    let (direct, sync) = open::cache(args.text("cache").as_deref(), "cache")?;
-    let (base_direct, base_sync) =
+    let (direct, stable) = open::cache(args.text("cache").as_deref(), "cache")?;
+    let (base_direct, base_stable) =
         open::cache(args.text("backing-cache").as_deref(), "source cache")?;
     let opener = Opener {
         share: args.has("force-share"),
         no_backing: unchecked,
         direct,
-        sync,
+        stable,
         ..Opener::default()
     };
     let layers = open::open_writable(&named, &opener, &secrets, quiet)?;
@@ -93,7 +93,7 @@ pub fn run(args: Args) -> Done {
                         format: wanted,
                         share: args.has("force-share"),
                         direct: base_direct,
-                        sync: base_sync,
+                        stable: base_stable,
                         ..Opener::default()
                     };
                     let opened = opener.open(path.as_os_str()).map_err(|error| {

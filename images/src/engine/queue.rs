@@ -14,10 +14,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::ring::{Ring, Transfer};
 use super::{Aio, Completion, DetectZeroes, Engine, Op, Request};
 use crate::grace::Stay;
-use crate::{Error, File, IoBuf};
+use crate::{Error, File, IoBuf, iovec};
 
 /// The longest request that is done in `submit` itself, in bytes: longer ones copy for too long.
 const INLINE: u64 = 256 << 10;
+/// The longest when nothing else is under way: to wake a worker takes longer than to copy it.
+const INLINE_ALONE: u64 = 1 << 20;
 /// A write into the page cache that takes longer than this had to wait for the disk (on a busy
 /// host it may merely have lost the CPU for as long): the next ones are left to others for a while.
 const SLOW: Duration = Duration::from_millis(4);
@@ -284,7 +286,7 @@ impl Queue {
     }
 
     /// A read or write: the shortest way there is.
-    fn transfer(&mut self, shared: &Arc<Shared>, request: Request, pending: Pending) {
+    fn transfer(&mut self, shared: &Arc<Shared>, mut request: Request, pending: Pending) {
         let write = request.op == Op::Write;
         let plain = shared
             .engine
@@ -300,7 +302,9 @@ impl Queue {
         let (file, offset) = (plain.file(), plain.offset());
         let sync = write && shared.engine.writethrough();
         let direct = file.direct().is_some();
-        if !direct && pending.bytes <= INLINE && !sync {
+        let alone = self.in_flight <= self.ready.len() + 1;
+        let most = if alone { INLINE_ALONE } else { INLINE };
+        if !direct && pending.bytes <= most && !sync {
             let done = if write {
                 self.write_cached(file, offset, &request.bufs)
             } else {
@@ -309,6 +313,13 @@ impl Queue {
             if done == Some(pending.bytes) {
                 drop(plain);
                 return self.finish(&pending, Ok(()));
+            }
+            if let Some(got @ 1..) = done {
+                // The rest waits for the disk.
+                drop(plain);
+                request.offset += got;
+                request.bufs = iovec::part(&request.bufs, got, pending.bytes - got).into_owned();
+                return self.delegate(request, pending);
             }
         }
         // The kernel leaves buffered writes to threads of its own, one for a file.

@@ -1,9 +1,10 @@
 //! Compressed clusters.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use miniz_oxide::deflate::core as deflate;
-use miniz_oxide::inflate::core as inflate;
+use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
+use zstd_safe::{CCtx, DCtx};
 
 use super::entry::Entry;
 use super::meta::Meta;
@@ -11,10 +12,19 @@ use super::{Compression, Qcow2};
 use crate::image::check_range;
 use crate::{Error, Image, IoBuf};
 
-/// The window of qcow2's deflate streams, bytes.
-const WINDOW: usize = 4096;
+/// Readers of qcow2's deflate streams have a window of 4 KiB.
+const WINDOW_BITS: u8 = 12;
+/// What we read may come from who did not care.
+const WINDOW_BITS_MOST: u8 = 15;
 const DEFLATE_LEVEL: i32 = 6;
 const ZSTD_LEVEL: i32 = 3;
+
+thread_local! {
+    /// Each thread's compressors: to make one costs about as much as a cluster.
+    static DEFLATE: RefCell<Option<Deflate>> = const { RefCell::new(None) };
+    static ZSTD: RefCell<Option<CCtx<'static>>> = const { RefCell::new(None) };
+    static UNZSTD: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+}
 
 /// The compressed cluster that was read last.
 #[derive(Debug, Default)]
@@ -29,23 +39,28 @@ impl Unpacked {
 
 /// Decompresses exactly `len` bytes; what follows in `data` does not matter.
 pub fn unpack(how: Compression, data: &[u8], len: usize) -> Result<Vec<u8>, &'static str> {
-    let mut out = vec![0; len];
     match how {
         Compression::Zlib => {
-            let mut state = Box::<inflate::DecompressorOxide>::default();
-            let flags = inflate::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-            let (_, _, got) = inflate::decompress(&mut state, data, &mut out, 0, flags);
-            if got != len {
-                return Err("deflate data that can't be decompressed");
+            let bad = "deflate data that can't be decompressed";
+            let mut out = vec![0; len];
+            let mut state = Inflate::new(false, WINDOW_BITS_MOST);
+            // The stream need not end where the cluster does; what counts is that all is there.
+            let _ = state.decompress(data, &mut out, InflateFlush::Finish);
+            if state.total_out() != len as u64 {
+                return Err(bad);
             }
+            Ok(out)
         }
-        Compression::Zstd => {
+        Compression::Zstd => UNZSTD.with(|cell| {
+            let bad = "zstd data that can't be decompressed";
+            let mut state = cell.take().or_else(DCtx::try_create).ok_or(bad)?;
+            let mut out = vec![0; len];
             let (mut data, mut done) = (data, 0);
             while done < len {
-                let bad = "zstd data that can't be decompressed";
                 // The frame's own length: what is stored after it isn't ours.
                 let frame = zstd_safe::find_frame_compressed_size(data).map_err(|_| bad)?;
-                let got = zstd_safe::decompress(&mut out[done..], data.get(..frame).ok_or(bad)?)
+                let got = state
+                    .decompress(&mut out[done..], data.get(..frame).ok_or(bad)?)
                     .map_err(|_| bad)?;
                 if got == 0 || frame == 0 {
                     return Err(bad);
@@ -53,43 +68,40 @@ pub fn unpack(how: Compression, data: &[u8], len: usize) -> Result<Vec<u8>, &'st
                 done += got;
                 data = &data[frame..];
             }
-        }
+            cell.replace(Some(state));
+            Ok(out)
+        }),
     }
-    Ok(out)
 }
 
 /// Compresses; none if that gains nothing.
 pub fn pack(how: Compression, data: &[u8]) -> Option<Vec<u8>> {
-    let mut out = vec![0; data.len() - 1];
-    let len = match how {
-        Compression::Zlib => {
-            // Raw deflate. Readers have a window of 4 KiB only, so each 4 KiB begin anew.
-            let flags = deflate::create_comp_flags_from_zip_params(DEFLATE_LEVEL, 0, 0);
-            let mut state = deflate::CompressorOxide::new(flags);
-            let (mut read, mut written) = (0, 0);
-            while read < data.len() {
-                let stop = (read + WINDOW).min(data.len());
-                let flush = if stop == data.len() {
-                    deflate::TDEFLFlush::Finish
-                } else {
-                    deflate::TDEFLFlush::Full
-                };
-                let (status, took, gave) =
-                    deflate::compress(&mut state, &data[read..stop], &mut out[written..], flush);
-                read += took;
-                written += gave;
-                match status {
-                    deflate::TDEFLStatus::Done => break,
-                    deflate::TDEFLStatus::Okay if read == stop && written < out.len() => {}
-                    _ => return None,
-                }
+    let most = data.len() - 1;
+    match how {
+        Compression::Zlib => DEFLATE.with(|cell| {
+            let mut state = cell
+                .take()
+                .unwrap_or_else(|| Deflate::new(DEFLATE_LEVEL, false, WINDOW_BITS));
+            state.reset();
+            let mut out = vec![0; most];
+            let done = state.compress(data, &mut out, DeflateFlush::Finish);
+            let len = state.total_out() as usize;
+            cell.replace(Some(state));
+            if done != Ok(Status::StreamEnd) {
+                return None;
             }
-            written
-        }
-        Compression::Zstd => zstd_safe::compress(out.as_mut_slice(), data, ZSTD_LEVEL).ok()?,
-    };
-    out.truncate(len);
-    Some(out)
+            out.truncate(len);
+            Some(out)
+        }),
+        Compression::Zstd => ZSTD.with(|cell| {
+            let mut state = cell.take().or_else(CCtx::try_create)?;
+            let mut out = vec![0; most];
+            let done = state.compress(out.as_mut_slice(), data, ZSTD_LEVEL);
+            cell.replace(Some(state));
+            out.truncate(done.ok()?);
+            Some(out)
+        }),
+    }
 }
 
 impl Qcow2 {

@@ -322,6 +322,8 @@ impl Qcow2 {
         };
         let mut guest = from.div_ceil(geo.cluster());
         let mut end = 0;
+        // How much space that takes is for `how` to say.
+        self.meta().set_aside = false;
         while guest < clusters {
             let mut meta = self.changing()?;
             let per = geo.slice_entries();
@@ -350,7 +352,10 @@ impl Qcow2 {
                         )));
                     }
                 }
-                Preallocation::Full => self.data.write_zeroes(host, len)?,
+                Preallocation::Full => {
+                    self.data.write_zeroes(host, len)?;
+                    self.data.begin_sync(host, len);
+                }
             }
             end = end.max(host + len);
             for n in 0..count {

@@ -67,6 +67,11 @@ pub struct Meta {
     pub hint: u64,
     /// Clusters that have a refcount already but no use yet.
     pub reserve: Range<u64>,
+    /// The host is asked to set space aside for them: to fill it costs less than to make the file
+    /// longer with each write.
+    pub set_aside: bool,
+    /// Up to which cluster it has; 0 if it has not.
+    pub ahead: u64,
     /// Clusters from here on have never been written to and read as zeroes.
     pub fresh: u64,
     /// Guest clusters that somebody is about to map.
@@ -356,8 +361,22 @@ impl Meta {
         self.stable < self.written
     }
 
-    /// Writes the refcounts that have changed.
+    /// Refcounts are left for later (`lazy_refcounts`): the image says that those in its file may
+    /// be wrong, and who finds it so counts them anew.
+    pub fn postpones(&self) -> bool {
+        self.header.has_lazy_refcounts() && self.header.incompatible & header::DIRTY != 0
+    }
+
+    /// Writes the refcounts that have changed, unless that is left for later.
     pub fn write_refcounts(&mut self) -> Result<(), Error> {
+        if self.postpones() {
+            return Ok(());
+        }
+        self.write_refcounts_now()
+    }
+
+    /// Writes the refcounts that have changed.
+    pub fn write_refcounts_now(&mut self) -> Result<(), Error> {
         if self.refcounts.is_dirty() {
             self.written += 1;
             self.refcounts.write_back(&self.file)?;
@@ -407,6 +426,7 @@ impl Meta {
             };
             if cache.is_full() {
                 if self.broken.is_none() {
+                    self.write_refcounts_now()?;
                     self.write_all()?;
                 }
                 let cache = if which == 0 {
@@ -424,9 +444,9 @@ impl Meta {
     pub fn is_clean(&self) -> bool {
         !self.needs_sync()
             && !self.l2.is_dirty()
-            && !self.refcounts.is_dirty()
             && self.l1_dirty.is_empty()
-            && self.refcount_table_dirty.is_empty()
+            && (self.postpones()
+                || !self.refcounts.is_dirty() && self.refcount_table_dirty.is_empty())
             && self.freed.is_empty()
     }
 }

@@ -248,6 +248,8 @@ impl Qcow2 {
             fixed: HashSet::default(),
             hint: 0,
             reserve: 0..0,
+            set_aside: writable && !file.is_block_device(),
+            ahead: 0,
             fresh: if file.is_block_device() {
                 u64::MAX
             } else {
@@ -354,6 +356,9 @@ impl Qcow2 {
         }
         meta.store_bitmaps()?;
         meta.give_back()?;
+        if meta.postpones() {
+            meta.set_dirty(false)?;
+        }
         meta.write_all()?;
         if meta.needs_sync() {
             meta.sync()?;
@@ -468,6 +473,9 @@ impl Meta {
             self.file
                 .write_bytes(header::at::AUTOCLEAR, &self.header.autoclear.to_be_bytes())?;
             self.sync()?;
+        }
+        if self.header.has_lazy_refcounts() {
+            self.set_dirty(true)?;
         }
         self.begin_bitmaps()
     }

@@ -7,6 +7,8 @@ use crate::{Error, IoBuf};
 /// How many bytes of the file are given a refcount ahead of their use: a flush then seldom finds
 /// refcounts that have to be written, and synced, before the L2 tables.
 const RESERVE: u64 = 16 << 20;
+/// The least that the host is asked to set aside at once, bytes.
+const SET_ASIDE: u64 = 1 << 20;
 /// QEMU's bound on the refcount table, bytes.
 const TABLE_MOST: u64 = 8 << 20;
 
@@ -212,7 +214,22 @@ impl Meta {
             let last = (first..stop).find(|cluster| !free(cluster)).unwrap_or(stop);
             self.set_refcounts(first, last - first, 1)?;
             self.hint = last;
+            self.set_aside(first..last);
             return Ok(first..last);
+        }
+    }
+
+    /// Has the host set space aside for clusters that were never used.
+    fn set_aside(&mut self, clusters: std::ops::Range<u64>) {
+        let bits = self.geo.cluster_bits;
+        let len = (clusters.end - clusters.start) << bits;
+        if !self.set_aside || clusters.start < self.fresh || len < SET_ASIDE {
+            return;
+        }
+        // Where the host can't, or has no room for so much, a write finds its own.
+        self.set_aside = matches!(self.file.allocate(clusters.start << bits, len), Ok(true));
+        if self.set_aside {
+            self.ahead = clusters.end;
         }
     }
 
@@ -347,7 +364,19 @@ impl Meta {
             return Ok(());
         }
         self.hint = self.hint.min(rest.start);
-        self.set_refcounts(rest.start, rest.end - rest.start, 0)
+        self.set_refcounts(rest.start, rest.end - rest.start, 0)?;
+        if self.ahead != rest.end {
+            return Ok(());
+        }
+        self.ahead = 0;
+        let bits = self.geo.cluster_bits;
+        if self.file.size()? == rest.end << bits {
+            self.file.set_len(rest.start << bits)?;
+            self.file_end = self.file_end.min(rest.start << bits);
+        } else {
+            self.punch(&rest, true);
+        }
+        Ok(())
     }
 
     /// Cuts off what is free at the file's end.

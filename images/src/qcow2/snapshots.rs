@@ -1,8 +1,9 @@
 //! Internal snapshots of an open image: taken, gone back to, deleted.
 //!
-//! Each step leaves, if the process dies in it, clusters that nobody refers to at worst; where it
-//! could leave more, the image is marked as dirty meanwhile (version 3), so that whoever opens it
-//! next counts its refcounts anew.
+//! Each step leaves, if the process dies in it, clusters that nobody refers to at worst, or clusters
+//! that are used once only and not said to be, which costs a copy when they are written. An image
+//! of version 3 is marked as dirty meanwhile, so that whoever opens it next counts its refcounts
+//! anew; version 2 has no such mark, and `check -r` mends it.
 //!
 //! Whoever calls these has no write in flight: one that is could still go to a place that has
 //! just become the snapshot's.
@@ -216,6 +217,7 @@ impl Meta {
     /// Refcounts may be wrong for a while, or are right again.
     pub fn set_dirty(&mut self, dirty: bool) -> Result<(), Error> {
         if !dirty {
+            self.write_refcounts_now()?;
             self.write_all()?;
         }
         if self.geo.version < 3 {
@@ -226,6 +228,8 @@ impl Meta {
             self.header.incompatible |= header::DIRTY;
         } else {
             self.header.incompatible &= !header::DIRTY;
+            // Who leaves refcounts for later says so again first.
+            self.begun &= !self.header.has_lazy_refcounts();
         }
         self.file
             .write_bytes(at::INCOMPATIBLE, &self.header.incompatible.to_be_bytes())?;
