@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use xml_schemas::network::Subnet;
+use xml_schemas::network::vlan::Tag;
 
 /// struct nlmsghdr, bytes.
 const HEADER: usize = 16;
@@ -15,6 +16,13 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
+const BRIDGE_VLAN_INFO_PVID: u16 = 1 << 1;
+const BRIDGE_VLAN_INFO_UNTAGGED: u16 = 1 << 2;
+const BRIDGE_VLAN_INFO_RANGE_BEGIN: u16 = 1 << 3;
+const BRIDGE_VLAN_INFO_RANGE_END: u16 = 1 << 4;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const NLA_F_NESTED: u16 = 1 << 15;
@@ -228,6 +236,8 @@ pub struct Bridge<'a> {
     pub stp: bool,
     /// Its forward delay, seconds.
     pub delay: u64,
+    /// Its ports are in VLANs.
+    pub vlans: bool,
 }
 
 /// Makes a bridge, which is down.
@@ -239,6 +249,9 @@ pub fn make_bridge(bridge: Bridge<'_>) -> io::Result<()> {
     let delay = u32::try_from(bridge.delay.saturating_mul(USER_HZ)).unwrap_or(u32::MAX);
     data.word(IFLA_BR_FORWARD_DELAY, delay)?;
     data.word(IFLA_BR_STP_STATE, u32::from(bridge.stp))?;
+    if bridge.vlans {
+        data.attribute(IFLA_BR_VLAN_FILTERING, &[1])?;
+    }
     let mut info = Message::default();
     info.attribute(IFLA_INFO_KIND, b"bridge\0")?;
     info.nested(IFLA_INFO_DATA, data)?;
@@ -265,6 +278,52 @@ pub fn isolate_port(index: u32, isolated: bool) -> io::Result<()> {
     let mut message = Message::default();
     message.nested(IFLA_PROTINFO | NLA_F_NESTED, settings)?;
     message.send_link(libc::RTM_SETLINK, 0, libc::AF_BRIDGE as u8, index, None)
+}
+
+/// A bridge's port is in these VLANs, and in no other.
+///
+/// # Errors
+/// The system's; it is no bridge's port.
+pub fn set_vlans(index: u32, tags: &[Tag]) -> io::Result<()> {
+    let send = |kind: u16, infos: &[(u16, u16)]| {
+        let mut spec = Message::default();
+        for (flags, id) in infos {
+            // struct bridge_vlan_info
+            let mut info = flags.to_ne_bytes().to_vec();
+            info.extend(id.to_ne_bytes());
+            spec.attribute(IFLA_BRIDGE_VLAN_INFO, &info)?;
+        }
+        let mut message = Message::default();
+        message.nested(IFLA_AF_SPEC | NLA_F_NESTED, spec)?;
+        message.send_link(kind, 0, libc::AF_BRIDGE as u8, index, None)
+    };
+    // What every new port is in by default goes first.
+    send(
+        libc::RTM_DELLINK,
+        &[
+            (BRIDGE_VLAN_INFO_RANGE_BEGIN, 1),
+            (BRIDGE_VLAN_INFO_RANGE_END, 4094),
+        ],
+    )?;
+    for tag in tags {
+        let mut flags = 0;
+        if tag.native {
+            flags |= BRIDGE_VLAN_INFO_PVID;
+        }
+        if tag.untagged {
+            flags |= BRIDGE_VLAN_INFO_UNTAGGED;
+        }
+        send(libc::RTM_SETLINK, &[(flags, tag.id)])?;
+    }
+    Ok(())
+}
+
+/// Whether the bridge called `name` tells VLANs apart.
+pub fn filters_vlans(name: &str) -> bool {
+    let path = std::path::Path::new("/sys/class/net")
+        .join(name)
+        .join("bridge/vlan_filtering");
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

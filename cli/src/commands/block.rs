@@ -435,25 +435,32 @@ fn blkdeviotune(shell: &mut Shell, args: &Args) -> Result {
 fn blockresize(shell: &mut Shell, args: &Args) -> Result {
     /// `VIR_DOMAIN_BLOCK_RESIZE_BYTES`
     const BYTES: u32 = 1;
+    /// `VIR_DOMAIN_BLOCK_RESIZE_CAPACITY`
+    const CAPACITY: u32 = 2;
     let dom = find_domain(shell, args, ANY)?;
     let disk = args.required("path")?.to_owned();
-    if args.has("capacity") {
-        return Err(Failure::new(
-            "the daemon resizes to a given size only: leave out --capacity",
-        ));
-    }
-    let text = args.required("size")?;
-    let bytes = size::parse(text, 1024).map_err(|_| {
-        Failure::new(format!(
-            "Scaled numeric value '{text}' for <size> option is malformed or out of range"
-        ))
-    })?;
+    let bytes = match args.text("size")? {
+        Some(text) => size::parse(text, 1024).map_err(|_| {
+            Failure::new(format!(
+                "Scaled numeric value '{text}' for <size> option is malformed or out of range"
+            ))
+        })?,
+        None if args.has("capacity") => 0,
+        None => {
+            return Err(Failure::new(
+                "either --size or --capacity says how large it is to be",
+            ));
+        }
+    };
     // As virsh: whole KiB need no flag, which old daemons don't know.
-    let (size, flags) = if bytes % 1024 == 0 {
+    let (size, mut flags) = if bytes % 1024 == 0 {
         (bytes / 1024, 0)
     } else {
         (bytes, BYTES)
     };
+    if args.has("capacity") {
+        flags |= CAPACITY;
+    }
     let asked = DomainBlockResizeArgs {
         dom,
         disk: disk.clone(),

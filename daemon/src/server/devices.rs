@@ -49,12 +49,12 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
 }
 
 /// VIR_TYPED_PARAM_STRING_OKAY
-const STRINGS: u32 = 4;
+pub(super) const STRINGS: u32 = 4;
 /// virDomainModificationImpact
 const IMPACT: u32 = affect::LIVE | affect::CONFIG;
 
 /// As many parameters as a client has room for; their number to one that asks only for it.
-fn fitting(params: Vec<TypedParam>, asked: i32) -> (Vec<TypedParam>, i32) {
+pub(super) fn fitting(params: Vec<TypedParam>, asked: i32) -> (Vec<TypedParam>, i32) {
     let nparams = count(params.len());
     let asked = usize::try_from(asked).unwrap_or(0);
     (params.into_iter().take(asked).collect(), nparams)
@@ -279,7 +279,9 @@ async fn set_block_io_tune(call: Call, args: DomainSetBlockIoTuneArgs) -> Answer
 async fn block_resize(call: Call, args: DomainBlockResizeArgs) -> Answer<()> {
     /// VIR_DOMAIN_BLOCK_RESIZE_BYTES
     const BYTES: u32 = 1;
-    check_flags(args.flags, BYTES, "qemuDomainBlockResize")?;
+    /// VIR_DOMAIN_BLOCK_RESIZE_CAPACITY: all that its block device has.
+    const CAPACITY: u32 = 2;
+    check_flags(args.flags, BYTES | CAPACITY, "qemuDomainBlockResize")?;
     let bytes = if args.flags & BYTES != 0 {
         args.size
     } else {
@@ -294,7 +296,7 @@ async fn block_resize(call: Call, args: DomainBlockResizeArgs) -> Answer<()> {
     Ok(call
         .state()
         .domains
-        .resize_disk(domain, &args.disk, bytes)
+        .resize_disk(domain, &args.disk, bytes, args.flags & CAPACITY != 0)
         .await?)
 }
 
@@ -340,21 +342,7 @@ async fn get_interface_parameters(
             .domains
             .bandwidth(&domain, &args.device, flags)?
     };
-    let mut params = Vec::new();
-    for (direction, rate) in DIRECTIONS.into_iter().zip([inbound, outbound]) {
-        let rate = rate.unwrap_or_default();
-        let mut add = |name: &str, value: u64| {
-            let value = u32::try_from(value).unwrap_or(u32::MAX);
-            params.push(TypedParam::new(format!("{direction}.{name}"), value));
-        };
-        add("average", rate.average);
-        add("peak", rate.peak);
-        add("burst", rate.burst);
-        if direction == "inbound" {
-            add("floor", rate.floor);
-        }
-    }
-    let (params, nparams) = fitting(params, args.nparams);
+    let (params, nparams) = fitting(rate_params([inbound, outbound]), args.nparams);
     Ok(DomainGetInterfaceParametersRet {
         params: params.into(),
         nparams,
@@ -367,8 +355,37 @@ async fn set_interface_parameters(
 ) -> Answer<()> {
     check_flags(args.flags, IMPACT, "qemuDomainSetInterfaceParameters")?;
     let domain = call.state().pin(&args.dom)?;
+    let [inbound, outbound] = rates(&args.params.0)?;
+    Ok(call
+        .state()
+        .domains
+        .set_bandwidth(domain, &args.device, (inbound, outbound), args.flags)
+        .await?)
+}
+
+/// Limits of a card, inbound and outbound, as parameters.
+pub(super) fn rate_params(rates: [Option<Rate>; 2]) -> Vec<TypedParam> {
+    let mut params = Vec::new();
+    for (direction, rate) in DIRECTIONS.into_iter().zip(rates) {
+        let rate = rate.unwrap_or_default();
+        let mut add = |name: &str, value: u64| {
+            let value = u32::try_from(value).unwrap_or(u32::MAX);
+            params.push(TypedParam::new(format!("{direction}.{name}"), value));
+        };
+        add("average", rate.average);
+        add("peak", rate.peak);
+        add("burst", rate.burst);
+        if direction == "inbound" {
+            add("floor", rate.floor);
+        }
+    }
+    params
+}
+
+/// The reverse of [`rate_params`]; none for a direction that nothing is said of.
+pub(super) fn rates(params: &[TypedParam]) -> Answer<[Option<Rate>; 2]> {
     let mut rates: [Option<Rate>; 2] = [None, None];
-    for param in &args.params.0 {
+    for param in params {
         let value = unsigned(param)?;
         let (direction, name) = param
             .field
@@ -394,11 +411,7 @@ async fn set_interface_parameters(
             return Err(Error::new(ErrorCode::INVALID_ARG, text).into());
         }
     }
-    Ok(call
-        .state()
-        .domains
-        .set_bandwidth(domain, &args.device, (rates[0], rates[1]), args.flags)
-        .await?)
+    Ok(rates)
 }
 
 async fn interface_addresses(

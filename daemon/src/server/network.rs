@@ -9,6 +9,7 @@ use rpc::types;
 use uuid::Uuid;
 use xml_schemas::network::port::Port;
 
+use super::devices::{STRINGS, fitting, rate_params, rates};
 use super::{Answer, Call, Daemon, count};
 use crate::drivers::domain::blocking;
 use crate::drivers::domain::metadata::Kind;
@@ -47,6 +48,8 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
         .on(procs::NETWORK_PORT_LOOKUP_BY_UUID, port_lookup)
         .on(procs::NETWORK_PORT_CREATE_XML, port_create)
         .on(procs::NETWORK_PORT_GET_XML_DESC, port_xml)
+        .on(procs::NETWORK_PORT_GET_PARAMETERS, port_parameters)
+        .on(procs::NETWORK_PORT_SET_PARAMETERS, set_port_parameters)
         .on(procs::NETWORK_PORT_DELETE, port_delete)
 }
 
@@ -462,6 +465,30 @@ async fn port_xml(call: Call, args: NetworkPortGetXmlDescArgs) -> Answer<Network
     let uuid = Uuid::from_bytes(args.port.uuid);
     let port = blocking(move || driver.port(&network, uuid)).await??;
     Ok(NetworkPortGetXmlDescRet { xml: port.format() })
+}
+
+async fn port_parameters(
+    call: Call,
+    args: NetworkPortGetParametersArgs,
+) -> Answer<NetworkPortGetParametersRet> {
+    check_flags(args.flags, STRINGS, "networkPortGetParameters")?;
+    let (driver, network) = (driver(&call), find(&call, &args.port.net)?);
+    let uuid = Uuid::from_bytes(args.port.uuid);
+    let port = blocking(move || driver.port(&network, uuid)).await??;
+    let limits = port.bandwidth;
+    let (params, nparams) = fitting(rate_params([limits.inbound, limits.outbound]), args.nparams);
+    Ok(NetworkPortGetParametersRet {
+        params: params.into(),
+        nparams,
+    })
+}
+
+async fn set_port_parameters(call: Call, args: NetworkPortSetParametersArgs) -> Answer<()> {
+    check_flags(args.flags, 0, "networkPortSetParameters")?;
+    let (driver, network) = (driver(&call), find(&call, &args.port.net)?);
+    let uuid = Uuid::from_bytes(args.port.uuid);
+    let rates = rates(&args.params.0)?;
+    Ok(blocking(move || driver.limit_port(&network, uuid, rates)).await??)
 }
 
 async fn port_delete(call: Call, args: NetworkPortDeleteArgs) -> Answer<()> {

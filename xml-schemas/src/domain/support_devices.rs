@@ -237,17 +237,13 @@ fn interface_fault(element: &Element) -> Fault {
     if card.inbound.is_some_and(|rate| rate.floor != 0) {
         return Some("bandwidth floor".to_owned());
     }
+    if element.child("vlan").is_some() && !matches!(card.kind.as_str(), "bridge" | "network") {
+        return Some(format!("vlan of type '{}'", card.kind));
+    }
     driver_fault(element).or_else(|| {
         first_child(
             element,
-            &[
-                "vlan",
-                "virtualport",
-                "coalesce",
-                "teaming",
-                "guest",
-                "route",
-            ],
+            &["virtualport", "coalesce", "teaming", "guest", "route"],
         )
     })
 }

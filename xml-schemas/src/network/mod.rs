@@ -8,6 +8,7 @@ pub mod port;
 mod tests;
 mod update;
 mod validate;
+pub mod vlan;
 
 use std::net::IpAddr;
 
@@ -393,6 +394,11 @@ impl Route {
 }
 
 impl Network {
+    /// Cards may be in VLANs, so its bridge tells them apart.
+    pub fn has_vlans(&self) -> bool {
+        self.vlan.is_some() || self.portgroups.iter().any(|group| group.vlan.is_some())
+    }
+
     /// The group that a card is in that names `wanted`, or none.
     ///
     /// # Errors

@@ -176,7 +176,7 @@ fn bad_documents_get_libvirts_words() {
             "unsupported configuration: multiple <portgroup> elements with the same name (a) in network 'e'",
         ),
         (
-            net("<vlan><tag id='5'/></vlan>"),
+            net("<forward mode='vepa'><interface dev='eth7'/></forward><vlan><tag id='5'/></vlan>"),
             67,
             "unsupported configuration: <vlan> element specified for network e, whose type doesn't support vlan configuration",
         ),

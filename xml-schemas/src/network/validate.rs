@@ -80,11 +80,20 @@ impl Network {
         }
         self.validate_addresses()?;
         self.validate_groups()?;
-        let vlan = self.vlan.is_some() || self.portgroups.iter().any(|group| group.vlan.is_some());
+        let groups = self
+            .portgroups
+            .iter()
+            .filter_map(|group| group.vlan.as_ref());
+        for vlan in self.vlan.iter().chain(groups) {
+            super::vlan::Vlan::read(vlan)?;
+        }
         let switch = |port: &Option<crate::dom::Element>| {
             port.as_ref().and_then(|p| p.attr("type")) == Some("openvswitch")
         };
-        if vlan && !(switch(&self.virtualport) || mode == ForwardMode::Hostdev) {
+        // A Linux bridge filters VLANs, ours and the host's (as libvirt has it since 11.0).
+        let bridge = mode.has_own_bridge() || mode == ForwardMode::Bridge && self.bridge.is_some();
+        let can = bridge || switch(&self.virtualport) || mode == ForwardMode::Hostdev;
+        if self.has_vlans() && !can {
             return Err(unsupported(format!(
                 "<vlan> element specified for network {name}, whose type doesn't support vlan configuration"
             )));

@@ -8,6 +8,7 @@ use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{self, Interface};
 use xml_schemas::network::port::Plug;
 
+use super::devices::set_port;
 use super::leases::Card;
 use super::machine::Made;
 use super::object::Domain;
@@ -151,11 +152,17 @@ impl Driver {
             return Ok(None);
         };
         let group = source.and_then(|s| s.attr("portgroup"));
-        let plugged = self
-            .networks
-            .plug_again(network, port, group, owner, card.mac)?;
+        let plugged = self.networks.plug_again(
+            network,
+            port,
+            group,
+            element.child("vlan"),
+            owner,
+            card.mac,
+        )?;
         if let Plug::Network { bridge } | Plug::Bridge { bridge } = &plugged.plug {
-            attach(&device, bridge, plugged.isolated)?;
+            attach(&device, bridge)?;
+            set_port(&device, plugged.isolated, plugged.vlan.as_ref())?;
         }
         if element.attr("type") == Some("bridge") {
             element.set_attr("type", "network");
@@ -251,7 +258,7 @@ impl Driver {
 }
 
 /// Makes a tap a port of a bridge.
-pub(super) fn attach(device: &str, bridge: &str, isolated: bool) -> Result<()> {
+fn attach(device: &str, bridge: &str) -> Result<()> {
     let cannot = |e: &std::io::Error| {
         Error::system(format!("Unable to add bridge {bridge} port {device}"), e)
     };
@@ -260,9 +267,5 @@ pub(super) fn attach(device: &str, bridge: &str, isolated: bool) -> Result<()> {
         ..link::Settings::default()
     };
     let index = link::index(device).map_err(|e| cannot(&e))?;
-    link::set(index, settings).map_err(|e| cannot(&e))?;
-    if isolated {
-        link::isolate_port(index, true).map_err(|e| cannot(&e))?;
-    }
-    Ok(())
+    link::set(index, settings).map_err(|e| cannot(&e))
 }

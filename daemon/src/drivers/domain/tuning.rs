@@ -1,5 +1,7 @@
 //! Changing and measuring the devices of domains.
 
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +12,15 @@ use xml_schemas::Domain as Definition;
 use xml_schemas::dom::Element;
 use xml_schemas::domain::LifecycleAction as XmlAction;
 use xml_schemas::domain::View;
-use xml_schemas::domain::device::{self, Disk, Interface, IoTune, Rate};
+use xml_schemas::domain::device::{self, Disk, DiskSource, Interface, IoTune, Rate};
 
-use super::Driver;
 use super::devices::{bandwidth, disk_limits};
 use super::lifecycle::{ask, ask_within};
 use super::metadata::{chosen, impact};
 use super::object::{Domain, Pinned};
 use super::query;
 use super::record::Folder;
+use super::{Driver, blocking};
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::DomainEvent;
 
@@ -38,6 +40,25 @@ pub fn find_disk(definition: &Definition, name: &str, words: &str) -> Result<Dis
         })
         .filter(|_| !name.is_empty())
         .ok_or_else(|| Error::new(ErrorCode::INVALID_ARG, words))
+}
+
+fn only_devices() -> Error {
+    Error::new(
+        ErrorCode::OPERATION_UNSUPPORTED,
+        "block resize to full capacity supported only with 'raw' local block devices",
+    )
+}
+
+/// Bytes of a block device.
+fn device_size(path: &str) -> Result<u64> {
+    let cannot =
+        |cause: io::Error| Error::internal(format!("cannot find the size of '{path}': {cause}"));
+    let mut file = crate::drivers::storage::open_to_look(path, false).map_err(cannot)?;
+    let kind = file.metadata().map_err(cannot)?.file_type();
+    if !kind.is_block_device() {
+        return Err(only_devices());
+    }
+    file.seek(SeekFrom::End(0)).map_err(cannot)
 }
 
 /// The interface that a client means, by device of the host or hardware address.
@@ -282,21 +303,42 @@ impl Driver {
         self.modify(&domain, flags, machine, change).await
     }
 
-    /// Makes a disk of a running domain larger.
+    /// Makes a disk of a running domain larger; with `whole`, as large as its block device is now
+    /// (`bytes` is 0 then, or says the same).
     ///
     /// # Errors
-    /// VIR_ERR_INVALID_ARG without such a disk; the VMM's.
+    /// VIR_ERR_INVALID_ARG without such a disk; VIR_ERR_OPERATION_UNSUPPORTED for `whole` where the
+    /// guest's bytes are not a device's; the VMM's.
     pub async fn resize_disk(
         self: &Arc<Self>,
         domain: Pinned,
         disk: &str,
-        bytes: u64,
+        mut bytes: u64,
+        whole: bool,
     ) -> Result<()> {
         let _job = domain.job().await?;
         let definition = Arc::clone(&domain.lock().live()?.definition);
         let words = format!("disk '{disk}' was not found in the domain config");
+        let disk = find_disk(&definition, disk, &words)?;
+        if whole {
+            let DiskSource::Block(path) = &disk.source else {
+                return Err(only_devices());
+            };
+            if disk.format != "raw" {
+                return Err(only_devices());
+            }
+            let path = path.clone();
+            let has = blocking(move || device_size(&path)).await??;
+            if bytes != 0 && bytes != has {
+                return Err(Error::new(
+                    ErrorCode::INVALID_ARG,
+                    format!("requested size {bytes} does not match the device's capacity {has}"),
+                ));
+            }
+            bytes = has;
+        }
         let call = Call::ResizeDisk {
-            id: id(find_disk(&definition, disk, &words)?.alias.as_ref())?,
+            id: id(disk.alias.as_ref())?,
             bytes,
         };
         ask(&domain, call).await.map(drop)

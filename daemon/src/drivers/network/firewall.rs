@@ -204,23 +204,32 @@ fn target(nat: &Nat, subnet: Subnet, with_ports: bool) -> String {
     }
 }
 
+/// KiB that surely hold what the kernel moves as one packet: one that is larger than a burst would
+/// never pass.
+const PACKET: u64 = 128;
+
 /// The network's limits, by dropping what is beyond them.
 fn limit(text: &mut String, network: &Network, bridge: &str) {
     let line = |rate: Rate, direction: &str| {
+        let over = |average: u64, burst: u64| {
+            // libvirt's kilobytes are 1000 bytes, nft's 1024; its counters have 32 bits.
+            let bytes = average.saturating_mul(1000).clamp(1, u64::from(u32::MAX));
+            let burst = burst.saturating_mul(1024).clamp(1, u64::from(u32::MAX));
+            format!(
+                "{direction} \"{bridge}\" limit rate over {bytes} bytes/second burst {burst} bytes counter drop\n"
+            )
+        };
         let burst = if rate.burst > 0 {
             rate.burst
         } else {
-            rate.average.max(64)
+            rate.average.max(PACKET)
         };
-        // libvirt's kilobytes are 1000 bytes, nft's 1024; its counters have 32 bits.
-        let bytes = rate
-            .average
-            .saturating_mul(1000)
-            .clamp(1, u64::from(u32::MAX));
-        let burst = burst.saturating_mul(1024).clamp(1, u64::from(u32::MAX));
-        format!(
-            "{direction} \"{bridge}\" limit rate over {bytes} bytes/second burst {burst} bytes counter drop\n"
-        )
+        let mut lines = over(rate.average, burst);
+        if rate.peak > rate.average {
+            // What a burst may be sent at.
+            lines.push_str(&over(rate.peak, PACKET));
+        }
+        lines
     };
     let average = |rate: Option<Rate>| rate.filter(|rate| rate.average > 0);
     if let Some(rate) = average(network.bandwidth.outbound) {
@@ -356,7 +365,14 @@ mod tests {
             "<forward mode='open'/><bandwidth><outbound average='100'/></bandwidth>{ip}"
         ));
         assert!(limited.contains("iifname \"br9\" limit rate over 100000 bytes/second"));
-        assert!(!limited.contains("reject"));
+        assert!(!limited.contains("reject") && !limited.contains("250000"));
+        let peak = of(&format!(
+            "<bandwidth><inbound average='100' peak='250' burst='500'/></bandwidth>{ip}"
+        ));
+        assert!(
+            peak.contains("oifname \"br9\" limit rate over 100000 bytes/second burst 512000 bytes")
+        );
+        assert!(peak.contains("oifname \"br9\" limit rate over 250000 bytes/second burst 131072"));
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::sync::PoisonError;
 
 use uuid::Uuid;
+use xml_schemas::dom::Element;
 use xml_schemas::network::port::{Plug, Port};
-use xml_schemas::network::{Bandwidth, ForwardMode, Network as Definition};
+use xml_schemas::network::vlan::Vlan;
+use xml_schemas::network::{Bandwidth, ForwardMode, Network as Definition, Rate};
 
 use super::object::{Live, Network};
 use super::record::Folder;
@@ -37,6 +39,8 @@ pub struct Plugged {
     pub mtu: Option<u16>,
     /// Limits of its group.
     pub bandwidth: Bandwidth,
+    /// The VLANs that it is in.
+    pub vlan: Option<Vlan>,
 }
 
 impl Driver {
@@ -48,6 +52,7 @@ impl Driver {
         &self,
         name: &str,
         group: Option<&str>,
+        vlan: Option<&Element>,
         owner: &Owner,
         mac: [u8; 6],
     ) -> Result<Plugged> {
@@ -60,7 +65,7 @@ impl Driver {
             mac,
             virtualport: None,
             bandwidth: Bandwidth::default(),
-            vlan: None,
+            vlan: vlan.cloned(),
             isolated: None,
             trust_guest_rx_filters: None,
             plug: None,
@@ -72,6 +77,7 @@ impl Driver {
             isolated: port.isolated == Some(true),
             mtu: live.definition.mtu.and_then(|mtu| u16::try_from(mtu).ok()),
             bandwidth: port.bandwidth,
+            vlan: port.vlan.as_ref().map(Vlan::read).transpose()?,
             plug: port.plug.ok_or_else(|| no_device(&network.name))?,
         })
     }
@@ -104,6 +110,12 @@ impl Driver {
             .or(group.and_then(|g| g.trust_guest_rx_filters))
             .or(definition.trust_guest_rx_filters);
         port.isolated = port.isolated.or(definition.isolated_ports);
+        // The card's own come first, then its group's, then the network's.
+        port.vlan = port
+            .vlan
+            .take()
+            .or_else(|| group.and_then(|g| g.vlan.clone()))
+            .or_else(|| definition.vlan.clone());
         let _plugging = self.plugging.lock().unwrap_or_else(PoisonError::into_inner);
         let ports = live.folder.ports();
         if ports.iter().any(|known| known.uuid == port.uuid) {
@@ -112,7 +124,11 @@ impl Driver {
                 format!("network port with UUID {} already exists", port.uuid),
             ));
         }
-        port.plug = Some(choose(&network.name, definition, &ports)?);
+        let plug = choose(&network.name, definition, &ports)?;
+        if let Some(vlan) = &port.vlan {
+            check_vlan(&network.name, &plug, &Vlan::read(vlan)?)?;
+        }
+        port.plug = Some(plug);
         live.folder.write_port(&port).map_err(|e| {
             cannot(
                 format!("cannot write a port of network '{}'", network.name),
@@ -144,6 +160,38 @@ impl Driver {
         found.ok_or_else(|| no_port(uuid))
     }
 
+    /// Changes a port's limits, inbound and outbound: those that are `Some`; an average of 0 means
+    /// none. As in libvirt, what the card itself keeps to is the domain's (`domiftune`).
+    ///
+    /// # Errors
+    /// VIR_ERR_NO_NETWORK_PORT; the system's.
+    pub fn limit_port(
+        &self,
+        network: &Network,
+        uuid: Uuid,
+        rates: [Option<Rate>; 2],
+    ) -> Result<()> {
+        let _plugging = self.plugging.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut port = self.port(network, uuid)?;
+        let [inbound, outbound] = rates;
+        let limits = &mut port.bandwidth;
+        for (limit, rate) in [
+            (&mut limits.inbound, inbound),
+            (&mut limits.outbound, outbound),
+        ] {
+            if rate.is_some() {
+                *limit = rate.filter(|rate| rate.average != 0 || rate.floor != 0);
+            }
+        }
+        let folder = running(network)?.folder;
+        folder.write_port(&port).map_err(|e| {
+            cannot(
+                format!("cannot write a port of network '{}'", network.name),
+                &e,
+            )
+        })
+    }
+
     /// Removes a port; the card that may be behind it is left as it is.
     ///
     /// # Errors
@@ -163,6 +211,7 @@ impl Driver {
         name: &str,
         port: Uuid,
         group: Option<&str>,
+        vlan: Option<&Element>,
         owner: &Owner,
         mac: [u8; 6],
     ) -> Result<Plugged> {
@@ -179,7 +228,7 @@ impl Driver {
             mac,
             virtualport: None,
             bandwidth: Bandwidth::default(),
-            vlan: None,
+            vlan: vlan.cloned(),
             isolated: None,
             trust_guest_rx_filters: None,
             plug: None,
@@ -191,6 +240,7 @@ impl Driver {
             isolated: port.isolated == Some(true),
             mtu: None,
             bandwidth: port.bandwidth,
+            vlan: port.vlan.as_ref().map(Vlan::read).transpose()?,
             plug: port.plug.ok_or_else(|| no_device(&network.name))?,
         })
     }
@@ -218,6 +268,27 @@ fn no_device(name: &str) -> crate::error::Error {
 fn running(network: &Network) -> Result<Live> {
     let live = network.lock().live.clone();
     live.ok_or_else(|| invalid(format!("network '{}' is not active", network.name)))
+}
+
+/// Whether what a card is connected to can put it into VLANs.
+fn check_vlan(network: &str, plug: &Plug, vlan: &Vlan) -> Result<()> {
+    let (Plug::Network { bridge } | Plug::Bridge { bridge }) = plug else {
+        return Err(unsupported(format!(
+            "an interface connecting to network '{network}' is requesting a vlan tag, but that is \
+             not supported for this type of network"
+        )));
+    };
+    if !crate::link::filters_vlans(bridge) {
+        return Err(unsupported(format!(
+            "an interface connecting to network '{network}' is requesting a vlan tag, but its \
+             bridge '{bridge}' does not filter VLANs (its vlan_filtering is off)"
+        )));
+    }
+    vlan.for_bridge().map_err(|id| {
+        unsupported(format!(
+            "network '{network}': a bridge has no VLAN {id}, only 1 to 4094"
+        ))
+    })
 }
 
 /// What a card is connected to.

@@ -134,9 +134,18 @@ impl Driver {
             mtu: definition.mtu,
             stp: definition.stp,
             delay: definition.delay,
+            vlans: definition.has_vlans(),
         };
-        link::make_bridge(settings)
-            .map_err(|e| cannot(format!("Unable to create bridge {bridge}"), &e))?;
+        link::make_bridge(settings).map_err(|e| {
+            if settings.vlans && e.raw_os_error() == Some(libc::EOPNOTSUPP) {
+                return unsupported(format!(
+                    "network '{}' has VLANs, which bridges of this host's kernel do not filter \
+                     (CONFIG_BRIDGE_VLAN_FILTERING)",
+                    network.name
+                ));
+            }
+            cannot(format!("Unable to create bridge {bridge}"), &e)
+        })?;
         killpoint("network.bridge-made");
         let index = link::index(bridge)
             .map_err(|e| cannot(format!("Cannot get interface index on {bridge}"), &e))?;

@@ -36,6 +36,7 @@ use crate::files;
 use crate::roots::Roots;
 use crate::store::Store;
 
+pub use folder::open as open_to_look;
 pub use load::{autostart, load};
 
 /// Filters of lists (virConnectListAllStoragePoolsFlags).

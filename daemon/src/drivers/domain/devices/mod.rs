@@ -19,7 +19,7 @@ use xml_schemas::domain::device::{self, Balloon, Channel, Rng, Vsock, Watchdog};
 use xml_schemas::domain::{CharSource, SocketMode};
 
 pub use self::disk::{image_info, limits as disk_limits};
-pub use self::net::bandwidth;
+pub use self::net::{bandwidth, set_port};
 
 use super::machine::Builder;
 use crate::error::{Error, Result};

@@ -8,6 +8,7 @@ use vmm_api::devices::{Bandwidth, NetBackend, NetConfig};
 use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{Interface, Rate};
 use xml_schemas::network::port::Plug;
+use xml_schemas::network::vlan::Vlan;
 
 use super::{passt, tap};
 use crate::drivers::domain::machine::Builder;
@@ -19,19 +20,22 @@ impl Builder {
     /// Makes a network card's other end, and notes its name in the element.
     pub(super) fn net(&mut self, element: &mut Element, log: &str) -> Result<NetConfig> {
         let mut card = Interface::read(element)?;
-        let isolated = match card.kind.as_str() {
+        let (isolated, vlan) = match card.kind.as_str() {
             "network" => self.plug(element, &mut card)?,
-            _ => element.child("port").and_then(|p| p.attr("isolated")) == Some("yes"),
+            _ => {
+                let port = element.child("port").and_then(|p| p.attr("isolated"));
+                let vlan = element.child("vlan").map(Vlan::read).transpose()?;
+                if let (Some(vlan), Some(bridge)) = (&vlan, &card.source) {
+                    check_vlan(bridge, vlan)?;
+                }
+                (port == Some("yes"), vlan)
+            }
         };
         let pairs = card.queues.unwrap_or(1).clamp(1, 8);
         let backend = match card.kind.as_str() {
             "bridge" | "ethernet" => {
                 let (files, name) = self.tap(&card, pairs)?;
-                if isolated {
-                    link::index(&name)
-                        .and_then(|index| link::isolate_port(index, true))
-                        .map_err(|e| Error::system(format!("cannot isolate port {name}"), &e))?;
-                }
+                set_port(&name, isolated, vlan.as_ref())?;
                 note_target(element, &name);
                 self.taps(files, &name)
             }
@@ -69,14 +73,22 @@ impl Builder {
     }
 
     /// Gives a card its place in a network: from here on it is a card on what it got there.
-    /// Whether it is kept from other isolated ones.
-    fn plug(&mut self, element: &mut Element, card: &mut Interface) -> Result<bool> {
+    /// Whether it is kept from other isolated ones, and its VLANs.
+    fn plug(
+        &mut self,
+        element: &mut Element,
+        card: &mut Interface,
+    ) -> Result<(bool, Option<Vlan>)> {
         let network = card.source.take().unwrap_or_default();
         let group = element.child("source").and_then(|s| s.attr("portgroup"));
         let around = &self.around;
-        let plugged = around
-            .networks
-            .plug(&network, group, &around.owner, card.mac)?;
+        let plugged = around.networks.plug(
+            &network,
+            group,
+            element.child("vlan"),
+            &around.owner,
+            card.mac,
+        )?;
         // The port goes with this file, and the file with the domain.
         self.made.sockets.push(plugged.file.clone());
         note_plug(element, &network, &plugged);
@@ -100,7 +112,7 @@ impl Builder {
             Some(word) => word == "yes",
             None => plugged.isolated,
         };
-        Ok(isolated)
+        Ok((isolated, plugged.vlan))
     }
 
     fn taps(&mut self, files: Vec<File>, name: &str) -> NetBackend {
@@ -195,6 +207,33 @@ impl Builder {
         }
         Ok((files, name))
     }
+}
+
+fn check_vlan(bridge: &str, vlan: &Vlan) -> Result<()> {
+    if !link::filters_vlans(bridge) {
+        return Err(Error::unsupported(format!(
+            "bridge '{bridge}' does not filter VLANs: its vlan_filtering is off"
+        )));
+    }
+    vlan.for_bridge()
+        .map_err(|id| Error::unsupported(format!("a bridge has no VLAN {id}, only 1 to 4094")))
+}
+
+/// What a bridge's port may reach.
+pub fn set_port(name: &str, isolated: bool, vlan: Option<&Vlan>) -> Result<()> {
+    if !isolated && vlan.is_none() {
+        return Ok(());
+    }
+    let index = link::index(name).map_err(|e| Error::system(format!("cannot find {name}"), &e))?;
+    if isolated {
+        link::isolate_port(index, true)
+            .map_err(|e| Error::system(format!("cannot isolate port {name}"), &e))?;
+    }
+    if let Some(vlan) = vlan {
+        link::set_vlans(index, &vlan.tags)
+            .map_err(|e| Error::system(format!("cannot set the VLANs of port {name}"), &e))?;
+    }
+    Ok(())
 }
 
 fn cannot_make(name: &str, lower: &str, error: &io::Error) -> Error {

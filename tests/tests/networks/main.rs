@@ -1,5 +1,7 @@
 //! Virtual networks as virsh's users know them, in network namespaces of the tests' own.
 
+mod cards;
+
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
@@ -35,6 +37,14 @@ fn prepared() -> bool {
 fn both(rig: &Rig, args: &[&str]) -> String {
     let ours = rig.vireo(args).ok();
     assert_eq!(rig.virsh(args).ok(), ours, "{args:?}");
+    ours
+}
+
+/// Both clients refuse it in the same words.
+#[track_caller]
+fn both_refuse(rig: &Rig, args: &[&str]) -> String {
+    let ours = rig.vireo(args).fails();
+    assert_eq!(rig.virsh(args).fails(), ours, "{args:?}");
     ours
 }
 
@@ -542,142 +552,6 @@ fn guests_get_leases_names_and_the_world_unless_isolated() {
     assert_clean(&rig, "vlab");
     let error = rig.vireo(&["start", "one"]).fails();
     assert!(error.contains("network 'lab' is not active"), "{error}");
-}
-
-#[test]
-fn every_forward_mode_gives_cards_what_it_says() {
-    if !prepared() {
-        return;
-    }
-    let rig = Rig::new();
-    ip("link add eth8 type veth peer name eth9");
-    ip("link add hostbr type bridge");
-    define(
-        &rig,
-        "<name>hosts</name><forward mode='bridge'/><bridge name='hostbr'/>",
-    );
-    define(
-        &rig,
-        "<name>tap</name><forward mode='passthrough'><interface dev='eth8'/><interface dev='eth9'/></forward>",
-    );
-    define(
-        &rig,
-        "<name>six</name><forward mode='route'/><mtu size='1400'/><port isolated='yes'/>\
-         <ip family='ipv6' address='fd00:151::1' prefix='64'><dhcp><range start='fd00:151::10' end='fd00:151::20'/></dhcp></ip>\
-         <ip address='192.168.152.1' prefix='24'/>\
-         <route address='192.168.153.0' prefix='24' gateway='192.168.152.9'/>\
-         <portgroup name='slow' default='yes'><bandwidth><inbound average='100'/></bandwidth></portgroup>",
-    );
-    define(
-        &rig,
-        "<name>open</name><forward mode='open'/><bandwidth><outbound average='500'/></bandwidth>\
-         <ip address='192.168.154.1' prefix='24'/>",
-    );
-    for name in ["hosts", "tap", "six", "open"] {
-        rig.vireo(&["net-start", name]).ok();
-        both(&rig, &["net-dumpxml", name]);
-        both(&rig, &["net-info", name]);
-    }
-    let bridge = rig.vireo(&["net-info", "six"]).ok();
-    let bridge = bridge
-        .lines()
-        .find_map(|l| l.strip_prefix("Bridge:"))
-        .unwrap()
-        .trim()
-        .to_owned();
-    let shown = ip(&format!("addr show {bridge}"));
-    assert!(
-        shown.contains("mtu 1400") && shown.contains("inet6 fd00:151::1/64"),
-        "{shown}"
-    );
-    assert!(ip("route").contains("192.168.153.0/24 via 192.168.152.9"));
-    let sysctl = |name: &str| fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap();
-    assert_eq!(sysctl("ipv6/conf/all/forwarding").trim(), "1");
-    assert_eq!(sysctl("ipv4/ip_forward").trim(), "1");
-    let rules = nft("list ruleset");
-    assert!(!rules.contains("masquerade"), "{rules}");
-    // Limits are an open network's only rules.
-    assert!(rules.contains("limit rate over 500"), "{rules}");
-    assert_eq!(rules.matches("reject").count(), 2, "{rules}");
-
-    // A guest on the host's bridge, and one on an isolated port.
-    for (name, network) in [("on-hosts", "hosts"), ("on-six", "six")] {
-        let guest = vireo_tests::tiny_guest(&rig, name, "qemu");
-        let card = format!(
-            "<interface type='network'><source network='{network}'/></interface></devices>"
-        );
-        rig.define(&guest.replace("</devices>", &card));
-        rig.virsh(&["start", name]).ok();
-    }
-    assert!(ip("-o link show master hostbr").contains("vnet"));
-    let ports = ip(&format!("-d -o link show master {bridge}"));
-    assert!(
-        ports.contains("isolated on") && ports.contains("mtu 1400"),
-        "{ports}"
-    );
-    let xml = both(&rig, &["dumpxml", "on-hosts"]);
-    assert!(
-        xml.contains("<interface type='bridge'>")
-            && xml.contains("<source network='hosts' portid="),
-        "{xml}"
-    );
-    assert!(
-        both(&rig, &["dumpxml", "on-hosts", "--inactive"]).contains("<source network='hosts'/>")
-    );
-    let port = rig.vireo(&["net-port-list", "six", "--uuid"]).ok();
-    let port = both(&rig, &["net-port-dumpxml", "six", port.trim()]);
-    for part in [
-        "<name>on-six</name>",
-        "<group>slow</group>",
-        "average='100'",
-        "<port isolated='yes'/>",
-    ] {
-        assert!(port.contains(part), "no {part} in {port}");
-    }
-
-    // Each device once, where a guest has it for itself.
-    let wanted = |uuid: &str| {
-        rig.write(
-            "port.xml",
-            format!(
-                "<networkport><uuid>{uuid}</uuid><owner><name>d</name><uuid>11111111-1111-1111-1111-111111111111</uuid></owner>\
-                 <mac address='52:54:00:00:00:01'/></networkport>"
-            ),
-        )
-    };
-    let (first, second) = (
-        "22222222-2222-2222-2222-222222222221",
-        "22222222-2222-2222-2222-222222222222",
-    );
-    rig.virsh(&["net-port-create", "tap", &wanted(first)]).ok();
-    rig.vireo(&["net-port-create", "tap", &wanted(second)]).ok();
-    let error = rig
-        .vireo(&[
-            "net-port-create",
-            "tap",
-            &wanted("22222222-2222-2222-2222-222222222223"),
-        ])
-        .fails();
-    assert!(
-        error.contains("requires exclusive access to interfaces, but none are available"),
-        "{error}"
-    );
-    assert!(
-        both(&rig, &["net-port-dumpxml", "tap", second])
-            .contains("<plug type='direct' dev='eth9' mode='passthrough'/>")
-    );
-    rig.virsh(&["net-port-delete", "tap", first]).ok();
-    assert!(both(&rig, &["net-dumpxml", "tap"]).starts_with("<network connections='1'>"));
-    rig.vireo(&["destroy", "on-hosts"]).ok();
-    rig.vireo(&["destroy", "on-six"]).ok();
-    for name in ["hosts", "tap", "six", "open"] {
-        rig.virsh(&["net-destroy", name]).ok();
-    }
-    assert_clean(&rig, &bridge);
-    assert!(
-        ip("-o link").contains("hostbr"),
-        "somebody else's bridge is gone"
-    );
 }
 
 #[test]
