@@ -395,29 +395,39 @@ fn list(shell: &mut Shell, args: &Args) -> Result {
     } else {
         Table::new(&["Name", "Path"])
     };
-    for vol in vols {
+    let asked = vols
+        .iter()
+        .map(|vol| StorageVolGetPathArgs { vol: vol.clone() });
+    let asked: Vec<_> = asked.collect();
+    let connection = shell.connection()?;
+    let paths = connection.call_each(procs::STORAGE_VOL_GET_PATH, asked)?;
+    let mut infos = if details {
+        let asked: Vec<_> = vols
+            .iter()
+            .map(|vol| StorageVolGetInfoArgs { vol: vol.clone() })
+            .collect();
+        connection.call_each(procs::STORAGE_VOL_GET_INFO, asked)?
+    } else {
+        Vec::new()
+    }
+    .into_iter();
+    for (vol, path) in vols.into_iter().zip(paths) {
         // Gone in the meantime at worst.
-        let path = path_of(shell, &vol).unwrap_or_else(|_| "-".to_owned());
+        let path = path.map_or_else(|_| "-".to_owned(), |answer| answer.name);
         if !details {
             table.row([&vol.name, &path]);
             continue;
         }
-        let name = vol.name.clone();
-        let row = match shell.call(procs::STORAGE_VOL_GET_INFO, &StorageVolGetInfoArgs { vol }) {
-            Ok(info) => [
+        let [kind, capacity, allocation] = match infos.next() {
+            Some(Ok(info)) => [
                 kind(info.kind).to_owned(),
                 pretty(info.capacity),
                 pretty(info.allocation),
             ],
-            Err(failure) if failure.disconnected => return Err(failure),
-            Err(_) => [
-                "unknown".to_owned(),
-                "unknown".to_owned(),
-                "unknown".to_owned(),
-            ],
+            Some(Err(failure)) if failure.disconnected => return Err(failure),
+            _ => ["unknown", "unknown", "unknown"].map(str::to_owned),
         };
-        let [kind, capacity, allocation] = row;
-        table.row([name, path, kind, capacity, allocation]);
+        table.row([vol.name, path, kind, capacity, allocation]);
     }
     let text = table.format(!shell.out.quiet);
     shell.out.print(text);

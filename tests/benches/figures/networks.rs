@@ -1,4 +1,5 @@
-//! `net-start` and `net-destroy` of a NAT network with DHCP, against virsh and a private libvirtd.
+//! `net-start` and `net-destroy` of a NAT network with DHCP, and a pool of many volumes, against
+//! virsh and a private libvirtd.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,9 +12,12 @@ const NETWORK: &str = "<network><name>NAME</name><forward mode='nat'/>\
     <ip address='192.168.NUMBER.1' netmask='255.255.255.0'><dhcp>\
     <range start='192.168.NUMBER.2' end='192.168.NUMBER.254'/></dhcp></ip></network>";
 
+/// Volumes of the pool; one in ten is qcow2.
+const VOLUMES: usize = 10_000;
+
 /// Both, in turn, in one network namespace.
 pub fn run(runs: usize) {
-    println!("## `net-start` and `net-destroy`, NAT with DHCP");
+    println!("## `net-start` and `net-destroy`, NAT with DHCP; a pool of {VOLUMES} volumes");
     // Its namespaces are for this thread and what it starts.
     let done = std::thread::spawn(move || match namespace::enter() {
         Ok(()) => measure(runs),
@@ -35,7 +39,7 @@ fn measure(runs: usize) {
     let peer = Libvirt::start(&rig);
     if let Some(peer) = &peer {
         let defined = peer
-            .virsh(&["net-define", &define("theirs", "202")])
+            .virsh(NETWORKS, &["net-define", &define("theirs", "202")])
             .status();
         if !defined.is_ok_and(|status| status.success()) {
             println!("(the peer does not define its network)");
@@ -54,8 +58,8 @@ fn measure(runs: usize) {
         start.extend(timed(rig.command("vireo").args(["net-start", "ours"])));
         destroy.extend(timed(rig.command("vireo").args(["net-destroy", "ours"])));
         if let Some(peer) = &peer {
-            their_start.extend(timed(&mut peer.virsh(&["net-start", "theirs"])));
-            their_destroy.extend(timed(&mut peer.virsh(&["net-destroy", "theirs"])));
+            their_start.extend(timed(&mut peer.virsh(NETWORKS, &["net-start", "theirs"])));
+            their_destroy.extend(timed(&mut peer.virsh(NETWORKS, &["net-destroy", "theirs"])));
         }
     }
     report(
@@ -74,7 +78,63 @@ fn measure(runs: usize) {
         "virsh + libvirtd",
         their_destroy,
     );
+    if let Err(why) = volumes(&rig, peer.as_ref(), runs, &timed) {
+        println!("(no pool of volumes: {why})");
+    }
 }
+
+/// One folder that is a pool of both.
+fn volumes(
+    rig: &Rig,
+    peer: Option<&Libvirt>,
+    runs: usize,
+    timed: &impl Fn(&mut Command) -> Option<f64>,
+) -> std::io::Result<()> {
+    let folder = rig.path("volumes");
+    std::fs::create_dir(&folder)?;
+    let image = rig.path("image.qcow2").display().to_string();
+    rig.vireo(&["image", "create", "-q", "-f", "qcow2", &image, "1G"])
+        .ok();
+    let header = std::fs::read(&image)?;
+    for n in 0..VOLUMES {
+        if n % 10 == 0 {
+            std::fs::write(folder.join(format!("volume{n}.qcow2")), &header)?;
+        } else {
+            std::fs::File::create(folder.join(format!("volume{n}.img")))?.set_len(1 << 20)?;
+        }
+    }
+    let folder = folder.display().to_string();
+    let define = ["pool-define-as", "many", "dir", "--target", &folder];
+    rig.vireo(&define).ok();
+    rig.vireo(&["pool-start", "many"]).ok();
+    let peer = peer.filter(|peer| {
+        let ok = |args: &[&str]| peer.virsh(POOLS, args).status().is_ok_and(|s| s.success());
+        ok(&define) && ok(&["pool-start", "many"])
+    });
+    for line in [
+        &["pool-refresh", "many"][..],
+        &["vol-list", "many"],
+        &["vol-list", "many", "--details"],
+    ] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            ours.extend(timed(rig.command("vireo").args(line)));
+            if let Some(peer) = peer {
+                theirs.extend(timed(&mut peer.virsh(POOLS, line)));
+            }
+        }
+        let name = line.join(" ");
+        report(&name, "ms", 1e3, ours, "virsh + libvirtd", theirs);
+    }
+    if let Some(peer) = peer {
+        let _ = peer.virsh(POOLS, &["pool-destroy", "many"]).output();
+    }
+    Ok(())
+}
+
+/// What of libvirtd a command is for.
+const NETWORKS: &str = "network:///system";
+const POOLS: &str = "storage:///system";
 
 /// A libvirtd as root whose folders are the rig's.
 struct Libvirt {
@@ -112,7 +172,7 @@ impl Libvirt {
         let peer = Self { daemon };
         for _ in 0..200 {
             std::thread::sleep(Duration::from_millis(100));
-            let listed = peer.virsh(&["net-list"]).output().ok()?;
+            let listed = peer.virsh(NETWORKS, &["net-list"]).output().ok()?;
             if listed.status.success() {
                 return Some(peer);
             }
@@ -121,9 +181,9 @@ impl Libvirt {
         None
     }
 
-    fn virsh(&self, args: &[&str]) -> Command {
+    fn virsh(&self, uri: &str, args: &[&str]) -> Command {
         let mut command = Command::new("virsh");
-        command.args(["-c", "network:///system"]).args(args);
+        command.args(["-c", uri]).args(args);
         command
     }
 }
@@ -131,7 +191,7 @@ impl Libvirt {
 impl Drop for Libvirt {
     fn drop(&mut self) {
         // Nothing is left to complain to.
-        let _ = self.virsh(&["net-destroy", "theirs"]).output();
+        let _ = self.virsh(NETWORKS, &["net-destroy", "theirs"]).output();
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
     }
