@@ -1,25 +1,11 @@
 //! What volumes contain: copied, resized, wiped, moved in and out.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
 
-use vireo_tests::{Rig, Run, which};
+use vireo_tests::which;
 
-use super::{SECRET, both, both_refuse, missing, pool, program};
-
-/// Something to be found again: every MiB says which it is, and every other one is a hole.
-fn pattern(path: &Path, mebibytes: u64) {
-    let file = File::create(path).unwrap();
-    file.set_len(mebibytes << 20).unwrap();
-    for n in (0..mebibytes).step_by(2) {
-        file.write_all_at(format!("mebibyte {n}").as_bytes(), n << 20)
-            .unwrap();
-    }
-}
+use super::{both_refuse, missing, pattern, pool, program};
 
 #[test]
 fn copies_have_the_content_of_what_they_are_made_from() {

@@ -5,7 +5,8 @@ mod guests;
 mod pools;
 mod volumes;
 
-use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -79,4 +80,14 @@ fn steady(text: &str) -> String {
         }
     }
     out
+}
+
+/// Something to be found again: every MiB says which it is, and every other one is a hole.
+fn pattern(path: &Path, mebibytes: u64) {
+    let file = File::create(path).unwrap();
+    file.set_len(mebibytes << 20).unwrap();
+    for n in (0..mebibytes).step_by(2) {
+        file.write_all_at(format!("mebibyte {n}").as_bytes(), n << 20)
+            .unwrap();
+    }
 }

@@ -1,15 +1,14 @@
 //! Volumes: what is made, what is refused, what is listed.
 
 use std::ffi::CString;
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::Duration;
 
-use vireo_tests::{Rig, Run, which};
+use vireo_tests::{Rig, Run};
 
-use super::{SECRET, both, both_refuse, missing, pool, program};
+use super::{SECRET, both, both_refuse, missing, pattern, pool, program};
 
 #[test]
 fn volumes_are_what_was_asked_for() {
