@@ -86,6 +86,26 @@ impl ImageConfig {
 /// # Errors
 /// As [`Qcow2::open`]; [`Error::Invalid`] for something behind a raw image, or too long a chain.
 pub fn open(config: ImageConfig) -> Result<Arc<dyn Image>, Error> {
+    let opened = open_all(config)?.into_iter().next();
+    opened
+        .map(|opened| opened.image)
+        .ok_or_else(|| Error::Invalid("no image".into()))
+}
+
+/// An image of a chain that was opened.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// With everything behind it.
+    pub image: Arc<dyn Image>,
+    /// The same, where that is its format.
+    pub qcow2: Option<Arc<Qcow2>>,
+}
+
+/// As [`open`]: every image of the chain, the first one first.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_all(config: ImageConfig) -> Result<Vec<Opened>, Error> {
     // From the last image forward, so that a long chain needs no deep stack.
     let mut chain = vec![config];
     while let Some(next) = chain.last_mut().and_then(|image| image.backing.take()) {
@@ -96,29 +116,32 @@ pub fn open(config: ImageConfig) -> Result<Arc<dyn Image>, Error> {
         }
         chain.push(*next);
     }
-    let mut below: Option<Arc<dyn Image>> = None;
+    let mut all: Vec<Opened> = Vec::new();
     while let Some(config) = chain.pop() {
-        below = Some(open_one(config, below.take(), chain.is_empty())?);
+        let below = all.last().map(|below| below.image.clone());
+        all.push(open_one(config, below, chain.is_empty())?);
     }
-    below.ok_or_else(|| Error::Invalid("no image".into()))
+    all.reverse();
+    Ok(all)
 }
 
 fn open_one(
     config: ImageConfig,
     backing: Option<Arc<dyn Image>>,
     first: bool,
-) -> Result<Arc<dyn Image>, Error> {
+) -> Result<Opened, Error> {
     let name = config.file.name().to_owned();
+    let other = |image: Arc<dyn Image>| Ok(Opened { image, qcow2: None });
     match config.format {
         Format::Raw | Format::Luks if backing.is_some() => Err(Error::Invalid(format!(
             "{name} is {}: nothing can be behind it",
             config.format.name()
         ))),
-        Format::Raw => Ok(Arc::new(Raw::new(config.file)?)),
+        Format::Raw => other(Arc::new(Raw::new(config.file)?)),
         Format::Luks => {
             let passphrase = needed(&name, config.passphrase.as_ref())?;
             let below = Arc::new(Raw::new(config.file)?);
-            Ok(Arc::new(Luks::open(below, &name, passphrase.as_bytes())?))
+            other(Arc::new(Luks::open(below, &name, passphrase.as_bytes())?))
         }
         Format::Qcow2 => {
             let read_only = config.read_only || !first;
@@ -148,7 +171,11 @@ fn open_one(
                 read_only,
                 snapshot: None,
             };
-            Ok(Arc::new(Qcow2::open(config.file, options)?))
+            let qcow2 = Arc::new(Qcow2::open(config.file, options)?);
+            Ok(Opened {
+                image: qcow2.clone(),
+                qcow2: Some(qcow2),
+            })
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What every image can do.
 
+use std::sync::Arc;
+
 use crate::{Error, File};
 
 /// A piece of memory that is read into or written from: host memory of the caller's, or guest
@@ -102,21 +104,21 @@ pub struct ImageInfo {
 /// Where a request can go as one plain read or write of a file. As long as this is kept, the
 /// place belongs to those guest bytes: the request must be complete before it is dropped.
 #[derive(Debug)]
-pub struct Plain<'a> {
-    file: &'a File,
+pub struct Plain {
+    file: Arc<File>,
     offset: u64,
     stay: Option<crate::grace::Stay>,
 }
 
-impl<'a> Plain<'a> {
-    pub(crate) fn new(file: &'a File, offset: u64, stay: Option<crate::grace::Stay>) -> Self {
+impl Plain {
+    pub(crate) fn new(file: Arc<File>, offset: u64, stay: Option<crate::grace::Stay>) -> Self {
         Self { file, offset, stay }
     }
 
     /// The file. A request that [`File::is_aligned`] refuses must go the ordinary way.
     #[must_use]
-    pub fn file(&self) -> &'a File {
-        self.file
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Offset in the file, bytes.
@@ -229,7 +231,7 @@ pub trait Image: Send + Sync + std::fmt::Debug {
 
     /// Where a request for these bytes can go as one plain I/O, without this image's help; none
     /// when it can't. Nothing but the bytes themselves may have to change for a write.
-    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain<'_>> {
+    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {
         let _ = (offset, len, write);
         None
     }

@@ -1,5 +1,6 @@
 //! Raw images: the guest's bytes are the file's.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{Plain, check_range};
@@ -8,7 +9,7 @@ use crate::{Error, Extent, File, Image, ImageInfo, IoBuf, iovec};
 /// A raw image: a file or block device, or a part of one.
 #[derive(Debug)]
 pub struct Raw {
-    file: File,
+    file: Arc<File>,
     /// Where in the file the image begins, bytes.
     start: u64,
     size: AtomicU64,
@@ -24,7 +25,7 @@ impl Raw {
     pub fn new(file: File) -> Result<Self, Error> {
         let size = AtomicU64::new(file.size()?);
         Ok(Self {
-            file,
+            file: Arc::new(file),
             start: 0,
             size,
             whole: true,
@@ -44,7 +45,7 @@ impl Raw {
             )));
         }
         Ok(Self {
-            file,
+            file: Arc::new(file),
             start,
             size: AtomicU64::new(size),
             whole: false,
@@ -163,8 +164,9 @@ impl Image for Raw {
         Ok(())
     }
 
-    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain<'_>> {
+    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {
         check_range(self, offset, len).ok()?;
-        (!write || self.file.writable()).then(|| Plain::new(&self.file, self.start + offset, None))
+        (!write || self.file.writable())
+            .then(|| Plain::new(self.file.clone(), self.start + offset, None))
     }
 }

@@ -22,6 +22,8 @@ pub enum Notice {
     Pause(Event),
     /// A migration has come to the point where the machine is to stand still.
     StandStill,
+    /// A block job has come to another phase.
+    BlockJob,
     /// The guest has switched off the slot before this bus.
     SlotOff(u8),
 }

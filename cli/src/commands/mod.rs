@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod block;
+pub mod block_jobs;
 pub mod completion;
 pub mod console;
 pub mod cpu;
@@ -305,6 +306,10 @@ const DOMAIN_COMMANDS: &[Command] = &[
     domain::AUTOSTART,
     block::BLKDEVIOTUNE,
     tunables::BLKIOTUNE,
+    block_jobs::BLOCKCOMMIT,
+    block_jobs::BLOCKCOPY,
+    block_jobs::BLOCKJOB,
+    block_jobs::BLOCKPULL,
     block::BLOCKRESIZE,
     plug::CHANGE_MEDIA,
     console::CONSOLE,

@@ -1,6 +1,7 @@
 //! From the wire to the drivers.
 
 mod agent;
+mod block_jobs;
 mod connect;
 mod device_stats;
 mod devices;
@@ -168,6 +169,7 @@ impl Calls {
         let router = storage::routes(router);
         let router = save::routes(router);
         let router = snapshot::routes(router);
+        let router = block_jobs::routes(router);
         let router = devices::routes(router);
         let router = vcpus::routes(router);
         let router = agent::routes(router);

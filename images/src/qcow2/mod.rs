@@ -572,7 +572,7 @@ impl Image for Qcow2 {
         self.set_size(size)
     }
 
-    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain<'_>> {
+    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {
         check_range(self, offset, len).ok()?;
         if self.cipher.is_some() || len == 0 || write && !self.writable {
             return None;
@@ -603,7 +603,7 @@ impl Image for Qcow2 {
             }
         };
         drop(meta);
-        Some(Plain::new(&self.data, host, Some(stay)))
+        Some(Plain::new(self.data.clone(), host, Some(stay)))
     }
 }
 

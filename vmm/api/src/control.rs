@@ -148,10 +148,138 @@ pub enum Call {
         /// Disks' ids, and how people call the new images.
         disks: Vec<(String, String)>,
     },
+    /// Makes or deletes an internal snapshot in the qcow2 images on top of these disks: in all of
+    /// them at one moment of the guest's. Making it is undone where one fails; deleting passes over
+    /// images without one of that name.
+    SnapshotDisks {
+        /// Disks' ids.
+        disks: Vec<String>,
+        /// The snapshot's name.
+        name: String,
+        /// Seconds and nanoseconds since 1970.
+        date: (u32, u32),
+        /// What is done.
+        what: DiskSnapshot,
+    },
+    /// Begins to move content between a disk's images while the guest runs. A disk has one such job
+    /// at a time; `Event::BlockJob` tells how it goes on. The descriptor of the image that is written
+    /// into and was only read before is passed along, open for writing; then, where an image that is
+    /// not on top gets another one behind it, that image's.
+    StartBlockJob {
+        /// The disk.
+        disk: String,
+        /// What is moved.
+        job: BlockJob,
+        /// Bytes a second at most; 0: no limit.
+        speed: u64,
+    },
+    /// The disks' images and jobs: `Answer::Disks`.
+    Disks,
+    /// Changes the speed of a disk's job.
+    SetBlockJobSpeed {
+        /// The disk.
+        disk: String,
+        /// Bytes a second at most; 0: no limit.
+        speed: u64,
+    },
+    /// Ends a disk's job: it is given up, or (`pivot`, when it is ready) the disk goes on with the
+    /// image that was written into. `Event::BlockJob` follows.
+    EndBlockJob {
+        /// The disk.
+        disk: String,
+        /// Not given up.
+        pivot: bool,
+    },
     /// How far the job is: `Answer::Job`.
     JobStatus,
     /// Gives the job up; it fails, and the guest runs on.
     AbortJob,
+}
+
+/// What is done with internal snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskSnapshot {
+    /// Made of the present content.
+    Create,
+    /// Forgotten.
+    Delete,
+}
+
+/// What moves between a disk's images. They are counted from the one on top, which is 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockJob {
+    /// What is behind the image on top goes into it, down to image `base`, which is then right behind
+    /// it; without one, nothing is.
+    Pull {
+        /// That image.
+        base: Option<u32>,
+        /// What the image on top calls it then.
+        name: Option<String>,
+    },
+    /// Images `top` to `base` (without it) go into image `base`, which takes their place. With `top` 0
+    /// the job copies what is written until it is ended.
+    Commit {
+        /// The first.
+        top: u32,
+        /// The one that is written.
+        base: u32,
+        /// What the image above them calls it then.
+        name: String,
+    },
+}
+
+/// The kinds of jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockJobKind {
+    /// `BlockJob::Pull`
+    Pull,
+    /// `BlockJob::Commit`, not of the image on top.
+    Commit,
+    /// `BlockJob::Commit` of the image on top.
+    ActiveCommit,
+}
+
+/// How far a disk's job is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockJobStatus {
+    /// What it does.
+    pub kind: BlockJobKind,
+    /// Bytes looked at.
+    pub done: u64,
+    /// Bytes to look at.
+    pub total: u64,
+    /// Bytes a second at most; 0: no limit.
+    pub speed: u64,
+    /// `EndBlockJob` may pivot.
+    pub ready: bool,
+}
+
+/// A disk's images and job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskImages {
+    /// The disk.
+    pub id: String,
+    /// Its images as people call them, the one on top first.
+    pub images: Vec<String>,
+    /// Its job.
+    pub job: Option<BlockJobStatus>,
+}
+
+/// What became of a disk's job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockJobNews {
+    /// Everything is copied, and is kept so.
+    Ready,
+    /// It has ended well: the images have changed.
+    Completed,
+    /// It was given up.
+    Cancelled,
+    /// It failed; for people.
+    Failed(String),
 }
 
 /// How a machine is moved.
@@ -244,6 +372,8 @@ pub enum Answer {
     Status(Status),
     /// To `Stats`.
     Stats(Stats),
+    /// To `Disks`.
+    Disks(Vec<DiskImages>),
     /// To `JobStatus`, `None` without a job; to `Save` and `Dump`, at their end.
     Job(Option<JobStatus>),
 }
@@ -436,6 +566,15 @@ pub enum Event {
         id: String,
         /// Open.
         open: bool,
+    },
+    /// A disk's job has come to this point.
+    BlockJob {
+        /// The disk.
+        id: String,
+        /// What the job does.
+        kind: BlockJobKind,
+        /// The point.
+        news: BlockJobNews,
     },
     /// A migration's round begins.
     MigrationRound(u32),

@@ -450,6 +450,7 @@ impl Machine {
             power_on,
             cpuid,
             job: None,
+            block_jobs: Vec::new(),
             leaving: None,
             without_disks: false,
             permit: None,

@@ -97,6 +97,7 @@ impl Machine {
                 }
                 Notice::StandStill => self.stand_still(),
                 Notice::SlotOff(index) => self.slot_off(index),
+                Notice::BlockJob => {}
                 Notice::Pause(event) => {
                     self.event(event);
                     if let Err(message) = self.pause() {
@@ -105,6 +106,8 @@ impl Machine {
                 }
             }
         }
+        // Whatever came of the notice itself: there is room for so many only.
+        self.look_at_block_jobs();
     }
 
     /// The alarm of watchdog `index`.

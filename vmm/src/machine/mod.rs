@@ -1,5 +1,6 @@
 //! One machine: built from its config, run by an event loop on the calling thread.
 
+mod block_jobs;
 mod build;
 mod cpu;
 mod devices;
@@ -25,6 +26,7 @@ use nix::sys::signalfd::SignalFd;
 use vmm_api::config::MachineConfig;
 use vmm_api::control::{ExitRecord, MachineState};
 
+use self::block_jobs::DiskJob;
 use self::devices::PciDevices;
 use self::migrate::Leaving;
 use self::save::RunningJob;
@@ -157,6 +159,8 @@ pub struct Machine {
     cpuid: Vec<Vec<CpuidEntry>>,
     /// A save or a dump that is being written.
     job: Option<RunningJob>,
+    /// Disks' jobs.
+    block_jobs: Vec<DiskJob>,
     /// If that job moves it to another process.
     leaving: Option<Leaving>,
     /// The disks were let go of, and are not ours until they are taken back.

@@ -148,6 +148,9 @@ impl Machine {
             Call::SwitchDisks { disks } => self
                 .switch_disks(disks, asked.descriptors)
                 .map(|()| Answer::Done),
+            Call::StartBlockJob { disk, job, speed } => self
+                .start_block_job(disk, job, *speed, asked.descriptors)
+                .map(|()| Answer::Done),
             Call::AddDevice(config) => self
                 .add_device(config, asked.descriptors)
                 .map(|()| Answer::Done),
@@ -170,7 +173,10 @@ impl Machine {
     fn carry_out(&mut self, call: &Call) -> Result<Answer, String> {
         match call {
             Call::Query => return Ok(Answer::Status(self.status())),
-            Call::RemoveDevice { id } => self.remove_device(id)?,
+            Call::RemoveDevice { id } => {
+                self.without_block_job(id)?;
+                self.remove_device(id)?;
+            }
             Call::AddDevice(_) => return Err("a device comes with its descriptors".into()),
             Call::Pause => {
                 self.stay_paused();
@@ -244,10 +250,26 @@ impl Machine {
                 bandwidth,
                 downtime_ms,
             } => self.set_migration(*bandwidth, *downtime_ms)?,
-            Call::Save { .. } | Call::Dump { .. } | Call::Migrate(_) | Call::SwitchDisks { .. } => {
+            Call::Save { .. }
+            | Call::Dump { .. }
+            | Call::Migrate(_)
+            | Call::SwitchDisks { .. }
+            | Call::StartBlockJob { .. } => {
                 return Err("that needs descriptors".to_owned());
             }
-            Call::ResizeDisk { id, bytes } => self.devices.pci.disk(id)?.resize(*bytes)?,
+            Call::ResizeDisk { id, bytes } => {
+                self.without_block_job(id)?;
+                self.devices.pci.disk(id)?.resize(*bytes)?;
+            }
+            Call::SnapshotDisks {
+                disks,
+                name,
+                date,
+                what,
+            } => self.snapshot_disks(disks, name, *date, *what)?,
+            Call::Disks => return Ok(self.disk_images()),
+            Call::SetBlockJobSpeed { disk, speed } => self.block_job(disk)?.set_speed(*speed),
+            Call::EndBlockJob { disk, pivot } => self.end_block_job(disk, *pivot)?,
         }
         Ok(Answer::Done)
     }
@@ -288,6 +310,8 @@ impl Machine {
         } else if let Err(error) = self.hold() {
             log::error!("{error}");
         }
+        // What they have in hand is done before images close.
+        self.block_jobs.clear();
         let deadline = Instant::now() + FAREWELL;
         self.event(Event::Exiting(ending.record.clone()));
         for channel in &mut self.channels {

@@ -286,6 +286,9 @@ impl Machine {
         if self.job.is_some() {
             return Err("another job is running".to_owned());
         }
+        if !self.block_jobs.is_empty() && !matches!(asked.request.call, Call::Dump { .. }) {
+            return Err("domain has active block job".to_owned());
+        }
         let was_running = self.state == MachineState::Running;
         let one = |descriptors: Vec<OwnedFd>| {
             <[OwnedFd; 1]>::try_from(descriptors)
@@ -400,9 +403,19 @@ impl Machine {
         if self.job.is_some() {
             return Err("a job is running".to_owned());
         }
-        // A moment that nobody need be told of.
+        for (id, _) in disks {
+            self.without_block_job(id)?;
+        }
+        self.for_a_moment(|machine| machine.put_tops(disks, descriptors))
+    }
+
+    /// Does something while nothing moves. A moment that nobody need be told of.
+    pub(super) fn for_a_moment<T>(
+        &mut self,
+        what: impl FnOnce(&mut Self) -> Result<T, String>,
+    ) -> Result<T, String> {
         self.hold().map_err(|error| error.to_string())?;
-        let result = self.put_tops(disks, descriptors);
+        let result = what(self);
         if !self.gate.is_quiet() {
             // The guest wanted something at that very moment; that decides how it goes on.
             self.handle_messages();

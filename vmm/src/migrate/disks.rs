@@ -175,7 +175,7 @@ impl Image for Noting {
         self.image.resize(size)
     }
 
-    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain<'_>> {
+    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {
         // Its end could not be noted.
         if write && self.on.load(Ordering::Acquire) {
             return None;

@@ -78,7 +78,7 @@ fn name(of: &[&'static str], number: i32) -> &'static str {
 }
 
 /// A number of bytes in the largest unit that leaves something before the point.
-fn pretty(bytes: u64) -> (f64, &'static str) {
+pub fn pretty(bytes: u64) -> (f64, &'static str) {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes as f64;
     let mut unit = 0;

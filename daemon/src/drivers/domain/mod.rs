@@ -1,6 +1,7 @@
 //! The domain driver: definitions in files, running domains in processes of their own.
 
 pub mod agent;
+pub mod block_jobs;
 pub mod console;
 pub mod define;
 pub mod devices;

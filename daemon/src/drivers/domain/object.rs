@@ -87,6 +87,8 @@ pub struct Live {
     pub migration: super::migrate::Limits,
     /// Told when the other side of its migration has everything.
     pub migration_ready: Option<tokio::sync::oneshot::Sender<()>>,
+    /// What is remembered of its disks' jobs.
+    pub block_jobs: Vec<super::block_jobs::Pending>,
     /// What takes long on it: a save, a dump.
     pub work: Work,
     /// Becomes true when everything about its end is done.

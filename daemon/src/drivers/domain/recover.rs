@@ -231,6 +231,7 @@ async fn take_up(
             console: None,
             migration: super::migrate::Limits::default(),
             migration_ready: None,
+            block_jobs: Vec::new(),
             work: Work::left(saving.clone()),
             ended,
         });
@@ -252,6 +253,14 @@ async fn take_up(
         },
         frames,
     ));
+    if let Some(domain) = driver.registry.pin(domain) {
+        let driver = Arc::clone(driver);
+        tokio::spawn(async move {
+            if let Err(error) = driver.catch_up_block_jobs(&domain).await {
+                log::warn!("domain '{}': its disks: {error}", domain.name().name);
+            }
+        });
+    }
     let held = matches!(
         record.state,
         State::Paused(PausedReason::Snapshot | PausedReason::Dump)

@@ -285,6 +285,7 @@ impl Started {
                 console: None,
                 migration: super::migrate::Limits::default(),
                 migration_ready: None,
+                block_jobs: Vec::new(),
                 work: Work::default(),
                 ended: ended.clone(),
             });

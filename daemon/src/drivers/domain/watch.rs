@@ -204,6 +204,10 @@ impl Watched {
             Event::DeviceRemoved { id } => {
                 self.driver.device_removed(&self.domain, &mut inner, id);
             }
+            Event::BlockJob { id, kind, news } => {
+                let driver = &self.driver;
+                driver.block_job_news(&self.domain, &mut inner, id, *kind, news);
+            }
             Event::PortState { id, open } => self.port_changed(&mut inner, id, *open),
             Event::MigrationRound(number) => {
                 let number = i32::try_from(*number).unwrap_or(i32::MAX);

@@ -1,24 +1,19 @@
 //! Disks.
 
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use images::engine::{Aio, Cache, DetectZeroes, Engine, Op, Options};
 use images::limits::{Limits, Rate};
-use images::lock::{self as file_lock, Usage};
-use images::luks::Passphrase;
-use images::{File, Qcow2, chain, qcow2};
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
 use vmm_api::config::Resource;
 use vmm_api::control::{DiskStats, Event};
-use vmm_api::devices::{self as api, DeviceConfig, DiskConfig, ImageConfig, ImageFormat};
+use vmm_api::devices::{self as api, DeviceConfig, DiskConfig};
 
+use super::layers::{self, Access, Layer};
 use super::{Builder, failed};
-use crate::devices::lock;
 use crate::machine::MachineError;
 use crate::migrate::disks::Noting;
 use crate::notices::{Notice, Notices};
-use crate::resource;
 use crate::state::switch::Top;
 use crate::storage::EngineStorage;
 
@@ -32,30 +27,10 @@ const QUEUE_SIZE: u16 = 256;
 pub struct Disk {
     handle: Handle,
     engine: Arc<Engine>,
-    locks: Mutex<Vec<Lock>>,
-    top: Arc<Top>,
+    pub(super) top: Arc<Top>,
+    /// Its images, the one on top first.
+    pub(super) layers: Mutex<Vec<Layer>>,
     noting: Arc<Noting>,
-}
-
-/// The lock of one of its files.
-#[derive(Debug)]
-struct Lock {
-    /// Another descriptor of the same open file: locks are the file's.
-    fd: OwnedFd,
-    name: String,
-    usage: Usage,
-}
-
-/// An image that is ready to be put on top of a disk.
-#[derive(Debug)]
-pub struct NewTop(Arc<dyn images::Image>, Lock);
-
-fn take(locks: &[Lock]) -> Result<(), String> {
-    for lost in locks {
-        file_lock::change(&lost.fd, &lost.name, Usage::NONE, lost.usage)
-            .map_err(|error| error.to_string())?;
-    }
-    Ok(())
 }
 
 impl Disk {
@@ -84,79 +59,10 @@ impl Disk {
         }
     }
 
-    /// Its files are somebody else's from now on: everything is written, nothing locked. No
-    /// request is in flight, and none comes before [`Disk::take_back`].
-    ///
-    /// # Errors
-    /// In words for the caller; the locks are as they were.
-    pub fn let_go(&self) -> Result<(), String> {
-        self.engine
-            .image()
-            .rest()
-            .map_err(|error| error.to_string())?;
-        let locks = lock(&self.locks);
-        for (index, held) in locks.iter().enumerate() {
-            if let Err(error) = file_lock::change(&held.fd, &held.name, held.usage, Usage::NONE) {
-                take(&locks[..index])?;
-                return Err(error.to_string());
-            }
-        }
-        Ok(())
-    }
-
-    /// Undoes [`Disk::let_go`]; nobody has written the files meanwhile.
-    ///
-    /// # Errors
-    /// In words for the caller: somebody has them.
-    pub fn take_back(&self) -> Result<(), String> {
-        take(&lock(&self.locks))
-    }
-
     /// Its content, where writes can be noted.
     #[must_use]
     pub fn noting(&self) -> &Arc<Noting> {
         &self.noting
-    }
-
-    /// Opens an image that will be on top of what the disk has now. The disk is at rest.
-    ///
-    /// # Errors
-    /// It is no such image, in words for the caller.
-    pub fn open_top(&self, fd: OwnedFd, name: &str) -> Result<NewTop, String> {
-        let words = |error: images::Error| error.to_string();
-        let usage = Usage::WRITE;
-        let held = Lock {
-            fd: fd.try_clone().map_err(|error| error.to_string())?,
-            name: name.to_owned(),
-            usage,
-        };
-        let file = File::new(fd, name).map_err(words)?;
-        file_lock::change(file.fd(), name, Usage::NONE, usage).map_err(words)?;
-        let backing = self.top.image().map_err(words)?.clone();
-        let size = backing.size();
-        let options = qcow2::Options {
-            backing: Some(backing),
-            data_file: None,
-            cipher: None,
-            l2_cache: 0,
-            read_only: false,
-            snapshot: None,
-        };
-        let image = Qcow2::open(file, options).map_err(words)?;
-        if images::Image::size(&image) != size {
-            return Err(format!("{name} is not of the disk's size"));
-        }
-        Ok(NewTop(Arc::new(image), held))
-    }
-
-    /// Puts it there.
-    ///
-    /// # Errors
-    /// It has been done too often.
-    pub fn put_top(&self, top: NewTop) -> Result<(), String> {
-        self.top.put(top.0).map_err(|error| error.to_string())?;
-        lock(&self.locks).push(top.1);
-        Ok(())
     }
 
     /// Puts what the guest was told is written where it outlives this process.
@@ -287,101 +193,6 @@ fn options(config: &DiskConfig) -> Options {
     }
 }
 
-/// How an image's files are opened and locked.
-#[derive(Debug, Clone, Copy)]
-struct Access {
-    writable: bool,
-    shareable: bool,
-    direct: bool,
-}
-
-impl Access {
-    fn usage(self, format: ImageFormat) -> Usage {
-        match (self.writable, self.shareable, format) {
-            (true, true, ImageFormat::Raw) => Usage::SHARED,
-            (true, _, ImageFormat::Raw) => Usage::WRITE_RAW,
-            (true, ..) => Usage::WRITE,
-            (false, ..) => Usage::READ,
-        }
-    }
-}
-
-fn open_file(
-    device: &DeviceConfig,
-    at: &vmm_api::config::Resource,
-    name: &str,
-    access: Access,
-    usage: Usage,
-    locks: &mut Vec<Lock>,
-) -> Result<File, MachineError> {
-    let fd: OwnedFd = resource::open_disk(at, access.writable, access.direct)?;
-    let file = File::new(fd, name).map_err(|error| failed(device, error))?;
-    file_lock::change(file.fd(), name, Usage::NONE, usage)
-        .map_err(|error| failed(device, error))?;
-    locks.push(Lock {
-        fd: file
-            .fd()
-            .try_clone_to_owned()
-            .map_err(|error| failed(device, error))?,
-        name: name.to_owned(),
-        usage,
-    });
-    Ok(file)
-}
-
-/// Opens the files of an image and of everything behind it. Locks follow the descriptors: the
-/// image's own keeps writers away, those behind it are only read.
-fn open_files(
-    device: &DeviceConfig,
-    config: &ImageConfig,
-    access: Access,
-    locks: &mut Vec<Lock>,
-) -> Result<chain::ImageConfig, MachineError> {
-    let usage = access.usage(config.format);
-    let data_file = match &config.data_file {
-        Some(at) => {
-            let name = format!("{} (data file)", config.name);
-            let usage = access.usage(ImageFormat::Raw);
-            Some(open_file(device, at, &name, access, usage, locks)?)
-        }
-        None => None,
-    };
-    let backing = match &config.backing {
-        Some(backing) => {
-            let access = Access {
-                writable: false,
-                shareable: false,
-                ..access
-            };
-            Some(Box::new(open_files(device, backing, access, locks)?))
-        }
-        None => None,
-    };
-    let passphrase = match &config.passphrase {
-        Some(at) => {
-            let passphrase = Passphrase::read(resource::open_read(at)?)
-                .map_err(|error| failed(device, format!("passphrase: {error}")))?;
-            Some(passphrase)
-        }
-        None => None,
-    };
-    Ok(chain::ImageConfig {
-        format: match config.format {
-            ImageFormat::Raw => chain::Format::Raw,
-            ImageFormat::Qcow2 => chain::Format::Qcow2,
-            ImageFormat::Luks => chain::Format::Luks,
-        },
-        data_file,
-        backing,
-        passphrase,
-        read_only: !access.writable,
-        ..chain::ImageConfig::new(
-            chain::Format::Raw,
-            open_file(device, &config.file, &config.name, access, usage, locks)?,
-        )
-    })
-}
-
 /// Opens the image of disk `id` before there is a disk: for content that comes along with its guest.
 /// Its locks are those of the files, which the disk takes over later.
 ///
@@ -416,16 +227,18 @@ pub fn open_image(devices: &[DeviceConfig], id: &str) -> Result<Arc<dyn images::
         shareable: config.shareable,
         direct: options(config).cache.direct(),
     };
-    // Held as long as the files are open, here or by the disk that follows.
-    let mut locks = Vec::new();
+    // Its locks are held as long as the files are open, here or by the disk that follows.
     let words = |error: MachineError| error.to_string();
-    let files = open_files(&device, image, access, &mut locks).map_err(words)?;
+    let layers = layers::open(&device, image, access).map_err(words)?;
     for fd in originals {
         // SAFETY: moves the place that a passphrase is read from back to its start; images have no
         // use for it. Where there is no such place nothing happens.
         unsafe { libc::lseek(fd, 0, libc::SEEK_SET) };
     }
-    chain::open(files).map_err(|error| format!("disk {id}: {error}"))
+    let first = layers.into_iter().next();
+    first
+        .map(|first| first.opened.image)
+        .ok_or_else(|| format!("disk {id}: no image"))
 }
 
 impl Builder {
@@ -446,9 +259,9 @@ impl Builder {
             shareable: config.shareable,
             direct: options.cache.direct(),
         };
-        let mut locks = Vec::new();
-        let files = open_files(device, image, access, &mut locks)?;
-        let image = chain::open(files).map_err(|error| failed(device, error))?;
+        let layers = layers::open(device, image, access)?;
+        let image = layers.first().map(|first| first.opened.image.clone());
+        let image = image.ok_or_else(|| failed(device, "no image"))?;
         let top = Arc::new(Top::new(image));
         let noting = Arc::new(Noting::new(top.clone()));
         let engine = Engine::new(noting.clone(), options);
@@ -481,9 +294,9 @@ impl Builder {
         let disk = Disk {
             handle: block.handle(),
             engine,
-            locks: Mutex::new(locks),
             top,
             noting,
+            layers: Mutex::new(layers),
         };
         self.disks.push((device.id.clone(), disk));
         self.virtio(device, Box::new(block))

@@ -3,6 +3,8 @@
 mod balloon;
 mod console;
 mod disk;
+mod disk_jobs;
+mod layers;
 pub mod net;
 
 use std::sync::{Arc, Mutex, Weak};
@@ -23,6 +25,7 @@ use vmm_api::devices::{
 use self::console::PendingPort;
 use self::disk::Disk;
 pub use self::disk::open_image;
+pub use self::disk_jobs::JobPlan;
 use super::MachineError;
 use crate::bus::Movable;
 use crate::devices::i6300esb::I6300esb;

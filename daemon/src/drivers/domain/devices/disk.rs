@@ -390,6 +390,42 @@ fn open(wanted: &Wanted, direct: bool) -> Result<File> {
     Ok(file)
 }
 
+/// Opens an image that a running disk only reads so far, for writing.
+///
+/// # Errors
+/// The system's; it is no file or block device.
+pub fn open_writable(path: &Path, direct: bool) -> Result<File> {
+    let wanted = Wanted {
+        path: path.to_owned(),
+        format: String::new(),
+        secret: None,
+        writable: true,
+        backing: None,
+        parent: None,
+    };
+    open(&wanted, direct)
+}
+
+/// What is behind an image by its header, and that one's format.
+///
+/// # Errors
+/// The header's.
+pub fn behind_image(path: &Path, format: &str) -> Result<Option<(PathBuf, String)>> {
+    let wanted = Wanted {
+        path: path.to_owned(),
+        format: format.to_owned(),
+        secret: None,
+        writable: false,
+        backing: None,
+        parent: None,
+    };
+    if format != "qcow2" {
+        return Ok(None);
+    }
+    let header = header(&open(&wanted, false)?, path)?;
+    Ok(behind(&wanted, Some(&header))?.map(|behind| (behind.path, behind.format)))
+}
+
 /// A file in memory that holds `value` and can be changed by nobody.
 fn sealed(value: &[u8]) -> io::Result<OwnedFd> {
     let name = CString::new("secret")?;

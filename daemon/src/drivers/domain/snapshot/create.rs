@@ -5,20 +5,22 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
-use vmm_api::control::Call;
+use vmm_api::control::{Call, DiskSnapshot};
 use xml_schemas::Domain as Definition;
 use xml_schemas::domain::View;
 use xml_schemas::snapshot::{Place, Snapshot, SnapshotState};
 
 use super::disks::{self, Overlay};
 use super::{error, merge, unknown};
+use crate::drivers::domain::block_jobs::chain;
 use crate::drivers::domain::job::{self, End, Operation, Saving};
-use crate::drivers::domain::lifecycle::{ask, end};
+use crate::drivers::domain::lifecycle::{ask, ask_within, end};
 use crate::drivers::domain::object::Pinned;
 use crate::drivers::domain::record::Folder;
 use crate::drivers::domain::state::{PausedReason, State};
 use crate::drivers::domain::{Driver, agent, blocking, saved_image};
 use crate::error::{Error, ErrorCode, Result, check_flags};
+use crate::files;
 use crate::killpoint::killpoint;
 
 /// virDomainSnapshotCreateFlags
@@ -61,6 +63,7 @@ pub(super) async fn create(
             "a guest's memory can't be kept while it runs (--live); it is stopped meanwhile",
         ));
     }
+    tidy(driver, domain).await?;
     let mut plan = Plan::new(driver, domain, snapshot, flags)?;
     if plan.running {
         plan.live(driver, domain).await?;
@@ -68,11 +71,16 @@ pub(super) async fn create(
         plan.off(driver, domain).await?;
     }
     killpoint("snapshot.made");
+    let inside = plan.inside();
     if !has(flags::NO_METADATA) {
         let mut tree = driver.tree(domain)?;
         tree.save(&plan.name, plan.snapshot)
             .and_then(|()| tree.set_current(Some(&plan.name)))
             .map_err(|e| Error::system("cannot write the snapshot's description", &e))?;
+    }
+    if inside {
+        let ended = driver.tree(domain)?.ended(&plan.name);
+        ended.map_err(|e| Error::system("cannot remove a note", &e))?;
     }
     if has(flags::HALT) && plan.running {
         domain.lock().live_mut()?.work.end = Some(End::Reverted);
@@ -142,7 +150,8 @@ struct Plan {
     definition: Arc<Definition>,
     running: bool,
     overlays: Vec<Overlay>,
-    internal: Vec<PathBuf>,
+    /// Images, and their disks' ids while the domain runs.
+    internal: Vec<(PathBuf, String)>,
     memory: Option<PathBuf>,
     quiesce: bool,
 }
@@ -181,6 +190,13 @@ impl Plan {
                 ));
             }
             (Some(Place::External(Some(file))), false) if running => Some(PathBuf::from(file)),
+            (Some(Place::External(_)), false) if !running => {
+                return Err(error(
+                    ErrorCode::CONFIG_UNSUPPORTED,
+                    "memory state cannot be saved with offline or disk-only snapshot",
+                ));
+            }
+            (Some(Place::Internal) | None, false) if running => Some(tree.memory(&name)),
             (Some(Place::External(_)), false) => {
                 return Err(error(
                     ErrorCode::CONFIG_UNSUPPORTED,
@@ -189,7 +205,9 @@ impl Plan {
             }
             _ => None,
         };
-        let default = if disk_only || memory.is_some() {
+        let outside = matches!(snapshot.memory, Some(Place::External(_)));
+        let no_memory = running && memory.is_none();
+        let default = if disk_only || outside || no_memory {
             Place::External(None)
         } else {
             Place::Internal
@@ -200,17 +218,25 @@ impl Plan {
             .iter()
             .filter(|(_, disk)| disk.place == Some(Place::Internal))
             .collect();
-        if running && !disk_only && memory.is_none() {
-            return Err(error(
-                ErrorCode::OPERATION_UNSUPPORTED,
-                "a running domain's snapshot can't be kept inside its disks: give a file for its \
-                 memory (--memspec), or take the disks only (--disk-only)",
-            ));
-        }
-        if running && !internal.is_empty() {
+        // libvirt's own rules: everything inside, or everything outside.
+        if let Some((_, disk)) = internal.first().filter(|_| running && no_memory) {
             return Err(error(
                 ErrorCode::CONFIG_UNSUPPORTED,
-                "a running domain's disks can't have internal snapshots",
+                format!(
+                    "active qemu domains require external disk snapshots; disk {} requested internal",
+                    disk.name
+                ),
+            ));
+        }
+        let mixed = if outside {
+            !internal.is_empty()
+        } else {
+            !no_memory && !overlays.is_empty()
+        };
+        if running && mixed || !internal.is_empty() && !overlays.is_empty() {
+            return Err(error(
+                ErrorCode::CONFIG_UNSUPPORTED,
+                "mixing internal and external targets for a snapshot is not yet supported",
             ));
         }
         for (candidate, disk) in &internal {
@@ -224,18 +250,24 @@ impl Plan {
                 ));
             }
         }
-        let internal = internal.iter().map(|(disk, _)| disk.path.clone()).collect();
+        let internal = internal
+            .iter()
+            .map(|(disk, _)| (disk.path.clone(), disk.alias.clone().unwrap_or_default()))
+            .collect();
         snapshot.name = Some(name.clone());
         snapshot.parent = tree.current().map(str::to_owned);
         snapshot.created = i64::try_from(now).ok();
         snapshot.state = Some(match state {
             _ if !running => SnapshotState::Shutoff,
-            _ if disk_only => SnapshotState::DiskSnapshot,
+            _ if disk_only || no_memory => SnapshotState::DiskSnapshot,
             State::Running(_) => SnapshotState::Running,
             _ => SnapshotState::Paused,
         });
-        if snapshot.memory.is_none() || disk_only || !running {
-            snapshot.memory = Some(Place::No);
+        if !outside {
+            snapshot.memory = Some(match memory {
+                Some(_) => Place::Internal,
+                None => Place::No,
+            });
         }
         snapshot.disks = settled.into_iter().map(|(_, disk)| disk).collect();
         // As it was before: what is gone back to.
@@ -258,8 +290,17 @@ impl Plan {
 
     /// Of a domain that is off.
     async fn off(&mut self, driver: &Arc<Driver>, domain: &Pinned) -> Result<()> {
-        let (internal, name) = (self.internal.clone(), self.name.clone());
-        blocking(move || merge::internal(&internal, &name, merge::Internal::Create)).await??;
+        if self.inside() {
+            self.begin(driver, domain).await?;
+            let images: Vec<_> = self.internal.iter().map(|one| one.0.clone()).collect();
+            let (name, when) = (self.name.clone(), self.date());
+            let what = merge::Internal::Create(when);
+            let done = blocking(move || merge::internal(&images, &name, what)).await?;
+            if done.is_err() {
+                undo_inside(driver, domain).await;
+            }
+            done?;
+        }
         let made = self.make_overlays().await?;
         drop(made);
         let redirected = self.redirect(driver, domain).await;
@@ -309,19 +350,61 @@ impl Plan {
         let changed = |definition: &Arc<Definition>| {
             let mut changed = Definition::clone(definition);
             disks::redirect(&mut changed, &to);
-            Arc::new(changed)
+            changed
         };
-        let new = (persistent.as_ref().map(changed), live.as_ref().map(changed));
-        set_definitions(driver, domain, new.0, new.1).await?;
+        let stored = persistent.as_ref().map(|old| Arc::new(changed(old)));
+        let running = match &live {
+            Some(old) => {
+                let mut new = changed(old);
+                for (target, ..) in &to {
+                    let before = chain::links(old, target);
+                    chain::refresh(&mut new, target, &before)?;
+                }
+                Some(Arc::new(new))
+            }
+            None => None,
+        };
+        set_definitions(driver, domain, stored, running).await?;
         Ok((persistent, live))
+    }
+
+    /// Something of it is in the disks' images, or beside its description.
+    fn inside(&self) -> bool {
+        !self.internal.is_empty() || self.snapshot.memory == Some(Place::Internal)
+    }
+
+    fn date(&self) -> u32 {
+        let created = self.snapshot.created.unwrap_or_default();
+        u32::try_from(created).unwrap_or_default()
+    }
+
+    /// Notes what is about to be made.
+    async fn begin(&self, driver: &Arc<Driver>, domain: &Pinned) -> Result<()> {
+        // Whatever has that name now is not ours, and must not be taken for a remnant.
+        let images: Vec<_> = self.internal.iter().map(|one| one.0.clone()).collect();
+        let name = self.name.clone();
+        blocking(move || merge::not_taken(&images, &name)).await??;
+        let noted = driver.tree(domain)?.begin(&self.name, &self.snapshot);
+        noted.map_err(|e| Error::system("cannot note the snapshot", &e))?;
+        killpoint("snapshot.noted");
+        Ok(())
     }
 
     /// Of a domain that runs.
     async fn live(&mut self, driver: &Arc<Driver>, domain: &Pinned) -> Result<()> {
         let made = self.make_overlays().await?;
+        if self.inside()
+            && let Err(error) = self.begin(driver, domain).await
+        {
+            self.undo();
+            return Err(error);
+        }
         let result = self.live_made(driver, domain, made).await;
         if result.is_err() {
             self.undo();
+            if self.inside() {
+                undo_inside(driver, domain).await;
+            }
         }
         result
     }
@@ -358,7 +441,10 @@ impl Plan {
         if let Some(path) = self.memory.clone() {
             self.save_memory(driver, domain, path, was_running).await?;
         }
-        let result = self.switch(driver, domain, made).await;
+        let result = match self.internal.is_empty() {
+            true => self.switch(driver, domain, made).await,
+            false => self.inside_images(domain).await,
+        };
         if self.memory.is_some() {
             if was_running && let Err(error) = ask(domain, Call::Resume).await {
                 log::error!("domain '{}': {error}", domain.name().name);
@@ -429,6 +515,19 @@ impl Plan {
         put.map(drop)
     }
 
+    /// In the images of a domain whose memory is saved.
+    async fn inside_images(&self, domain: &Pinned) -> Result<()> {
+        let call = Call::SnapshotDisks {
+            disks: self.internal.iter().map(|one| one.1.clone()).collect(),
+            name: self.name.clone(),
+            date: (self.date(), 0),
+            what: DiskSnapshot::Create,
+        };
+        let made = ask_within(domain, call, SNAPSHOT_LIMIT).await;
+        killpoint("snapshot.inside");
+        made.map(drop)
+    }
+
     async fn switch(
         &self,
         driver: &Arc<Driver>,
@@ -473,11 +572,37 @@ impl Plan {
     }
 }
 
+/// How long making or deleting a snapshot inside large images may take.
+pub(super) const SNAPSHOT_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// What was noted has failed; if it can't be undone now the note says so to whoever comes next.
+async fn undo_inside(driver: &Arc<Driver>, domain: &Pinned) {
+    if let Err(error) = tidy(driver, domain).await {
+        log::warn!("domain '{}': {error}", domain.name().name);
+    }
+}
+
+/// Removes what is left of snapshots inside images whose making was cut short.
+pub(super) async fn tidy(driver: &Arc<Driver>, domain: &Pinned) -> Result<()> {
+    let cannot = |e: std::io::Error| Error::system("cannot read the domain's snapshots", &e);
+    let tree = driver.tree(domain)?;
+    for snapshot in tree.unfinished().map_err(cannot)? {
+        let name = snapshot.name.clone().unwrap_or_default();
+        if tree.get(&name).is_none() {
+            log::warn!("domain '{}': undoing snapshot '{name}'", domain.name().name);
+            super::delete::inside(domain, &snapshot, &name).await?;
+            files::remove_if_there(&tree.memory(&name)).map_err(cannot)?;
+        }
+        tree.ended(&name).map_err(cannot)?;
+    }
+    Ok(())
+}
+
 /// How long putting new images on top may take.
 const SWITCH_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Replaces a domain's definitions, on the disk first.
-pub(super) async fn set_definitions(
+pub(in crate::drivers::domain) async fn set_definitions(
     driver: &Arc<Driver>,
     domain: &Pinned,
     persistent: Option<Arc<Definition>>,

@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use xml_schemas::snapshot::{Place, Snapshot};
 
-use super::create::set_definitions;
+use vmm_api::control::{Call, DiskSnapshot};
+
+use super::create::{SNAPSHOT_LIMIT, set_definitions, tidy};
 use super::tree::Tree;
 use super::{disks, error, merge, unknown};
+use crate::drivers::domain::block_jobs::chain;
+use crate::drivers::domain::lifecycle::ask_within;
 use crate::drivers::domain::object::Pinned;
 use crate::drivers::domain::{Driver, blocking};
 use crate::error::{Error, ErrorCode, Result, check_flags};
@@ -32,6 +36,7 @@ pub(super) async fn delete(
         flags::CHILDREN | flags::METADATA_ONLY | flags::CHILDREN_ONLY,
         "qemuDomainSnapshotDelete",
     )?;
+    tidy(driver, domain).await?;
     let tree = driver.tree(domain)?;
     tree.get(name).ok_or_else(|| unknown(name))?;
     let mut names: Vec<String> = Vec::new();
@@ -60,23 +65,11 @@ pub(super) async fn delete(
 async fn contents(driver: &Arc<Driver>, domain: &Pinned, name: &str) -> Result<()> {
     let tree = driver.tree(domain)?;
     let snapshot = tree.get(name).cloned().ok_or_else(|| unknown(name))?;
-    let running = domain.lock().live.is_some();
-    let internal: Vec<PathBuf> = internal_images(&snapshot);
     let disks = snapshot.disks.iter();
     let on_top = disks
         .into_iter()
         .any(|disk| matches!(disk.place, Some(Place::External(_))));
-    if !internal.is_empty() || on_top {
-        if running {
-            return Err(error(
-                ErrorCode::OPERATION_UNSUPPORTED,
-                "what a snapshot holds can only be deleted or merged while the domain is off; \
-                 its description alone with --metadata",
-            ));
-        }
-        let name = name.to_owned();
-        blocking(move || merge::internal(&internal, &name, merge::Internal::Delete)).await??;
-    }
+    inside(domain, &snapshot, name).await?;
     if on_top {
         external(driver, domain, &tree, name, &snapshot).await?;
     }
@@ -84,7 +77,50 @@ async fn contents(driver: &Arc<Driver>, domain: &Pinned, name: &str) -> Result<(
         files::remove_if_there(Path::new(file))
             .map_err(|e| Error::system(format!("cannot remove '{file}'"), &e))?;
     }
+    if snapshot.memory == Some(Place::Internal) {
+        files::remove_if_there(&tree.memory(name))
+            .map_err(|e| Error::system("cannot remove the snapshot's memory", &e))?;
+    }
     Ok(())
+}
+
+/// Deletes what a snapshot has inside the disks' images.
+pub(super) async fn inside(domain: &Pinned, snapshot: &Snapshot, name: &str) -> Result<()> {
+    let images = internal_images(snapshot);
+    if images.is_empty() {
+        return Ok(());
+    }
+    let live = {
+        let inner = domain.lock();
+        let live = inner.live.as_ref();
+        live.map(|live| disks::candidates(&live.definition))
+    };
+    let Some(live) = live else {
+        let name = name.to_owned();
+        return blocking(move || merge::internal(&images, &name, merge::Internal::Delete)).await?;
+    };
+    let mut ids = Vec::new();
+    for image in &images {
+        let disk = live.iter().find(|disk| disk.path == *image);
+        let id = disk.and_then(|disk| disk.alias.clone()).ok_or_else(|| {
+            error(
+                ErrorCode::OPERATION_UNSUPPORTED,
+                format!(
+                    "'{}' is only read by the running domain; what a snapshot has in it can be \
+                     deleted while the domain is off, its description alone with --metadata",
+                    image.display()
+                ),
+            )
+        })?;
+        ids.push(id);
+    }
+    let call = Call::SnapshotDisks {
+        disks: ids,
+        name: name.to_owned(),
+        date: (0, 0),
+        what: DiskSnapshot::Delete,
+    };
+    ask_within(domain, call, SNAPSHOT_LIMIT).await.map(drop)
 }
 
 /// The images that hold an internal snapshot.
@@ -135,31 +171,32 @@ async fn external(
         }
     }
     let others: Vec<&str> = tree.descendants(None);
-    for (target, overlay, base, _) in &merges {
-        let children = tree.children(Some(name));
-        let later = children.iter().any(|child| {
-            let of = tree.get(child).and_then(|child| child.domain.as_deref());
-            of.is_some_and(|of| {
-                disks::candidates(of)
-                    .iter()
-                    .any(|disk| disk.path == *overlay)
-            })
-        });
-        if later {
-            return Err(error(
-                ErrorCode::OPERATION_UNSUPPORTED,
-                format!(
-                    "disk '{target}': later snapshots are of '{}'; delete them first, or with it (--children)",
-                    overlay.display()
-                ),
-            ));
+    // Images on top of those that go, which are behind them no more then.
+    let mut above: Vec<(PathBuf, PathBuf, String)> = Vec::new();
+    for (target, overlay, base, format) in &merges {
+        for child in tree.children(Some(name)) {
+            above.extend(tree.get(child).into_iter().flat_map(|child| {
+                images_above(child, overlay)
+                    .into_iter()
+                    .map(|above| (above, base.clone(), format.clone()))
+            }));
         }
         // Another branch goes on from the same images: they must stay as they are.
         let shared = others.iter().filter(|other| **other != name).any(|other| {
-            let Some(of) = tree.get(other).and_then(|other| other.domain.as_deref()) else {
+            let Some(other) = tree.get(other) else {
                 return false;
             };
-            disks::candidates(of).iter().any(|disk| disk.path == *base)
+            let Some(of) = other.domain.as_deref() else {
+                return false;
+            };
+            // What is inside an image does not change with its content.
+            let inside = |target: &str| {
+                let mut disks = other.disks.iter();
+                disks.any(|d| d.name == target && d.place == Some(Place::Internal))
+            };
+            disks::candidates(of)
+                .iter()
+                .any(|disk| disk.path == *base && !inside(&disk.target))
         });
         if shared {
             return Err(error(
@@ -170,12 +207,12 @@ async fn external(
                 ),
             ));
         }
-        let used = domain.lock().persistent.as_ref().is_some_and(|d| {
+        let used = domain.lock().definition().is_some_and(|d| {
             disks::candidates(d)
                 .iter()
                 .any(|disk| disk.path == *overlay)
         });
-        if !used {
+        if !used && above.is_empty() {
             return Err(error(
                 ErrorCode::OPERATION_UNSUPPORTED,
                 format!(
@@ -185,10 +222,39 @@ async fn external(
             ));
         }
     }
+    let running = domain.lock().live.is_some();
+    if running {
+        for (target, overlay, base, _) in &merges {
+            let links = chain::links(&domain.lock().live()?.definition, target);
+            let at = links
+                .iter()
+                .position(|link| Path::new(&link.path) == overlay);
+            let next = at.and_then(|at| links.get(at + 1));
+            if next.is_none_or(|next| Path::new(&next.path) != base) {
+                return Err(error(
+                    ErrorCode::OPERATION_UNSUPPORTED,
+                    format!(
+                        "disk '{target}': '{}' is not right behind '{}' in the running domain; \
+                         delete the snapshot while the domain is off",
+                        base.display(),
+                        overlay.display()
+                    ),
+                ));
+            }
+            // It changes what the running domain has on top of it, too.
+            above.retain(|(path, ..)| !links.iter().any(|link| Path::new(&link.path) == path));
+        }
+        for (target, overlay, ..) in &merges {
+            driver.merge_live(domain, target, overlay).await?;
+        }
+    }
     let work = merges.clone();
     blocking(move || {
-        for (_, overlay, base, format) in &work {
+        for (_, overlay, base, format) in work.iter().filter(|_| !running) {
             merge::commit(overlay, base, format)?;
+        }
+        for (above, base, format) in &above {
+            merge::rebase(above, base, format)?;
         }
         Ok::<(), Error>(())
     })
@@ -239,6 +305,24 @@ async fn external(
             .map_err(|e| Error::system(format!("cannot remove '{}'", overlay.display()), &e))?;
     }
     Ok(())
+}
+
+/// The images that a snapshot put on top of `image`.
+fn images_above(snapshot: &Snapshot, image: &Path) -> Vec<PathBuf> {
+    let Some(of) = snapshot.domain.as_deref() else {
+        return Vec::new();
+    };
+    let beneath: Vec<_> = disks::candidates(of)
+        .into_iter()
+        .filter(|disk| disk.path == image)
+        .map(|disk| disk.target)
+        .collect();
+    let disks = snapshot.disks.iter();
+    disks
+        .filter(|disk| matches!(disk.place, Some(Place::External(_))))
+        .filter(|disk| beneath.contains(&disk.name))
+        .filter_map(|disk| disk.source.clone().map(PathBuf::from))
+        .collect()
 }
 
 /// Has a definition name the merged images instead of what went into them.

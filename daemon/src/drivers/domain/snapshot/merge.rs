@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use images::lock::{self, Usage};
-use images::qcow2::{self, Header};
+use images::qcow2::{self, Header, NoBacking};
 use images::{File, Image, IoBuf, Qcow2, Raw};
 
-use super::error;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
+use crate::killpoint::killpoint;
 
 /// Copied at once, bytes.
 const PIECE: usize = 1 << 20;
@@ -17,30 +17,91 @@ const PIECE: usize = 1 << 20;
 /// What is done with an internal snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Internal {
-    /// Made of the present content.
-    Create,
+    /// Made of the present content, at that time: seconds since 1970.
+    Create(u32),
     /// The content becomes its again.
     Apply,
-    /// Forgotten.
+    /// Forgotten, where it is there.
     Delete,
 }
 
-/// Makes, applies or deletes the internal snapshot `name` in all of these images.
+/// Makes, applies or deletes the internal snapshot `name` in all of these images, which nobody else
+/// uses.
 ///
 /// # Errors
-/// An image's.
-pub fn internal(images: &[PathBuf], _name: &str, _what: Internal) -> Result<()> {
-    match images.first() {
-        None => Ok(()),
-        Some(image) => Err(error(
-            ErrorCode::OPERATION_UNSUPPORTED,
-            format!(
-                "'{}': snapshots inside images are not there yet; use --disk-only, which puts \
-                 new images on top",
-                image.display()
-            ),
-        )),
+/// An image's. What was made before is undone; nothing is applied where one of them has no such
+/// snapshot.
+pub fn internal(images: &[PathBuf], name: &str, what: Internal) -> Result<()> {
+    let mut all = Vec::new();
+    for path in images {
+        let image = alone(path)?;
+        let there = image.snapshots().map_err(|e| failed(path, e))?;
+        let id = there.into_iter().find(|one| one.name == name).map(|o| o.id);
+        match (what, &id) {
+            (Internal::Create(_), Some(_)) => {
+                return Err(failed(path, format!("it has a snapshot '{name}' already")));
+            }
+            (Internal::Apply, None) => {
+                return Err(failed(path, format!("it has no snapshot '{name}'")));
+            }
+            _ => all.push((path, image, id)),
+        }
     }
+    let mut made: Vec<(&Qcow2, String)> = Vec::new();
+    for (path, image, id) in &all {
+        let done = match (what, id) {
+            (Internal::Create(when), _) => image
+                .snapshot_create(name, (when, 0))
+                .map(|new| made.push((image, new.id))),
+            // By its id: another one's may be this name.
+            (Internal::Apply, Some(id)) => image.snapshot_apply(id),
+            (Internal::Delete, Some(id)) => image.snapshot_delete(id),
+            (_, None) => Ok(()),
+        };
+        killpoint("snapshot.inside");
+        if let Err(error) = done {
+            for (image, id) in made {
+                if let Err(error) = image.snapshot_delete(&id) {
+                    log::error!("undoing a snapshot: {error}");
+                }
+            }
+            return Err(failed(path, error));
+        }
+    }
+    Ok(())
+}
+
+/// None of these images has a snapshot of that name. Their guest may be running.
+///
+/// # Errors
+/// One has; an image's.
+pub fn not_taken(images: &[PathBuf], name: &str) -> Result<()> {
+    for path in images {
+        let image = by_itself(path, open(path, false, false)?)?;
+        let there = image.snapshots().map_err(|e| failed(path, e))?;
+        if there.iter().any(|one| one.name == name) {
+            return Err(failed(path, format!("it has a snapshot '{name}' already")));
+        }
+    }
+    Ok(())
+}
+
+/// An image by itself, to be written; what is behind it is not looked at.
+fn alone(path: &Path) -> Result<Qcow2> {
+    by_itself(path, open(path, true, true)?)
+}
+
+fn by_itself(path: &Path, file: File) -> Result<Qcow2> {
+    let header = Header::read(&file).map_err(|e| failed(path, e))?;
+    let backing: Option<Arc<dyn Image>> = match header.backing {
+        Some(_) => Some(Arc::new(NoBacking)),
+        None => None,
+    };
+    let options = qcow2::Options {
+        backing,
+        ..qcow2::Options::default()
+    };
+    Qcow2::open(file, options).map_err(|e| failed(path, e))
 }
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
@@ -145,4 +206,15 @@ pub fn commit(overlay: &Path, base: &Path, format: &str) -> Result<()> {
         at += len;
     }
     into.flush().map_err(|e| failed(base, e))
+}
+
+/// Has `image` name `base` as what is right behind it, which its chain has by now.
+///
+/// # Errors
+/// The image's.
+pub fn rebase(image: &Path, base: &Path, format: &str) -> Result<()> {
+    let name = base.as_os_str().to_owned();
+    alone(image)?
+        .set_backing(Some((name, Some(format.to_owned()))))
+        .map_err(|e| failed(image, e))
 }

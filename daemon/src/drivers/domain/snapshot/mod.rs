@@ -13,8 +13,10 @@ mod tree;
 
 use std::sync::Arc;
 
+use xml_schemas::Domain as Definition;
 use xml_schemas::snapshot::{Place, Snapshot, SnapshotState};
 
+pub(super) use self::create::set_definitions;
 use self::tree::Tree;
 use super::Driver;
 use super::object::{Domain, Pinned};
@@ -44,6 +46,12 @@ pub mod list_flags {
     pub const EXTERNAL: u32 = 512;
     /// All of them, and parents before children: every list here is so.
     pub const ALL: u32 = 0x7ff;
+}
+
+/// Has a disk of a definition use another image.
+pub(super) fn redirect_disk(definition: &mut Definition, target: &str, path: &str, format: &str) {
+    let to = (target.to_owned(), path.into(), format.to_owned());
+    disks::redirect(definition, &[to]);
 }
 
 fn error(code: ErrorCode, text: impl Into<String>) -> Error {

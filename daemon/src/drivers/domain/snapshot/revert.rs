@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use xml_schemas::Domain as Definition;
 use xml_schemas::snapshot::{Place, Snapshot, SnapshotState};
 
-use super::create::set_definitions;
+use super::create::{set_definitions, tidy};
 use super::disks::{self, Overlay};
 use super::tree::Tree;
 use super::{delete, error, is_external, merge, unknown};
@@ -15,6 +15,7 @@ use crate::drivers::domain::job::End;
 use crate::drivers::domain::lifecycle::end;
 use crate::drivers::domain::object::Pinned;
 use crate::drivers::domain::start::{self, Origin, StartOptions};
+use crate::drivers::domain::state::{ShutoffReason, State};
 use crate::drivers::domain::{Driver, blocking, saved_image};
 use crate::error::{Error, ErrorCode, Result, check_flags};
 use crate::files;
@@ -46,6 +47,7 @@ pub(super) async fn revert(
             "running and paused flags are mutually exclusive",
         ));
     }
+    tidy(driver, domain).await?;
     let tree = driver.tree(domain)?;
     let snapshot = tree.get(name).cloned().ok_or_else(|| unknown(name))?;
     let Some(then) = snapshot.domain.clone() else {
@@ -69,9 +71,16 @@ pub(super) async fn revert(
             let known = path.clone();
             Some((blocking(move || saved_image::look(&known)).await??, path))
         }
+        Some(Place::Internal) => {
+            let path = tree.memory(name);
+            let known = path.clone();
+            Some((blocking(move || saved_image::look(&known)).await??, path))
+        }
         _ => None,
     };
     let mut definition = driver.refill(*then)?;
+    let internal = delete::internal_images(&snapshot);
+    not_beneath(&tree, name, &internal)?;
     let overlays = if is_external(&snapshot) {
         new_overlays(&definition, &snapshot)?
     } else {
@@ -83,7 +92,6 @@ pub(super) async fn revert(
     }
     killpoint("revert.stopped");
     driver.remove_managed_save(domain)?;
-    let internal = delete::internal_images(&snapshot);
     let wanted = name.to_owned();
     blocking(move || merge::internal(&internal, &wanted, merge::Internal::Apply)).await??;
     let overlays = make(overlays).await?;
@@ -108,6 +116,7 @@ pub(super) async fn revert(
         _ => None,
     };
     let Some(paused) = run else {
+        domain.lock().state = State::Shutoff(ShutoffReason::FromSnapshot);
         return Ok(());
     };
     let from = match memory {
@@ -127,6 +136,39 @@ pub(super) async fn revert(
         arriving: None,
     };
     start::start(driver, domain, &definition, options).await
+}
+
+/// An image that later snapshots put others on top of must not change its content.
+fn not_beneath(tree: &Tree, name: &str, images: &[PathBuf]) -> Result<()> {
+    for other in tree.descendants(None) {
+        let Some(snapshot) = tree.get(other).filter(|_| other != name) else {
+            continue;
+        };
+        let Some(definition) = &snapshot.domain else {
+            continue;
+        };
+        let outside = |target: &str| {
+            snapshot
+                .disks
+                .iter()
+                .any(|d| d.name == target && matches!(d.place, Some(Place::External(_))))
+        };
+        let beneath = disks::candidates(definition)
+            .into_iter()
+            .find(|disk| images.contains(&disk.path) && outside(&disk.target));
+        if let Some(disk) = beneath {
+            return Err(error(
+                ErrorCode::OPERATION_UNSUPPORTED,
+                format!(
+                    "disk '{}': the images of snapshot '{other}' are on top of '{}'; delete that \
+                     snapshot first",
+                    disk.target,
+                    disk.path.display()
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// New images on top of those that the snapshot is of: they stay as they are, to be gone back to

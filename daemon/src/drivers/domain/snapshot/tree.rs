@@ -97,6 +97,60 @@ impl Tree {
         self.folder.join(format!("{name}.xml"))
     }
 
+    /// Where the memory of a snapshot is whose disks are inside their images.
+    pub fn memory(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.memory"))
+    }
+
+    fn unfinished_path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.unfinished"))
+    }
+
+    /// Notes that one is being made, so that what is left of it can be found if that is cut short.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn begin(&self, name: &str, snapshot: &Snapshot) -> io::Result<()> {
+        files::make_folder(&self.folder, 0o700)?;
+        let text = snapshot.format(true);
+        files::write_atomically(
+            &self.unfinished_path(name),
+            text.as_bytes(),
+            Durability::Disk,
+        )
+    }
+
+    /// It is made, or undone.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn ended(&self, name: &str) -> io::Result<()> {
+        files::remove_if_there(&self.unfinished_path(name))
+    }
+
+    /// Those whose making was cut short.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn unfinished(&self) -> io::Result<Vec<Snapshot>> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "unfinished") {
+                match read(&path) {
+                    Ok((_, snapshot)) => all.push(snapshot),
+                    Err(why) => log::error!("{}: left alone: {why}", path.display()),
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Adds one, or replaces it.
     ///
     /// # Errors
@@ -148,10 +202,11 @@ impl Tree {
         files::remove_if_there(&self.path(name))?;
         self.all.remove(name);
         files::sync_folder(&self.folder)?;
+        // Not with the memory of a snapshot that may be described again.
         if self.all.is_empty()
-            && let Err(error) = fs::remove_dir_all(&self.folder)
+            && let Err(error) = fs::remove_dir(&self.folder)
         {
-            log::warn!("cannot remove {}: {error}", self.folder.display());
+            log::info!("{} stays: {error}", self.folder.display());
         }
         Ok(())
     }

@@ -1,0 +1,256 @@
+//! What follows from a block job's news.
+
+use std::sync::Arc;
+
+use vmm_api::control::{Answer, BlockJobKind, BlockJobNews, Call};
+use xml_schemas::Domain as Definition;
+
+use super::{chain, kind_number};
+use crate::drivers::domain::lifecycle::ask;
+use crate::drivers::domain::object::{Domain, Inner, Pinned};
+use crate::drivers::domain::record::Folder;
+use crate::drivers::domain::snapshot::{redirect_disk, set_definitions};
+use crate::drivers::domain::{Driver, blocking};
+use crate::error::{Error, Result};
+use crate::events::DomainEvent;
+use crate::files;
+use crate::killpoint::killpoint;
+
+/// virConnectDomainEventBlockJobStatus
+fn status_number(news: &BlockJobNews) -> i32 {
+    match news {
+        BlockJobNews::Completed => 0,
+        BlockJobNews::Failed(_) => 1,
+        BlockJobNews::Cancelled => 2,
+        BlockJobNews::Ready => 3,
+    }
+}
+
+impl Driver {
+    /// A domain's VMM has told of a disk's job.
+    pub fn block_job_news(
+        self: &Arc<Self>,
+        domain: &Arc<Domain>,
+        inner: &mut Inner,
+        id: &str,
+        kind: BlockJobKind,
+        news: &BlockJobNews,
+    ) {
+        let Some(live) = inner.live.as_mut() else {
+            return;
+        };
+        let pending = live.block_jobs.iter_mut().find(|job| job.disk == id);
+        if *news == BlockJobNews::Ready {
+            if let Some(ready) = pending.and_then(|job| job.ready.take()) {
+                // Whoever worked with it may have gone.
+                let _ = ready.send(());
+            }
+            let definition = Arc::make_mut(&mut live.definition);
+            if let Some(target) = chain::target_of(definition, id)
+                && let Some(disk) = chain::disk_mut(definition, &target)
+            {
+                for mirror in disk.elements_mut().filter(|e| e.name == "mirror") {
+                    mirror.set_attr("ready", "yes");
+                }
+            }
+            if let Err(error) = Folder(live.folder.clone()).write_definition(&live.definition) {
+                log::error!("cannot write the domain's state: {error}");
+            }
+            return self.tell_block_job(domain, inner, id, kind, news);
+        }
+        if let Some(owner) = pending.and_then(|job| job.owner.take()) {
+            // He sees to it; if he has gone, nobody knows what he wanted: the rest is done here.
+            if owner.send(news.clone()).is_ok() {
+                return;
+            }
+        }
+        let (driver, domain) = (Arc::clone(self), Arc::clone(domain));
+        let (id, news) = (id.to_owned(), news.clone());
+        tokio::spawn(async move {
+            let Some(pinned) = driver.registry.pin(&domain) else {
+                return;
+            };
+            let job = pinned.job().await;
+            if let Err(error) = &job {
+                log::error!("domain '{}': {error}", pinned.name().name);
+            }
+            let done = driver.block_job_ended(&pinned, &id, kind, news).await;
+            if let Err(error) = done {
+                log::error!("domain '{}': a block job: {error}", pinned.name().name);
+            }
+        });
+    }
+
+    fn tell_block_job(
+        &self,
+        domain: &Arc<Domain>,
+        inner: &Inner,
+        id: &str,
+        kind: BlockJobKind,
+        news: &BlockJobNews,
+    ) {
+        let Some(live) = &inner.live else { return };
+        let Some(target) = chain::target_of(&live.definition, id) else {
+            return;
+        };
+        let links = chain::links(&live.definition, &target);
+        let path = links.first().map_or("", |link| &link.path).to_owned();
+        let name = domain.name_in(inner);
+        for (by_target, disk) in [(false, path), (true, target)] {
+            let event = DomainEvent::BlockJob {
+                by_target,
+                disk,
+                kind: kind_number(kind),
+                status: status_number(news),
+            };
+            self.hub.emit(&name, &event);
+        }
+    }
+
+    /// Has the definitions say what a disk's images are now, tells of the job's end, and removes what
+    /// nobody needs any more. The caller has the domain's job.
+    ///
+    /// # Errors
+    /// A definition can't be written.
+    pub(super) async fn block_job_ended(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        id: &str,
+        kind: BlockJobKind,
+        news: BlockJobNews,
+    ) -> Result<()> {
+        killpoint("blockjob.ended");
+        let settled = self.settle_images(domain, id).await;
+        killpoint("blockjob.settled");
+        let pending = {
+            let mut inner = domain.lock();
+            let live = inner.live_mut()?;
+            let at = live.block_jobs.iter().position(|job| job.disk == id);
+            let pending = at.map(|at| live.block_jobs.remove(at));
+            self.tell_block_job(domain, &inner, id, kind, &news);
+            pending
+        };
+        let Some(pending) = pending else {
+            return settled;
+        };
+        if news == BlockJobNews::Completed && settled.is_ok() {
+            for path in pending.delete {
+                if let Err(error) = files::remove_if_there(&path) {
+                    log::warn!("cannot remove '{}': {error}", path.display());
+                }
+            }
+        }
+        for waiting in pending.waiting {
+            // Whoever waited may have gone.
+            let _ = waiting.send(news.clone());
+        }
+        settled
+    }
+
+    /// Has the definitions name the images that a disk has.
+    async fn settle_images(self: &Arc<Self>, domain: &Pinned, id: &str) -> Result<()> {
+        let disk = super::images_of(domain, id).await?;
+        let (persistent, live) = {
+            let inner = domain.lock();
+            (inner.persistent.clone(), inner.live()?.definition.clone())
+        };
+        let Some(target) = chain::target_of(&live, id) else {
+            return Ok(());
+        };
+        let before = chain::links(&live, &target);
+        let (Some(old), Some(new)) = (before.first(), disk.images.first()) else {
+            return Ok(());
+        };
+        let format = before
+            .iter()
+            .find(|link| link.path == *new)
+            .map_or(&old.format, |link| &link.format);
+        let mut changed = Definition::clone(&live);
+        if let Some(element) = chain::disk_mut(&mut changed, &target) {
+            element.take_children("mirror");
+        }
+        let moved = old.path != *new;
+        if moved {
+            redirect_disk(&mut changed, &target, new, format);
+        }
+        chain::refresh(&mut changed, &target, &before)?;
+        // The stored definition follows if it names one of the images that are gone.
+        let persistent = persistent.filter(|_| moved).and_then(|persistent| {
+            let stored = chain::links(&persistent, &target);
+            let stored = stored.first()?.path.clone();
+            let went = before.iter().any(|link| link.path == stored);
+            if !went || disk.images.contains(&stored) {
+                return None;
+            }
+            let mut changed = Definition::clone(&persistent);
+            redirect_disk(&mut changed, &target, new, format);
+            Some(Arc::new(changed))
+        });
+        set_definitions(self, domain, persistent, Some(Arc::new(changed))).await
+    }
+
+    /// The running definition, for the next daemon.
+    pub(super) async fn write_live(&self, domain: &Pinned) {
+        let (folder, definition) = match domain.lock().live() {
+            Ok(live) => (Folder(live.folder.clone()), live.definition.clone()),
+            Err(_) => return,
+        };
+        let written = blocking(move || folder.write_definition(&definition)).await;
+        if let Ok(Err(error)) = written {
+            log::error!("cannot write the domain's state: {error}");
+        }
+    }
+
+    /// What disks' jobs did while no daemon watched.
+    ///
+    /// # Errors
+    /// The VMM does not answer; a definition can't be written.
+    pub async fn catch_up_block_jobs(self: &Arc<Self>, domain: &Pinned) -> Result<()> {
+        let _job = domain.job().await?;
+        let Answer::Disks(disks) = ask(domain, Call::Disks).await? else {
+            return Err(Error::internal("the VMM does not know its disks"));
+        };
+        for disk in disks {
+            let (behind, mirrored) = {
+                let inner = domain.lock();
+                let definition = &inner.live()?.definition;
+                let Some(target) = chain::target_of(definition, &disk.id) else {
+                    continue;
+                };
+                let links = chain::links(definition, &target);
+                if links.is_empty() {
+                    continue;
+                }
+                let same = links.iter().map(|link| &link.path).eq(&disk.images);
+                let mut elements = definition.devices.rest.iter();
+                let mirrored = elements.any(|element| {
+                    xml_schemas::domain::device::alias(element) == Some(&disk.id)
+                        && element.child("mirror").is_some()
+                });
+                (!same, mirrored)
+            };
+            match &disk.job {
+                // Said once more: it may have been said to nobody.
+                Some(status) if status.ready => {
+                    let mut inner = domain.lock();
+                    let news = BlockJobNews::Ready;
+                    self.block_job_news(domain, &mut inner, &disk.id, status.kind, &news);
+                }
+                Some(_) => {}
+                None if behind || mirrored => {
+                    let kind = match mirrored {
+                        true => BlockJobKind::ActiveCommit,
+                        false => BlockJobKind::Commit,
+                    };
+                    let news = match behind {
+                        true => BlockJobNews::Completed,
+                        false => BlockJobNews::Cancelled,
+                    };
+                    self.block_job_ended(domain, &disk.id, kind, news).await?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! Jobs that move content between a disk's images while the guest runs, and internal snapshots.
+
+use std::os::fd::OwnedFd;
+
+use vmm_api::control::{
+    Answer, BlockJob as Wanted, BlockJobKind, BlockJobNews, BlockJobStatus, DiskImages,
+    DiskSnapshot, Event,
+};
+
+use super::Machine;
+use super::devices::JobPlan;
+use crate::killpoint::killpoint;
+use crate::notices::Notice;
+use crate::state::block_job::{BlockJob, Cause, Phase};
+use images::Image;
+
+/// A disk's job, and how to see it to its end.
+#[derive(Debug)]
+pub(super) struct DiskJob {
+    disk: String,
+    kind: BlockJobKind,
+    speed: u64,
+    /// It has been told that it is ready.
+    told: bool,
+    /// Before the plan, whose images its thread uses: its drop waits for the thread.
+    job: Option<BlockJob>,
+    plan: JobPlan,
+}
+
+impl DiskJob {
+    /// Changes its speed.
+    pub(super) fn set_speed(&mut self, speed: u64) {
+        self.speed = speed;
+        if let Some(job) = &self.job {
+            job.set_speed(speed);
+        }
+    }
+
+    fn status(&self) -> BlockJobStatus {
+        let (done, total) = self.job.as_ref().map_or((0, 0), BlockJob::progress);
+        BlockJobStatus {
+            kind: self.kind,
+            done,
+            total,
+            speed: self.speed,
+            ready: self.job.as_ref().map(BlockJob::phase) == Some(Phase::Ready),
+        }
+    }
+}
+
+impl Machine {
+    /// Begins a job.
+    pub(super) fn start_block_job(
+        &mut self,
+        disk: &str,
+        wanted: &Wanted,
+        speed: u64,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        if self.job.is_some() {
+            return Err("a job is running".to_owned());
+        }
+        self.without_block_job(disk)?;
+        let found = self.devices.pci.disk(disk)?;
+        let (plan, work) = found.plan_job(wanted, descriptors)?;
+        let notices = self.notices.clone();
+        let job = match BlockJob::start(work, speed, move || notices.send(Notice::BlockJob)) {
+            Ok(job) => job,
+            Err(error) => {
+                found.give_job_up(plan);
+                return Err(error.to_string());
+            }
+        };
+        self.block_jobs.push(DiskJob {
+            disk: disk.to_owned(),
+            kind: plan.kind(),
+            speed,
+            told: false,
+            job: Some(job),
+            plan,
+        });
+        Ok(())
+    }
+
+    /// A disk's job.
+    pub(super) fn block_job(&mut self, disk: &str) -> Result<&mut DiskJob, String> {
+        let mut jobs = self.block_jobs.iter_mut();
+        jobs.find(|job| job.disk == disk)
+            .ok_or_else(|| "the disk has no job".to_owned())
+    }
+
+    /// A disk that has a job is left alone.
+    pub(super) fn without_block_job(&self, disk: &str) -> Result<(), String> {
+        match self.block_jobs.iter().any(|job| job.disk == disk) {
+            true => Err("the disk has an active block job".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives a job up, or sees it to its end.
+    pub(super) fn end_block_job(&mut self, disk: &str, pivot: bool) -> Result<(), String> {
+        let found = self.block_job(disk)?;
+        let Some(job) = &found.job else {
+            return Ok(());
+        };
+        if !pivot {
+            job.cancel();
+            return Ok(());
+        }
+        if found.kind != BlockJobKind::ActiveCommit {
+            return Err("only a commit of the image on top has something to pivot to".to_owned());
+        }
+        if job.phase() != Phase::Ready {
+            return Err("the job is not ready for pivot yet".to_owned());
+        }
+        job.leave();
+        Ok(())
+    }
+
+    /// The disks' images and jobs.
+    pub(super) fn disk_images(&self) -> Answer {
+        let disks = self.devices.pci.disks.iter();
+        Answer::Disks(
+            disks
+                .map(|(id, disk)| DiskImages {
+                    id: id.clone(),
+                    images: disk.image_names(),
+                    job: self
+                        .block_jobs
+                        .iter()
+                        .find(|job| job.disk == *id)
+                        .map(DiskJob::status),
+                })
+                .collect(),
+        )
+    }
+
+    /// Goes on with jobs whose threads have said something.
+    pub(super) fn look_at_block_jobs(&mut self) {
+        let mut ended = Vec::new();
+        let mut ready = Vec::new();
+        for (index, job) in self.block_jobs.iter_mut().enumerate() {
+            match job.job.as_ref().map(BlockJob::phase) {
+                Some(Phase::Ready) if !job.told => {
+                    job.told = true;
+                    ready.push((job.disk.clone(), job.kind));
+                }
+                Some(Phase::Ended(_)) => ended.push(index),
+                _ => {}
+            }
+        }
+        for (id, kind) in ready {
+            let news = BlockJobNews::Ready;
+            self.event(Event::BlockJob { id, kind, news });
+        }
+        for index in ended.into_iter().rev() {
+            let job = self.block_jobs.remove(index);
+            self.finish_block_job(job);
+        }
+    }
+
+    fn finish_block_job(&mut self, mut job: DiskJob) {
+        let phase = job.job.take().map(BlockJob::join);
+        let (id, kind) = (job.disk, job.kind);
+        let news = match (phase, self.devices.pci.disk(&id)) {
+            (_, Err(_)) => BlockJobNews::Cancelled,
+            (Some(Phase::Ended(Err(cause))), Ok(disk)) => {
+                disk.give_job_up(job.plan);
+                match cause {
+                    Cause::Cancelled => BlockJobNews::Cancelled,
+                    Cause::Failed(why) => BlockJobNews::Failed(why),
+                }
+            }
+            _ => {
+                let plan = job.plan;
+                let finished =
+                    self.for_a_moment(|machine| machine.devices.pci.disk(&id)?.finish_job(plan));
+                killpoint("vmm.block-job-done");
+                match finished {
+                    Ok(()) => BlockJobNews::Completed,
+                    Err(why) => BlockJobNews::Failed(why),
+                }
+            }
+        };
+        if let BlockJobNews::Failed(why) = &news {
+            log::warn!("{}: a block job of {id} failed: {why}", self.config.name);
+        }
+        self.event(Event::BlockJob { id, kind, news });
+    }
+
+    /// Makes or deletes an internal snapshot in the images on top of these disks.
+    pub(super) fn snapshot_disks(
+        &mut self,
+        disks: &[String],
+        name: &str,
+        date: (u32, u32),
+        what: DiskSnapshot,
+    ) -> Result<(), String> {
+        for id in disks {
+            self.without_block_job(id)?;
+        }
+        self.for_a_moment(|machine| machine.snapshot_images(disks, name, date, what))
+    }
+
+    fn snapshot_images(
+        &self,
+        disks: &[String],
+        name: &str,
+        date: (u32, u32),
+        what: DiskSnapshot,
+    ) -> Result<(), String> {
+        let words = |id: &str, error: images::Error| format!("{id}: {error}");
+        let mut images = Vec::new();
+        for id in disks {
+            images.push((id, self.devices.pci.disk(id)?.qcow2()?));
+        }
+        let mut made_ids = Vec::new();
+        for (id, image) in &images {
+            let there = image.snapshots().map_err(|error| words(id, error))?;
+            let there = there.iter().find(|one| one.name == name);
+            let done = match (what, there) {
+                (DiskSnapshot::Delete, None) => Ok(()),
+                // By its id: another one's may be this name.
+                (DiskSnapshot::Delete, Some(there)) => image
+                    .snapshot_delete(&there.id)
+                    .map_err(|error| words(id, error)),
+                (DiskSnapshot::Create, Some(_)) => {
+                    Err(format!("{id}: its image has a snapshot '{name}' already"))
+                }
+                (DiskSnapshot::Create, None) => image
+                    .snapshot_create(name, date)
+                    .map(|made| made_ids.push(made.id))
+                    .map_err(|error| words(id, error)),
+            };
+            killpoint("vmm.disk-snapshot");
+            // Nothing is left to tidy up, however this process ends.
+            let done = done.and_then(|()| image.rest().map_err(|error| words(id, error)));
+            let Err(error) = done else { continue };
+            if what == DiskSnapshot::Create {
+                for ((id, image), made) in images.iter().zip(&made_ids) {
+                    if let Err(error) = image.snapshot_delete(made) {
+                        log::error!("{id}: {error}");
+                    }
+                }
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+}

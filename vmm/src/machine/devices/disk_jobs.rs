@@ -1,0 +1,360 @@
+//! What block jobs do to a disk's images, at their beginning and at their end.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use images::chain::{self, Opened};
+use images::commit::Active;
+use images::lock::Usage;
+use images::qcow2::{self, NoBacking};
+use images::{File, Image, Job, Qcow2};
+use vmm_api::control::{BlockJob as Wanted, BlockJobKind};
+use vmm_api::devices::ImageFormat;
+
+use super::disk::Disk;
+use super::layers::{self, Layer, Lock};
+use crate::devices::lock;
+use crate::killpoint::killpoint;
+use crate::num::to_usize;
+use crate::state::block_job::Work;
+
+/// What is needed to see a job to its end.
+#[derive(Debug)]
+pub enum JobPlan {
+    /// A pull.
+    Pull {
+        /// The image that is right behind the one on top then.
+        base: Option<usize>,
+        /// What the one on top calls it.
+        name: Option<String>,
+    },
+    /// A commit.
+    Commit {
+        /// The first image that goes.
+        top: usize,
+        /// The image that is written.
+        base: usize,
+        /// What the image above them calls it.
+        name: String,
+        /// It, open for writing.
+        writer: Box<Layer>,
+        /// The image above them, open for writing, where that is not the one on top.
+        above: Option<OwnedFd>,
+        /// Of the image on top.
+        active: Option<Arc<Active>>,
+    },
+}
+
+impl JobPlan {
+    /// What the job does.
+    pub fn kind(&self) -> BlockJobKind {
+        match self {
+            Self::Pull { .. } => BlockJobKind::Pull,
+            Self::Commit { active: None, .. } => BlockJobKind::Commit,
+            Self::Commit { .. } => BlockJobKind::ActiveCommit,
+        }
+    }
+}
+
+fn words(error: images::Error) -> String {
+    error.to_string()
+}
+
+impl Disk {
+    /// Prepares a job.
+    ///
+    /// # Errors
+    /// It is not possible with these images, in words for the caller.
+    pub fn plan_job(
+        &self,
+        wanted: &Wanted,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(JobPlan, Work), String> {
+        let layers = lock(&self.layers);
+        let at = |index: u32| {
+            let index = to_usize(index.into());
+            let layer = layers.get(index);
+            layer.map(|layer| (index, layer)).ok_or_else(|| {
+                format!(
+                    "there is no image {index}: the disk has {} images",
+                    layers.len()
+                )
+            })
+        };
+        if let Some(other) = layers.iter().find(|layer| !layer.simple) {
+            return Err(format!(
+                "{}: block jobs of encrypted images, and of images with data files of their own, \
+                 are not supported",
+                other.name
+            ));
+        }
+        match wanted {
+            Wanted::Pull { base, name } => {
+                let top = self.top_of(&layers)?;
+                let index = base.map(&at).transpose()?.map(|(index, _)| index);
+                if index == Some(0) || base.is_some() != name.is_some() {
+                    return Err("the image on top can't be behind itself".to_owned());
+                }
+                let work = Work::Pull { top, depth: *base };
+                let plan = JobPlan::Pull {
+                    base: index,
+                    name: name.clone(),
+                };
+                Ok((plan, work))
+            }
+            Wanted::Commit { top, base, name } => {
+                let (first, top_layer) = at(*top)?;
+                let (last, base_layer) = at(*base)?;
+                if first >= last {
+                    return Err("an image is merged into one behind it".to_owned());
+                }
+                let mut descriptors = descriptors.into_iter();
+                let fd = descriptors
+                    .next()
+                    .ok_or("the image to write is not there")?;
+                let above = descriptors.next();
+                if (first > 1) != above.is_some() {
+                    return Err("the image above needs a descriptor".to_owned());
+                }
+                let writer = open_writer(base_layer, layers.get(last + 1), fd)?;
+                let (base, base_qcow2) = (writer.opened.image.clone(), writer.opened.qcow2.clone());
+                let active = match first {
+                    0 => Some(Arc::new(Active::new(
+                        self.top_of(&layers)?,
+                        u32::try_from(last).unwrap_or(u32::MAX),
+                        base.clone(),
+                        base_qcow2.clone(),
+                    ))),
+                    _ => None,
+                };
+                let work = match &active {
+                    Some(active) => Work::Active(active.clone()),
+                    None => Work::Commit {
+                        top: top_layer.opened.image.clone(),
+                        depth: u32::try_from(last - first).unwrap_or(u32::MAX),
+                        base,
+                        base_qcow2,
+                    },
+                };
+                let plan = JobPlan::Commit {
+                    top: first,
+                    base: last,
+                    name: name.clone(),
+                    writer: Box::new(writer),
+                    above,
+                    active,
+                };
+                Ok((plan, work))
+            }
+        }
+    }
+
+    fn top_of(&self, layers: &[Layer]) -> Result<Arc<Qcow2>, String> {
+        let first = layers.first().ok_or("a disk without an image")?;
+        let qcow2 = first.opened.qcow2.clone();
+        qcow2.ok_or_else(|| format!("{} is not a qcow2 image", first.name))
+    }
+
+    /// The job came to nothing: images are as they were, but for what was copied.
+    pub fn give_job_up(&self, plan: JobPlan) {
+        let JobPlan::Commit {
+            base,
+            writer,
+            active,
+            ..
+        } = plan
+        else {
+            return;
+        };
+        drop(active);
+        // It closes, and its lock is gone.
+        drop(writer);
+        if let Some(layer) = lock(&self.layers).get(base)
+            && let Err(error) = layer.lock_file(true)
+        {
+            log::error!("{}: {error}", layer.name);
+        }
+    }
+
+    /// All is copied, and nobody uses the disk: its images change.
+    ///
+    /// # Errors
+    /// In words for the caller; the disk goes on with the images it has.
+    pub fn finish_job(&self, plan: JobPlan) -> Result<(), String> {
+        match plan {
+            JobPlan::Pull { base, name } => self.finish_pull(base, name),
+            JobPlan::Commit {
+                base,
+                name,
+                writer,
+                active: Some(active),
+                ..
+            } => self.pivot(base, &name, *writer, active),
+            JobPlan::Commit {
+                top,
+                base,
+                name,
+                writer,
+                above,
+                active: None,
+            } => self.finish_commit(top, base, &name, *writer, above),
+        }
+    }
+
+    fn finish_pull(&self, base: Option<usize>, name: Option<String>) -> Result<(), String> {
+        let mut layers = lock(&self.layers);
+        let top = self.top_of(&layers)?;
+        let format = base.and_then(|base| layers.get(base)).map(|l| l.format);
+        let backing = name.map(|name| {
+            let format = format.map(|format| layers::format(format).name().to_owned());
+            (OsString::from(name), format)
+        });
+        killpoint("vmm.pulled");
+        top.set_backing(backing).map_err(words)?;
+        killpoint("vmm.rebased");
+        drop(top);
+        let end = base.unwrap_or(layers.len());
+        self.keep(&mut layers, 1..end)
+    }
+
+    /// Goes on with the disk's images but these, which the headers do not name any more.
+    fn keep(&self, layers: &mut Vec<Layer>, without: std::ops::Range<usize>) -> Result<(), String> {
+        // Header and all: nothing is left to write for who closes it.
+        self.top_of(layers)?.rest().map_err(words)?;
+        let kept: Vec<&Layer> = layers
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !without.contains(index))
+            .map(|(_, layer)| layer)
+            .collect();
+        // The one on top is written to, as before.
+        let opened = layers::reopen(&kept, true)?;
+        let first = opened.first().map(|first| first.image.clone());
+        self.top.replace(first.ok_or("a disk without an image")?);
+        layers.drain(without);
+        for (layer, opened) in layers.iter_mut().zip(opened) {
+            layer.opened = opened;
+        }
+        Ok(())
+    }
+
+    fn finish_commit(
+        &self,
+        top: usize,
+        base: usize,
+        name: &str,
+        writer: Layer,
+        above: Option<OwnedFd>,
+    ) -> Result<(), String> {
+        let mut layers = lock(&self.layers);
+        let format = layers::format(writer.format).name().to_owned();
+        writer.opened.image.rest().map_err(words)?;
+        killpoint("vmm.committed");
+        let backing = Some((OsString::from(name), Some(format)));
+        match above {
+            // Read only so far: for this moment it is open a second time.
+            Some(fd) => {
+                let options = qcow2::Options {
+                    backing: Some(Arc::new(NoBacking)),
+                    ..qcow2::Options::default()
+                };
+                let called = layers.get(top - 1).map_or("", |layer| &layer.name);
+                let file = File::new(fd, called).map_err(words)?;
+                let image = Qcow2::open(file, options).map_err(words)?;
+                image.set_backing(backing).map_err(words)?;
+            }
+            None => {
+                let image = self.top_of(&layers)?;
+                image.set_backing(backing).map_err(words)?;
+            }
+        }
+        killpoint("vmm.rebased");
+        // It closes, and its lock is gone.
+        drop(writer);
+        if let Some(layer) = layers.get(base) {
+            layer.lock_file(true)?;
+        }
+        self.keep(&mut layers, top..base)
+    }
+
+    /// The disk goes on with the image that everything was copied into. The one that was on top is
+    /// emptied, so that it reads as that image for good: whoever still names it is right, too.
+    fn pivot(
+        &self,
+        base: usize,
+        name: &str,
+        writer: Layer,
+        active: Arc<Active>,
+    ) -> Result<(), String> {
+        let mut layers = lock(&self.layers);
+        let finished = active.finish(&Job::new()).map_err(words);
+        drop(active);
+        let old = self.top_of(&layers)?;
+        let format = layers::format(writer.format).name().to_owned();
+        let finished = finished.and_then(|()| {
+            killpoint("vmm.committed");
+            old.set_backing(Some((OsString::from(name), Some(format))))
+                .map_err(words)
+        });
+        if let Err(error) = finished {
+            drop(writer);
+            if let Some(layer) = layers.get(base) {
+                layer.lock_file(true)?;
+            }
+            return Err(error);
+        }
+        killpoint("vmm.rebased");
+        self.top.replace(writer.opened.image.clone());
+        if let Err(error) = old.empty() {
+            log::error!("emptying what was merged: {error}");
+        }
+        killpoint("vmm.emptied");
+        layers.drain(..=base);
+        layers.insert(0, writer);
+        Ok(())
+    }
+}
+
+/// Opens an image that was only read once more, for writing: its own lock makes room for the new
+/// descriptor's, which keeps everybody else away.
+fn open_writer(layer: &Layer, behind: Option<&Layer>, fd: OwnedFd) -> Result<Layer, String> {
+    let file = File::new(fd, &layer.name).map_err(words)?;
+    if !file.writable() {
+        return Err(format!("{} is not open for writing", layer.name));
+    }
+    let usage = match layer.format {
+        ImageFormat::Raw => Usage::WRITE_RAW,
+        _ => Usage::WRITE,
+    };
+    layer.lock_file(false)?;
+    let opened = Lock::new(&file, usage).map_err(words).and_then(|held| {
+        let opened = open_over(layer.format, file, behind)?;
+        Ok(Layer::new(&layer.name, layer.format, opened, held))
+    });
+    if opened.is_err() {
+        layer.lock_file(true)?;
+    }
+    opened
+}
+
+fn open_over(format: ImageFormat, file: File, behind: Option<&Layer>) -> Result<Opened, String> {
+    match format {
+        ImageFormat::Qcow2 => {
+            let options = qcow2::Options {
+                backing: behind.map(|behind| behind.opened.image.clone()),
+                ..qcow2::Options::default()
+            };
+            let qcow2 = Arc::new(Qcow2::open(file, options).map_err(words)?);
+            Ok(Opened {
+                image: qcow2.clone(),
+                qcow2: Some(qcow2),
+            })
+        }
+        other => {
+            let config = chain::ImageConfig::new(layers::format(other), file);
+            let all = chain::open_all(config).map_err(words)?;
+            all.into_iter().next().ok_or_else(|| "no image".to_owned())
+        }
+    }
+}
