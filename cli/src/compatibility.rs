@@ -15,11 +15,14 @@ const IN_PART: &[(&str, &str)] = &[
     ),
     ("setvcpus", FIXED),
     ("setvcpu", FIXED),
-    ("schedinfo", LIMITS),
-    ("memtune", LIMITS),
-    ("blkiotune", LIMITS),
-    ("numatune", LIMITS),
-    ("perf", LIMITS),
+    (
+        "memtune",
+        "a domain that starts without limits: memory from before the first one is not counted",
+    ),
+    (
+        "perf",
+        "kept in definitions; a domain that asks for it does not start",
+    ),
     ("cpu-stats", "no times by CPU of the host"),
     ("iothreadinfo", IOTHREADS),
     ("iothreadadd", IOTHREADS),
@@ -62,7 +65,6 @@ const POOLS: &str = "types dir, fs, netfs";
 const SOURCES: &str = "of netfs pools";
 
 const FIXED: &str = "a running domain's vCPUs are fixed";
-const LIMITS: &str = "kept in definitions; there are no control groups, and a domain that asks for it does not start";
 const IOTHREADS: &str = "kept in definitions; the machine has none";
 const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy sources";
 

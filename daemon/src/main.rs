@@ -2,6 +2,7 @@
 
 mod args;
 mod capabilities;
+mod cgroups;
 mod config;
 mod control;
 mod cpus;

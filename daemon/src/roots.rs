@@ -83,6 +83,17 @@ impl Roots {
         make_folder(&self.domain_logs(), 0o700)
     }
 
+    /// What is added to names on the host that another installation's daemon might choose too: nothing for the host's.
+    pub fn suffix(&self) -> String {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        if self.run == Path::new("/run/vireo") {
+            return String::new();
+        }
+        let mut hasher = DefaultHasher::new();
+        self.run.hash(&mut hasher);
+        format!(".{:08x}", hasher.finish() as u32)
+    }
+
     /// Persistent domain definitions.
     pub fn domains(&self) -> PathBuf {
         self.config.join("domains")

@@ -55,6 +55,10 @@ pub struct Launch<'a> {
     pub stat_copy: File,
     /// Descriptors it inherits under the numbers they have here.
     pub inherited: Vec<OwnedFd>,
+    /// `cgroup.procs` of the groups that it is in from its first instruction.
+    pub groups: Vec<File>,
+    /// Where its memory comes from: a policy of set_mempolicy(2), and a map of NUMA nodes.
+    pub policy: Option<(libc::c_int, Vec<libc::c_ulong>)>,
 }
 
 /// A VMM process.
@@ -71,6 +75,8 @@ pub struct VmmProcess {
 pub fn spawn(launch: Launch<'_>) -> io::Result<Spawned> {
     let inherited: Vec<RawFd> = launch.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let stat_copy = launch.stat_copy.as_raw_fd();
+    let groups: Vec<RawFd> = launch.groups.iter().map(AsRawFd::as_raw_fd).collect();
+    let policy = launch.policy;
     let mut command = Command::new(launch.program);
     command
         .arg("--config")
@@ -82,7 +88,10 @@ pub fn spawn(launch: Launch<'_>) -> io::Result<Spawned> {
     // SAFETY: between fork and exec the closure makes system calls on numbers and on its own
     // stack only; it neither allocates nor takes locks.
     unsafe {
-        command.pre_exec(move || in_child(&inherited, stat_copy));
+        command.pre_exec(move || {
+            enter(&groups, policy.as_ref())?;
+            in_child(&inherited, stat_copy)
+        });
     }
     let child = command.spawn()?;
     let pid = child.id();
@@ -224,6 +233,28 @@ impl std::fmt::Display for Ending {
     }
 }
 
+/// Takes the process that calls it into groups, and sets its policy of memory. Runs in the child between fork and
+/// exec: system calls only.
+fn enter(groups: &[RawFd], policy: Option<&(libc::c_int, Vec<libc::c_ulong>)>) -> io::Result<()> {
+    for &group in groups {
+        // SAFETY: one byte is read from a constant.
+        if unsafe { libc::write(group, b"0".as_ptr().cast(), 1) } != 1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    if let Some((policy, nodes)) = policy {
+        // The kernel counts one bit less than it is given.
+        let bits = nodes.len() * libc::c_ulong::BITS as usize + 1;
+        // SAFETY: the kernel reads as many bits as the map has.
+        let failed =
+            unsafe { libc::syscall(libc::SYS_set_mempolicy, *policy, nodes.as_ptr(), bits) };
+        if failed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Runs in the child between fork and exec: system calls only.
 fn in_child(inherited: &[RawFd], stat_copy: RawFd) -> io::Result<()> {
     const STAT: &CStr = c"/proc/self/stat";
@@ -339,6 +370,8 @@ mod tests {
             log: File::create(folder.join("log")).unwrap(),
             stat_copy: File::create(folder.join("stat")).unwrap(),
             inherited,
+            groups: Vec::new(),
+            policy: None,
         })
         .unwrap()
     }

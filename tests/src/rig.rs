@@ -294,6 +294,37 @@ impl Rig {
     }
 }
 
+impl Rig {
+    /// The control groups of its running domains, as the daemon has noted them.
+    pub fn groups(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let folders = fs::read_dir(self.path("run/vireo/domains")).into_iter();
+        for folder in folders.flatten().flatten() {
+            let state = fs::read(folder.path().join("state.json")).unwrap_or_default();
+            let state: serde_json::Value = serde_json::from_slice(&state).unwrap_or_default();
+            for group in state["groups"].as_array().into_iter().flatten() {
+                let part = |name: &str| group[name].as_str().map(PathBuf::from);
+                if let (Some(root), Some(below)) = (part("root"), part("below")) {
+                    found.push(root.join(below));
+                }
+            }
+        }
+        found
+    }
+
+    /// What a daemon would have removed that was killed with its domains.
+    fn remove_groups(&self) {
+        for group in self.groups() {
+            for part in fs::read_dir(&group).into_iter().flatten().flatten() {
+                if part.path().is_dir() {
+                    let _ = fs::remove_dir(part.path());
+                }
+            }
+            let _ = fs::remove_dir(group);
+        }
+    }
+}
+
 impl Default for Rig {
     fn default() -> Self {
         Self::new()
@@ -318,6 +349,7 @@ impl Drop for Rig {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        self.remove_groups();
         if std::thread::panicking() {
             let log = fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
             eprintln!("the daemon's log:\n{log}");

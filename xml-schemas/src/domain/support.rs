@@ -246,25 +246,44 @@ fn section(e: &Element) -> Option<Unsupported> {
             let on = |cpu: &&Element| cpu.attr("enabled") != Some("no");
             e.elements().skip_while(on).any(|cpu| on(&cpu))
         }
-        // Where threads run is the host's matter; the rest needs control groups.
-        "cputune" => e.elements().any(|part| {
-            !matches!(
-                part.name.as_str(),
-                "vcpupin" | "emulatorpin" | "iothreadpin"
-            )
-        }),
+        // How much of the host, and where: not what machine. Parts of caches need resctrl; the machine has no I/O
+        // threads.
+        "cputune" => {
+            let missing = ["cachetune", "memorytune", "iothreadsched"];
+            let part = e.elements().find(|e| missing.contains(&e.name.as_str()));
+            return part.map(|part| Unsupported::new(format!("cputune {}", part.name)));
+        }
+        "memtune" => return part(e, "min_guarantee"),
+        // Nodes of the guest's own are not there.
+        "numatune" => {
+            let auto = e
+                .child("memory")
+                .and_then(|memory| memory.attr("placement"))
+                == Some("auto");
+            let auto = auto.then(|| Unsupported::new("numatune placement 'auto'".to_owned()));
+            return auto.or_else(|| part(e, "memnode"));
+        }
+        "blkiotune" => false,
         "memoryBacking" => e.elements().any(|part| {
             let shared = part.name == "access" && part.attr("mode") == Some("shared");
             let memfd = part.name == "source" && part.attr("type") != Some("file");
             let lazy = part.name == "allocation" && part.attr("mode") != Some("immediate");
-            !(shared || memfd || lazy || part.name == "discard")
+            // Nothing of a guest's memory is ever offered for sharing.
+            let unshared = matches!(part.name.as_str(), "discard" | "nosharepages");
+            !(shared || memfd || lazy || unshared)
         }),
         // Empty, they ask for nothing.
-        "memtune" | "numatune" | "blkiotune" | "idmap" | "keywrap" => e.elements().next().is_some(),
+        "idmap" | "keywrap" => e.elements().next().is_some(),
         "launchSecurity" => return Some(named(e, "type")),
         _ => true,
     };
     refused.then(|| Unsupported::new(e.name.clone()))
+}
+
+/// A part of a section that is there and should not be.
+fn part(section: &Element, name: &str) -> Option<Unsupported> {
+    let found = section.child(name)?;
+    Some(Unsupported::new(format!("{} {}", section.name, found.name)))
 }
 
 fn serials(domain: &Domain, found: &mut Vec<Unsupported>) {
@@ -372,7 +391,8 @@ mod tests {
     #[test]
     fn what_the_machine_does_not_have_is_refused_by_name() {
         let d = domain(
-            "<cputune><shares>5</shares></cputune><features><acpi/><hyperv><vapic state='on'/>\
+            "<cputune><shares>5</shares><cachetune vcpus='0'>\
+             <cache id='0' level='3' type='both' size='1'/></cachetune></cputune><features><acpi/><hyperv><vapic state='on'/>\
              </hyperv></features><clock offset='utc'><timer name='hpet' present='yes'/></clock>\
              <on_crash>coredump-destroy</on_crash>",
             "<disk type='file'><source file='/x'/><target dev='sda'/></disk>\
@@ -398,7 +418,7 @@ mod tests {
                 "feature 'hyperv vapic'",
                 "timer 'hpet'",
                 "on_crash 'coredump-destroy'",
-                "cputune",
+                "cputune cachetune",
                 "serial port 0",
                 "serial port 7",
                 "console 'virtio'",

@@ -8,7 +8,7 @@ use xml_schemas::{Domain as Definition, Validation};
 use super::object::{Domain, Pinned};
 use super::start::{self, StartOptions};
 use super::state::{Lifecycle, ShutoffReason, State};
-use super::{Driver, blocking};
+use super::{Driver, blocking, limits};
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
 use crate::events::DomainEvent;
 
@@ -61,6 +61,7 @@ impl Driver {
     /// Fills what a parsed definition leaves to us.
     pub(super) fn refill(&self, mut definition: Definition) -> Result<Definition> {
         definition.fill_defaults(&self.host())?;
+        limits::check(&definition)?;
         Ok(definition)
     }
 

@@ -61,6 +61,11 @@ fn ids(definition: &Definition) -> BTreeSet<u32> {
     ids
 }
 
+/// Whether a definition has any.
+pub(super) fn has_any(definition: &Definition) -> bool {
+    !ids(definition).is_empty()
+}
+
 fn write(definition: &mut Definition, ids: &BTreeSet<u32>) {
     definition
         .rest

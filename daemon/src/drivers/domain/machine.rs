@@ -22,6 +22,7 @@ use xml_schemas::domain::{
 };
 
 use super::devices::Surroundings;
+use crate::cgroups::Groups;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::vmm_process::{self, Identity};
@@ -81,6 +82,8 @@ pub struct Made {
     /// What was made for one device only, by its alias: goes with it if it is taken out before.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<String, Made>,
+    /// Control groups to remove when it has ended.
+    pub groups: Groups,
     /// Output files that were not there before: to remove if the start fails.
     #[serde(skip)]
     pub outputs: Vec<PathBuf>,
@@ -142,6 +145,7 @@ impl Made {
                 log::warn!("cannot end process {}: {error}", identity.pid);
             }
         }
+        self.groups.remove();
     }
 }
 

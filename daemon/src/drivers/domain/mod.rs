@@ -11,6 +11,7 @@ pub mod iothreads;
 pub mod job;
 pub mod leases;
 pub mod lifecycle;
+pub mod limits;
 pub mod machine;
 pub mod metadata;
 pub mod migrate;

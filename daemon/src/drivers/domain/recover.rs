@@ -147,9 +147,10 @@ async fn abandon_start(folder: &Folder, record: &Record, same_boot: bool) {
         .filter(|_| same_boot);
     if let Some(identity) = identity {
         match vmm_process::find(identity) {
+            // Gone before its groups can go.
             Ok(Some(process)) => {
-                if let Err(error) = process.kill() {
-                    log::error!("cannot kill process {}: {error}", identity.pid);
+                if let Err(error) = process.end(Duration::ZERO) {
+                    log::error!("cannot end process {}: {error}", identity.pid);
                 }
             }
             Ok(None) => {}

@@ -21,7 +21,7 @@ use super::machine::{self, Machine, Made, Names};
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{Lifecycle, PausedReason, RunningReason, State};
-use super::{Driver, saved_image, vcpus, watch};
+use super::{Driver, limits, saved_image, vcpus, watch};
 use crate::control::{self, Control, ControlError, Frames};
 use crate::drivers::network::plug::Owner;
 use crate::error::{Error, ErrorCode, Result};
@@ -262,7 +262,10 @@ impl Started {
         }
         killpoint("start.image-taken");
         // Before its first instruction, which memory of which node may depend on.
-        if let Err(error) = vcpus::place(&self.definition, self.process.identity().pid) {
+        let pid = self.process.identity().pid;
+        let placed = limits::place(&self.cleanup.made.groups, pid)
+            .and_then(|()| vcpus::place(&self.definition, pid));
+        if let Err(error) = placed {
             end_process(&self.process).await;
             return Err(error);
         }
@@ -502,6 +505,7 @@ fn prepare(
         made,
     } = machine;
     cleanup.made = made;
+    cleanup.made.groups = limits::plan(driver, &definition, id)?;
     if let Some(Saved { file, path, copy }) = from {
         names.add(file.as_raw_fd(), path.display().to_string());
         config.restore = Some(RestoreConfig {
@@ -527,6 +531,9 @@ fn prepare(
         .write(&folder)
         .map_err(|e| cannot("cannot write the domain's state", &e))?;
     killpoint("start.prepared");
+    let groups = &cleanup.made.groups;
+    limits::make(groups, &definition)?;
+    let entries = groups.entries()?;
 
     let listener = files::listen_unix(&folder.control())
         .map_err(|e| cannot("cannot make the control socket", &e))?;
@@ -558,6 +565,8 @@ fn prepare(
         log,
         stat_copy,
         inherited: descriptors,
+        groups: entries,
+        policy: limits::policy(&definition),
     })
     .map_err(|e| Error::system(format!("cannot start '{vmm}'"), &e))?;
     Ok(Prepared {

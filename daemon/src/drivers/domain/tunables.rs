@@ -1,7 +1,6 @@
 //! How much of the host a domain gets: scheduler, memory, block devices, NUMA nodes, performance events.
 //!
-//! All of it is kept in definitions. For a running domain it would need control groups, which this daemon makes
-//! none of: it then answers as a libvirt without those controllers.
+//! All of it is kept in definitions; for running domains it is in force through control groups ([`super::limits`]).
 
 use std::sync::Arc;
 
@@ -11,13 +10,15 @@ use xml_schemas::cpuset;
 use xml_schemas::dom::Element;
 
 use super::Driver;
+use super::limits::{self, PERIOD, QUOTA};
 use super::metadata::{chosen, impact};
 use super::object::{Domain, Pinned};
 use super::sections::{self, section};
 use crate::error::{Error, ErrorCode, Result};
+use crate::events::DomainEvent;
 
 /// VIR_DOMAIN_MEMORY_PARAM_UNLIMITED, in KiB.
-const UNLIMITED: u64 = 9_007_199_254_740_991;
+pub(super) const UNLIMITED: u64 = 9_007_199_254_740_991;
 
 /// A kind of tunable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub enum Tunable {
 }
 
 /// The scheduler's parameters, the elements they are kept in, and whether -1 is a value.
-const SCHEDULER: [(&str, &str, bool); 9] = [
+pub(super) const SCHEDULER: [(&str, &str, bool); 9] = [
     ("cpu_shares", "shares", false),
     ("vcpu_period", "period", false),
     ("vcpu_quota", "quota", true),
@@ -50,7 +51,7 @@ const SCHEDULER: [(&str, &str, bool); 9] = [
 const MEMORY: [&str; 3] = ["hard_limit", "soft_limit", "swap_hard_limit"];
 
 /// Parameters of single devices, and the elements of `<device>` they are kept in.
-const DEVICES: [(&str, &str); 5] = [
+pub(super) const DEVICES: [(&str, &str); 5] = [
     ("device_weight", "weight"),
     ("device_read_iops_sec", "read_iops_sec"),
     ("device_write_iops_sec", "write_iops_sec"),
@@ -129,7 +130,9 @@ impl Tunable {
         if self == Self::Memory {
             let limit = |name| memory_limit(definition, name).unwrap_or(UNLIMITED);
             if limit("hard_limit") > limit("swap_hard_limit") {
-                return Err(invalid("hard limit must be lower than swap hard limit"));
+                return Err(invalid(
+                    "memory hard_limit tunable value must be lower than or equal to swap_hard_limit",
+                ));
             }
         }
         Ok(())
@@ -151,7 +154,10 @@ fn wrong(param: &TypedParam) -> Error {
 }
 
 fn unknown(param: &TypedParam) -> Error {
-    invalid(format!("parameter '{}' not supported", param.field))
+    Error::new(
+        ErrorCode::ARGUMENT_UNSUPPORTED,
+        format!("parameter '{}' not supported", param.field),
+    )
 }
 
 fn text(param: &TypedParam) -> Result<&str> {
@@ -176,14 +182,11 @@ fn scheduler(definition: &Definition) -> Vec<TypedParam> {
 }
 
 fn set_scheduler(definition: &mut Definition, param: &TypedParam) -> Result<()> {
-    /// CFS's limits for periods, and for quotas, in microseconds.
-    const PERIOD: (i64, i64) = (1000, 1_000_000);
-    const QUOTA: (i64, i64) = (1000, 17_592_186_044_415);
     let known = SCHEDULER.iter().find(|(name, ..)| *name == param.field);
     let (name, element, signed) = known.ok_or_else(|| unknown(param))?;
     let value = number(&param.value).ok_or_else(|| wrong(param))?;
     let range = if *signed { QUOTA } else { PERIOD };
-    let out = (value > 0 && value < range.0) || value > range.1 || value < -i64::from(*signed);
+    let out = (value > 0 && value < range.0) || value > range.1 || (value < 0 && !signed);
     if *name != "cpu_shares" && out {
         return Err(invalid(format!(
             "value of '{name}' is out of range [{}, {}]",
@@ -195,7 +198,8 @@ fn set_scheduler(definition: &mut Definition, param: &TypedParam) -> Result<()> 
     Ok(())
 }
 
-fn memory_limit(definition: &Definition, name: &str) -> Option<u64> {
+/// A limit of memory in KiB.
+pub(super) fn memory_limit(definition: &Definition, name: &str) -> Option<u64> {
     let text = section(definition, "memtune")?.child_text(name)?;
     text.trim().parse().ok()
 }
@@ -266,7 +270,13 @@ fn set_block(definition: &mut Definition, param: &TypedParam) -> Result<()> {
         return Err(bad());
     }
     for pair in parts.chunks(2) {
-        let (path, value) = (pair[0], pair[1].parse::<u64>().map_err(|_| bad())?);
+        let path = pair[0];
+        let value = pair[1].parse::<u64>().map_err(|_| {
+            invalid(format!(
+                "invalid value '{}' for parameter '{}' of device '{path}'",
+                pair[1], param.field
+            ))
+        })?;
         set_device(definition, path, element, value);
     }
     Ok(())
@@ -291,15 +301,19 @@ fn set_device(definition: &mut Definition, path: &str, element: &str, value: u64
     });
 }
 
+/// `<numatune><memory>`: mode and nodes.
+pub(super) fn numa_memory(definition: &Definition) -> Option<(&str, Option<&str>)> {
+    let memory = section(definition, "numatune")?.child("memory")?;
+    Some((
+        memory.attr("mode").unwrap_or(MODES[0]),
+        memory.attr("nodeset"),
+    ))
+}
+
 fn numa(definition: &Definition) -> Vec<TypedParam> {
-    let memory = section(definition, "numatune").and_then(|tune| tune.child("memory"));
-    let mode = memory
-        .and_then(|memory| memory.attr("mode"))
-        .unwrap_or(MODES[0]);
+    let (mode, nodes) = numa_memory(definition).unwrap_or((MODES[0], None));
     let mode = MODES.iter().position(|known| *known == mode).unwrap_or(0);
-    let nodes = memory
-        .and_then(|memory| memory.attr("nodeset"))
-        .unwrap_or_default();
+    let nodes = nodes.unwrap_or_default();
     vec![
         TypedParam::new("numa_mode", i32::try_from(mode).unwrap_or(0)),
         TypedParam::new("numa_nodeset", nodes),
@@ -318,7 +332,7 @@ fn set_numa(definition: &mut Definition, param: &TypedParam) -> Result<()> {
         "numa_nodeset" => {
             let text = text(param)?;
             let nodes = cpuset::parse(text)
-                .ok_or_else(|| invalid(format!("Invalid nodeset of 'numatune': {text}")))?;
+                .ok_or_else(|| invalid(format!("Failed to parse bitmap '{text}'")))?;
             ("nodeset", cpuset::format(&nodes))
         }
         _ => return Err(unknown(param)),
@@ -369,24 +383,65 @@ fn set_perf(definition: &mut Definition, param: &TypedParam) -> Result<()> {
     Ok(())
 }
 
+/// What cannot change of a running domain's NUMA nodes: its mode, and in most modes the nodes.
+fn check_numa(running: &Definition, params: &[TypedParam]) -> Result<()> {
+    let given = |name: &str| params.iter().find(|param| param.field == name);
+    let known = numa_memory(running);
+    let (mode, nodes) = known.unwrap_or((MODES[0], None));
+    let wanted = given("numa_mode").and_then(|param| number(&param.value));
+    let wanted = wanted.and_then(|n| MODES.get(usize::try_from(n).ok()?));
+    if wanted.is_some_and(|wanted| *wanted != mode) {
+        return Err(Error::invalid(
+            "can't change numatune mode for running domain",
+        ));
+    }
+    let Some(param) = given("numa_nodeset") else {
+        return Err(Error::invalid(format!(
+            "can't change nodeset for {mode} mode for running domain"
+        )));
+    };
+    let same = cpuset::parse(text(param)?) == nodes.and_then(cpuset::parse);
+    if known.is_some() && !same && mode != "restrictive" {
+        return Err(Error::invalid(
+            "change of nodeset for running domain requires restrictive numa mode",
+        ));
+    }
+    limits::available(text(param)?)
+}
+
+/// What listeners are told of the new values (VIR_DOMAIN_TUNABLE_CPU_*).
+fn told(params: &[TypedParam]) -> Vec<TypedParam> {
+    let of = |param: &TypedParam| {
+        TypedParam::new(format!("cputune.{}", param.field), param.value.clone())
+    };
+    // 0 leaves a period or quota as it is.
+    let set = params
+        .iter()
+        .filter(|param| number(&param.value) != Some(0));
+    set.map(of).collect()
+}
+
 impl Driver {
     /// The values of a kind.
     ///
     /// # Errors
     /// There is no such definition; a running domain's are not to be had.
     pub fn tunables(&self, domain: &Domain, kind: Tunable, flags: u32) -> Result<Vec<TypedParam>> {
-        let inner = domain.lock();
-        let (live, _) = impact(&inner, flags)?;
-        if live && !matches!(kind, Tunable::Numa | Tunable::Perf) {
-            return Err(kind.missing());
+        let (live, values) = {
+            let inner = domain.lock();
+            let (live, _) = impact(&inner, flags)?;
+            (live, kind.values(chosen(&inner, flags)?))
+        };
+        if live {
+            return self.live_tunables(domain, kind, values);
         }
-        Ok(kind.values(chosen(&inner, flags)?))
+        Ok(values)
     }
 
     /// Changes values of a kind.
     ///
     /// # Errors
-    /// VIR_ERR_INVALID_ARG for what is no value; a running domain's cannot be changed.
+    /// VIR_ERR_INVALID_ARG for what is no value; what the kernel refuses.
     pub async fn set_tunables(
         self: &Arc<Self>,
         domain: Pinned,
@@ -394,8 +449,26 @@ impl Driver {
         params: &[TypedParam],
         flags: u32,
     ) -> Result<()> {
-        let live = async |_: &Definition| Err(kind.missing());
+        let live = async |running: &Definition| {
+            if kind == Tunable::Numa {
+                check_numa(running, params)?;
+            }
+            let shares = params.iter().find(|param| param.field == "cpu_shares");
+            if let Some(0) = shares.and_then(|param| number(&param.value)) {
+                return Err(limits::zero_shares());
+            }
+            let mut new = running.clone();
+            kind.set(&mut new, params)?;
+            self.limit(&domain, kind, Arc::new(running.clone()), new)
+                .await
+        };
         let change = |definition: &mut Definition| kind.set(definition, params);
-        self.modify(&domain, flags, live, change).await
+        let was_live = impact(&domain.lock(), flags)?.0;
+        self.modify(&domain, flags, live, change).await?;
+        if was_live && kind == Tunable::Scheduler {
+            let event = DomainEvent::Tunable(told(params));
+            self.emit(&domain.name(), &event);
+        }
+        Ok(())
     }
 }

@@ -11,10 +11,11 @@ use xml_schemas::cpuset;
 use xml_schemas::dom::Element;
 
 use super::Driver;
-use super::metadata::{affect, chosen};
+use super::metadata::{affect, chosen, impact};
 use super::object::{Domain, Pinned};
 use super::sections::{self, section};
 use crate::error::{Error, ErrorCode, Result};
+use crate::events::DomainEvent;
 use crate::node;
 
 /// Which threads of a domain are meant.
@@ -58,7 +59,7 @@ pub fn cpus(definition: &Definition, threads: Threads) -> Option<BTreeSet<u32>> 
 }
 
 /// Threads of a process: vCPUs with their numbers, and the rest.
-fn threads(pid: u32) -> io::Result<Vec<(i32, Threads)>> {
+pub(super) fn threads(pid: u32) -> io::Result<Vec<(i32, Threads)>> {
     let thread = |task: io::Result<fs::DirEntry>| -> Option<(i32, Threads)> {
         let task = task.ok()?;
         let id = task.file_name().to_str()?.parse().ok()?;
@@ -108,15 +109,89 @@ fn pin(pid: u32, wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
     Ok(())
 }
 
-/// Puts a machine's threads where its definition wants them, before it runs.
+/// Puts a machine's threads where its definition wants them, and gives them the scheduler it wants, before it runs.
 ///
 /// # Errors
-/// The host has none of those CPUs.
+/// The host has none of those CPUs, or not that scheduler for us.
 pub fn place(definition: &Definition, pid: u32) -> Result<()> {
+    schedule(definition, pid)?;
     let all = (0..definition.vcpu.online()).map(Threads::Vcpu);
     for threads in all.chain([Threads::Emulator]) {
         if let Some(cpus) = cpus(definition, threads) {
             pin(pid, threads, &cpus)?;
+        }
+    }
+    Ok(())
+}
+
+/// `scheduler=` and its number (sched(7)), and whether it has priorities.
+const SCHEDULERS: [(&str, libc::c_int, bool); 4] = [
+    ("batch", libc::SCHED_BATCH, false),
+    ("idle", libc::SCHED_IDLE, false),
+    ("fifo", libc::SCHED_FIFO, true),
+    ("rr", libc::SCHED_RR, true),
+];
+
+/// The scheduler that `<vcpusched>` or `<emulatorsched>` gives some threads, and their priority.
+fn scheduler(definition: &Definition, threads: Threads) -> Result<Option<(libc::c_int, i32)>> {
+    let mut all = section(definition, "cputune")
+        .into_iter()
+        .flat_map(Element::elements);
+    let found = match threads {
+        Threads::Vcpu(number) => all.find(|e| {
+            let list = e.attr("vcpus").and_then(cpuset::parse);
+            e.name == "vcpusched" && list.is_some_and(|list| list.contains(&number))
+        }),
+        Threads::Emulator => all.find(|e| e.name == "emulatorsched"),
+    };
+    let Some(element) = found else {
+        return Ok(None);
+    };
+    let name = element.attr("scheduler").unwrap_or_default();
+    let known = SCHEDULERS.into_iter().find(|(known, ..)| *known == name);
+    let (_, number, with_priority) = known
+        .ok_or_else(|| Error::unsupported(format!("scheduler '{name}' of <{}>", element.name)))?;
+    let priority = element.attr("priority").map_or("0", str::trim);
+    let (least, most) = (1, 99);
+    match priority.parse::<i32>() {
+        _ if !with_priority => Ok(Some((number, 0))),
+        Ok(priority) if (least..=most).contains(&priority) => Ok(Some((number, priority))),
+        _ => Err(Error::unsupported(format!(
+            "Scheduler priority {priority} out of range [{least}, {most}]"
+        ))),
+    }
+}
+
+/// Gives a machine's threads the schedulers that its definition wants.
+fn schedule(definition: &Definition, pid: u32) -> Result<()> {
+    let online = definition.vcpu.online();
+    let wanted = (0..online).map(Threads::Vcpu).chain([Threads::Emulator]);
+    let mut schedulers = Vec::new();
+    for kind in wanted {
+        if let Some(scheduler) = scheduler(definition, kind)? {
+            schedulers.push((kind, scheduler));
+        }
+    }
+    if schedulers.is_empty() {
+        return Ok(());
+    }
+    let all = threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
+    for (thread, kind) in all {
+        let wanted = schedulers.iter().find(|(wanted, _)| *wanted == kind);
+        let Some((_, (policy, priority))) = wanted else {
+            continue;
+        };
+        let param = libc::sched_param {
+            sched_priority: *priority,
+        };
+        // SAFETY: the kernel reads the parameter, which lives here.
+        if unsafe { libc::sched_setscheduler(thread, *policy, &param) } != 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() == Some(libc::ESRCH) {
+                continue;
+            }
+            let text = format!("Cannot set scheduler parameters for pid {thread}");
+            return Err(Error::system(text, &error));
         }
     }
     Ok(())

@@ -1,0 +1,640 @@
+//! Limits of running domains: from what a definition says to control groups, and back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rpc::types::TypedParam;
+use xml_schemas::Domain as Definition;
+use xml_schemas::cpuset;
+use xml_schemas::dom::Element;
+
+use super::iothreads;
+use super::object::{Domain, not_running};
+use super::sections::section;
+use super::tunables::{DEVICES, SCHEDULER, Tunable, UNLIMITED, memory_limit, numa_memory};
+use super::vcpus::{self, Threads};
+use super::{Driver, blocking};
+use crate::cgroups::{
+    self, Controller, DEFAULT_PERIOD, DeviceLimit, Group, Groups, Host, MemoryLimits,
+};
+use crate::error::{Error, ErrorCode, Result};
+use crate::node;
+
+/// The part of a group for threads that are no vCPUs.
+const EMULATOR: &str = "emulator";
+
+/// `<numatune><memory>` modes that the kernel knows as policies (set_mempolicy(2)).
+const POLICIES: [(&str, libc::c_int); 3] = [
+    ("strict", libc::MPOL_BIND),
+    ("preferred", libc::MPOL_PREFERRED),
+    ("interleave", libc::MPOL_INTERLEAVE),
+];
+
+impl Tunable {
+    /// What limits it; performance events are no limits.
+    fn controller(self) -> Option<Controller> {
+        match self {
+            Self::Scheduler => Some(Controller::Cpu),
+            Self::Memory => Some(Controller::Memory),
+            Self::Block => Some(Controller::Block),
+            Self::Numa => Some(Controller::Cpuset),
+            Self::Perf => None,
+        }
+    }
+
+    /// In libvirt's messages.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Scheduler => "CPU tuning",
+            Self::Memory => "Memory tuning",
+            Self::Block => "Block I/O tuning",
+            Self::Numa => "NUMA tuning",
+            Self::Perf => "Performance tuning",
+        }
+    }
+
+    /// Whether a definition asks for a group.
+    fn is_asked(self, definition: &Definition) -> bool {
+        match self {
+            Self::Scheduler => SCHEDULER
+                .iter()
+                .any(|(_, element, _)| cpu_value(definition, element) != 0),
+            Self::Memory => memory_limits(definition) != MemoryLimits::default(),
+            Self::Block => {
+                weight(definition).is_some() || device_limits(definition).next().is_some()
+            }
+            Self::Numa => matches!(
+                numa_memory(definition),
+                Some(("strict" | "restrictive", Some(_)))
+            ),
+            Self::Perf => false,
+        }
+    }
+}
+
+/// Kinds that groups are for.
+const KINDS: [Tunable; 4] = [
+    Tunable::Scheduler,
+    Tunable::Memory,
+    Tunable::Block,
+    Tunable::Numa,
+];
+
+fn cpu_value(definition: &Definition, element: &str) -> i64 {
+    let text = section(definition, "cputune").and_then(|tune| tune.child_text(element));
+    text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+fn memory_limits(definition: &Definition) -> MemoryLimits {
+    let limit = |name| memory_limit(definition, name).filter(|kib| *kib < UNLIMITED);
+    MemoryLimits {
+        hard: limit("hard_limit"),
+        soft: limit("soft_limit"),
+        swap: limit("swap_hard_limit"),
+    }
+}
+
+fn weight(definition: &Definition) -> Option<u64> {
+    let text = section(definition, "blkiotune")?.child_text("weight")?;
+    text.trim().parse().ok().filter(|weight| *weight != 0)
+}
+
+/// Limits of block devices: path, limit, value.
+fn device_limits(
+    definition: &Definition,
+) -> impl Iterator<Item = (String, DeviceLimit, u64)> + use<'_> {
+    const LIMITS: [DeviceLimit; 5] = [
+        DeviceLimit::Weight,
+        DeviceLimit::ReadOps,
+        DeviceLimit::WriteOps,
+        DeviceLimit::ReadBytes,
+        DeviceLimit::WriteBytes,
+    ];
+    let tune = section(definition, "blkiotune").into_iter();
+    let devices = tune
+        .flat_map(Element::elements)
+        .filter(|e| e.name == "device");
+    devices.flat_map(|device| {
+        let path = device.child_text("path").unwrap_or_default();
+        let path = path.trim().to_owned();
+        let limits = DEVICES.iter().zip(LIMITS);
+        limits.filter_map(move |((_, element), limit)| {
+            let value: u64 = device.child_text(element)?.trim().parse().ok()?;
+            (value != 0).then(|| (path.clone(), limit, value))
+        })
+    })
+}
+
+/// Refuses values that are no values, as libvirt does when a domain is defined.
+///
+/// # Errors
+/// VIR_ERR_XML_ERROR for what is no number, VIR_ERR_CONFIG_UNSUPPORTED for what is out of range.
+pub fn check(definition: &Definition) -> Result<()> {
+    let Some(tune) = section(definition, "cputune") else {
+        return Ok(());
+    };
+    for (_, element, signed) in SCHEDULER {
+        let Some(text) = tune.child_text(element) else {
+            continue;
+        };
+        let value = text.trim().parse::<i64>().ok();
+        let value = value.filter(|value| signed || *value >= 0).ok_or_else(|| {
+            Error::new(
+                ErrorCode::XML_ERROR,
+                format!("can't parse cputune {element} value"),
+            )
+        })?;
+        let (least, most) = match element {
+            "shares" => (2, 262_144),
+            _ if signed => QUOTA,
+            _ => PERIOD,
+        };
+        // Nothing is said by 0, and no quota by what is below.
+        if (value > 0 && value < least) || value > most {
+            return Err(Error::unsupported(format!(
+                "Value of cputune '{element}' must be in range [{least}, {most}]"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// CFS's limits for periods, and for quotas, in microseconds.
+pub const PERIOD: (i64, i64) = (1000, 1_000_000);
+/// See [`PERIOD`].
+pub const QUOTA: (i64, i64) = (1000, 17_592_186_044_415);
+
+/// Which groups a domain with that definition starts in; none of them is made yet.
+///
+/// # Errors
+/// VIR_ERR_CONFIG_UNSUPPORTED for what this host has not.
+pub fn plan(driver: &Driver, definition: &Definition, id: i32) -> Result<Groups> {
+    let mut groups = Groups::default();
+    check(definition)?;
+    if let Some((_, Some(nodes))) = numa_memory(definition) {
+        available(nodes)?;
+    }
+    let asked: Vec<Tunable> = KINDS
+        .into_iter()
+        .filter(|kind| kind.is_asked(definition))
+        .collect();
+    if asked.is_empty() {
+        return Ok(groups);
+    }
+    let iothread = |element: &str| cpu_value(definition, element) != 0;
+    if (iothread("iothread_period") || iothread("iothread_quota")) && iothreads::has_any(definition)
+    {
+        return Err(Error::unsupported(
+            "limits of I/O threads: the machine has no threads that are I/O threads only",
+        ));
+    }
+    let host = Host::look();
+    let below = below(driver, definition, id)?;
+    for kind in asked {
+        let Some(controller) = kind.controller() else {
+            continue;
+        };
+        if driver.roots.session {
+            return Err(in_session(kind, ErrorCode::CONFIG_UNSUPPORTED));
+        }
+        if groups.plan(&host, controller, &below) {
+            continue;
+        }
+        let strict = matches!(numa_memory(definition), Some(("strict", _)));
+        return Err(match kind {
+            // The policy does that as well.
+            Tunable::Numa if strict => continue,
+            Tunable::Memory => Error::unsupported("Memory cgroup is not available on this host"),
+            _ => Error::unsupported(format!("{} is not available on this host", kind.title())),
+        });
+    }
+    Ok(groups)
+}
+
+fn in_session(kind: Tunable, code: ErrorCode) -> Error {
+    Error::new(
+        code,
+        format!("{} is not available in session mode", kind.title()),
+    )
+}
+
+fn below(driver: &Driver, definition: &Definition, id: i32) -> Result<PathBuf> {
+    let partition = section(definition, "resource").and_then(|e| e.child_text("partition"));
+    let partition = partition
+        .as_deref()
+        .map(str::trim)
+        .filter(|p| !p.is_empty());
+    cgroups::below(partition, id, &definition.name, &driver.roots.suffix())
+}
+
+/// A NUMA node that the host has not is refused.
+///
+/// # Errors
+/// VIR_ERR_CONFIG_UNSUPPORTED.
+pub fn available(nodes: &str) -> Result<()> {
+    let wanted = cpuset::parse(nodes).unwrap_or_default();
+    let there = node::nodes();
+    match wanted.iter().find(|node| !there.contains(node)) {
+        Some(node) => Err(Error::unsupported(format!(
+            "NUMA node {node} is unavailable"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Makes the groups and sets their limits, before there is a process in them.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn make(groups: &Groups, definition: &Definition) -> Result<()> {
+    for group in groups.iter() {
+        group.make()?;
+    }
+    for kind in KINDS {
+        let group = kind.controller().and_then(|c| groups.get(c));
+        if let Some(group) = group {
+            if kind == Tunable::Scheduler {
+                make_parts(group, definition)?;
+            }
+            set(kind, group, definition)?;
+        }
+    }
+    Ok(())
+}
+
+/// From which NUMA nodes the process's memory comes: a policy of the kernel, and a map of nodes.
+pub fn policy(definition: &Definition) -> Option<(libc::c_int, Vec<libc::c_ulong>)> {
+    const BITS: u32 = libc::c_ulong::BITS;
+    let (mode, nodes) = numa_memory(definition)?;
+    let (_, number) = POLICIES.into_iter().find(|(name, _)| *name == mode)?;
+    let nodes = cpuset::parse(nodes?)?;
+    let mut map = vec![0; (nodes.last()? / BITS) as usize + 1];
+    for node in nodes {
+        map[(node / BITS) as usize] |= 1 << (node % BITS);
+    }
+    Some((number, map))
+}
+
+fn part_of(threads: Threads) -> String {
+    match threads {
+        Threads::Vcpu(number) => format!("vcpu{number}"),
+        Threads::Emulator => EMULATOR.to_owned(),
+    }
+}
+
+fn make_parts(group: &Group, definition: &Definition) -> Result<()> {
+    for number in 0..definition.vcpu.online() {
+        group.make_part(&part_of(Threads::Vcpu(number)))?;
+    }
+    group.make_part(EMULATOR)
+}
+
+/// Puts the threads of a process into their parts of its group.
+///
+/// # Errors
+/// The system's.
+pub fn place(groups: &Groups, pid: u32) -> Result<()> {
+    let Some(group) = groups.get(Controller::Cpu) else {
+        return Ok(());
+    };
+    let all = vcpus::threads(pid);
+    let all = all.map_err(|e| Error::system("cannot list the domain's threads", &e))?;
+    for (thread, kind) in all {
+        group.take_thread(&part_of(kind), thread)?;
+    }
+    Ok(())
+}
+
+/// Sets all limits of a kind as a definition has them; what it has not is as the kernel starts with.
+fn set(kind: Tunable, group: &Group, definition: &Definition) -> Result<()> {
+    match kind {
+        Tunable::Scheduler => set_cpu(group, definition),
+        Tunable::Memory => group.set_memory(memory_limits(definition)),
+        Tunable::Block => {
+            group.set_weight(weight(definition))?;
+            for (path, limit, value) in device_limits(definition) {
+                group.set_device(&path, limit, value)?;
+            }
+            Ok(())
+        }
+        Tunable::Numa => match numa_memory(definition) {
+            Some((_, Some(nodes))) => group.set_nodes(nodes),
+            _ => Ok(()),
+        },
+        Tunable::Perf => Ok(()),
+    }
+}
+
+/// What is said of shares that the kernel has not.
+fn no_shares(shares: u64, (least, most): (u64, u64)) -> Error {
+    Error::new(
+        ErrorCode::INVALID_ARG,
+        format!("shares '{shares}' must be in range [{least}, {most}]"),
+    )
+}
+
+/// What is said of no shares at all, which a definition may have, and no running domain.
+pub fn zero_shares() -> Error {
+    let mut planned = Groups::default();
+    planned.plan(&Host::look(), Controller::Cpu, Path::new("none"));
+    match planned.get(Controller::Cpu) {
+        Some(group) => {
+            let (least, most, _) = group.shares_range();
+            no_shares(0, (least, most))
+        }
+        None => Tunable::Scheduler.missing(),
+    }
+}
+
+fn set_cpu(group: &Group, definition: &Definition) -> Result<()> {
+    let (least, most, default) = group.shares_range();
+    let value = |element: &str| cpu_value(definition, element);
+    let shares = match u64::try_from(value("shares")) {
+        Ok(0) | Err(_) => default,
+        Ok(shares) => shares,
+    };
+    if shares < least || shares > most {
+        return Err(no_shares(shares, (least, most)));
+    }
+    group.set_shares(shares)?;
+    let set = |part: Option<&str>, of: &str| {
+        let period = u64::try_from(value(&format!("{of}period"))).unwrap_or(0);
+        let period = if period == 0 { DEFAULT_PERIOD } else { period };
+        group.set_bandwidth(part, period, value(&format!("{of}quota")))
+    };
+    // A part may have no more than the whole: where that gets less, its parts come first.
+    let whole = set(None, "global_");
+    for part in group.parts()? {
+        set(Some(&part), if part == EMULATOR { "emulator_" } else { "" })?;
+    }
+    whole.or_else(|_| set(None, "global_"))
+}
+
+/// What is in force for a running domain.
+fn in_force(kind: Tunable, group: &Group, values: &mut [TypedParam]) -> Result<()> {
+    match kind {
+        Tunable::Scheduler => {
+            let whole = group.bandwidth(None)?;
+            let vcpus = group.bandwidth(Some(&part_of(Threads::Vcpu(0))))?;
+            let emulator = group.bandwidth(Some(EMULATOR))?;
+            give(values, "cpu_shares", group.shares()?);
+            for (of, (period, quota)) in
+                [("global", whole), ("vcpu", vcpus), ("emulator", emulator)]
+            {
+                give(values, &format!("{of}_period"), period);
+                give(values, &format!("{of}_quota"), quota);
+            }
+        }
+        Tunable::Memory => {
+            let limits = group.memory()?;
+            give(values, "hard_limit", limits.hard.unwrap_or(UNLIMITED));
+            give(values, "soft_limit", limits.soft.unwrap_or(UNLIMITED));
+            give(values, "swap_hard_limit", limits.swap.unwrap_or(UNLIMITED));
+        }
+        Tunable::Block => {
+            if let Some(weight) = group.weight()?.and_then(|w| u32::try_from(w).ok()) {
+                give(values, "weight", weight);
+            }
+        }
+        Tunable::Numa | Tunable::Perf => {}
+    }
+    Ok(())
+}
+
+fn give(values: &mut [TypedParam], name: &str, value: impl Into<rpc::types::TypedValue>) {
+    if let Some(param) = values.iter_mut().find(|param| param.field == name) {
+        param.value = value.into();
+    }
+}
+
+/// What the kernel starts with, where a definition says nothing and there is no group.
+fn at_first(kind: Tunable, planned: &Group, values: &mut [TypedParam]) {
+    if kind != Tunable::Scheduler {
+        return;
+    }
+    let quota = planned.no_quota();
+    give(values, "cpu_shares", planned.shares_range().2);
+    for of in ["global", "vcpu", "emulator", "iothread"] {
+        give(values, &format!("{of}_period"), DEFAULT_PERIOD);
+        give(values, &format!("{of}_quota"), quota);
+    }
+}
+
+impl Driver {
+    /// Values of a running domain: those of its definition, with what is in force instead where that can be seen.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID where this host cannot limit it; the system's.
+    pub(super) fn live_tunables(
+        &self,
+        domain: &Domain,
+        kind: Tunable,
+        mut values: Vec<TypedParam>,
+    ) -> Result<Vec<TypedParam>> {
+        let Some(controller) = kind.controller() else {
+            return Ok(values);
+        };
+        if self.roots.session {
+            return Err(in_session(kind, ErrorCode::OPERATION_UNSUPPORTED));
+        }
+        let groups = domain.lock().live()?.made.groups.clone();
+        if let Some(group) = groups.get(controller) {
+            if kind == Tunable::Scheduler {
+                at_first(kind, group, &mut values);
+            }
+            in_force(kind, group, &mut values)?;
+            return Ok(values);
+        }
+        let mut planned = Groups::default();
+        planned.plan(&Host::look(), controller, Path::new("none"));
+        match planned.get(controller) {
+            Some(group) => at_first(kind, group, &mut values),
+            // What is asked of it is kept by threads' own policy.
+            None if kind == Tunable::Numa => {}
+            None => return Err(kind.missing()),
+        }
+        Ok(values)
+    }
+
+    /// Sets the limits of a kind that `new` has and `old` had not. Nothing has changed if that fails.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID where this host cannot limit it; what the kernel refuses.
+    pub(super) async fn limit(
+        self: &Arc<Self>,
+        domain: &Arc<Domain>,
+        kind: Tunable,
+        old: Arc<Definition>,
+        new: Definition,
+    ) -> Result<()> {
+        let Some(controller) = kind.controller() else {
+            return Err(kind.missing());
+        };
+        if self.roots.session {
+            return Err(in_session(kind, ErrorCode::OPERATION_UNSUPPORTED));
+        }
+        let (driver, domain) = (Arc::clone(self), Arc::clone(domain));
+        blocking(move || {
+            let group = driver.group(&domain, controller, kind, &old)?;
+            set_changed(kind, &group, &old, &new).inspect_err(|_| {
+                if let Err(error) = set_changed(kind, &group, &new, &old) {
+                    log::error!("domain '{}': its limits: {error}", new.name);
+                }
+            })
+        })
+        .await?
+    }
+
+    /// The group of a running domain, which is made if it is not there.
+    fn group(
+        &self,
+        domain: &Domain,
+        controller: Controller,
+        kind: Tunable,
+        running: &Definition,
+    ) -> Result<Group> {
+        let (groups, id, pid) = {
+            let inner = domain.lock();
+            let live = inner.live()?;
+            let pid = live.process.identity().pid;
+            (live.made.groups.clone(), live.id, pid)
+        };
+        if let Some(group) = groups.get(controller) {
+            return Ok(group.clone());
+        }
+        let mut all = groups;
+        let folder = below(self, running, id)?;
+        if !all.plan(&Host::look(), controller, &folder) {
+            return Err(kind.missing());
+        }
+        let Some(group) = all.get(controller).cloned() else {
+            return Err(kind.missing());
+        };
+        {
+            // Noted first: whatever happens, it is removed with the domain.
+            let mut inner = domain.lock();
+            let live = inner.live.as_mut().filter(|live| live.id == id);
+            live.ok_or_else(not_running)?.made.groups = all.clone();
+            self.write_record(&inner);
+        }
+        let made = group.make().and_then(|()| group.take(pid)).and_then(|()| {
+            if controller == Controller::Cpu {
+                make_parts(&group, running)?;
+                place(&all, pid)?;
+            }
+            if controller == Controller::Cpuset {
+                // A group of this controller has its own idea of where threads run.
+                vcpus::place(running, pid)?;
+            }
+            Ok(())
+        });
+        made.map(|()| group)
+    }
+}
+
+/// Sets what differs; a device without a limit any longer is told so.
+fn set_changed(kind: Tunable, group: &Group, old: &Definition, new: &Definition) -> Result<()> {
+    if kind != Tunable::Block {
+        return set(kind, group, new);
+    }
+    if weight(old) != weight(new) {
+        group.set_weight(weight(new))?;
+    }
+    let before: Vec<_> = device_limits(old).collect();
+    let after: Vec<_> = device_limits(new).collect();
+    for (path, limit, value) in &after {
+        if !before.contains(&(path.clone(), *limit, *value)) {
+            group.set_device(path, *limit, *value)?;
+        }
+    }
+    for (path, limit, _) in before {
+        if !after.iter().any(|(p, l, _)| *p == path && *l == limit) {
+            group.set_device(&path, limit, 0)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xml_schemas::Validation;
+
+    fn domain(inside: &str) -> Definition {
+        let xml = format!(
+            "<domain type='qemu'><name>a</name><memory>65536</memory>{inside}\
+             <os><type>hvm</type></os></domain>"
+        );
+        Definition::parse(&xml, Validation::Strict).unwrap().domain
+    }
+
+    #[test]
+    fn what_asks_for_nothing_gets_no_group() {
+        let none = domain(
+            "<cputune><vcpupin vcpu='0' cpuset='0'/></cputune><blkiotune/>\
+             <numatune><memory mode='preferred' nodeset='0'/></numatune>",
+        );
+        assert!(KINDS.iter().all(|kind| !kind.is_asked(&none)));
+        let all = domain(
+            "<cputune><quota>-1</quota></cputune><memtune><soft_limit>5</soft_limit></memtune>\
+             <blkiotune><device><path>/d</path><weight>500</weight></device></blkiotune>\
+             <numatune><memory mode='strict' nodeset='0'/></numatune>",
+        );
+        assert!(KINDS.iter().all(|kind| kind.is_asked(&all)));
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let no = |inside: &str| {
+            let tune = format!("<cputune>{inside}</cputune>");
+            check(&domain(&tune)).unwrap_err().message
+        };
+        assert_eq!(
+            no("<shares>1</shares>"),
+            "unsupported configuration: Value of cputune 'shares' must be in range [2, 262144]"
+        );
+        assert_eq!(
+            no("<global_period>5</global_period>"),
+            "unsupported configuration: Value of cputune 'global_period' must be in range [1000, 1000000]"
+        );
+        assert_eq!(
+            no("<emulator_quota>5</emulator_quota>"),
+            "unsupported configuration: Value of cputune 'emulator_quota' must be in range \
+             [1000, 17592186044415]"
+        );
+        check(&domain(
+            "<cputune><quota>-5</quota><shares>0</shares></cputune>",
+        ))
+        .unwrap();
+    }
+
+    #[test]
+    fn nodes_become_a_policy() {
+        let of =
+            |memory: &str| policy(&domain(&format!("<numatune><memory {memory}/></numatune>")));
+        assert_eq!(
+            of("mode='strict' nodeset='0,2'"),
+            Some((libc::MPOL_BIND, vec![5]))
+        );
+        let wide = of("mode='interleave' nodeset='0,65'");
+        assert_eq!(wide, Some((libc::MPOL_INTERLEAVE, vec![1, 2])));
+        assert_eq!(of("mode='restrictive' nodeset='0'"), None);
+        assert_eq!(policy(&domain("")), None);
+        assert!(available("0-1000").is_err());
+    }
+
+    #[test]
+    fn limits_of_devices_are_found() {
+        let d = domain(
+            "<blkiotune><device><path>/d</path><read_iops_sec>7</read_iops_sec>\
+             <write_bytes_sec>8</write_bytes_sec></device></blkiotune>",
+        );
+        let found: Vec<_> = device_limits(&d).collect();
+        let path = || "/d".to_owned();
+        let wanted = [
+            (path(), DeviceLimit::ReadOps, 7),
+            (path(), DeviceLimit::WriteBytes, 8),
+        ];
+        assert_eq!(found, wanted);
+    }
+}
