@@ -2,9 +2,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -157,6 +157,43 @@ pub struct Worker<H> {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Starts threads for others.
+static STARTER: OnceLock<Sender<Box<dyn FnOnce() + Send>>> = OnceLock::new();
+
+/// From now on, workers are started by a thread that is started here.
+///
+/// A thread has its starter's CPUs, scheduler and control group. A device is activated by the vCPU whose guest asks for
+/// it, and what limits that vCPU is not meant for the device.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn start_from_a_thread_of_its_own() -> io::Result<()> {
+    if STARTER.get().is_some() {
+        return Ok(());
+    }
+    let (jobs, queue) = channel::<Box<dyn FnOnce() + Send>>();
+    let thread = std::thread::Builder::new().name("starter".to_owned());
+    thread.spawn(move || queue.into_iter().for_each(|job| job()))?;
+    // Another one has just come: this one ends.
+    drop(STARTER.set(jobs));
+    Ok(())
+}
+
+fn start_thread(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let start = || std::thread::Builder::new().name(name).spawn(work);
+    let Some(starter) = STARTER.get() else {
+        return start();
+    };
+    let (tell, told) = channel();
+    let job = Box::new(move || {
+        // Whoever asked may have given up.
+        let _ = tell.send(start());
+    });
+    starter.send(job).map_err(|_| io::Error::other(Stuck))?;
+    told.recv_timeout(LIMIT)
+        .map_err(|_| io::Error::other(Stuck))?
+}
+
 impl<H: Handler> Worker<H> {
     /// Starts a thread. `name` is cut to the 15 bytes the kernel shows.
     ///
@@ -182,7 +219,7 @@ impl<H: Handler> Worker<H> {
             calls: call_queue,
         };
         let short: String = name.chars().filter(char::is_ascii).take(15).collect();
-        let thread = std::thread::Builder::new().name(short).spawn(move || {
+        let thread = start_thread(short, move || {
             let result = run.handler.begin(&run.poll);
             let failed = result.is_err();
             // The starter waits for this.
@@ -365,6 +402,24 @@ mod tests {
             deadline: Some(Instant::now()),
         };
         (kick, counter)
+    }
+
+    #[test]
+    fn workers_do_not_inherit_what_limits_whoever_starts_them() {
+        // SAFETY: numbers in, numbers out; it is the calling thread's own.
+        let niceness = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let before = niceness();
+        start_from_a_thread_of_its_own().unwrap();
+        let limited = std::thread::spawn(move || {
+            // SAFETY: as above.
+            assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }, 0);
+            assert_eq!(niceness(), 19);
+            let worker = Worker::start("counter", counter(0).1).unwrap();
+            let its = worker.call(move |_, _| niceness());
+            drop(worker.stop());
+            its
+        });
+        assert_eq!(limited.join().unwrap().unwrap(), before);
     }
 
     #[test]

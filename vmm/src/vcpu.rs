@@ -404,6 +404,7 @@ impl Threads {
         bus: &Arc<dyn Bus>,
         ioapic: &Arc<IoApic>,
     ) -> std::io::Result<Self> {
+        virtio::worker::start_from_a_thread_of_its_own()?;
         let mut threads = Self {
             gate: gate.clone(),
             threads: Vec::new(),

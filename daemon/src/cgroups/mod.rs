@@ -158,6 +158,18 @@ impl Groups {
         self.0.iter()
     }
 
+    /// Where they are below their hierarchies' roots.
+    pub fn below(&self) -> Option<&Path> {
+        self.0.first().map(|group| group.below.as_path())
+    }
+
+    /// Removes the group of a controller, unless it is in use.
+    pub fn discard(&mut self, controller: Controller) {
+        self.0.retain(|group| {
+            group.controller != controller || remove_once(&group.folder()).is_err()
+        });
+    }
+
     /// Opens what puts a process into all of them: it writes `0` to each file.
     ///
     /// # Errors

@@ -318,7 +318,10 @@ fn set(kind: Tunable, group: &Group, definition: &Definition) -> Result<()> {
             Ok(())
         }
         Tunable::Numa => match numa_memory(definition) {
-            Some((_, Some(nodes))) => group.set_nodes(nodes),
+            Some((_, Some(nodes))) => match cpuset::parse(nodes) {
+                Some(nodes) => group.set_nodes(&cpuset::format(&nodes)),
+                None => Err(Error::unsupported(format!("nodeset '{nodes}'"))),
+            },
             _ => Ok(()),
         },
         Tunable::Perf => Ok(()),
@@ -503,20 +506,25 @@ impl Driver {
             return Ok(group.clone());
         }
         let mut all = groups;
-        let folder = below(self, running, id)?;
+        let folder = match all.below() {
+            Some(folder) => folder.to_owned(),
+            None => below(self, running, id)?,
+        };
         if !all.plan(&Host::look(), controller, &folder) {
             return Err(kind.missing());
         }
         let Some(group) = all.get(controller).cloned() else {
             return Err(kind.missing());
         };
-        {
-            // Noted first: whatever happens, it is removed with the domain.
+        let note = |groups: Groups| -> Result<()> {
             let mut inner = domain.lock();
             let live = inner.live.as_mut().filter(|live| live.id == id);
-            live.ok_or_else(not_running)?.made.groups = all.clone();
+            live.ok_or_else(not_running)?.made.groups = groups;
             self.write_record(&inner);
-        }
+            Ok(())
+        };
+        // First: whatever happens, it is removed with the domain.
+        note(all.clone())?;
         let made = group.make().and_then(|()| group.take(pid)).and_then(|()| {
             if controller == Controller::Cpu {
                 make_parts(&group, running)?;
@@ -528,7 +536,12 @@ impl Driver {
             }
             Ok(())
         });
-        made.map(|()| group)
+        if let Err(error) = made {
+            all.discard(controller);
+            note(all)?;
+            return Err(error);
+        }
+        Ok(group)
     }
 }
 
