@@ -19,6 +19,7 @@ const IN_PART: &[(&str, &str)] = &[
         "memtune",
         "a domain that starts without limits: memory from before the first one is not counted",
     ),
+    ("domdirtyrate-calc", "by page sampling"),
     (
         "perf",
         "kept in definitions; a domain that asks for it does not start",
@@ -39,7 +40,7 @@ const IN_PART: &[(&str, &str)] = &[
         "a running domain's network cards: the link's state only",
     ),
     ("change-media", "in definitions"),
-    ("domstats", "nothing of dirtyrate and vm"),
+    ("domstats", "nothing of vm"),
     ("blkdeviotune", "no groups of disks with common limits"),
     ("domiftune", "no floor"),
     (
@@ -71,7 +72,6 @@ const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy s
 /// Commands that are answered with a refusal, and why.
 const REFUSED: &[(&str, &str)] = &[
     ("domblkthreshold", "not watched yet"),
-    ("domdirtyrate-calc", "not measured yet"),
     ("dom-fd-associate", "disks are opened by the daemon"),
     ("nodedev-detach", "no VFIO yet"),
     ("nodedev-reattach", "no VFIO yet"),

@@ -265,6 +265,47 @@ fn tunables_are_kept_in_definitions() {
 }
 
 #[test]
+fn how_fast_memory_changes_is_measured() {
+    let rig = Rig::new();
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    rig.vireo(&["start", "one"]).ok();
+    let rate = || rig.vireo(&["domstats", "one", "--dirtyrate"]).ok();
+    let at_first = "Domain: 'one'\n  dirtyrate.calc_status=0\n  dirtyrate.calc_start_time=0\n  \
+                    dirtyrate.calc_period=0\n  dirtyrate.calc_mode=page-sampling\n";
+    assert_eq!(rate().trim_end(), at_first.trim_end());
+    for (args, why) in [
+        (
+            ["--seconds", "0"],
+            "unsupported configuration: seconds=0 is invalid, please choose value within [1, 60].",
+        ),
+        (["--mode", "dirty-ring"], "measured by page-sampling only"),
+    ] {
+        let refused = rig
+            .vireo(&[&["domdirtyrate-calc", "one"], &args[..]].concat())
+            .fails();
+        assert!(refused.contains(why), "{refused}");
+    }
+    rig.vireo(&["domdirtyrate-calc", "one", "--seconds", "1"])
+        .ok();
+    let began = std::time::Instant::now();
+    while !rate().contains("dirtyrate.calc_status=2\n") {
+        assert!(
+            began.elapsed() < std::time::Duration::from_secs(60),
+            "{}",
+            rate()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // It reads a port, and writes no memory.
+    let found = rate();
+    assert!(found.contains("dirtyrate.calc_period=1\n"), "{found}");
+    assert!(
+        found.contains("dirtyrate.megabytes_per_second=0\n"),
+        "{found}"
+    );
+}
+
+#[test]
 fn what_a_guest_without_an_agent_or_a_screen_answers() {
     let pair = Pair::new(guest);
     let lines = [

@@ -9,6 +9,7 @@ use rpc::xdr::CharList;
 use uuid::Uuid;
 
 use super::{Answer, Call, Daemon, device_stats, reference};
+use crate::drivers::domain::dirtyrate::Status;
 use crate::drivers::domain::object::{Domain, not_running};
 use crate::drivers::domain::query::{self, definition};
 use crate::error::{Error, check_flags};
@@ -161,7 +162,8 @@ mod stats {
     pub const BLOCK: u32 = 1 << 5;
     /// Those that are there. Of performance events, I/O threads and memory bandwidth (bits 6 to 8) there is nothing
     /// to tell, as where libvirt has none of them.
-    pub const KNOWN: u32 = (1 << 9) - 1;
+    pub const KNOWN: u32 = (1 << 10) - 1;
+    pub const DIRTY_RATE: u32 = 1 << 9;
     /// VIR_CONNECT_GET_ALL_DOMAINS_STATS_ENFORCE_STATS
     pub const ENFORCE: u32 = 1 << 31;
     /// VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
@@ -209,6 +211,27 @@ async fn get_all_domain_stats(
     Ok(ConnectGetAllDomainStatsRet {
         ret_stats: records.into(),
     })
+}
+
+/// How fast a running domain's memory changes, where somebody has asked for it.
+fn dirty_rate(domain: &Domain, params: &mut Vec<TypedParam>) {
+    let inner = domain.lock();
+    let Some(rate) = inner.live.as_ref().map(|live| live.dirty_rate) else {
+        return;
+    };
+    let status = match rate.status {
+        Status::Unstarted => 0,
+        Status::Measuring => 1,
+        Status::Measured => 2,
+    };
+    params.push(TypedParam::new("dirtyrate.calc_status", status));
+    params.push(TypedParam::new("dirtyrate.calc_start_time", rate.began));
+    params.push(TypedParam::new("dirtyrate.calc_period", rate.seconds));
+    params.push(TypedParam::new("dirtyrate.calc_mode", "page-sampling"));
+    if rate.status == Status::Measured {
+        let name = "dirtyrate.megabytes_per_second";
+        params.push(TypedParam::new(name, rate.mib));
+    }
 }
 
 async fn domain_stats(
@@ -268,6 +291,9 @@ async fn domain_stats(
     }
     if groups & (stats::INTERFACE | stats::BLOCK) != 0 {
         device_stats::all_stats(daemon, domain, device_groups(false), &mut params).await;
+    }
+    if groups & stats::DIRTY_RATE != 0 {
+        dirty_rate(domain, &mut params);
     }
     if !domain.lock().visible() {
         return Err(not_running().into());

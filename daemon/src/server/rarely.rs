@@ -8,6 +8,7 @@ use rpc::stream::Stream;
 use rpc::types;
 
 use super::{Answer, Call, Daemon};
+use crate::drivers::domain::dirtyrate;
 use crate::drivers::domain::tuning::find_disk;
 use crate::error::{Error, check_flags};
 
@@ -154,10 +155,15 @@ async fn set_block_threshold(call: Call, args: DomainSetBlockThresholdArgs) -> A
 }
 
 async fn start_dirty_rate_calc(call: Call, args: DomainStartDirtyRateCalcArgs) -> Answer<()> {
-    running(&call, &args.dom)?;
-    Err(unsupported(
-        "the rate at which memory changes is not measured",
-    ))
+    /// virDomainDirtyRateCalcFlags
+    const BITMAP_OR_RING: u32 = 3;
+    check_flags(args.flags, BITMAP_OR_RING, "qemuDomainStartDirtyRateCalc")?;
+    if args.flags & BITMAP_OR_RING != 0 {
+        return Err(dirtyrate::only_sampling().into());
+    }
+    let domain = call.state().pin(&args.dom)?;
+    let domains = &call.state().domains;
+    Ok(domains.measure_dirty_rate(domain, args.seconds).await?)
 }
 
 async fn get_launch_security_info(

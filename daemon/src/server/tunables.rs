@@ -79,12 +79,11 @@ async fn get_scheduler_type(
     args: DomainGetSchedulerTypeArgs,
 ) -> Answer<DomainGetSchedulerTypeRet> {
     let domain = call.state().find(&args.dom)?;
-    if domain.lock().live.is_some() {
-        return Err(Tunable::Scheduler.missing().into());
-    }
+    let domains = &call.state().domains;
+    let params = domains.tunables(&domain, Tunable::Scheduler, 0)?;
     Ok(DomainGetSchedulerTypeRet {
         kind: "posix".to_owned(),
-        nparams: 9,
+        nparams: count(params.len()),
     })
 }
 

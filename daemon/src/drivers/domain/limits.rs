@@ -481,7 +481,7 @@ impl Driver {
             let group = driver.group(&domain, controller, kind, &old)?;
             set_changed(kind, &group, &old, &new).inspect_err(|_| {
                 if let Err(error) = set_changed(kind, &group, &new, &old) {
-                    log::error!("domain '{}': its limits: {error}", new.name);
+                    log::warn!("domain '{}': limits as before: {error}", new.name);
                 }
             })
         })

@@ -5,6 +5,7 @@ pub mod block_jobs;
 pub mod console;
 pub mod define;
 pub mod devices;
+pub mod dirtyrate;
 pub mod dump;
 pub mod guest_info;
 pub mod iothreads;

@@ -73,6 +73,8 @@ pub struct Live {
     pub balloon_told: (Option<Instant>, bool),
     /// Disks that had an error, by target, with virDomainDiskErrorCode.
     pub disk_errors: Vec<(String, i32)>,
+    /// How fast its memory changes.
+    pub dirty_rate: super::dirtyrate::DirtyRate,
     /// It ends with its creator's connection.
     pub autodestroy: bool,
     /// Somebody has asked for its end.

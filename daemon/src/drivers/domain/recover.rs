@@ -225,6 +225,7 @@ async fn take_up(
             made: record.made,
             disk_errors: Vec::new(),
             balloon_told: (None, false),
+            dirty_rate: super::dirtyrate::DirtyRate::default(),
             autodestroy: record.autodestroy,
             destroying: false,
             rebooting: false,

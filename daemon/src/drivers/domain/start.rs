@@ -281,6 +281,7 @@ impl Started {
                 made: std::mem::take(&mut self.cleanup.made),
                 disk_errors: Vec::new(),
                 balloon_told: (None, false),
+                dirty_rate: super::dirtyrate::DirtyRate::default(),
                 autodestroy: options.autodestroy,
                 destroying: false,
                 rebooting: false,
