@@ -586,16 +586,16 @@ fn domdirtyrate_calc(shell: &mut Shell, args: &Args) -> Result {
             return Err(Failure::new(format!("Unknown calculation mode '{other}'")));
         }
     };
-    let name = dom.name.clone();
     let asked = DomainStartDirtyRateCalcArgs {
         dom,
         seconds,
         flags,
     };
     shell.call(procs::DOMAIN_START_DIRTY_RATE_CALC, &asked)?;
-    shell.out.print_extra(format!(
-        "Start to calculate domain's memory dirty rate successfully.\n{name}"
-    ));
+    // virsh has a line for a name there, which it leaves empty.
+    shell
+        .out
+        .print_extra("Start to calculate domain's memory dirty rate successfully.\n");
     Ok(())
 }
 
