@@ -315,12 +315,18 @@ impl Rig {
     /// What a daemon would have removed that was killed with its domains.
     fn remove_groups(&self) {
         for group in self.groups() {
-            for part in fs::read_dir(&group).into_iter().flatten().flatten() {
-                if part.path().is_dir() {
-                    let _ = fs::remove_dir(part.path());
+            // Killed processes may still be in it for a moment.
+            for _ in 0..200 {
+                for part in fs::read_dir(&group).into_iter().flatten().flatten() {
+                    if part.path().is_dir() {
+                        let _ = fs::remove_dir(part.path());
+                    }
                 }
+                if fs::remove_dir(&group).is_ok() || !group.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
             }
-            let _ = fs::remove_dir(group);
         }
     }
 }

@@ -153,6 +153,11 @@ impl Groups {
         self.0.iter().find(|group| group.controller == controller)
     }
 
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Group> {
         self.0.iter()

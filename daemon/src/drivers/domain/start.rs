@@ -22,6 +22,7 @@ use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{Lifecycle, PausedReason, RunningReason, State};
 use super::{Driver, limits, saved_image, vcpus, watch};
+use crate::cgroups::Groups;
 use crate::control::{self, Control, ControlError, Frames};
 use crate::drivers::network::plug::Owner;
 use crate::error::{Error, ErrorCode, Result};
@@ -263,9 +264,7 @@ impl Started {
         killpoint("start.image-taken");
         // Before its first instruction, which memory of which node may depend on.
         let pid = self.process.identity().pid;
-        let placed = limits::place(&self.cleanup.made.groups, pid)
-            .and_then(|()| vcpus::place(&self.definition, pid));
-        if let Err(error) = placed {
+        if let Err(error) = place(&self.cleanup.made.groups, &self.definition, pid).await {
             end_process(&self.process).await;
             return Err(error);
         }
@@ -350,6 +349,19 @@ impl Started {
         }
         Ok(())
     }
+}
+
+/// Puts the threads of a machine where they are to run.
+async fn place(groups: &Groups, definition: &Definition, pid: u32) -> Result<()> {
+    if groups.is_empty() && !vcpus::is_placed(definition) {
+        return Ok(());
+    }
+    let (groups, definition) = (groups.clone(), definition.clone());
+    super::blocking(move || {
+        limits::place(&groups, &definition, pid)?;
+        vcpus::place(&definition, pid)
+    })
+    .await?
 }
 
 async fn ended_by_itself(mut ended: watch_channel::Receiver<bool>) -> bool {

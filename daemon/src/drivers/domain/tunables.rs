@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use rpc::types::{TypedParam, TypedValue};
-use xml_schemas::Domain as Definition;
 use xml_schemas::cpuset;
 use xml_schemas::dom::Element;
+use xml_schemas::domain::View;
+use xml_schemas::{Domain as Definition, Validation};
 
 use super::Driver;
 use super::limits::{self, PERIOD, QUOTA};
@@ -193,6 +194,8 @@ fn set_scheduler(definition: &mut Definition, param: &TypedParam) -> Result<()> 
             range.0, range.1
         )));
     }
+    // Any negative quota is none; one form of it is read again.
+    let value = value.max(-1);
     let child = (value != 0).then(|| Element::with_text(*element, value.to_string()));
     sections::set_child(definition, "cputune", element, child);
     Ok(())
@@ -462,7 +465,13 @@ impl Driver {
             self.limit(&domain, kind, Arc::new(running.clone()), new)
                 .await
         };
-        let change = |definition: &mut Definition| kind.set(definition, params);
+        let change = |definition: &mut Definition| {
+            kind.set(definition, params)?;
+            // What could not be read again would be lost with the daemon.
+            let text = definition.format(View::Inactive);
+            let read = Definition::parse(&text, Validation::Lenient);
+            read.map(drop).map_err(|error| invalid(error.to_string()))
+        };
         let was_live = impact(&domain.lock(), flags)?.0;
         self.modify(&domain, flags, live, change).await?;
         if was_live && kind == Tunable::Scheduler {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rpc::types::{TypedParam, TypedValue};
 use xml_schemas::Domain as Definition;
@@ -75,6 +76,28 @@ pub(super) fn threads(pid: u32) -> io::Result<Vec<(i32, Threads)>> {
     Ok(tasks.filter_map(thread).collect())
 }
 
+/// As [`threads`], for a machine that was just built: each thread takes its name when it first runs.
+pub(super) fn new_threads(definition: &Definition, pid: u32) -> Result<Vec<(i32, Threads)>> {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let deadline = Instant::now() + LIMIT;
+    let online = definition.vcpu.online() as usize;
+    loop {
+        let all =
+            threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
+        let is_vcpu = |(_, kind): &&(i32, Threads)| matches!(kind, Threads::Vcpu(_));
+        if all.iter().filter(is_vcpu).count() >= online {
+            return Ok(all);
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                ErrorCode::OPERATION_TIMEOUT,
+                "the threads of the domain's vCPUs do not begin",
+            ));
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
 /// Puts a thread onto CPUs.
 fn put(thread: i32, cpus: &BTreeSet<u32>) -> io::Result<()> {
     // As long as the highest number needs, in whole words, which the kernel wants.
@@ -92,7 +115,11 @@ fn put(thread: i32, cpus: &BTreeSet<u32>) -> io::Result<()> {
 /// Puts the threads that are meant onto CPUs.
 fn pin(pid: u32, wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
     let all = threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
-    for (thread, kind) in all {
+    pin_some(&all, wanted, cpus)
+}
+
+fn pin_some(all: &[(i32, Threads)], wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
+    for &(thread, kind) in all {
         if kind != wanted {
             continue;
         }
@@ -114,14 +141,27 @@ fn pin(pid: u32, wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
 /// # Errors
 /// The host has none of those CPUs, or not that scheduler for us.
 pub fn place(definition: &Definition, pid: u32) -> Result<()> {
-    schedule(definition, pid)?;
-    let all = (0..definition.vcpu.online()).map(Threads::Vcpu);
-    for threads in all.chain([Threads::Emulator]) {
-        if let Some(cpus) = cpus(definition, threads) {
-            pin(pid, threads, &cpus)?;
+    if !is_placed(definition) {
+        return Ok(());
+    }
+    let all = new_threads(definition, pid)?;
+    schedule(definition, &all)?;
+    let kinds = (0..definition.vcpu.online()).map(Threads::Vcpu);
+    for kind in kinds.chain([Threads::Emulator]) {
+        if let Some(cpus) = cpus(definition, kind) {
+            pin_some(&all, kind, &cpus)?;
         }
     }
     Ok(())
+}
+
+/// Whether a definition says anything of where and how threads run.
+pub fn is_placed(definition: &Definition) -> bool {
+    let mut parts = section(definition, "cputune")
+        .into_iter()
+        .flat_map(Element::elements);
+    let known = ["vcpupin", "emulatorpin", "vcpusched", "emulatorsched"];
+    definition.vcpu.cpuset.is_some() || parts.any(|part| known.contains(&part.name.as_str()))
 }
 
 /// `scheduler=` and its number (sched(7)), and whether it has priorities.
@@ -163,7 +203,7 @@ fn scheduler(definition: &Definition, threads: Threads) -> Result<Option<(libc::
 }
 
 /// Gives a machine's threads the schedulers that its definition wants.
-fn schedule(definition: &Definition, pid: u32) -> Result<()> {
+fn schedule(definition: &Definition, all: &[(i32, Threads)]) -> Result<()> {
     let online = definition.vcpu.online();
     let wanted = (0..online).map(Threads::Vcpu).chain([Threads::Emulator]);
     let mut schedulers = Vec::new();
@@ -172,11 +212,7 @@ fn schedule(definition: &Definition, pid: u32) -> Result<()> {
             schedulers.push((kind, scheduler));
         }
     }
-    if schedulers.is_empty() {
-        return Ok(());
-    }
-    let all = threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
-    for (thread, kind) in all {
+    for &(thread, kind) in all {
         let wanted = schedulers.iter().find(|(wanted, _)| *wanted == kind);
         let Some((_, (policy, priority))) = wanted else {
             continue;
