@@ -125,36 +125,18 @@ fn device_limits(
     })
 }
 
-/// Refuses values that are no values, as libvirt does when a domain is defined.
+/// Refuses shares that neither version of control groups has, as libvirt does when a domain is defined. Other values
+/// out of range are refused when a definition is read.
 ///
 /// # Errors
-/// VIR_ERR_XML_ERROR for what is no number, VIR_ERR_CONFIG_UNSUPPORTED for what is out of range.
+/// VIR_ERR_CONFIG_UNSUPPORTED.
 pub fn check(definition: &Definition) -> Result<()> {
-    let Some(tune) = section(definition, "cputune") else {
-        return Ok(());
-    };
-    for (_, element, signed) in SCHEDULER {
-        let Some(text) = tune.child_text(element) else {
-            continue;
-        };
-        let value = text.trim().parse::<i64>().ok();
-        let value = value.filter(|value| signed || *value >= 0).ok_or_else(|| {
-            Error::new(
-                ErrorCode::XML_ERROR,
-                format!("can't parse cputune {element} value"),
-            )
-        })?;
-        let (least, most) = match element {
-            "shares" => (2, 262_144),
-            _ if signed => QUOTA,
-            _ => PERIOD,
-        };
-        // Nothing is said by 0, and no quota by what is below.
-        if (value > 0 && value < least) || value > most {
-            return Err(Error::unsupported(format!(
-                "Value of cputune '{element}' must be in range [{least}, {most}]"
-            )));
-        }
+    let (least, most) = (2, 262_144);
+    let shares = cpu_value(definition, "shares");
+    if shares != 0 && !(least..=most).contains(&shares) {
+        return Err(Error::unsupported(format!(
+            "Value of cputune 'shares' must be in range [{least}, {most}]"
+        )));
     }
     Ok(())
 }
@@ -595,28 +577,17 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_named() {
-        let no = |inside: &str| {
-            let tune = format!("<cputune>{inside}</cputune>");
-            check(&domain(&tune)).unwrap_err().message
+    fn shares_out_of_range_are_refused() {
+        let with = |shares: u32| {
+            let tune = format!("<cputune><shares>{shares}</shares></cputune>");
+            check(&domain(&tune)).map_err(|error| error.message)
         };
-        assert_eq!(
-            no("<shares>1</shares>"),
-            "unsupported configuration: Value of cputune 'shares' must be in range [2, 262144]"
-        );
-        assert_eq!(
-            no("<global_period>5</global_period>"),
-            "unsupported configuration: Value of cputune 'global_period' must be in range [1000, 1000000]"
-        );
-        assert_eq!(
-            no("<emulator_quota>5</emulator_quota>"),
-            "unsupported configuration: Value of cputune 'emulator_quota' must be in range \
-             [1000, 17592186044415]"
-        );
-        check(&domain(
-            "<cputune><quota>-5</quota><shares>0</shares></cputune>",
-        ))
-        .unwrap();
+        let range =
+            "unsupported configuration: Value of cputune 'shares' must be in range [2, 262144]";
+        assert_eq!(with(1).unwrap_err(), range);
+        assert_eq!(with(262_145).unwrap_err(), range);
+        with(2).unwrap();
+        check(&domain("")).unwrap();
     }
 
     #[test]
