@@ -12,11 +12,10 @@ use xml_schemas::cpuset;
 use xml_schemas::dom::Element;
 
 use super::Driver;
-use super::metadata::{affect, chosen, impact};
+use super::metadata::{affect, chosen};
 use super::object::{Domain, Pinned};
 use super::sections::{self, section};
 use crate::error::{Error, ErrorCode, Result};
-use crate::events::DomainEvent;
 use crate::node;
 
 /// Which threads of a domain are meant.
