@@ -158,7 +158,8 @@ impl Payload {
 ///   for with a limit of 30 s, then given up with its buffers kept alive.
 /// - `reset_queue`: the driver resets one queue (2.6.1): as `reset`, for that queue alone.
 /// - `enable_queue`: the driver sets that queue up again (2.6.1), or for the first time after
-///   DRIVER_OK where it negotiated `VIRTIO_F_RING_RESET`.
+///   DRIVER_OK where it negotiated `VIRTIO_F_RING_RESET`. The transport pauses a device that was
+///   paused again.
 /// - `pause`: the machine is being paused, all vCPUs already are. Requests in flight are finished
 ///   (or, where that can wait for ever, kept for later in the state). When it returns nothing of
 ///   the device touches guest memory, and interrupts it owed have been sent.

@@ -227,15 +227,22 @@ impl Inner {
         if queue.enabled {
             return;
         }
-        let running = self.active;
+        let active = self.active;
         // Queues come before DRIVER_OK, unless they can be reset one by one.
-        if running && self.registers.driver_features & feature::RING_RESET == 0 {
+        if active && self.registers.driver_features & feature::RING_RESET == 0 {
             return;
         }
         queue.enabled = true;
         let setup = queue.setup;
-        if running && let Err(error) = self.device.enable_queue(index, setup) {
+        if !active {
+            return;
+        }
+        if let Err(error) = self.device.enable_queue(index, setup) {
             self.broken(&error);
+        }
+        // The driver may do that while the function can't master the bus: the queue rests until it can.
+        if !self.running {
+            self.device.pause();
         }
     }
 
