@@ -20,7 +20,7 @@ pub const REFUSED: &[i32] = &[
     procs::DOMAIN_OPEN_GRAPHICS_FD.number(),
     procs::DOMAIN_PM_SUSPEND_FOR_DURATION.number(),
     procs::DOMAIN_SET_BLOCK_THRESHOLD.number(),
-    procs::DOMAIN_START_DIRTY_RATE_CALC.number(),
+    procs::DOMAIN_BLOCK_COPY.number(),
     procs::DOMAIN_SET_LAUNCH_SECURITY_STATE.number(),
     procs::DOMAIN_FD_ASSOCIATE.number(),
     procs::DOMAIN_QEMU_MONITOR_COMMAND.number(),
