@@ -179,7 +179,14 @@ pub fn start_from_a_thread_of_its_own() -> io::Result<()> {
     Ok(())
 }
 
-fn start_thread(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+/// Starts a thread as workers are started (see [`start_from_a_thread_of_its_own`]).
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn start_thread(
+    name: String,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     let start = || std::thread::Builder::new().name(name).spawn(work);
     let Some(starter) = STARTER.get() else {
         return start();
