@@ -161,8 +161,9 @@ impl Driver {
             card.mac,
         )?;
         if let Plug::Network { bridge } | Plug::Bridge { bridge } = &plugged.plug {
-            attach(&device, bridge)?;
-            set_port(&device, plugged.isolated, plugged.vlan.as_ref())?;
+            attach(&device, bridge, || {
+                set_port(&device, plugged.isolated, plugged.vlan.as_ref())
+            })?;
         }
         if element.attr("type") == Some("bridge") {
             element.set_attr("type", "network");
@@ -257,15 +258,31 @@ impl Driver {
     }
 }
 
-/// Makes a tap a port of a bridge.
-fn attach(device: &str, bridge: &str) -> Result<()> {
+/// Makes a tap a port of a bridge. It is down, and so reaches nobody, until `restrict` has said what it may reach; if
+/// that fails it is no port.
+fn attach(device: &str, bridge: &str, restrict: impl FnOnce() -> Result<()>) -> Result<()> {
     let cannot = |e: &std::io::Error| {
         Error::system(format!("Unable to add bridge {bridge} port {device}"), e)
     };
-    let settings = link::Settings {
-        bridge: Some(link::index(bridge).map_err(|e| cannot(&e))?),
+    let port_of = |bridge: u32, up: Option<bool>| link::Settings {
+        bridge: Some(bridge),
+        up,
         ..link::Settings::default()
     };
+    let is = |up: bool| link::Settings {
+        up: Some(up),
+        ..link::Settings::default()
+    };
+    let bridge = link::index(bridge).map_err(|e| cannot(&e))?;
     let index = link::index(device).map_err(|e| cannot(&e))?;
-    link::set(index, settings).map_err(|e| cannot(&e))
+    link::set(index, is(false)).map_err(|e| cannot(&e))?;
+    let attached = link::set(index, port_of(bridge, None)).map_err(|e| cannot(&e));
+    if let Err(error) = attached.and_then(|()| restrict()) {
+        // Where even that fails it stays down.
+        if let Err(error) = link::set(index, port_of(0, Some(true))) {
+            log::error!("{device} cannot be detached and stays down: {error}");
+        }
+        return Err(error);
+    }
+    link::set(index, is(true)).map_err(|e| cannot(&e))
 }

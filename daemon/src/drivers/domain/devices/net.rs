@@ -34,8 +34,8 @@ impl Builder {
         let pairs = card.queues.unwrap_or(1).clamp(1, 8);
         let backend = match card.kind.as_str() {
             "bridge" | "ethernet" => {
-                let (files, name) = self.tap(&card, pairs)?;
-                set_port(&name, isolated, vlan.as_ref())?;
+                let (files, name) =
+                    self.tap(&card, pairs, |name| set_port(name, isolated, vlan.as_ref()))?;
                 note_target(element, &name);
                 self.taps(files, &name)
             }
@@ -124,7 +124,14 @@ impl Builder {
         )
     }
 
-    fn tap(&mut self, card: &Interface, pairs: u16) -> Result<(Vec<File>, String)> {
+    /// Opens a tap. One of ours is up only when `restrict` has said what it may reach: what a bridge sends to it
+    /// before waits for the guest.
+    fn tap(
+        &mut self,
+        card: &Interface,
+        pairs: u16,
+        restrict: impl FnOnce(&str) -> Result<()>,
+    ) -> Result<(Vec<File>, String)> {
         let bridge = match card.source.as_deref() {
             Some(name) if card.kind == "bridge" => {
                 let index = link::index(name).map_err(|e| {
@@ -146,6 +153,7 @@ impl Builder {
         let (files, name) = tap::open(wanted, pairs)
             .map_err(|e| Error::system(format!("Unable to create tap device {wanted}"), &e))?;
         if !card.managed {
+            restrict(&name)?;
             return Ok((files, name));
         }
         // As libvirt: the bridge must not take the guest's own address for its own.
@@ -155,11 +163,17 @@ impl Builder {
             mac: Some(mac),
             mtu: card.mtu.map(u32::from),
             bridge,
-            up: Some(true),
+            up: None,
         };
-        link::index(&name)
-            .and_then(|index| link::set(index, settings))
-            .map_err(|e| Error::system(format!("cannot set up tap device {name}"), &e))?;
+        let cannot = |e: &io::Error| Error::system(format!("cannot set up tap device {name}"), e);
+        let index = link::index(&name).map_err(|e| cannot(&e))?;
+        link::set(index, settings).map_err(|e| cannot(&e))?;
+        restrict(&name)?;
+        let up = link::Settings {
+            up: Some(true),
+            ..link::Settings::default()
+        };
+        link::set(index, up).map_err(|e| cannot(&e))?;
         Ok((files, name))
     }
 
