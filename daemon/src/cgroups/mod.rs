@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::host::Host;
 use crate::error::{Error, Result};
+use crate::vmm_process::Identity;
 
 /// The period that the kernel starts with, in microseconds.
 pub const DEFAULT_PERIOD: u64 = 100_000;
@@ -124,6 +125,9 @@ pub struct Group {
     root: PathBuf,
     /// The group's folder below it.
     below: PathBuf,
+    /// It is made, and the process with its threads is in it.
+    #[serde(default)]
+    ready: bool,
 }
 
 /// A domain's groups. Planned before they are made, so that they can be noted first.
@@ -143,12 +147,45 @@ impl Groups {
                 version: hierarchy.version,
                 root: hierarchy.root.clone(),
                 below: below.to_owned(),
+                ready: false,
             });
         }
         true
     }
 
-    /// The group of a controller.
+    /// The group of a controller that is made, with the process in it.
+    pub fn ready(&self, controller: Controller) -> Option<&Group> {
+        self.get(controller).filter(|group| group.ready)
+    }
+
+    /// All of them are made, with the process in them.
+    pub fn all_are_ready(&mut self) {
+        self.0.iter_mut().for_each(|group| group.ready = true);
+    }
+
+    /// As [`Self::all_are_ready`], for one controller's.
+    pub fn is_ready(&mut self, controller: Controller) {
+        let own = |group: &&mut Group| group.controller == controller;
+        self.0
+            .iter_mut()
+            .filter(own)
+            .for_each(|group| group.ready = true);
+    }
+
+    /// The process is in a controller's group already, as that is another one's as well.
+    pub fn is_in(&self, controller: Controller) -> bool {
+        self.shared(controller).any(|group| group.ready)
+    }
+
+    /// Others that have the folder of a controller's.
+    fn shared(&self, controller: Controller) -> impl Iterator<Item = &Group> {
+        let folder = self.get(controller).map(Group::folder);
+        self.0.iter().filter(move |group| {
+            group.controller != controller && folder.as_ref() == Some(&group.folder())
+        })
+    }
+
+    /// The group of a controller, made or not.
     pub fn get(&self, controller: Controller) -> Option<&Group> {
         self.0.iter().find(|group| group.controller == controller)
     }
@@ -168,11 +205,19 @@ impl Groups {
         self.0.first().map(|group| group.below.as_path())
     }
 
-    /// Removes the group of a controller, unless it is in use.
+    /// Forgets the group of a controller if it is another one's as well, or else if it can be removed.
     pub fn discard(&mut self, controller: Controller) {
+        let shared = self.shared(controller).next().is_some();
         self.0.retain(|group| {
-            group.controller != controller || remove_once(&group.folder()).is_err()
+            group.controller != controller || !shared && remove_once(&group.folder()).is_err()
         });
+    }
+
+    fn folders(&self) -> Vec<PathBuf> {
+        let mut folders: Vec<PathBuf> = self.0.iter().map(Group::folder).collect();
+        folders.sort();
+        folders.dedup();
+        folders
     }
 
     /// Opens what puts a process into all of them: it writes `0` to each file.
@@ -180,24 +225,30 @@ impl Groups {
     /// # Errors
     /// The system's.
     pub fn entries(&self) -> Result<Vec<File>> {
-        let mut folders: Vec<PathBuf> = self.0.iter().map(Group::folder).collect();
-        folders.sort();
-        folders.dedup();
         let open = |folder: &PathBuf| {
             let path = folder.join("cgroup.procs");
             let opened = OpenOptions::new().write(true).open(&path);
             opened.map_err(|e| unwritable(&path, &e))
         };
-        folders.iter().map(open).collect()
+        self.folders().iter().map(open).collect()
     }
 
-    /// Removes them with their parts. Their process has ended, or was never there.
+    /// Removes them with their parts. Their process has ended, or was never there; threads of one that has just ended
+    /// are waited for.
     pub fn remove(&self) {
-        for group in &self.0 {
-            let folder = group.folder();
-            if let Err(error) = remove(&folder) {
-                log::warn!("cannot remove {}: {error}", folder.display());
-            }
+        remove_all(&self.folders());
+    }
+
+    /// As [`Self::remove`], without waiting: what is still held then is removed by a thread.
+    pub fn remove_soon(&self) {
+        let mut held = self.folders();
+        held.retain(|folder| remove_once(folder).is_err());
+        if held.is_empty() {
+            return;
+        }
+        let thread = std::thread::Builder::new().name("cgroups".to_owned());
+        if let Err(error) = thread.spawn(move || remove_all(&held)) {
+            log::warn!("control groups are left: no thread to remove them: {error}");
         }
     }
 }
@@ -227,9 +278,16 @@ impl Group {
     /// Moves a process with all its threads into it.
     ///
     /// # Errors
-    /// The system's.
-    pub fn take(&self, pid: u32) -> Result<()> {
-        write(&self.folder(), "cgroup.procs", &pid.to_string())
+    /// It has ended; the system's.
+    pub fn take(&self, process: Identity) -> Result<()> {
+        // The kernel knows a number here, which may be another process's one day.
+        let is_there = || match Identity::of(process.pid) == Some(process) {
+            true => Ok(()),
+            false => Err(Error::invalid("the domain's process has ended")),
+        };
+        is_there()?;
+        write(&self.folder(), "cgroup.procs", &process.pid.to_string())?;
+        is_there()
     }
 
     /// Makes a part for some of the process's threads.
@@ -439,9 +497,17 @@ fn device(path: &str) -> Result<String> {
     Ok(format!("{}:{}", libc::major(number), libc::minor(number)))
 }
 
-/// Removes a group with its parts; one that is not there is removed already.
-fn remove(folder: &Path) -> io::Result<()> {
+fn remove_all(folders: &[PathBuf]) {
     let deadline = Instant::now() + REMOVE_LIMIT;
+    for folder in folders {
+        if let Err(error) = remove(folder, deadline) {
+            log::warn!("cannot remove {}: {error}", folder.display());
+        }
+    }
+}
+
+/// Removes a group with its parts; one that is not there is removed already.
+fn remove(folder: &Path, deadline: Instant) -> io::Result<()> {
     loop {
         match remove_once(folder) {
             // Threads of an ended process are gone a moment after it.
@@ -560,9 +626,45 @@ mod tests {
         let temp = TempFolder::new();
         let group = temp.0.join("g");
         fs::create_dir_all(group.join("vcpu0")).unwrap();
-        remove(&group).unwrap();
+        let now = Instant::now();
+        remove(&group, now).unwrap();
         assert!(!group.exists());
-        remove(&group).unwrap();
+        remove(&group, now).unwrap();
+    }
+
+    #[test]
+    fn half_made_groups_are_not_ready_and_shared_ones_are_only_forgotten() {
+        let temp = TempFolder::new();
+        let group = |controller, below: &str| Group {
+            controller,
+            version: Version::V2,
+            root: temp.0.clone(),
+            below: below.into(),
+            ready: false,
+        };
+        let mut groups = Groups(vec![
+            group(Controller::Cpu, "a"),
+            group(Controller::Memory, "a"),
+            group(Controller::Block, "b"),
+        ]);
+        for folder in ["a", "b/held/by"] {
+            fs::create_dir_all(temp.0.join(folder)).unwrap();
+        }
+        assert_eq!(groups.ready(Controller::Cpu), None);
+        groups.is_ready(Controller::Cpu);
+        assert!(groups.ready(Controller::Cpu).is_some());
+        assert!(groups.is_in(Controller::Memory));
+        assert!(!groups.is_in(Controller::Cpu) && !groups.is_in(Controller::Block));
+
+        groups.discard(Controller::Memory);
+        assert!(groups.get(Controller::Memory).is_none() && temp.0.join("a").exists());
+        // Something is in it: noted, so that it is removed one day, and not ready.
+        groups.discard(Controller::Block);
+        assert!(groups.get(Controller::Block).is_some());
+        assert_eq!(groups.ready(Controller::Block), None);
+        fs::remove_dir(temp.0.join("b/held/by")).unwrap();
+        groups.remove_soon();
+        assert!(!temp.0.join("a").exists() && !temp.0.join("b").exists());
     }
 
     #[test]
@@ -572,6 +674,7 @@ mod tests {
             version: Version::V1,
             root: "/sys/fs/cgroup/blkio".into(),
             below: "machine/vireo-1-a".into(),
+            ready: false,
         };
         let groups = Groups(vec![group]);
         let text = serde_json::to_string(&groups).unwrap();

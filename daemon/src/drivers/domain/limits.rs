@@ -1,5 +1,6 @@
 //! Limits of running domains: from what a definition says to control groups, and back.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -125,18 +126,35 @@ fn device_limits(
     })
 }
 
+/// Shares of both versions of control groups.
+const SHARES: (i64, i64) = (2, 262_144);
+
 /// Refuses shares that neither version of control groups has, as libvirt does when a domain is defined. Other values
 /// out of range are refused when a definition is read.
 ///
 /// # Errors
 /// VIR_ERR_CONFIG_UNSUPPORTED.
 pub fn check(definition: &Definition) -> Result<()> {
-    let (least, most) = (2, 262_144);
+    let (least, most) = SHARES;
     let shares = cpu_value(definition, "shares");
     if shares != 0 && !(least..=most).contains(&shares) {
         return Err(Error::unsupported(format!(
             "Value of cputune 'shares' must be in range [{least}, {most}]"
         )));
+    }
+    Ok(())
+}
+
+/// Refuses limits of I/O threads of a domain that has any.
+///
+/// # Errors
+/// VIR_ERR_CONFIG_UNSUPPORTED.
+pub fn check_iothreads(definition: &Definition) -> Result<()> {
+    let limited = |element: &str| cpu_value(definition, element) != 0;
+    if (limited("iothread_period") || limited("iothread_quota")) && iothreads::has_any(definition) {
+        return Err(Error::unsupported(
+            "limits of I/O threads: the machine has no threads that are I/O threads only",
+        ));
     }
     Ok(())
 }
@@ -163,29 +181,21 @@ pub fn plan(driver: &Driver, definition: &Definition, id: i32) -> Result<Groups>
     if asked.is_empty() {
         return Ok(groups);
     }
-    let iothread = |element: &str| cpu_value(definition, element) != 0;
-    if (iothread("iothread_period") || iothread("iothread_quota")) && iothreads::has_any(definition)
-    {
-        return Err(Error::unsupported(
-            "limits of I/O threads: the machine has no threads that are I/O threads only",
-        ));
-    }
+    check_iothreads(definition)?;
     let host = Host::look();
     let below = below(driver, definition, id)?;
     for kind in asked {
         let Some(controller) = kind.controller() else {
             continue;
         };
-        if driver.roots.session {
-            return Err(in_session(kind, ErrorCode::CONFIG_UNSUPPORTED));
-        }
-        if groups.plan(&host, controller, &below) {
+        if !driver.roots.session && groups.plan(&host, controller, &below) {
             continue;
         }
         let strict = matches!(numa_memory(definition), Some(("strict", _)));
         return Err(match kind {
             // The policy does that as well.
             Tunable::Numa if strict => continue,
+            _ if driver.roots.session => in_session(kind, ErrorCode::CONFIG_UNSUPPORTED),
             Tunable::Memory => Error::unsupported("Memory cgroup is not available on this host"),
             _ => Error::unsupported(format!("{} is not available on this host", kind.title())),
         });
@@ -309,11 +319,20 @@ fn set(kind: Tunable, group: &Group, definition: &Definition) -> Result<()> {
 }
 
 /// What is said of shares that the kernel has not.
-fn no_shares(shares: u64, (least, most): (u64, u64)) -> Error {
+fn no_shares<T: Display>(shares: T, (least, most): (T, T)) -> Error {
     Error::new(
         ErrorCode::INVALID_ARG,
         format!("shares '{shares}' must be in range [{least}, {most}]"),
     )
+}
+
+/// As [`check`], for shares that are set.
+///
+/// # Errors
+/// VIR_ERR_INVALID_ARG.
+pub fn check_set(definition: &Definition) -> Result<()> {
+    let shares = cpu_value(definition, "shares");
+    check(definition).map_err(|_| no_shares(shares, SHARES))
 }
 
 /// What is said of no shares at all, which a definition may have, and no running domain.
@@ -417,11 +436,15 @@ impl Driver {
         let Some(controller) = kind.controller() else {
             return Ok(values);
         };
+        if self.roots.session && kind == Tunable::Numa {
+            // Threads' own policy needs no group.
+            return Ok(values);
+        }
         if self.roots.session {
             return Err(in_session(kind, ErrorCode::OPERATION_UNSUPPORTED));
         }
         let groups = domain.lock().live()?.made.groups.clone();
-        if let Some(group) = groups.get(controller) {
+        if let Some(group) = groups.ready(controller) {
             if kind == Tunable::Scheduler {
                 at_first(kind, group, &mut values);
             }
@@ -458,6 +481,9 @@ impl Driver {
         }
         let (driver, domain) = (Arc::clone(self), Arc::clone(domain));
         blocking(move || {
+            if kind == Tunable::Scheduler {
+                check_iothreads(&new)?;
+            }
             let group = driver.group(&domain, controller, kind, &old)?;
             set_changed(kind, &group, &old, &new).inspect_err(|_| {
                 if let Err(error) = set_changed(kind, &group, &new, &old) {
@@ -476,13 +502,12 @@ impl Driver {
         kind: Tunable,
         running: &Definition,
     ) -> Result<Group> {
-        let (groups, id, pid) = {
+        let (groups, id, process) = {
             let inner = domain.lock();
             let live = inner.live()?;
-            let pid = live.process.identity().pid;
-            (live.made.groups.clone(), live.id, pid)
+            (live.made.groups.clone(), live.id, live.process.identity())
         };
-        if let Some(group) = groups.get(controller) {
+        if let Some(group) = groups.ready(controller) {
             return Ok(group.clone());
         }
         let mut all = groups;
@@ -505,23 +530,32 @@ impl Driver {
         };
         // First: whatever happens, it is removed with the domain.
         note(all.clone())?;
-        let made = group.make().and_then(|()| group.take(pid)).and_then(|()| {
+        // All of it can be repeated, and is if an earlier attempt failed or was cut short.
+        let make = || -> Result<()> {
+            group.make()?;
+            // Where it is another controller's as well, threads may be in parts of it by now.
+            if !all.is_in(controller) {
+                group.take(process)?;
+            }
             if controller == Controller::Cpu {
                 make_parts(&group, running)?;
-                place(&all, running, pid)?;
+                place(&all, running, process.pid)?;
             }
             if controller == Controller::Cpuset {
                 // A group of this controller has its own idea of where threads run.
-                vcpus::place(running, pid)?;
+                vcpus::place(running, process.pid)?;
             }
             Ok(())
-        });
-        if let Err(error) = made {
-            all.discard(controller);
-            note(all)?;
-            return Err(error);
+        };
+        let made = make();
+        let planned = all.clone();
+        match made {
+            Ok(()) => all.is_ready(controller),
+            Err(_) => all.discard(controller),
         }
-        Ok(group)
+        // The domain may have ended, and its groups with it, before this one was made again.
+        note(all).inspect_err(|_| planned.remove())?;
+        made.map(|()| group)
     }
 }
 
@@ -588,6 +622,8 @@ mod tests {
         assert_eq!(with(262_145).unwrap_err(), range);
         with(2).unwrap();
         check(&domain("")).unwrap();
+        let set = check_set(&domain("<cputune><shares>1</shares></cputune>")).unwrap_err();
+        assert_eq!(set.code, ErrorCode::INVALID_ARG);
     }
 
     #[test]

@@ -95,7 +95,8 @@ impl Made {
         for path in self.all().flat_map(|made| &made.outputs) {
             remove_file(path);
         }
-        self.clear_away();
+        self.clear_rest();
+        self.groups.remove_soon();
     }
 
     /// With what was made for single devices.
@@ -121,8 +122,14 @@ impl Made {
         own.outputs.extend(made.outputs);
     }
 
-    /// At the domain's end, or the device's.
+    /// At the domain's end, or the device's. Blocks as long as threads of an ended process still hold its groups.
     pub fn clear_away(&self) {
+        self.clear_rest();
+        self.groups.remove();
+    }
+
+    /// All but groups.
+    fn clear_rest(&self) {
         let sockets = self.all().flat_map(|made| &made.sockets);
         sockets.for_each(|path| remove_file(path));
         for folder in self.all().flat_map(|made| &made.folders) {
@@ -145,7 +152,6 @@ impl Made {
                 log::warn!("cannot end process {}: {error}", identity.pid);
             }
         }
-        self.groups.remove();
     }
 }
 

@@ -414,14 +414,21 @@ fn check_numa(running: &Definition, params: &[TypedParam]) -> Result<()> {
 
 /// What listeners are told of the new values (VIR_DOMAIN_TUNABLE_CPU_*).
 fn told(params: &[TypedParam]) -> Vec<TypedParam> {
-    let of = |param: &TypedParam| {
-        TypedParam::new(format!("cputune.{}", param.field), param.value.clone())
-    };
-    // 0 leaves a period or quota as it is.
-    let set = params
-        .iter()
-        .filter(|param| number(&param.value) != Some(0));
+    let of = |param: TypedParam| TypedParam::new(format!("cputune.{}", param.field), param.value);
+    let set = for_running(Tunable::Scheduler, params).into_iter();
     set.map(of).collect()
+}
+
+fn is_zero(param: &TypedParam) -> bool {
+    number(&param.value) == Some(0)
+}
+
+/// What of the parameters changes a running domain: 0 leaves a period or quota as it is there, as in libvirt. In a
+/// definition it takes them away.
+fn for_running(kind: Tunable, params: &[TypedParam]) -> Vec<TypedParam> {
+    let mut params = params.to_vec();
+    params.retain(|param| kind != Tunable::Scheduler || !is_zero(param));
+    params
 }
 
 impl Driver {
@@ -456,24 +463,37 @@ impl Driver {
             if kind == Tunable::Numa {
                 check_numa(running, params)?;
             }
-            let shares = params.iter().find(|param| param.field == "cpu_shares");
-            if let Some(0) = shares.and_then(|param| number(&param.value)) {
+            if params
+                .iter()
+                .any(|param| param.field == "cpu_shares" && is_zero(param))
+            {
                 return Err(limits::zero_shares());
             }
             let mut new = running.clone();
-            kind.set(&mut new, params)?;
+            kind.set(&mut new, &for_running(kind, params))?;
             self.limit(&domain, kind, Arc::new(running.clone()), new)
                 .await
         };
-        let change = |definition: &mut Definition| {
-            kind.set(definition, params)?;
+        let change = |definition: &mut Definition, view: View| {
+            match view {
+                View::Inactive => kind.set(definition, params)?,
+                View::Live => kind.set(definition, &for_running(kind, params))?,
+            }
+            // What no start would accept.
+            let sets = |what: &str| params.iter().any(|param| param.field.starts_with(what));
+            if kind == Tunable::Scheduler && sets("cpu_shares") {
+                limits::check_set(definition)?;
+            }
+            if kind == Tunable::Scheduler && sets("iothread_") {
+                limits::check_iothreads(definition)?;
+            }
             // What could not be read again would be lost with the daemon.
             let text = definition.format(View::Inactive);
             let read = Definition::parse(&text, Validation::Lenient);
             read.map(drop).map_err(|error| invalid(error.to_string()))
         };
         let was_live = impact(&domain.lock(), flags)?.0;
-        self.modify(&domain, flags, live, change).await?;
+        self.modify_each(&domain, flags, live, change).await?;
         if was_live && kind == Tunable::Scheduler {
             let event = DomainEvent::Tunable(told(params));
             self.emit(&domain.name(), &event);

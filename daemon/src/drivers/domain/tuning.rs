@@ -117,6 +117,18 @@ impl Driver {
         live: impl AsyncFnOnce(&Definition) -> Result<()>,
         change: impl Fn(&mut Definition) -> Result<()>,
     ) -> Result<()> {
+        self.modify_each(domain, flags, live, |definition, _| change(definition))
+            .await
+    }
+
+    /// As [`Self::modify`], where a change of the running definition differs from one of the stored definition.
+    pub(super) async fn modify_each(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        flags: u32,
+        live: impl AsyncFnOnce(&Definition) -> Result<()>,
+        change: impl Fn(&mut Definition, View) -> Result<()>,
+    ) -> Result<()> {
         let _job = domain.job().await?;
         let (stored, running) = {
             let inner = domain.lock();
@@ -125,14 +137,16 @@ impl Driver {
             let running = inner.live.as_ref().filter(|_| to_live);
             (stored, running.map(|live| Arc::clone(&live.definition)))
         };
-        let changed = |definition: &Arc<Definition>| {
+        let changed = |definition: &Arc<Definition>, view| {
             let mut new = Definition::clone(definition);
-            change(&mut new).map(|()| Arc::new(new))
+            change(&mut new, view).map(|()| Arc::new(new))
         };
         // Refused before anything is done.
-        let new_stored = stored.as_ref().map(changed).transpose()?;
+        let stored = stored.as_ref();
+        let new_stored = stored.map(|stored| changed(stored, View::Inactive));
+        let new_stored = new_stored.transpose()?;
         if let Some(running) = &running {
-            changed(running)?;
+            changed(running, View::Live)?;
             live(running).await?;
         }
         if let Some(new) = &new_stored {
@@ -145,7 +159,7 @@ impl Driver {
         }
         if let (Some(_), Some(live)) = (running, inner.live.as_mut()) {
             // As it is now: events may have changed it meanwhile.
-            let new = changed(&live.definition)?;
+            let new = changed(&live.definition, View::Live)?;
             let folder = Folder(live.folder.clone());
             if let Err(error) = folder.write_definition(&new) {
                 log::error!(
@@ -324,7 +338,8 @@ impl Driver {
             let DiskSource::Block(path) = &disk.source else {
                 return Err(only_devices());
             };
-            if disk.format != "raw" {
+            // Of a LUKS volume, what its header takes is not the guest's.
+            if disk.format != "raw" || disk.secret.is_some() {
                 return Err(only_devices());
             }
             let path = path.clone();

@@ -82,7 +82,11 @@ pub async fn watch(watched: Watched, mut frames: Frames) {
         // A child of the VMM could hold the connection open.
         let _ = tokio::time::timeout(DRAIN_LIMIT, drain).await;
     }
-    watched.finish(exit, ending);
+    // It may have to wait for the kernel.
+    let finished = super::blocking(move || watched.finish(exit, ending));
+    if let Err(error) = finished.await {
+        log::error!("{error}");
+    }
 }
 
 impl Watched {
@@ -549,6 +553,7 @@ pub fn finish(
         &format!("{reason:?}").to_lowercase(),
         &words,
     );
+    let groups = live.made.groups;
     inner.last_job = live.work.into_last();
     inner.state = State::Shutoff(reason);
     let name = domain.name_in(&inner);
@@ -557,6 +562,8 @@ pub fn finish(
     }
     driver.hub.emit(&name, &DomainEvent::Lifecycle(event));
     drop(inner);
+    // One may have been made since.
+    groups.remove();
     driver.registry.remove_if_unused(domain);
 }
 
