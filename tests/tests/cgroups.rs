@@ -1,8 +1,10 @@
 //! Limits of domains by control groups, of either version: what is asked for is in force, seen in the kernel's own files.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use vireo_tests::{Rig, Terminal, left_out, tiny_guest};
@@ -33,7 +35,9 @@ fn can_limit(controllers: &[&str]) -> bool {
                 }
                 _ => false,
             };
-            let trial = folder.join(format!("vireo-trial-{}", std::process::id()));
+            static TRIALS: AtomicU32 = AtomicU32::new(0);
+            let number = TRIALS.fetch_add(1, Ordering::Relaxed);
+            let trial = folder.join(format!("vireo-trial-{}-{number}", std::process::id()));
             there
                 && fs::create_dir(&trial)
                     .and_then(|()| fs::remove_dir(&trial))
@@ -288,7 +292,7 @@ fn a_domain_without_limits_gets_groups_when_one_is_set() {
         return;
     }
     let rig = Rig::new();
-    rig.define(&guest(&rig, ""));
+    rig.define(&guest(&rig, "<iothreads>1</iothreads>"));
     rig.vireo(&["start", "one"]).ok();
     assert_eq!(rig.groups(), Vec::<PathBuf>::new());
     // What the kernel starts with.
@@ -326,6 +330,43 @@ fn a_domain_without_limits_gets_groups_when_one_is_set() {
     .ok();
     assert_eq!(bandwidth(&cpu, first).1, "40000");
     assert_eq!(bandwidth(&cpu.join("vcpu0"), first).1, "30000");
+    // 0 leaves a running domain's as it is, and takes a definition's away.
+    for set in ["vcpu_quota=50000", "vcpu_quota=0"] {
+        rig.vireo(&["schedinfo", "one", "--config", "--set", set])
+            .ok();
+        rig.vireo(&["schedinfo", "one", "--live", "--set", "vcpu_quota=0"])
+            .ok();
+        assert_eq!(bandwidth(&cpu.join("vcpu0"), first).1, "30000");
+        let stored = rig.vireo(&["dumpxml", "one", "--inactive"]).ok();
+        let there = stored.contains("<quota>50000</quota>");
+        assert_eq!(there, set != "vcpu_quota=0", "{stored}");
+    }
+    has(
+        &rig.vireo(&["schedinfo", "one", "--live"]).ok(),
+        "vcpu_quota",
+        "30000",
+    );
+    // What would keep the domain from starting, or would do nothing, is refused.
+    for (scope, set, why) in [
+        (
+            "--config",
+            "cpu_shares=1",
+            "shares '1' must be in range [2, 262144]",
+        ),
+        (
+            "--config",
+            "cpu_shares=300000",
+            "shares '300000' must be in range [2, 262144]",
+        ),
+        ("--config", "iothread_quota=20000", "limits of I/O threads"),
+        ("--live", "iothread_quota=20000", "limits of I/O threads"),
+        ("--live", "iothread_period=20000", "limits of I/O threads"),
+    ] {
+        let refused = rig
+            .vireo(&["schedinfo", "one", scope, "--set", set])
+            .fails();
+        assert!(refused.contains(why), "{scope} {set}: {refused}");
+    }
 
     rig.vireo(&["memtune", "one", "--soft-limit", "300M", "--live"])
         .ok();
@@ -383,6 +424,96 @@ fn a_domain_without_limits_gets_groups_when_one_is_set() {
     assert!(groups.iter().all(|group| !group.exists()), "{groups:?}");
     let dump = rig.vireo(&["dumpxml", "one"]).ok();
     assert!(!dump.contains("quota"), "{dump}");
+}
+
+/// A block device that is a file; goes with this.
+struct Loop(String);
+
+impl Loop {
+    fn new(rig: &Rig) -> Option<Self> {
+        let file = rig.path("loop.img");
+        fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
+        let mut losetup = Command::new("losetup");
+        let made = losetup.args(["--find", "--show"]).arg(&file).output();
+        match made {
+            Ok(made) if made.status.success() => {
+                let name = String::from_utf8(made.stdout).unwrap();
+                Some(Self(name.trim().to_owned()))
+            }
+            _ => {
+                left_out("needs root, losetup and a free loop device");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
+fn limits_of_block_devices_are_in_force() {
+    if !can_limit(&["blkio"]) {
+        return;
+    }
+    let rig = Rig::new();
+    let Some(device) = Loop::new(&rig) else {
+        return;
+    };
+    rig.define(&guest(&rig, ""));
+    let set = |scope: &str, bytes: u32| {
+        let limit = format!("{},{bytes}", device.0);
+        rig.vireo(&[
+            "blkiotune",
+            "one",
+            scope,
+            "--device-write-bytes-sec",
+            &limit,
+        ])
+        .ok()
+    };
+    let number = fs::metadata(&device.0).unwrap().rdev();
+    let number = format!("{}:{}", libc::major(number), libc::minor(number));
+    // What the kernel has for that device.
+    let limit = || -> Option<String> {
+        let (group, first) = group_with(&rig, "blkio.throttle.write_bps_device", "io.max");
+        let file = if first {
+            "blkio.throttle.write_bps_device"
+        } else {
+            "io.max"
+        };
+        let all = text(group.join(file));
+        let own = all.lines().find_map(|line| line.strip_prefix(&number))?;
+        let own = own.split(' ').map(|word| word.trim_start_matches("wbps="));
+        own.map(str::to_owned)
+            .find(|word| word.parse::<u64>().is_ok())
+    };
+    // From the start, changed live, and taken away.
+    set("--config", 2_000_000);
+    rig.vireo(&["start", "one"]).ok();
+    assert_eq!(limit().as_deref(), Some("2000000"));
+    set("--live", 3_000_000);
+    assert_eq!(limit().as_deref(), Some("3000000"));
+    let shown = rig.vireo(&["blkiotune", "one", "--live"]).ok();
+    has(
+        &shown,
+        "device_write_bytes_sec",
+        &format!("{},3000000", device.0),
+    );
+    set("--live", 0);
+    assert_eq!(limit(), None);
+    rig.vireo(&["destroy", "one"]).ok();
+
+    // A group that is made for it.
+    set("--config", 0);
+    rig.vireo(&["start", "one"]).ok();
+    assert_eq!(rig.groups(), Vec::<PathBuf>::new());
+    set("--live", 4_000_000);
+    assert_eq!(limit().as_deref(), Some("4000000"));
+    rig.vireo(&["destroy", "one"]).ok();
 }
 
 #[test]
