@@ -62,6 +62,9 @@ impl Active {
         base: Arc<dyn Image>,
         base_qcow2: Option<Arc<Qcow2>>,
     ) -> Self {
+        // What is given back above the end of a shorter image behind it reads as zeroes, and must
+        // with a longer one behind it, too.
+        top.explicit_zeroes();
         Self {
             tracker: top.track(),
             top,
@@ -96,7 +99,8 @@ impl Active {
             while at < to {
                 let extent = self.top.extent(at, (to - at).min(PIECE))?;
                 let len = extent.len;
-                if !extent.present || extent.depth >= self.depth {
+                // One that is not there above `depth` is past the end of a shorter image: zeroes.
+                if extent.depth >= self.depth {
                     // As before, or given back: the base has it.
                 } else if extent.zero {
                     self.base.write_zeroes(at, len, true)?;
@@ -112,6 +116,14 @@ impl Active {
             }
         }
         Ok(all)
+    }
+
+    /// Has all that was copied so far reach stable storage.
+    ///
+    /// # Errors
+    /// The host's I/O.
+    pub fn flush(&self) -> Result<(), Error> {
+        self.base.flush()
     }
 
     /// Copies the rest, while nobody writes to the image, and has all of it reach stable storage:

@@ -99,6 +99,10 @@ impl Qcow2 {
     /// [`Error::Cancelled`], the host's I/O.
     pub fn pull(&self, depth: Option<u32>, job: &Job) -> Result<(), Error> {
         self.check_writable()?;
+        if depth.is_some() {
+            // It gets another image behind it, which may be longer.
+            self.explicit_zeroes();
+        }
         job.more(self.size());
         let mut buffer = AlignedBuf::new(PIECE as usize)?;
         let mut at = 0;
@@ -114,8 +118,8 @@ impl Qcow2 {
                 let wanted = match depth {
                     // Without anything behind it, what is not there reads as zeroes.
                     None => !below.zero,
-                    // One that ends sooner hides what is behind it, as zeroes do.
-                    Some(depth) => below.depth < depth && (below.present || below.depth > 0),
+                    // One that ends sooner, this one included, hides what is behind it, as zeroes do.
+                    Some(depth) => below.depth < depth,
                 };
                 if wanted {
                     self.fill(at, len, below.zero, &mut buffer)?;

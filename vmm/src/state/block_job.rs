@@ -1,6 +1,7 @@
 //! What moves content between a disk's images while its guest runs: a thread, and how it stands.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -91,10 +92,14 @@ impl BlockJob {
         let thread = std::thread::Builder::new()
             .name("blockjob".into())
             .spawn(move || {
-                let result = run(work, &own_job, &own, &tell).map_err(|error| match error {
-                    images::Error::Cancelled => Cause::Cancelled,
-                    error => Cause::Failed(error.to_string()),
-                });
+                // A job that ends in no way would be waited for without end.
+                let run = AssertUnwindSafe(|| run(work, &own_job, &own, &tell));
+                let result = match catch_unwind(run) {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(images::Error::Cancelled)) => Err(Cause::Cancelled),
+                    Ok(Err(error)) => Err(Cause::Failed(error.to_string())),
+                    Err(_) => Err(Cause::Failed("the job's thread panicked".into())),
+                };
                 lock(&own.phase).0 = Phase::Ended(result);
                 tell();
             })?;
@@ -170,6 +175,7 @@ fn run(work: Work, job: &Job, shared: &Shared, tell: &impl Fn()) -> Result<(), i
     active.copy(job)?;
     killpoint("vmm.commit-copied");
     while active.catch_up(job)? > LITTLE {}
+    active.flush()?;
     lock(&shared.phase).0 = Phase::Ready;
     tell();
     loop {
@@ -190,5 +196,8 @@ fn run(work: Work, job: &Job, shared: &Shared, tell: &impl Fn()) -> Result<(), i
         }
         active.catch_up(job)?;
     }
+    active.catch_up(job)?;
+    // What is left to be synced with the guest at rest is little then.
+    active.flush()?;
     active.catch_up(job).map(drop)
 }
