@@ -17,7 +17,7 @@ use images::Image;
 /// A disk's job, and how to see it to its end.
 #[derive(Debug)]
 pub(super) struct DiskJob {
-    disk: String,
+    pub(super) disk: String,
     kind: BlockJobKind,
     speed: u64,
     /// It has been told that it is ready.
@@ -172,9 +172,15 @@ impl Machine {
                 }
             }
             _ => {
-                let plan = job.plan;
-                let finished =
-                    self.for_a_moment(|machine| machine.devices.pci.disk(&id)?.finish_job(plan));
+                let mut plan = Some(job.plan);
+                let finished = self.for_a_moment(|machine| {
+                    let disk = machine.devices.pci.disk(&id)?;
+                    plan.take().map_or(Ok(()), |plan| disk.finish_job(plan))
+                });
+                // There was no such moment.
+                if let (Some(plan), Ok(disk)) = (plan, self.devices.pci.disk(&id)) {
+                    disk.give_job_up(plan);
+                }
                 killpoint("vmm.block-job-done");
                 match finished {
                     Ok(()) => BlockJobNews::Completed,

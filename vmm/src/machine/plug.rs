@@ -77,6 +77,8 @@ impl Machine {
             .filter(|known| behind(known))
             .map(|known| known.id.clone())
             .collect();
+        // A job has its disk's images; another disk may come under the same id.
+        self.block_jobs.retain(|job| !ids.contains(&job.disk));
         self.devices.pci.unplug(index, &ids);
         self.config.devices.retain(|known| !behind(known));
         for id in ids {

@@ -414,8 +414,8 @@ impl Machine {
         &mut self,
         what: impl FnOnce(&mut Self) -> Result<T, String>,
     ) -> Result<T, String> {
-        self.hold().map_err(|error| error.to_string())?;
-        let result = what(self);
+        let held = self.hold().map_err(|error| error.to_string());
+        let result = held.and_then(|()| what(self));
         if !self.gate.is_quiet() {
             // The guest wanted something at that very moment; that decides how it goes on.
             self.handle_messages();

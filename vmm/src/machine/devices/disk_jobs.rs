@@ -92,6 +92,7 @@ impl Disk {
         match wanted {
             Wanted::Pull { base, name } => {
                 let top = self.top_of(&layers)?;
+                without_snapshots(layers.get(..1))?;
                 let index = base.map(&at).transpose()?.map(|(index, _)| index);
                 if index == Some(0) || base.is_some() != name.is_some() {
                     return Err("the image on top can't be behind itself".to_owned());
@@ -109,6 +110,8 @@ impl Disk {
                 if first >= last {
                     return Err("an image is merged into one behind it".to_owned());
                 }
+                // One in the image that is written stays what it is, and one above reads the same.
+                without_snapshots(layers.get(first..last))?;
                 let mut descriptors = descriptors.into_iter();
                 let fd = descriptors
                     .next()
@@ -116,6 +119,9 @@ impl Disk {
                 let above = descriptors.next();
                 if (first > 1) != above.is_some() {
                     return Err("the image above needs a descriptor".to_owned());
+                }
+                if let (Some(fd), Some(layer)) = (&above, layers.get(first.saturating_sub(1))) {
+                    layer.same_file(fd)?;
                 }
                 let writer = open_writer(base_layer, layers.get(last + 1), fd)?;
                 let (base, base_qcow2) = (writer.opened.image.clone(), writer.opened.qcow2.clone());
@@ -211,11 +217,12 @@ impl Disk {
             (OsString::from(name), format)
         });
         killpoint("vmm.pulled");
+        let before = named(&top);
         top.set_backing(backing).map_err(words)?;
         killpoint("vmm.rebased");
-        drop(top);
         let end = base.unwrap_or(layers.len());
-        self.keep(&mut layers, 1..end)
+        let kept = self.keep(&mut layers, 1..end);
+        or_back(&top, before, kept)
     }
 
     /// Goes on with the disk's images but these, which the headers do not name any more.
@@ -248,11 +255,30 @@ impl Disk {
         above: Option<OwnedFd>,
     ) -> Result<(), String> {
         let mut layers = lock(&self.layers);
+        let rebased = self.rebase(&layers, top, name, &writer, above);
+        // It closes, and its lock is gone.
+        drop(writer);
+        let locked = layers
+            .get(base)
+            .map_or(Ok(()), |layer| layer.lock_file(true));
+        let (image, before) = rebased?;
+        let kept = locked.and_then(|()| self.keep(&mut layers, top..base));
+        or_back(&image, before, kept)
+    }
+
+    /// Has the image above `top` name the one that was merged into; that image, and what it named.
+    fn rebase(
+        &self,
+        layers: &[Layer],
+        top: usize,
+        name: &str,
+        writer: &Layer,
+        above: Option<OwnedFd>,
+    ) -> Result<(Arc<Qcow2>, Backing), String> {
         let format = layers::format(writer.format).name().to_owned();
         writer.opened.image.rest().map_err(words)?;
         killpoint("vmm.committed");
-        let backing = Some((OsString::from(name), Some(format)));
-        match above {
+        let image = match above {
             // Read only so far: for this moment it is open a second time.
             Some(fd) => {
                 let options = qcow2::Options {
@@ -261,21 +287,15 @@ impl Disk {
                 };
                 let called = layers.get(top - 1).map_or("", |layer| &layer.name);
                 let file = File::new(fd, called).map_err(words)?;
-                let image = Qcow2::open(file, options).map_err(words)?;
-                image.set_backing(backing).map_err(words)?;
+                Arc::new(Qcow2::open(file, options).map_err(words)?)
             }
-            None => {
-                let image = self.top_of(&layers)?;
-                image.set_backing(backing).map_err(words)?;
-            }
-        }
+            None => self.top_of(layers)?,
+        };
+        let before = named(&image);
+        let backing = Some((OsString::from(name), Some(format)));
+        image.set_backing(backing).map_err(words)?;
         killpoint("vmm.rebased");
-        // It closes, and its lock is gone.
-        drop(writer);
-        if let Some(layer) = layers.get(base) {
-            layer.lock_file(true)?;
-        }
-        self.keep(&mut layers, top..base)
+        Ok((image, before))
     }
 
     /// The disk goes on with the image that everything was copied into. The one that was on top is
@@ -288,7 +308,10 @@ impl Disk {
         active: Arc<Active>,
     ) -> Result<(), String> {
         let mut layers = lock(&self.layers);
-        let finished = active.finish(&Job::new()).map_err(words);
+        // At rest, as whoever opens it next wants to find it.
+        let finished = active.finish(&Job::new());
+        let finished = finished.and_then(|()| writer.opened.image.rest());
+        let finished = finished.map_err(words);
         drop(active);
         let old = self.top_of(&layers)?;
         let format = layers::format(writer.format).name().to_owned();
@@ -306,19 +329,55 @@ impl Disk {
         }
         killpoint("vmm.rebased");
         self.top.replace(writer.opened.image.clone());
-        if let Err(error) = old.empty() {
-            log::error!("emptying what was merged: {error}");
-        }
+        let emptied = old.empty();
         killpoint("vmm.emptied");
         layers.drain(..=base);
         layers.insert(0, writer);
-        Ok(())
+        // The disk has gone on; but whoever names the image that was merged finds it as it was.
+        emptied.map_err(|error| format!("merged, but not emptied then: {error}"))
     }
+}
+
+/// What an image's header says is behind it.
+type Backing = Option<(OsString, Option<String>)>;
+
+fn named(image: &Qcow2) -> Backing {
+    let header = image.header();
+    Some((header.backing?, header.backing_format))
+}
+
+/// The images did not change after all: then the header must not say so. Either way the image reads
+/// the same.
+fn or_back(image: &Qcow2, before: Backing, kept: Result<(), String>) -> Result<(), String> {
+    if kept.is_err()
+        && let Err(error) = image.set_backing(before).and_then(|()| image.rest())
+    {
+        log::error!("{error}");
+    }
+    kept
+}
+
+/// A snapshot inside an image that goes would go with it, and one in an image that something is
+/// pulled into would have nothing behind it any more.
+fn without_snapshots(layers: Option<&[Layer]>) -> Result<(), String> {
+    for layer in layers.unwrap_or_default() {
+        let Some(image) = &layer.opened.qcow2 else {
+            continue;
+        };
+        if let Some(one) = image.snapshots().map_err(words)?.first() {
+            return Err(format!(
+                "{} has a snapshot '{}' inside, which the block job would damage",
+                layer.name, one.name
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Opens an image that was only read once more, for writing: its own lock makes room for the new
 /// descriptor's, which keeps everybody else away.
 fn open_writer(layer: &Layer, behind: Option<&Layer>, fd: OwnedFd) -> Result<Layer, String> {
+    layer.same_file(&fd)?;
     let file = File::new(fd, &layer.name).map_err(words)?;
     if !file.writable() {
         return Err(format!("{} is not open for writing", layer.name));

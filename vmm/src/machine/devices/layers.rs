@@ -90,6 +90,25 @@ impl Layer {
         }
     }
 
+    /// `fd`, which was opened by the image's name, is its file still.
+    ///
+    /// # Errors
+    /// It is another, in words for the caller.
+    pub fn same_file(&self, fd: &OwnedFd) -> Result<(), String> {
+        let own = self.locks.first().ok_or("an image without a file")?;
+        let stat = |fd: &OwnedFd| nix::sys::stat::fstat(fd).map_err(|error| error.to_string());
+        let (own, other) = (stat(&own.fd)?, stat(fd)?);
+        // A device may have several names.
+        let device = own.st_rdev != 0 && own.st_rdev == other.st_rdev;
+        match device || (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino) {
+            true => Ok(()),
+            false => Err(format!(
+                "{} is not the file any more that the disk has under this name",
+                self.name
+            )),
+        }
+    }
+
     /// Its file once more.
     fn file(&self) -> Result<File, String> {
         let own = self.locks.first().ok_or("an image without a file")?;
