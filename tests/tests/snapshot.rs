@@ -634,3 +634,127 @@ fn a_crash_at_any_point_leaves_no_half_snapshot_inside() {
         next.wait().unwrap();
     }
 }
+
+#[test]
+fn nothing_that_others_need_is_merged_away() {
+    if !which("qemu-img") {
+        return left_out("needs qemu-img (qemu-utils)");
+    }
+    let rig = Rig::new();
+    let _daemon = rig.daemon();
+    let create = |words: &[&str]| {
+        rig.vireo(&[&["snapshot-create-as", "one"], words].concat())
+            .ok()
+    };
+    // A snapshot inside the image that would go.
+    let first = with_disk(&rig, "one");
+    write(&first, "0", "1");
+    create(&["s1", "--disk-only"]);
+    let over = top(&rig, "one");
+    write(&over, "0", "2");
+    create(&["s2"]);
+    assert_eq!(inside(&over), ["s2"]);
+    let error = rig.vireo(&["snapshot-delete", "one", "s1"]).fails();
+    assert!(error.contains("snapshot 's2' is inside"), "{error}");
+    rig.vireo(&["start", "one"]).ok();
+    let error = rig.vireo(&["snapshot-delete", "one", "s1"]).fails();
+    assert!(error.contains("snapshot 's2' is inside"), "{error}");
+    // Nor does a block job.
+    let error = rig
+        .vireo(&["blockcommit", "one", "vda", "--active"])
+        .fails();
+    assert!(error.contains("has a snapshot 's2' inside"), "{error}");
+    let error = rig.vireo(&["blockpull", "one", "vda"]).fails();
+    assert!(error.contains("has a snapshot 's2' inside"), "{error}");
+    assert!(!rig.vireo(&["dumpxml", "one"]).ok().contains("<mirror"));
+    rig.vireo(&["destroy", "one"]).ok();
+    rig.vireo(&["snapshot-revert", "one", "s2"]).ok();
+    rig.vireo(&["snapshot-delete", "one", "s2"]).ok();
+    assert_eq!(content(&rig, &over)[0], 2);
+    // A branch on the same base as what would go into it.
+    create(&["s3", "--disk-only"]);
+    write(&top(&rig, "one"), "0", "3");
+    rig.vireo(&["snapshot-revert", "one", "s1"]).ok();
+    let branch = top(&rig, "one");
+    assert_eq!(content(&rig, &branch)[0], 1);
+    for running in [false, true] {
+        if running {
+            rig.vireo(&["start", "one"]).ok();
+        }
+        let error = rig.vireo(&["snapshot-delete", "one", "s1"]).fails();
+        assert!(
+            error.contains("goes on from") && error.contains("can't be merged"),
+            "{error}"
+        );
+    }
+    rig.vireo(&["destroy", "one"]).ok();
+    assert_eq!(content(&rig, &branch)[0], 1);
+    rig.vireo(&["snapshot-revert", "one", "s3"]).ok();
+    // Two on the same image: both stand on what it was merged into.
+    let third = top(&rig, "one");
+    assert_eq!(content(&rig, &third)[0], 2);
+    rig.vireo(&["snapshot-delete", "one", "s1"]).ok();
+    assert_eq!(content(&rig, &third)[0], 2);
+    assert!(!Path::new(&over).exists());
+}
+
+#[test]
+fn a_deletion_that_was_cut_short_is_gone_on_with() {
+    if !which("qemu-img") {
+        return left_out("needs qemu-img (qemu-utils)");
+    }
+    for (point, running) in [
+        ("snapshot.marked", false),
+        ("snapshot.merged-one", false),
+        ("snapshot.committed", false),
+        ("snapshot.merged", false),
+        ("snapshot.marked", true),
+        ("blockjob.ended", true),
+        ("blockjob.settled", true),
+        ("snapshot.merged-one", true),
+        ("snapshot.committed", true),
+    ] {
+        let rig = Rig::new();
+        let mut daemon = rig
+            .command("vireod")
+            .env("VIREO_KILL_AT", point)
+            .spawn()
+            .unwrap();
+        while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
+            assert!(daemon.try_wait().unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let first = with_disk(&rig, "one");
+        write(&first, "0", "1");
+        rig.vireo(&["snapshot-create-as", "one", "s1", "--disk-only"])
+            .ok();
+        let over = top(&rig, "one");
+        write(&over, "0", "2");
+        if running {
+            rig.vireo(&["start", "one"]).ok();
+        }
+        let run = rig.vireo(&["snapshot-delete", "one", "s1"]);
+        assert_ne!(run.status, 0, "{point}");
+        daemon.wait().unwrap();
+        let mut next = rig.daemon();
+        let error = rig.vireo(&["snapshot-revert", "one", "s1"]).fails();
+        assert!(error.contains("deleted in part"), "{point}: {error}");
+        // What the guest writes meanwhile is not written over by the second attempt.
+        if !running {
+            write(&top(&rig, "one"), "64k", "3");
+        }
+        rig.vireo(&["snapshot-delete", "one", "s1"]).ok();
+        assert_eq!(top(&rig, "one"), first, "{point}");
+        assert!(!Path::new(&over).exists(), "{point}");
+        if running {
+            answers(&rig, "one");
+            rig.vireo(&["destroy", "one"]).ok();
+        }
+        let now = content(&rig, &first);
+        let expected = if running { [2, 0] } else { [2, 3] };
+        assert_eq!([now[0], now[64 << 10]], expected, "{point}");
+        assert!(!rig.path("var/lib/vireo/snapshots/one").exists());
+        next.kill().unwrap();
+        next.wait().unwrap();
+    }
+}

@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub memory: Option<Place>,
     /// What is done with each disk.
     pub disks: Vec<SnapshotDisk>,
+    /// Its deletion was begun: it is not what it was.
+    pub deleting: bool,
     /// The domain at that time.
     pub domain: Option<Box<Domain>>,
 }
@@ -142,6 +144,7 @@ impl Snapshot {
             created: None,
             memory: root.child("memory").map(memory).transpose()?,
             disks: Vec::new(),
+            deleting: false,
             domain: None,
         };
         if let Some(disks) = root.child("disks") {
@@ -159,6 +162,7 @@ impl Snapshot {
         let state = root.child_text("state");
         let state = state.ok_or_else(|| xml("missing state from existing snapshot"))?;
         snapshot.state = Some(SnapshotState::parse(&state)?);
+        snapshot.deleting = root.child("snapshotDeleteInProgress").is_some();
         snapshot.parent = root
             .child("parent")
             .and_then(|parent| parent.child_text("name"));
@@ -202,6 +206,10 @@ impl Snapshot {
                 .iter()
                 .for_each(|disk| disks.push(disk.element()));
             root.push(disks);
+        }
+        if self.deleting && full {
+            // libvirt's own note, too.
+            root.push(Element::new("snapshotDeleteInProgress"));
         }
         let mut out = String::new();
         format_element(&mut out, &root, 0);

@@ -17,6 +17,7 @@ use super::metadata::impact;
 use super::object::{Domain, Inner, Pinned};
 use super::record::Folder;
 use crate::control::ControlError;
+use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::drivers::network::plug::Owner;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::DomainEvent;
@@ -457,6 +458,9 @@ impl Driver {
             let alias = device::alias(device)
                 .ok_or_else(|| Error::internal("a running device has no id"))?
                 .to_owned();
+            if device.name == "disk" {
+                disk_without_block_job(&domain, &alias).await?;
+            }
             ask(&domain, Call::RemoveDevice { id: alias.clone() }).await?;
             wait_until_gone(&domain, &alias).await;
         }
@@ -554,6 +558,7 @@ impl Driver {
     /// The VMM has taken a device out.
     pub(super) fn device_removed(&self, domain: &Domain, inner: &mut Inner, id: &str) {
         let name = domain.name_in(inner);
+        self.block_job_gone(domain, inner, id);
         let Some(live) = inner.live.as_mut() else {
             return;
         };

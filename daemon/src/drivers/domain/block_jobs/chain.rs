@@ -1,5 +1,6 @@
 //! A running disk's images, as its definition lists them.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use xml_schemas::Domain as Definition;
@@ -48,6 +49,17 @@ fn source(element: &Element) -> Option<String> {
     let source = element.child("source")?;
     let path = source.attr("file").or_else(|| source.attr("dev"))?;
     Some(path.to_owned())
+}
+
+/// The type of an image's place, and its source: a file's, or a device's.
+pub fn source_element(path: &str) -> (&'static str, Element) {
+    let device = std::fs::metadata(path).is_ok_and(|known| known.file_type().is_block_device());
+    let (kind, attribute) = if device {
+        ("block", "dev")
+    } else {
+        ("file", "file")
+    };
+    (kind, Element::new("source").with_attr(attribute, path))
 }
 
 /// The images of a disk, the one on top first.
@@ -139,11 +151,12 @@ pub fn refresh(definition: &mut Definition, target: &str, before: &[Link]) -> Re
     }
     let mut store = Element::new("backingStore");
     for link in list.iter().skip(1).rev() {
+        let (kind, source) = source_element(&link.path);
         store = Element::new("backingStore")
-            .with_attr("type", "file")
+            .with_attr("type", kind)
             .with_attr("index", link.index.unwrap_or_default().to_string())
             .with_child(Element::new("format").with_attr("type", link.format.as_str()))
-            .with_child(Element::new("source").with_attr("file", link.path.as_str()))
+            .with_child(source)
             .with_child(store);
     }
     let first = list.first().and_then(|link| link.index);
@@ -179,14 +192,11 @@ mod tests {
         assert_eq!(find("/c", Some(0)), Ok(2));
         assert_eq!(
             find("/b", Some(1)),
-            Err(
-                "invalid argument: could not find image '/b' beneath '/b' in chain for '/a'"
-                    .to_owned()
-            )
+            Err("could not find image '/b' beneath '/b' in chain for '/a'".to_owned())
         );
         assert_eq!(
             find("vdb[1]", None),
-            Err("invalid argument: could not find image 'vdb[1]' in chain for '/a'".to_owned())
+            Err("could not find image 'vdb[1]' in chain for '/a'".to_owned())
         );
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vmm_api::control::{Answer, BlockJobKind, BlockJobNews, Call};
 use xml_schemas::Domain as Definition;
 
-use super::{chain, kind_number};
+use super::{Pending, chain, kind_number};
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Inner, Pinned};
 use crate::drivers::domain::record::Folder;
@@ -70,10 +70,13 @@ impl Driver {
             let Some(pinned) = driver.registry.pin(&domain) else {
                 return;
             };
-            let job = pinned.job().await;
-            if let Err(error) = &job {
-                log::error!("domain '{}': {error}", pinned.name().name);
-            }
+            // Whatever takes so long may be working with the definitions.
+            let _job = loop {
+                match pinned.job().await {
+                    Ok(job) => break job,
+                    Err(error) => log::warn!("domain '{}': {error}", pinned.name().name),
+                }
+            };
             let done = driver.block_job_ended(&pinned, &id, kind, news).await;
             if let Err(error) = done {
                 log::error!("domain '{}': a block job: {error}", pinned.name().name);
@@ -83,7 +86,7 @@ impl Driver {
 
     fn tell_block_job(
         &self,
-        domain: &Arc<Domain>,
+        domain: &Domain,
         inner: &Inner,
         id: &str,
         kind: BlockJobKind,
@@ -104,6 +107,25 @@ impl Driver {
                 status: status_number(news),
             };
             self.hub.emit(&name, &event);
+        }
+    }
+
+    /// A disk is gone, and its job with it. Its definition is still there.
+    pub fn block_job_gone(&self, domain: &Domain, inner: &mut Inner, id: &str) {
+        let Some(live) = inner.live.as_mut() else {
+            return;
+        };
+        let jobs = std::mem::take(&mut live.block_jobs);
+        let (gone, left) = jobs.into_iter().partition(|job| job.disk == id);
+        live.block_jobs = left;
+        let gone: Vec<Pending> = gone;
+        for job in gone {
+            let news = BlockJobNews::Cancelled;
+            self.tell_block_job(domain, inner, id, job.kind, &news);
+            for waiting in job.owner.into_iter().chain(job.waiting) {
+                // Whoever waited may have gone.
+                let _ = waiting.send(news.clone());
+            }
         }
     }
 
@@ -140,9 +162,15 @@ impl Driver {
                 }
             }
         }
+        let told = match &settled {
+            Ok(()) => news,
+            Err(error) => BlockJobNews::Failed(format!(
+                "the domain's definition does not say what its images are: {error}"
+            )),
+        };
         for waiting in pending.waiting {
             // Whoever waited may have gone.
-            let _ = waiting.send(news.clone());
+            let _ = waiting.send(told.clone());
         }
         settled
     }
@@ -175,15 +203,22 @@ impl Driver {
         }
         chain::refresh(&mut changed, &target, &before)?;
         // The stored definition follows if it names one of the images that are gone.
-        let persistent = persistent.filter(|_| moved).and_then(|persistent| {
+        let persistent = persistent.and_then(|persistent| {
             let stored = chain::links(&persistent, &target);
             let stored = stored.first()?.path.clone();
-            let went = before.iter().any(|link| link.path == stored);
-            if !went || disk.images.contains(&stored) {
+            if !before.iter().any(|link| link.path == stored) {
                 return None;
             }
             let mut changed = Definition::clone(&persistent);
-            redirect_disk(&mut changed, &target, new, format);
+            if moved && !disk.images.contains(&stored) {
+                redirect_disk(&mut changed, &target, new, format);
+            } else {
+                // What it says is behind the image may be there no more; the headers know.
+                let element = chain::disk_mut(&mut changed, &target)?;
+                if element.take_children("backingStore").is_empty() {
+                    return None;
+                }
+            }
             Some(Arc::new(changed))
         });
         set_definitions(self, domain, persistent, Some(Arc::new(changed))).await
@@ -240,13 +275,18 @@ impl Driver {
                 None if behind || mirrored => {
                     let kind = match mirrored {
                         true => BlockJobKind::ActiveCommit,
+                        // A merge under the image on top leaves one beneath it.
+                        false if disk.images.len() == 1 => BlockJobKind::Pull,
                         false => BlockJobKind::Commit,
                     };
                     let news = match behind {
                         true => BlockJobNews::Completed,
                         false => BlockJobNews::Cancelled,
                     };
-                    self.block_job_ended(domain, &disk.id, kind, news).await?;
+                    let ended = self.block_job_ended(domain, &disk.id, kind, news).await;
+                    if let Err(error) = ended {
+                        log::error!("domain '{}': disk {}: {error}", domain.name().name, disk.id);
+                    }
                 }
                 None => {}
             }

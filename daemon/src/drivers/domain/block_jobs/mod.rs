@@ -43,7 +43,6 @@ mod commit_flags {
 
 /// virDomainBlockRebaseFlags; a pull knows the last one only.
 mod rebase_flags {
-    pub const SHALLOW: u32 = 1;
     pub const COPY: u32 = 8;
     pub const RELATIVE: u32 = 16;
     pub const BANDWIDTH_BYTES: u32 = 64;
@@ -70,6 +69,8 @@ pub fn kind_number(kind: BlockJobKind) -> i32 {
 pub struct Pending {
     /// The disk's id.
     disk: String,
+    /// What it does.
+    kind: BlockJobKind,
     /// Files that go when it has ended well.
     delete: Vec<PathBuf>,
     /// Who works with it, instead of leaving its end to us.
@@ -173,6 +174,31 @@ async fn images_of(domain: &Domain, disk: &str) -> Result<DiskImages> {
     }
 }
 
+/// Images that a block job works with are left alone.
+///
+/// # Errors
+/// A disk of the running domain has a job.
+pub async fn without_block_job(domain: &Domain) -> Result<()> {
+    no_block_job(domain, |_| true).await
+}
+
+/// The same, of one disk.
+///
+/// # Errors
+/// It has a job.
+pub async fn disk_without_block_job(domain: &Domain, id: &str) -> Result<()> {
+    no_block_job(domain, |disk| disk == id).await
+}
+
+async fn no_block_job(domain: &Domain, of: impl Fn(&str) -> bool) -> Result<()> {
+    let free = |disk: &DiskImages| disk.job.is_none() || !of(&disk.id);
+    match ask(domain, Call::Disks).await? {
+        Answer::Disks(all) if all.iter().all(free) => Ok(()),
+        Answer::Disks(_) => Err(Error::invalid("domain has active block job")),
+        other => Err(Error::internal(format!("the VMM answered {other:?}"))),
+    }
+}
+
 fn no_job(target: &str) -> Error {
     Error::new(
         ErrorCode::INVALID_ARG,
@@ -258,13 +284,12 @@ impl Driver {
         bandwidth: u64,
         flags: u32,
     ) -> Result<()> {
-        use rebase_flags::{BANDWIDTH_BYTES, COPY, RELATIVE, SHALLOW};
+        use rebase_flags::{BANDWIDTH_BYTES, COPY, RELATIVE};
         check_flags(flags, rebase_flags::ALL, "qemuDomainBlockRebase")?;
         if flags & COPY != 0 {
             return self.block_copy();
         }
         check_flags(flags, BANDWIDTH_BYTES | RELATIVE, "qemuDomainBlockPull")?;
-        let _ = SHALLOW;
         let _job = domain.job().await?;
         let speed = speed(bandwidth, flags & BANDWIDTH_BYTES != 0)?;
         let disk = disk_of(&domain, path)?;
@@ -383,7 +408,7 @@ impl Driver {
             if pivot {
                 can_pivot(&disk.target, &status)?;
             }
-            let ended = wait_for(&domain, &disk.id)?;
+            let ended = wait_for(&domain, &disk.id, status.kind)?;
             let call = Call::EndBlockJob {
                 disk: disk.id,
                 pivot,
@@ -453,6 +478,7 @@ impl Driver {
             live.block_jobs.retain(|job| job.disk != disk.id);
             live.block_jobs.push(Pending {
                 disk: disk.id.clone(),
+                kind: kind_of(&order.job),
                 delete: order.delete,
                 owner,
                 ready,
@@ -516,31 +542,52 @@ impl Driver {
         let (tell_ready, ready) = oneshot::channel();
         order.owner = Some((owner, tell_ready));
         self.begin_block_job(domain, &disk, order).await?;
-        let mut owned = Owned { ready, ended };
+        let owned = Owned { ready, ended };
+        let news = match self.merged(domain, &disk, top, owned).await {
+            Ok(news) => news,
+            // Its end comes to nobody now, and is dealt with where all are.
+            Err(error) => {
+                let call = Call::EndBlockJob {
+                    disk: disk.id.clone(),
+                    pivot: false,
+                };
+                drop(ask(domain, call).await);
+                return Err(error);
+            }
+        };
+        let kind = match top {
+            0 => BlockJobKind::ActiveCommit,
+            _ => BlockJobKind::Commit,
+        };
+        let settled = self.block_job_ended(domain, &disk.id, kind, news.clone());
+        match (settled.await, news) {
+            (settled, BlockJobNews::Completed) => settled,
+            (_, BlockJobNews::Failed(why)) => {
+                Err(Error::failed(format!("merging '{name}': {why}")))
+            }
+            (..) => Err(Error::failed(format!("merging '{name}' was given up"))),
+        }
+    }
+
+    /// What a merge ends with.
+    async fn merged(
+        &self,
+        domain: &Pinned,
+        disk: &Known,
+        top: usize,
+        mut owned: Owned,
+    ) -> Result<BlockJobNews> {
+        let gone = |_| Error::failed("domain is no longer running");
         if top == 0 {
             tokio::select! {
                 _ = &mut owned.ready => {
                     let call = Call::EndBlockJob { disk: disk.id.clone(), pivot: true };
                     ask(domain, call).await?;
                 }
-                news = &mut owned.ended => {
-                    return Err(Error::failed(format!("merging '{name}': {news:?}")));
-                }
+                news = &mut owned.ended => return news.map_err(gone),
             }
         }
-        let news = owned.ended.await;
-        match news {
-            Ok(BlockJobNews::Completed) => {
-                let kind = match top {
-                    0 => BlockJobKind::ActiveCommit,
-                    _ => BlockJobKind::Commit,
-                };
-                let news = BlockJobNews::Completed;
-                self.block_job_ended(domain, &disk.id, kind, news).await
-            }
-            Ok(other) => Err(Error::failed(format!("merging '{name}': {other:?}"))),
-            Err(_) => Err(Error::failed("domain is no longer running")),
-        }
+        owned.ended.await.map_err(gone)
     }
 }
 
@@ -573,17 +620,31 @@ impl Order {
 }
 
 fn mirror_element(base: &Link) -> Element {
-    let source = Element::new("source").with_attr("file", base.path.as_str());
-    Element::new("mirror")
-        .with_attr("type", "file")
-        .with_attr("file", base.path.as_str())
+    let (kind, source) = chain::source_element(&base.path);
+    let mut mirror = Element::new("mirror").with_attr("type", kind);
+    if kind == "file" {
+        mirror.set_attr("file", base.path.as_str());
+    }
+    mirror
         .with_attr("format", base.format.as_str())
         .with_attr("job", "active-commit")
         .with_child(Element::new("format").with_attr("type", base.format.as_str()))
         .with_child(source)
 }
 
-fn wait_for(domain: &Domain, disk: &str) -> Result<oneshot::Receiver<BlockJobNews>> {
+fn kind_of(job: &BlockJob) -> BlockJobKind {
+    match job {
+        BlockJob::Pull { .. } => BlockJobKind::Pull,
+        BlockJob::Commit { top: 0, .. } => BlockJobKind::ActiveCommit,
+        BlockJob::Commit { .. } => BlockJobKind::Commit,
+    }
+}
+
+fn wait_for(
+    domain: &Domain,
+    disk: &str,
+    kind: BlockJobKind,
+) -> Result<oneshot::Receiver<BlockJobNews>> {
     let (sender, receiver) = oneshot::channel();
     let mut inner = domain.lock();
     let live = inner.live_mut()?;
@@ -592,6 +653,7 @@ fn wait_for(domain: &Domain, disk: &str) -> Result<oneshot::Receiver<BlockJobNew
         // Begun under another daemon.
         None => live.block_jobs.push(Pending {
             disk: disk.to_owned(),
+            kind,
             delete: Vec::new(),
             owner: None,
             ready: None,

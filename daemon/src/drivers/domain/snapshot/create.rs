@@ -12,7 +12,7 @@ use xml_schemas::snapshot::{Place, Snapshot, SnapshotState};
 
 use super::disks::{self, Overlay};
 use super::{error, merge, unknown};
-use crate::drivers::domain::block_jobs::chain;
+use crate::drivers::domain::block_jobs::{chain, without_block_job};
 use crate::drivers::domain::job::{self, End, Operation, Saving};
 use crate::drivers::domain::lifecycle::{ask, ask_within, end};
 use crate::drivers::domain::object::Pinned;
@@ -66,6 +66,7 @@ pub(super) async fn create(
     tidy(driver, domain).await?;
     let mut plan = Plan::new(driver, domain, snapshot, flags)?;
     if plan.running {
+        without_block_job(domain).await?;
         plan.live(driver, domain).await?;
     } else {
         plan.off(driver, domain).await?;
@@ -590,7 +591,11 @@ pub(super) async fn tidy(driver: &Arc<Driver>, domain: &Pinned) -> Result<()> {
         let name = snapshot.name.clone().unwrap_or_default();
         if tree.get(&name).is_none() {
             log::warn!("domain '{}': undoing snapshot '{name}'", domain.name().name);
-            super::delete::inside(domain, &snapshot, &name).await?;
+            // The note stays for the next time, and is in nobody's way.
+            if let Err(error) = super::delete::inside(domain, &snapshot, &name, true).await {
+                log::error!("domain '{}': {error}", domain.name().name);
+                continue;
+            }
             files::remove_if_there(&tree.memory(&name)).map_err(cannot)?;
         }
         tree.ended(&name).map_err(cannot)?;

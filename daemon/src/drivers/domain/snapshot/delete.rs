@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use images::tree::same_file;
+use xml_schemas::Domain as Definition;
 use xml_schemas::snapshot::{Place, Snapshot};
 
 use vmm_api::control::{Call, DiskSnapshot};
@@ -10,7 +12,9 @@ use vmm_api::control::{Call, DiskSnapshot};
 use super::create::{SNAPSHOT_LIMIT, set_definitions, tidy};
 use super::tree::Tree;
 use super::{disks, error, merge, unknown};
-use crate::drivers::domain::block_jobs::chain;
+use crate::drivers::domain::block_jobs::chain::Link;
+use crate::drivers::domain::block_jobs::{chain, without_block_job};
+use crate::drivers::domain::devices::behind_image;
 use crate::drivers::domain::lifecycle::ask_within;
 use crate::drivers::domain::object::Pinned;
 use crate::drivers::domain::{Driver, blocking};
@@ -69,7 +73,7 @@ async fn contents(driver: &Arc<Driver>, domain: &Pinned, name: &str) -> Result<(
     let on_top = disks
         .into_iter()
         .any(|disk| matches!(disk.place, Some(Place::External(_))));
-    inside(domain, &snapshot, name).await?;
+    inside(domain, &snapshot, name, false).await?;
     if on_top {
         external(driver, domain, &tree, name, &snapshot).await?;
     }
@@ -85,8 +89,15 @@ async fn contents(driver: &Arc<Driver>, domain: &Pinned, name: &str) -> Result<(
 }
 
 /// Deletes what a snapshot has inside the disks' images.
-pub(super) async fn inside(domain: &Pinned, snapshot: &Snapshot, name: &str) -> Result<()> {
-    let images = internal_images(snapshot);
+/// `leftover`: of one that was never made, whose images need not be there.
+pub(super) async fn inside(
+    domain: &Pinned,
+    snapshot: &Snapshot,
+    name: &str,
+    leftover: bool,
+) -> Result<()> {
+    let mut images = internal_images(snapshot);
+    images.retain(|image| !leftover || image.symlink_metadata().is_ok());
     if images.is_empty() {
         return Ok(());
     }
@@ -155,50 +166,16 @@ async fn external(
             "the snapshot does not say which images it is of; delete its description with --metadata",
         ));
     };
-    let bases = disks::candidates(definition);
-    // What goes: an image written after the snapshot, what is behind it, and the latter's format.
-    let mut merges: Vec<(String, PathBuf, PathBuf, String)> = Vec::new();
-    for disk in &snapshot.disks {
-        if let (Some(Place::External(_)), Some(overlay)) = (&disk.place, &disk.source)
-            && let Some(base) = bases.iter().find(|base| base.target == disk.name)
-        {
-            merges.push((
-                disk.name.clone(),
-                PathBuf::from(overlay),
-                base.path.clone(),
-                base.format.clone(),
-            ));
-        }
+    let mut merges = merges(snapshot, definition);
+    if merges.is_empty() {
+        return Ok(());
     }
-    let others: Vec<&str> = tree.descendants(None);
-    // Images on top of those that go, which are behind them no more then.
-    let mut above: Vec<(PathBuf, PathBuf, String)> = Vec::new();
-    for (target, overlay, base, format) in &merges {
-        for child in tree.children(Some(name)) {
-            above.extend(tree.get(child).into_iter().flat_map(|child| {
-                images_above(child, overlay)
-                    .into_iter()
-                    .map(|above| (above, base.clone(), format.clone()))
-            }));
-        }
+    let retried = snapshot.deleting;
+    let mut above = look(domain, tree, name, &mut merges, retried).await?;
+    for merge in &merges {
+        let Merge { target, base, .. } = merge;
         // Another branch goes on from the same images: they must stay as they are.
-        let shared = others.iter().filter(|other| **other != name).any(|other| {
-            let Some(other) = tree.get(other) else {
-                return false;
-            };
-            let Some(of) = other.domain.as_deref() else {
-                return false;
-            };
-            // What is inside an image does not change with its content.
-            let inside = |target: &str| {
-                let mut disks = other.disks.iter();
-                disks.any(|d| d.name == target && d.place == Some(Place::Internal))
-            };
-            disks::candidates(of)
-                .iter()
-                .any(|disk| disk.path == *base && !inside(&disk.target))
-        });
-        if shared {
+        if !merge.done && shared(tree, name, base) {
             return Err(error(
                 ErrorCode::OPERATION_UNSUPPORTED,
                 format!(
@@ -207,51 +184,35 @@ async fn external(
                 ),
             ));
         }
-        let used = domain.lock().definition().is_some_and(|d| {
-            disks::candidates(d)
-                .iter()
-                .any(|disk| disk.path == *overlay)
-        });
-        if !used && above.is_empty() {
-            return Err(error(
-                ErrorCode::OPERATION_UNSUPPORTED,
-                format!(
-                    "disk '{target}': the domain does not use '{}' now; delete the description with --metadata",
-                    overlay.display()
-                ),
-            ));
-        }
     }
     let running = domain.lock().live.is_some();
-    if running {
-        for (target, overlay, base, _) in &merges {
-            let links = chain::links(&domain.lock().live()?.definition, target);
-            let at = links
-                .iter()
-                .position(|link| Path::new(&link.path) == overlay);
-            let next = at.and_then(|at| links.get(at + 1));
-            if next.is_none_or(|next| Path::new(&next.path) != base) {
-                return Err(error(
-                    ErrorCode::OPERATION_UNSUPPORTED,
-                    format!(
-                        "disk '{target}': '{}' is not right behind '{}' in the running domain; \
-                         delete the snapshot while the domain is off",
-                        base.display(),
-                        overlay.display()
-                    ),
-                ));
-            }
+    let left: Vec<Merge> = merges.iter().filter(|m| !m.done).cloned().collect();
+    if running && !left.is_empty() {
+        without_block_job(domain).await?;
+        for merge in &left {
+            let links = behind_live(domain, merge)?;
             // It changes what the running domain has on top of it, too.
             above.retain(|(path, ..)| !links.iter().any(|link| Path::new(&link.path) == path));
         }
-        for (target, overlay, ..) in &merges {
-            driver.merge_live(domain, target, overlay).await?;
-        }
     }
-    let work = merges.clone();
+    // From the first merge on it is not what it was: nobody may go back to it.
+    let mut marked = snapshot.clone();
+    marked.deleting = true;
+    driver
+        .tree(domain)?
+        .save(name, marked)
+        .map_err(|e| Error::system("cannot write the snapshot's description", &e))?;
+    killpoint("snapshot.marked");
+    for merge in left.iter().filter(|_| running) {
+        driver
+            .merge_live(domain, &merge.target, &merge.overlay)
+            .await?;
+        killpoint("snapshot.merged-one");
+    }
     blocking(move || {
-        for (_, overlay, base, format) in work.iter().filter(|_| !running) {
-            merge::commit(overlay, base, format)?;
+        for merge in left.iter().filter(|_| !running) {
+            merge::commit(&merge.overlay, &merge.base, &merge.format)?;
+            killpoint("snapshot.merged-one");
         }
         for (above, base, format) in &above {
             merge::rebase(above, base, format)?;
@@ -261,21 +222,10 @@ async fn external(
     .await??;
     killpoint("snapshot.committed");
     // Whoever named the overlay names what it was merged into; then it can go.
-    let back: Vec<_> = merges
-        .iter()
-        .map(|(target, overlay, base, format)| {
-            (
-                target.clone(),
-                overlay.clone(),
-                base.clone(),
-                format.clone(),
-            )
-        })
-        .collect();
     let persistent = domain.lock().persistent.clone();
     let persistent = persistent.map(|definition| {
-        let mut changed = xml_schemas::Domain::clone(&definition);
-        put_back(&mut changed, &back);
+        let mut changed = Definition::clone(&definition);
+        put_back(&mut changed, &merges);
         Arc::new(changed)
     });
     set_definitions(driver, domain, persistent, None).await?;
@@ -293,48 +243,275 @@ async fn external(
             continue;
         }
         if let Some(definition) = &mut changed.domain {
-            put_back(definition, &back);
+            put_back(definition, &merges);
         }
         if tree.get(&other) != Some(&changed) {
             tree.save(&other, changed)
                 .map_err(|e| Error::system("cannot write a snapshot's description", &e))?;
         }
     }
-    for (_, overlay, ..) in &merges {
+    for Merge { overlay, .. } in &merges {
         files::remove_if_there(overlay)
             .map_err(|e| Error::system(format!("cannot remove '{}'", overlay.display()), &e))?;
     }
     Ok(())
 }
 
-/// The images that a snapshot put on top of `image`.
-fn images_above(snapshot: &Snapshot, image: &Path) -> Vec<PathBuf> {
-    let Some(of) = snapshot.domain.as_deref() else {
-        return Vec::new();
-    };
-    let beneath: Vec<_> = disks::candidates(of)
-        .into_iter()
-        .filter(|disk| disk.path == image)
-        .map(|disk| disk.target)
-        .collect();
+/// An image that goes, and the one behind it that it goes into.
+#[derive(Debug, Clone)]
+struct Merge {
+    target: String,
+    overlay: PathBuf,
+    base: PathBuf,
+    /// Of `base`.
+    format: String,
+    /// By an earlier attempt.
+    done: bool,
+}
+
+/// What a snapshot's disks need.
+fn merges(snapshot: &Snapshot, definition: &Definition) -> Vec<Merge> {
+    let bases = disks::candidates(definition);
     let disks = snapshot.disks.iter();
     disks
         .filter(|disk| matches!(disk.place, Some(Place::External(_))))
-        .filter(|disk| beneath.contains(&disk.name))
-        .filter_map(|disk| disk.source.clone().map(PathBuf::from))
+        .filter_map(|disk| {
+            let base = bases.iter().find(|base| base.target == disk.name)?;
+            Some(Merge {
+                target: disk.name.clone(),
+                overlay: PathBuf::from(disk.source.as_ref()?),
+                base: base.path.clone(),
+                format: base.format.clone(),
+                done: false,
+            })
+        })
         .collect()
 }
 
+/// Another snapshot is of the image at `base` as it is.
+fn shared(tree: &Tree, name: &str, base: &Path) -> bool {
+    let others = tree.descendants(None);
+    others.iter().filter(|other| **other != name).any(|other| {
+        let Some(other) = tree.get(other) else {
+            return false;
+        };
+        let Some(of) = other.domain.as_deref() else {
+            return false;
+        };
+        // What is inside an image does not change with its content.
+        let inside = |target: &str| {
+            let mut disks = other.disks.iter();
+            disks.any(|d| d.name == target && d.place == Some(Place::Internal))
+        };
+        disks::candidates(of)
+            .iter()
+            .any(|disk| disk.path == *base && !inside(&disk.target))
+    })
+}
+
+/// Images behind one another, as their headers say; as far as they are there.
+fn images_from(path: &Path, format: &str) -> Result<Vec<PathBuf>> {
+    let mut list = Vec::new();
+    let mut next = Some((path.to_owned(), format.to_owned()));
+    while let Some((path, format)) = next
+        && path.exists()
+        && list.len() <= images::chain::DEPTH_MOST
+    {
+        next = behind_image(&path, &format)?;
+        list.push(path);
+    }
+    Ok(list)
+}
+
+/// The images on top of those that go, which are behind them no more then: each with what is
+/// behind it from then on, and its format.
+type Above = Vec<(PathBuf, PathBuf, String)>;
+
+/// Looks through all images that the domain and its other snapshots lead to: nobody may lose
+/// anything by these merges.
+///
+/// # Errors
+/// Somebody would.
+async fn look(
+    domain: &Pinned,
+    tree: &Tree,
+    name: &str,
+    merges: &mut Vec<Merge>,
+    retried: bool,
+) -> Result<Above> {
+    // An image that somebody starts from, its format, and who.
+    let mut starts: Vec<(PathBuf, String, Option<String>)> = Vec::new();
+    let mut inside: Vec<(PathBuf, String)> = Vec::new();
+    {
+        let inner = domain.lock();
+        let live = inner.live.as_ref().map(|live| &live.definition);
+        for definition in live.into_iter().chain(&inner.persistent) {
+            let all = disks::images(definition);
+            starts.extend(all.into_iter().map(|(path, format)| (path, format, None)));
+        }
+    }
+    for other in tree.descendants(None) {
+        let Some(snapshot) = tree.get(other).filter(|_| other != name) else {
+            continue;
+        };
+        let all = snapshot.domain.as_deref().map(disks::images);
+        let sources = snapshot.disks.iter().filter_map(|disk| {
+            let format = disk.format.as_deref().unwrap_or("qcow2");
+            Some((disk.source.clone()?.into(), format.to_owned()))
+        });
+        let all = all.into_iter().flatten().chain(sources);
+        starts.extend(all.map(|(path, format)| (path, format, Some(other.to_owned()))));
+        let own = internal_images(snapshot).into_iter();
+        inside.extend(own.map(|image| (image, other.to_owned())));
+    }
+    let mut work = std::mem::take(merges);
+    let (work, above) = blocking(move || {
+        let mut chains = Vec::new();
+        for (path, format, who) in starts {
+            chains.push((images_from(&path, &format)?, who));
+        }
+        let mut above = Above::new();
+        for merge in &mut work {
+            no_snapshots_in(merge, &inside)?;
+            look_at(merge, &chains, retried, &mut above)?;
+        }
+        Ok::<_, Error>((work, above))
+    })
+    .await??;
+    *merges = work;
+    Ok(above)
+}
+
+/// What is inside an image goes with it.
+fn no_snapshots_in(merge: &Merge, inside: &[(PathBuf, String)]) -> Result<()> {
+    let overlay = &merge.overlay;
+    let known = inside.iter().find(|(image, _)| same_file(image, overlay));
+    let words = match known {
+        Some((_, other)) => format!("snapshot '{other}' is inside '{}'", overlay.display()),
+        None if overlay.exists() => match merge::inside(overlay)?.first() {
+            Some(other) => format!("'{}' has a snapshot '{other}' inside", overlay.display()),
+            None => return Ok(()),
+        },
+        None => return Ok(()),
+    };
+    Err(error(
+        ErrorCode::OPERATION_UNSUPPORTED,
+        format!("disk '{}': {words}; delete that first", merge.target),
+    ))
+}
+
+fn look_at(
+    merge: &mut Merge,
+    chains: &[(Vec<PathBuf>, Option<String>)],
+    retried: bool,
+    above: &mut Above,
+) -> Result<()> {
+    let Merge {
+        target,
+        overlay,
+        base,
+        format,
+        done,
+    } = merge;
+    let refuse = |words: String| {
+        error(
+            ErrorCode::OPERATION_UNSUPPORTED,
+            format!("disk '{target}': {words}"),
+        )
+    };
+    let position = |chain: &[PathBuf], image: &Path| chain.iter().position(|i| same_file(i, image));
+    // Whoever led to it leads to what it was merged into.
+    *done = retried && !chains.iter().any(|(c, _)| position(c, overlay).is_some());
+    if *done {
+        return Ok(());
+    }
+    let own = images_from(overlay, "qcow2")?;
+    if own.get(1).is_none_or(|behind| !same_file(behind, base)) {
+        return Err(refuse(format!(
+            "'{}' is not right behind '{}'",
+            base.display(),
+            overlay.display()
+        )));
+    }
+    let mut used = false;
+    for (chain, who) in chains {
+        match position(chain, overlay) {
+            Some(0) => used |= who.is_none(),
+            Some(at) => {
+                if let Some(image) = chain.get(at - 1)
+                    && !above.iter().any(|(known, ..)| known == image)
+                {
+                    above.push((image.clone(), base.clone(), format.clone()));
+                }
+            }
+            None => {
+                let by = match who {
+                    Some(other) => format!("snapshot '{other}'"),
+                    None => "the domain".to_owned(),
+                };
+                match position(chain, base) {
+                    // A snapshot of it: see `shared`.
+                    Some(0) if who.is_some() => {}
+                    // An earlier attempt put it there, and base is nothing new to it.
+                    Some(1..) if retried => {}
+                    Some(_) => {
+                        return Err(refuse(format!(
+                            "{by} goes on from '{}' without '{}', which can't be merged into it",
+                            base.display(),
+                            overlay.display()
+                        )));
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+    if !used && above.is_empty() {
+        return Err(refuse(format!(
+            "the domain does not use '{}' now; delete the description with --metadata",
+            overlay.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The images of a running domain's disk, of which one goes.
+fn behind_live(domain: &Pinned, merge: &Merge) -> Result<Vec<Link>> {
+    let links = chain::links(&domain.lock().live()?.definition, &merge.target);
+    let mut at = links.iter();
+    let at = at.position(|link| Path::new(&link.path) == merge.overlay);
+    let next = at.and_then(|at| links.get(at + 1));
+    if next.is_none_or(|next| Path::new(&next.path) != merge.base) {
+        return Err(error(
+            ErrorCode::OPERATION_UNSUPPORTED,
+            format!(
+                "disk '{}': '{}' is not right behind '{}' in the running domain; \
+                 delete the snapshot while the domain is off",
+                merge.target,
+                merge.base.display(),
+                merge.overlay.display()
+            ),
+        ));
+    }
+    Ok(links)
+}
+
 /// Has a definition name the merged images instead of what went into them.
-fn put_back(definition: &mut xml_schemas::Domain, back: &[(String, PathBuf, PathBuf, String)]) {
+fn put_back(definition: &mut Definition, back: &[Merge]) {
     let used = disks::candidates(definition);
     let to: Vec<_> = back
         .iter()
-        .filter(|(target, overlay, ..)| {
+        .filter(|merge| {
             used.iter()
-                .any(|disk| disk.target == *target && disk.path == *overlay)
+                .any(|disk| disk.target == merge.target && disk.path == merge.overlay)
         })
-        .map(|(target, _, base, format)| (target.clone(), base.clone(), format.clone()))
+        .map(|merge| {
+            (
+                merge.target.clone(),
+                merge.base.clone(),
+                merge.format.clone(),
+            )
+        })
         .collect();
     disks::redirect(definition, &to);
 }

@@ -12,6 +12,7 @@ use xml_schemas::dom::Element;
 use xml_schemas::domain::device::Disk;
 use xml_schemas::snapshot::{Place, SnapshotDisk};
 
+use crate::drivers::domain::block_jobs::chain::source_element;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result};
 use crate::files;
 
@@ -61,6 +62,17 @@ pub fn candidates(definition: &Definition) -> Vec<Candidate> {
                 format: disk.format.clone(),
                 alias: disk.alias.clone(),
             })
+        })
+        .collect()
+}
+
+/// The images of all disks of a definition, and their formats.
+pub fn images(definition: &Definition) -> Vec<(PathBuf, String)> {
+    let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
+    disks
+        .filter_map(|element| {
+            let disk = Disk::read(element).ok()?;
+            Some((PathBuf::from(disk.source.path()?), disk.format.clone()))
         })
         .collect()
 }
@@ -239,7 +251,8 @@ pub fn redirect(definition: &mut Definition, to: &[(String, PathBuf, String)]) {
         };
         // The image's header says what is behind it.
         drop(element.take_child("backingStore"));
-        element.set_attr("type", "file");
+        let (kind, source) = source_element(&path.display().to_string());
+        element.set_attr("type", kind);
         if element.child("driver").is_none() {
             let rest = element.take_elements();
             element.push(Element::new("driver").with_attr("name", "qemu"));
@@ -248,9 +261,7 @@ pub fn redirect(definition: &mut Definition, to: &[(String, PathBuf, String)]) {
         for child in element.elements_mut() {
             match child.name.as_str() {
                 "driver" => child.set_attr("type", format.as_str()),
-                "source" => {
-                    *child = Element::new("source").with_attr("file", path.display().to_string());
-                }
+                "source" => *child = source.clone(),
                 _ => {}
             }
         }

@@ -86,6 +86,16 @@ pub fn not_taken(images: &[PathBuf], name: &str) -> Result<()> {
     Ok(())
 }
 
+/// The snapshots inside a qcow2 image. Its guest may be running.
+///
+/// # Errors
+/// The image's.
+pub fn inside(path: &Path) -> Result<Vec<String>> {
+    let image = by_itself(path, open(path, false, false)?)?;
+    let there = image.snapshots().map_err(|e| failed(path, e))?;
+    Ok(there.into_iter().map(|one| one.name).collect())
+}
+
 /// An image by itself, to be written; what is behind it is not looked at.
 fn alone(path: &Path) -> Result<Qcow2> {
     by_itself(path, open(path, true, true)?)
@@ -191,7 +201,8 @@ pub fn commit(overlay: &Path, base: &Path, format: &str) -> Result<()> {
             .extent(at, (size - at).min(PIECE as u64))
             .map_err(|e| failed(overlay, e))?;
         let len = extent.len.clamp(1, size - at);
-        if extent.present && extent.depth == 0 {
+        // Past the end of a shorter base nothing is there, and reads as zeroes.
+        if extent.depth == 0 {
             if extent.zero {
                 into.write_zeroes(at, len, true)
                     .map_err(|e| failed(base, e))?;

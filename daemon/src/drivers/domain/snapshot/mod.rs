@@ -183,10 +183,7 @@ impl Driver {
     /// There are some, and they are to stay.
     pub(super) fn forget_snapshots(&self, domain: &Domain, allowed: bool) -> Result<()> {
         let mut tree = self.tree(domain)?;
-        if tree.len() == 0 {
-            return Ok(());
-        }
-        if !allowed {
+        if tree.len() > 0 && !allowed {
             return Err(Error::invalid(format!(
                 "cannot delete inactive domain with {} snapshots",
                 tree.len()
@@ -202,7 +199,9 @@ impl Driver {
             tree.remove(&name)
                 .map_err(|e| Error::system("cannot remove a snapshot's description", &e))?;
         }
-        Ok(())
+        // Another domain of this name would find them.
+        tree.clear_away()
+            .map_err(|e| Error::system("cannot remove what snapshots left", &e))
     }
 
     /// Makes a snapshot; its name.

@@ -50,6 +50,11 @@ pub(super) async fn revert(
     tidy(driver, domain).await?;
     let tree = driver.tree(domain)?;
     let snapshot = tree.get(name).cloned().ok_or_else(|| unknown(name))?;
+    if snapshot.deleting {
+        return Err(Error::invalid(format!(
+            "snapshot '{name}' was deleted in part, and can't be gone back to; delete it once more"
+        )));
+    }
     let Some(then) = snapshot.domain.clone() else {
         return Err(error(
             ErrorCode::SNAPSHOT_REVERT_RISKY,

@@ -151,6 +151,31 @@ impl Tree {
         Ok(all)
     }
 
+    /// Removes memories and notes whose descriptions are gone, and the folder.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn clear_away(&self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if path
+                .extension()
+                .is_some_and(|e| e == "memory" || e == "unfinished")
+            {
+                files::remove_if_there(&path)?;
+            }
+        }
+        if let Err(error) = fs::remove_dir(&self.folder) {
+            log::info!("{} stays: {error}", self.folder.display());
+        }
+        Ok(())
+    }
+
     /// Adds one, or replaces it.
     ///
     /// # Errors
