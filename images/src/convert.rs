@@ -186,8 +186,6 @@ struct Piece {
 enum Kind {
     Data,
     Zero,
-    /// Not to be touched.
-    Skip,
 }
 
 /// The extent at `offset`, joined with those after it that are alike; `cut` must say what matters.
@@ -252,26 +250,27 @@ pub fn convert(
     } else {
         PIECE
     };
+    // `None` is not to be touched.
     let kind = |extent: &Extent| {
         // What is not there above `depth` is past the end of a shorter image, and reads as zeroes.
         if options.depth.is_some_and(|depth| extent.depth >= depth) {
-            Kind::Skip
+            None
         } else if extent.zero && options.sparse > 0 {
-            Kind::Zero
+            Some(Kind::Zero)
         } else {
-            Kind::Data
+            Some(Kind::Data)
         }
     };
     let (mut at, mut turn) = (0, 0);
     // What the tables say from `at` on, as far as it was looked at.
-    let mut known = (Kind::Skip, 0);
+    let mut known = (None, 0);
     let next = || {
         while at < size {
             if known.1 == 0 {
                 known = joined(&**source, at, (size - at).min(AHEAD), kind)?;
             }
             let mut now = known.0;
-            let mut len = if now == Kind::Data {
+            let mut len = if now == Some(Kind::Data) {
                 // Pieces end where clusters do.
                 known.1.min(piece - at % piece)
             } else {
@@ -285,8 +284,8 @@ pub fn convert(
                 } else {
                     end & !(cluster - 1)
                 };
-                if whole <= at || now == Kind::Data && end % cluster != 0 && end < size {
-                    now = Kind::Data;
+                if whole <= at || now == Some(Kind::Data) && end % cluster != 0 && end < size {
+                    now = Some(Kind::Data);
                     len = end.next_multiple_of(cluster).min(size) - at;
                 } else {
                     len = whole - at;
@@ -295,17 +294,20 @@ pub fn convert(
             let offset = at;
             at += len;
             known.1 = known.1.saturating_sub(len);
-            if now == Kind::Skip || now == Kind::Zero && target.zeroed {
+            let kind = match now {
+                Some(kind) if kind == Kind::Data || !target.zeroed => kind,
                 // Nobody has to wait for what is not done.
-                job.advance(len, 0)?;
-                continue;
-            }
+                _ => {
+                    job.advance(len, 0)?;
+                    continue;
+                }
+            };
             turn += 1;
             return Ok(Some(Piece {
                 turn: turn - 1,
                 offset,
                 len,
-                kind: now,
+                kind,
             }));
         }
         Ok(None)
@@ -365,7 +367,6 @@ impl Copy<'_> {
     fn piece(&self, one: Piece) -> Result<(), Error> {
         self.job.check()?;
         let moved = match one.kind {
-            Kind::Skip => 0,
             Kind::Zero => {
                 self.in_turn(one.turn, || self.zero(one.offset, one.len))?;
                 0

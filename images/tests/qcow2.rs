@@ -379,7 +379,12 @@ fn what_create_makes_is_what_qemu_takes_for_it() {
         workload(&mut sample, &mut random, 30);
         if options.data_file_raw {
             let data = std::fs::read(sample.scratch.path("data")).unwrap();
-            assert!(data == sample.model, "the data file alone");
+            let differs = data.iter().zip(&sample.model).position(|(a, b)| a != b);
+            let lengths = (data.len(), sample.model.len());
+            assert!(
+                data == sample.model,
+                "the data file alone: {differs:?}, {lengths:?}"
+            );
         }
     }
 }

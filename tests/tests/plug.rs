@@ -1,6 +1,7 @@
 //! Devices that come, go and change: in definitions, through both clients; and in a Linux guest that runs.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use vireo_tests::{
@@ -415,5 +416,45 @@ fn linux_finds_what_is_plugged_and_lets_go_of_it() {
         "virtio_rng",
         false,
     );
+    if which("qemu-img") {
+        ejected_in_a_job(&rig, &mut terminal, &mut events);
+    } else {
+        left_out("a disk that goes in a block job needs qemu-img (qemu-utils)");
+    }
     rig.vireo(&["destroy", "deb"]).ok();
+}
+
+/// The guest may let go of a disk at any time: its job goes with it, and not on with the next one.
+fn ejected_in_a_job(rig: &Rig, terminal: &mut Terminal, events: &mut Terminal) {
+    let disk = &rig.write("base.raw", vec![7; 4 << 20]);
+    let top = rig.path("top.qcow2").display().to_string();
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-b", disk, "-F", "raw", &top])
+        .status();
+    assert!(made.unwrap().success());
+    let attach = |image: &str, format: &str| {
+        let words = ["attach-disk", "deb", image, "vdd", "--subdriver", format];
+        rig.vireo(&[&words[..], &["--serial", "PLUG3", "--targetbus", "virtio"]].concat())
+            .ok();
+    };
+    attach(&top, "qcow2");
+    until(terminal, "cat /sys/block/vd*/serial", "PLUG3", true);
+    rig.vireo(&["blockpull", "deb", "vdd", "1", "--bytes"]).ok();
+    let error = rig.vireo(&["detach-disk", "deb", "vdd"]).fails();
+    assert!(error.contains("active block job"), "{error}");
+    shell(
+        terminal,
+        "for s in /sys/bus/pci/slots/*/power; do echo 0 > $s; done",
+    );
+    events.expect(
+        "event 'block-job-2' for domain 'deb': Block Pull for vdd canceled",
+        SOON,
+    );
+    events.expect("event 'device-removed' for domain 'deb'", SOON);
+    until(terminal, "cat /sys/block/vd*/serial", "PLUG3", false);
+    attach(&top, "qcow2");
+    let said = rig.vireo(&["blockjob", "deb", "vdd"]).ok();
+    assert!(said.contains("No current block job"), "{said}");
+    let list = rig.vireo(&["dumpxml", "deb"]).ok();
+    assert!(list.contains(&top) && list.contains(disk), "{list}");
 }

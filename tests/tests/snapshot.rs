@@ -641,7 +641,7 @@ fn nothing_that_others_need_is_merged_away() {
         return left_out("needs qemu-img (qemu-utils)");
     }
     let rig = Rig::new();
-    let _daemon = rig.daemon();
+    let mut daemon = rig.daemon();
     let create = |words: &[&str]| {
         rig.vireo(&[&["snapshot-create-as", "one"], words].concat())
             .ok()
@@ -696,6 +696,8 @@ fn nothing_that_others_need_is_merged_away() {
     rig.vireo(&["snapshot-delete", "one", "s1"]).ok();
     assert_eq!(content(&rig, &third)[0], 2);
     assert!(!Path::new(&over).exists());
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }
 
 #[test]

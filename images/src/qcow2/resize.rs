@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::entry::{Entry, OFFSET};
-use super::header::at;
+use super::header::{self, at};
 use super::meta::{Freed, Meta};
 use super::{Preallocation, Qcow2};
 use crate::{Error, Image};
@@ -75,7 +75,15 @@ impl Qcow2 {
             self.size.store(size, Ordering::Release);
             self.meta().write_size(size)?;
             self.drop_from(size)?;
-            self.flush()
+            self.flush()?;
+            // That file alone is the disk too.
+            if self.geo.external
+                && !self.data.is_block_device()
+                && self.meta().header.autoclear & header::DATA_FILE_RAW != 0
+            {
+                self.data.set_len(size)?;
+            }
+            Ok(())
         }
     }
 

@@ -386,8 +386,8 @@ impl Pit {
     fn changed(&self, inner: &mut Inner) {
         if !inner.waiting && inner.state.channels[0].start.is_some() {
             let weak = Arc::downgrade(&self.shared);
-            let thread = std::thread::Builder::new().name("pit".into());
-            match thread.spawn(move || wait_for_edges(&weak)) {
+            // The vCPU that sets the timer has limits that are not meant for it.
+            match virtio::worker::start_thread("pit".into(), move || wait_for_edges(&weak)) {
                 Ok(_) => inner.waiting = true,
                 Err(error) => log::error!("the interval timer's thread: {error}"),
             }

@@ -51,6 +51,8 @@ use crate::vcpu::{Gate, NotStopping, Threads};
 
 /// How long the end waits for readers of consoles and control connections.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long the end waits for disks: images are tidied up, and synced before that.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Why a machine can't be built, or can't go on.
 #[derive(Debug, thiserror::Error)]

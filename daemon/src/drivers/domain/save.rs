@@ -19,6 +19,7 @@ use super::saved_image::{self, Contents};
 use super::start::{self, Origin, StartOptions};
 use super::state::{PausedReason, State};
 use super::{Driver, blocking};
+use crate::drivers::domain::block_jobs::without_block_job;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
 use crate::events::DomainEvent;
 use crate::files;
@@ -112,6 +113,7 @@ impl Driver {
     ) -> Result<()> {
         let running = run_state(flags)?;
         let live = Arc::clone(&domain.lock().live()?.definition);
+        without_block_job(domain).await?;
         let xml = match dxml {
             Some(text) => {
                 let given = self.parse(&text, false)?;

@@ -21,6 +21,7 @@ use super::object::{Domain, Pinned};
 use super::query;
 use super::record::Folder;
 use super::{Driver, blocking};
+use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::DomainEvent;
 
@@ -352,10 +353,9 @@ impl Driver {
             }
             bytes = has;
         }
-        let call = Call::ResizeDisk {
-            id: id(disk.alias.as_ref())?,
-            bytes,
-        };
+        let id = id(disk.alias.as_ref())?;
+        disk_without_block_job(&domain, &id).await?;
+        let call = Call::ResizeDisk { id, bytes };
         ask(&domain, call).await.map(drop)
     }
 

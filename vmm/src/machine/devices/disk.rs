@@ -76,6 +76,11 @@ impl Disk {
             .map_err(|error| error.to_string())
     }
 
+    /// Its image, whichever is on top.
+    pub fn content(&self) -> Arc<dyn images::Image> {
+        self.top.clone()
+    }
+
     /// Changes its limits.
     ///
     /// # Errors

@@ -292,6 +292,14 @@ impl PciDevices {
             .try_for_each(|(id, disk)| disk.take_back().map_err(|error| format!("{id}: {error}")))
     }
 
+    /// Disks' images as guests see them, for their end.
+    pub fn images(&self) -> Vec<(String, Arc<dyn images::Image>)> {
+        let disks = self.disks.iter();
+        disks
+            .map(|(id, disk)| (id.clone(), disk.content()))
+            .collect()
+    }
+
     /// The balloon.
     ///
     /// # Errors

@@ -192,11 +192,14 @@ mod tests {
         assert_eq!(find("/c", Some(0)), Ok(2));
         assert_eq!(
             find("/b", Some(1)),
-            Err("could not find image '/b' beneath '/b' in chain for '/a'".to_owned())
+            Err(
+                "invalid argument: could not find image '/b' beneath '/b' in chain for '/a'"
+                    .to_owned()
+            )
         );
         assert_eq!(
             find("vdb[1]", None),
-            Err("could not find image 'vdb[1]' in chain for '/a'".to_owned())
+            Err("invalid argument: could not find image 'vdb[1]' in chain for '/a'".to_owned())
         );
     }
 }

@@ -18,6 +18,7 @@ use xml_schemas::domain::device::Disk;
 use super::uri::Place;
 use super::{CONNECT_LIMIT, Params, check, flags, lock, storage, tls};
 use crate::drivers::domain::Driver;
+use crate::drivers::domain::block_jobs::without_block_job;
 use crate::drivers::domain::job::{self as jobs, Last, Operation};
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Pinned};
@@ -94,6 +95,9 @@ impl Driver {
         if running && flags & flags::UNSAFE == 0 {
             check_disks(&definition, &along)?;
         }
+        if running {
+            without_block_job(domain).await?;
+        }
         let cookie = self.storage_cookie(domain, &along).await?;
         let cookie = match along.is_empty() {
             true => Vec::new(),
@@ -137,6 +141,7 @@ impl Driver {
         })?)?;
         let job = domain.job().await?;
         let limits = domain.lock().live()?.migration;
+        without_block_job(domain).await?;
         let along = {
             let inner = domain.lock();
             storage::chosen(&inner.live()?.definition, params, flags)?
