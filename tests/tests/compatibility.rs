@@ -15,7 +15,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("DOMAIN_SCREENSHOT", "screenshot"),
     ("DOMAIN_PM_SUSPEND_FOR_DURATION", "dompmsuspend"),
     ("DOMAIN_SET_BLOCK_THRESHOLD", "domblkthreshold"),
-    ("DOMAIN_START_DIRTY_RATE_CALC", "domdirtyrate-calc"),
+    ("DOMAIN_BLOCK_COPY", "blockcopy"),
     ("DOMAIN_SET_LAUNCH_SECURITY_STATE", "domsetlaunchsecstate"),
     ("DOMAIN_FD_ASSOCIATE", "dom-fd-associate"),
     ("DOMAIN_QEMU_MONITOR_COMMAND", "qemu-monitor-command"),
