@@ -108,47 +108,35 @@ impl Connection {
         })?;
         let config = keepalive.config();
         let mut passing = None;
-        let opened = |client: &Client| runtime.block_on(client.open(Some(&target.name), readonly));
         let client = match &target.transport {
             Transport::Local { root, socket } if starts => {
-                let reach = || reach_local(&runtime, root.as_deref(), socket, config);
-                let client = reach()?;
-                match opened(&client) {
-                    // A daemon that was dying took the call. Nothing is lost by that: there will be another one.
-                    Err(_) if client.is_closed() => {
-                        let client = reach()?;
-                        opened(&client).map_err(failure)?;
-                        client
-                    }
-                    outcome => outcome.map(|()| client).map_err(failure)?,
-                }
+                reach_local(&runtime, root.as_deref(), socket, config)?
             }
             Transport::Local { socket, .. } | Transport::Unix(socket) => {
-                let client = connect_unix(&runtime, socket, config)
-                    .map_err(|error| unreachable_socket(socket, &error))?;
-                opened(&client).map_err(failure)?;
-                client
+                connect_unix(&runtime, socket, config)
+                    .map_err(|error| unreachable_socket(socket, &error))?
             }
-            Transport::Tcp { host, port } => {
-                let client = connect_tcp(&runtime, host, *port, config)?;
-                opened(&client).map_err(failure)?;
-                client
-            }
+            Transport::Tcp { host, port } => connect_tcp(&runtime, host, *port, config)?,
             Transport::Tls {
                 host,
                 port,
                 certificates,
-            } => {
-                let client = far::connect_tls(&runtime, host, *port, certificates, config)?;
-                opened(&client).map_err(failure)?;
-                client
-            }
+            } => far::connect_tls(&runtime, host, *port, certificates, config)?,
             Transport::Ssh(ssh) => {
                 let (client, ssh) = far::connect_ssh(&runtime, ssh, config)?;
                 passing = Some(ssh);
+                client
+            }
+        };
+        let opened = |client: &Client| runtime.block_on(client.open(Some(&target.name), readonly));
+        let client = match (opened(&client), &target.transport) {
+            // A daemon that was dying took the call. Nothing is lost by that: there will be another one.
+            (Err(_), Transport::Local { root, socket }) if starts && client.is_closed() => {
+                let client = reach_local(&runtime, root.as_deref(), socket, config)?;
                 opened(&client).map_err(failure)?;
                 client
             }
+            (outcome, _) => outcome.map(|()| client).map_err(failure)?,
         };
         Ok(Self {
             client,

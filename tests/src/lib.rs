@@ -14,5 +14,5 @@ mod terminal;
 
 pub use guests::{Kernel, linux_guest, tiny_guest, tiny_guest_with_panic_port, tiny_kernel};
 pub use machine::{Guest, Said, machine};
-pub use rig::{Rig, Run, have_kvm, left_out, soak, which};
+pub use rig::{Rig, Run, both, both_refuse, have_kvm, left_out, soak, which};
 pub use terminal::Terminal;

@@ -159,13 +159,21 @@ impl Rig {
 
     /// Starts the daemon in the foreground and waits for its socket.
     pub fn daemon(&self) -> Child {
+        self.listening(&mut self.command("vireod"))
+    }
+
+    /// As [`Self::daemon`], of one that is killed when it, or a VMM of its, gets to a named point.
+    pub fn daemon_killed_at(&self, point: &str) -> Child {
+        self.listening(self.command("vireod").env("VIREO_KILL_AT", point))
+    }
+
+    fn listening(&self, daemon: &mut Command) -> Child {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.path("daemon.log"))
             .unwrap();
-        let child = self
-            .command("vireod")
+        let child = daemon
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -427,4 +435,20 @@ pub fn have_kvm() -> bool {
 /// Whether the long forms of the tests are wanted (`make soak`).
 pub fn soak() -> bool {
     std::env::var_os("VIREO_SOAK").is_some()
+}
+
+/// Both clients, ours and the stock one, say the same; it is returned.
+#[track_caller]
+pub fn both(rig: &Rig, args: &[&str]) -> String {
+    let ours = rig.vireo(args).ok();
+    assert_eq!(rig.virsh(args).ok(), ours, "{args:?}");
+    ours
+}
+
+/// Both clients refuse it in the same words.
+#[track_caller]
+pub fn both_refuse(rig: &Rig, args: &[&str]) -> String {
+    let ours = rig.vireo(args).fails();
+    assert_eq!(rig.virsh(args).fails(), ours, "{args:?}");
+    ours
 }

@@ -466,12 +466,7 @@ fn a_vmm_or_daemon_that_dies_in_a_job_leaves_the_guests_data() {
         (between, "blockjob.ended"),
     ] {
         let rig = Rig::new();
-        let mut daemon = rig
-            .command("vireod")
-            .env("VIREO_KILL_AT", point)
-            .spawn()
-            .unwrap();
-        waited(|| std::os::unix::net::UnixStream::connect(rig.socket()).is_ok());
+        let mut daemon = rig.daemon_killed_at(point);
         let chain = chain(&rig, "one");
         rig.vireo(&["start", "one"]).ok();
         let run = rig.vireo(words);

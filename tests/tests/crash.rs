@@ -270,18 +270,7 @@ fn what_was_promised_is_kept_after_a_crash_of_the_host() {
     let file = |name: &str| rig.path(&format!("etc/vireo/domains/{name}.xml"));
     // Each change is cut short between its promise and its file.
     let cut_short = |args: &[&str]| {
-        let mut daemon = rig
-            .command("vireod")
-            .env("VIREO_KILL_AT", "store.promised")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let deadline = std::time::Instant::now() + SOON;
-        while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
-            assert!(std::time::Instant::now() < deadline, "no daemon");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let mut daemon = rig.daemon_killed_at("store.promised");
         let client = rig
             .command("vireo")
             .env("VIREOD", "/bin/false")

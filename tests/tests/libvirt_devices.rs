@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, tiny_guest, which};
+use vireo_tests::{Kernel, Rig, Terminal, both, left_out, linux_guest, tiny_guest, which};
 
 /// A boot under load of the whole test run can take a while.
 const BOOT: Duration = Duration::from_secs(400);
@@ -18,14 +18,6 @@ fn qemu_img(args: &[&str]) {
 /// The definition with more devices.
 fn with(xml: &str, devices: &str) -> String {
     xml.replace("</devices>", &format!("{devices}</devices>"))
-}
-
-/// Both clients say the same; it is returned.
-#[track_caller]
-fn both(rig: &Rig, args: &[&str]) -> String {
-    let ours = rig.vireo(args).ok();
-    assert_eq!(rig.virsh(args).ok(), ours, "{args:?}");
-    ours
 }
 
 /// One line of a guest's shell, up to the mark that follows it.

@@ -437,16 +437,7 @@ const POINTS: [(&str, bool); 8] = [
 fn nothing_half_done_is_left_by_a_crash_at_any_point() {
     for (point, made) in POINTS {
         let rig = Rig::new();
-        let mut daemon = rig
-            .command("vireod")
-            .env("VIREO_KILL_AT", point)
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + SOON;
-        while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
-            assert!(Instant::now() < deadline, "no daemon");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let mut daemon = rig.daemon_killed_at(point);
         running_tiny(&rig, "one");
         let in_vmm = point.starts_with("vmm.");
         let run = if point.starts_with("dump") {

@@ -330,15 +330,7 @@ fn a_crash_at_any_point_leaves_no_half_snapshot() {
         "snapshot.made",
     ] {
         let rig = Rig::new();
-        let mut daemon = rig
-            .command("vireod")
-            .env("VIREO_KILL_AT", point)
-            .spawn()
-            .unwrap();
-        while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
-            assert!(daemon.try_wait().unwrap().is_none());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let mut daemon = rig.daemon_killed_at(point);
         let first = with_disk(&rig, "one");
         write(&first, "0", "1");
         rig.vireo(&["start", "one"]).ok();
@@ -582,15 +574,7 @@ fn a_crash_at_any_point_leaves_no_half_snapshot_inside() {
         ("snapshot.made", false),
     ] {
         let rig = Rig::new();
-        let mut daemon = rig
-            .command("vireod")
-            .env("VIREO_KILL_AT", point)
-            .spawn()
-            .unwrap();
-        while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
-            assert!(daemon.try_wait().unwrap().is_none());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let mut daemon = rig.daemon_killed_at(point);
         let image = with_disk(&rig, "one");
         write(&image, "0", "1");
         if running {
@@ -717,15 +701,7 @@ fn a_deletion_that_was_cut_short_is_gone_on_with() {
         ("snapshot.committed", true),
     ] {
         let rig = Rig::new();
-        let mut daemon = rig
-            .command("vireod")
-            .env("VIREO_KILL_AT", point)
-            .spawn()
-            .unwrap();
-        while std::os::unix::net::UnixStream::connect(rig.socket()).is_err() {
-            assert!(daemon.try_wait().unwrap().is_none());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let mut daemon = rig.daemon_killed_at(point);
         let first = with_disk(&rig, "one");
         write(&first, "0", "1");
         rig.vireo(&["snapshot-create-as", "one", "s1", "--disk-only"])

@@ -158,13 +158,13 @@ impl Groups {
         self.get(controller).filter(|group| group.ready)
     }
 
-    /// All of them are made, with the process in them.
-    pub fn all_are_ready(&mut self) {
+    /// Notes that all of them are made, with the process in them.
+    pub fn mark_all_ready(&mut self) {
         self.0.iter_mut().for_each(|group| group.ready = true);
     }
 
-    /// As [`Self::all_are_ready`], for one controller's.
-    pub fn is_ready(&mut self, controller: Controller) {
+    /// As [`Self::mark_all_ready`], for one controller's.
+    pub fn mark_ready(&mut self, controller: Controller) {
         let own = |group: &&mut Group| group.controller == controller;
         self.0
             .iter_mut()
@@ -651,7 +651,7 @@ mod tests {
             fs::create_dir_all(temp.0.join(folder)).unwrap();
         }
         assert_eq!(groups.ready(Controller::Cpu), None);
-        groups.is_ready(Controller::Cpu);
+        groups.mark_ready(Controller::Cpu);
         assert!(groups.ready(Controller::Cpu).is_some());
         assert!(groups.is_in(Controller::Memory));
         assert!(!groups.is_in(Controller::Cpu) && !groups.is_in(Controller::Block));

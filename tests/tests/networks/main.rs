@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use vireo_tests::namespace::{self, Peer, ip};
-use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, which};
+use vireo_tests::{Kernel, Rig, Terminal, both, both_refuse, left_out, linux_guest, which};
 
 /// A boot under load of the whole test run can take a while.
 const BOOT: Duration = Duration::from_secs(400);
@@ -30,22 +30,6 @@ fn prepared() -> bool {
             false
         }
     }
-}
-
-/// Both clients say the same; it is returned.
-#[track_caller]
-fn both(rig: &Rig, args: &[&str]) -> String {
-    let ours = rig.vireo(args).ok();
-    assert_eq!(rig.virsh(args).ok(), ours, "{args:?}");
-    ours
-}
-
-/// Both clients refuse it in the same words.
-#[track_caller]
-fn both_refuse(rig: &Rig, args: &[&str]) -> String {
-    let ours = rig.vireo(args).fails();
-    assert_eq!(rig.virsh(args).fails(), ours, "{args:?}");
-    ours
 }
 
 #[track_caller]

@@ -10,25 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vireo_tests::{Rig, Run, left_out, which};
+use vireo_tests::{Rig, Run, both, both_refuse, left_out, which};
 
 const SECRET: &str = "22222222-2222-2222-2222-222222222221";
-
-/// Both clients say the same; it is returned.
-#[track_caller]
-fn both(rig: &Rig, args: &[&str]) -> String {
-    let ours = rig.vireo(args).ok();
-    assert_eq!(rig.virsh(args).ok(), ours, "{args:?}");
-    ours
-}
-
-/// Both clients refuse it in the same words.
-#[track_caller]
-fn both_refuse(rig: &Rig, args: &[&str]) -> String {
-    let ours = rig.vireo(args).fails();
-    assert_eq!(rig.virsh(args).fails(), ours, "{args:?}");
-    ours
-}
 
 #[track_caller]
 fn program(program: &str, args: &[&str]) -> String {

@@ -311,8 +311,6 @@ impl Machine {
         } else if let Err(error) = self.hold() {
             log::error!("{error}");
         }
-        // What they have in hand is done before images close.
-        self.block_jobs.clear();
         let closed = self.close_images();
         let deadline = Instant::now() + FAREWELL;
         self.event(Event::Exiting(ending.record.clone()));
@@ -333,15 +331,18 @@ impl Machine {
         }
     }
 
-    /// Has images tidied up, on a thread: nothing is lost without that, but a qcow2 image keeps clusters that it had set
-    /// aside. The receiver is disconnected when it is done.
-    fn close_images(&self) -> Receiver<()> {
+    /// Has block jobs ended and images tidied up, on a thread: nothing is lost without that, but a qcow2 image keeps
+    /// clusters that it had set aside. The receiver is disconnected when it is done.
+    fn close_images(&mut self) -> Receiver<()> {
         let (tell, told) = channel();
+        let jobs = std::mem::take(&mut self.block_jobs);
         if self.without_disks {
             return told;
         }
         let images = self.devices.pci.images();
         let close = move || {
+            // What they have in hand is done before images close.
+            drop(jobs);
             for (id, image) in images {
                 if let Err(error) = image.rest() {
                     log::warn!("{id}: closing its image: {error}");

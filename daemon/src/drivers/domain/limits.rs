@@ -550,7 +550,7 @@ impl Driver {
         let made = make();
         let planned = all.clone();
         match made {
-            Ok(()) => all.is_ready(controller),
+            Ok(()) => all.mark_ready(controller),
             Err(_) => all.discard(controller),
         }
         // The domain may have ended, and its groups with it, before this one was made again.

@@ -268,7 +268,7 @@ impl Started {
             end_process(&self.process).await;
             return Err(error);
         }
-        self.cleanup.made.groups.all_are_ready();
+        self.cleanup.made.groups.mark_all_ready();
         let (ended_sender, ended) = watch_channel::channel(false);
         {
             let mut inner = domain.lock();
