@@ -106,7 +106,7 @@ fn upload(shell: &mut Shell, args: &Args) -> Result {
             }
         };
         let sent = tokio::select! {
-            sent = send(&mut file, path, length, sparse, &writer) => sent,
+            sent = send(&mut file, path, sparse, &writer) => sent,
             why = refused => Err(why),
         };
         sent.with_context(|| format!("cannot send data to volume {name}"))?;
@@ -137,22 +137,16 @@ fn run_at(file: &File, at: u64) -> std::io::Result<(bool, u64)> {
     }
 }
 
-async fn send(
-    file: &mut File,
-    path: &str,
-    length: u64,
-    sparse: bool,
-    writer: &StreamWriter,
-) -> Result {
+/// All of the file: what does not fit is for the daemon to refuse, not to be left out unseen.
+async fn send(file: &mut File, path: &str, sparse: bool, writer: &StreamWriter) -> Result {
     let cannot = |error: std::io::Error| local("read", path, &error);
     let mut buffer = vec![0; PIECE];
-    let most = if length == 0 { u64::MAX } else { length };
     let mut at = 0;
-    while at < most {
-        let mut left = most - at;
+    loop {
+        let mut left = u64::MAX;
         if sparse {
             let (data, end) = run_at(file, at).map_err(cannot)?;
-            let run = (end - at).min(left);
+            let run = end - at;
             if run == 0 {
                 break;
             }

@@ -253,16 +253,37 @@ fn a_network_survives_its_daemon_and_other_peoples_flushes() {
     let daemon = rig.daemon();
     assert!(rig.vireo(&["net-list"]).ok().contains(" default   active "));
     assert_eq!(rig.processes("dnsmasq"), dnsmasq);
+    // Without dnsmasq: a change that it is to be told of finds that out.
+    let end = |dnsmasq: &[i32]| {
+        Command::new("kill")
+            .args(["-9", &dnsmasq[0].to_string()])
+            .status()
+            .unwrap();
+        wait_for("dnsmasq lives", || {
+            fs::read_to_string(format!("/proc/{}/stat", dnsmasq[0]))
+                .map_or(true, |stat| stat.contains(") Z "))
+        });
+    };
+    end(&dnsmasq);
+    let host = "<host mac='52:54:00:00:00:21' ip='192.168.122.21'/>";
+    rig.vireo(&[
+        "net-update",
+        "default",
+        "add",
+        "ip-dhcp-host",
+        host,
+        "--live",
+    ])
+    .ok();
+    assert!(rig.vireo(&["net-dumpxml", "default"]).ok().contains(":21'"));
+    let before = dnsmasq;
+    let dnsmasq = rig.processes("dnsmasq");
+    assert_eq!(dnsmasq.len(), 1);
+    assert_ne!(before, dnsmasq);
+
     // Without a daemon, and without dnsmasq and rules.
     kill(daemon);
-    Command::new("kill")
-        .args(["-9", &dnsmasq[0].to_string()])
-        .status()
-        .unwrap();
-    wait_for("dnsmasq lives", || {
-        fs::read_to_string(format!("/proc/{}/stat", dnsmasq[0]))
-            .map_or(true, |stat| stat.contains(") Z "))
-    });
+    end(&dnsmasq);
     nft("flush ruleset");
     let daemon = rig.daemon();
     let again = rig.processes("dnsmasq");
@@ -334,6 +355,18 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
             "Unable to create bridge taken: File exists",
         ),
         (net("a", options, "10.5.0.1"), "bad option"),
+        // What dnsmasq finds only when it is a daemon.
+        (
+            "<name>a</name><ip address='10.5.0.1' netmask='255.255.255.0'>\
+             <tftp root='/nope'/></ip>"
+                .to_owned(),
+            "TFTP directory /nope inaccessible: No such file or directory",
+        ),
+        (
+            "<name>a</name><ip address='10.5.0.1' prefix='22' localPtr='yes'/>".to_owned(),
+            "unsupported configuration: PTR domain for IPv4 network with prefix 22 cannot be \
+             automatically created",
+        ),
         (
             net("a", "<bridge name='a234567890123456'/>", "10.5.0.1"),
             "Unable to create bridge a234567890123456",

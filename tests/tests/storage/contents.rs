@@ -187,6 +187,13 @@ fn uploads_and_downloads() {
             "10",
         ]);
         assert_eq!(fs::read(&down).unwrap(), b"mebibyte 2");
+        // More than there is room for is not cut off unseen.
+        let more = ["vol-upload", &name, &local, "p", "--length", "1048576"];
+        let said = match client {
+            "vireo" => rig.vireo(&more).fails(),
+            _ => rig.virsh(&more).fails(),
+        };
+        assert!(said.contains("more data came for volume"), "{said}");
         let piece = rig.write("piece", "PIECE");
         run(&["vol-upload", &name, &piece, "p", "--offset", "3"]);
         let content = fs::read(folder.join(&name)).unwrap();

@@ -397,6 +397,65 @@ fn a_file_system_is_mounted_for_its_pool() {
 }
 
 #[test]
+fn a_pool_whose_server_is_silent_is_starting_up_and_nothing_else() {
+    if !is_root() {
+        return left_out("needs root");
+    }
+    let (rig, _) = pool();
+    let mount = rig.write(
+        "bin/mount",
+        "#!/bin/sh\nhere=$(dirname \"$0\")/..\ntouch \"$here/asked\"\n\
+         while [ ! -e \"$here/down\" ]; do sleep 0.05; done\n\
+         echo 'mount.nfs: Connection timed out' >&2; exit 32\n",
+    );
+    program("chmod", &["+x", &mount]);
+    // The daemon, which the first one started, has no such `mount`.
+    for pid in rig.processes("vireod") {
+        program("kill", &["-9", &pid.to_string()]);
+    }
+    let path = format!(
+        "{}:{}",
+        rig.path("bin").display(),
+        std::env::var("PATH").unwrap()
+    );
+    let command = |args: &[&str]| {
+        let mut command = rig.command("vireo");
+        command.env("PATH", &path).args(args);
+        command
+    };
+    let vireo = |args: &[&str]| -> Run { command(args).output().unwrap().into() };
+    let target = rig.path("mnt").display().to_string();
+    let source = ["--source-host", "server", "--source-path", "/exports/c"];
+    let place = ["--target", target.as_str()];
+    let define = [&["pool-define-as", "n", "netfs"], &source[..], &place].concat();
+    while vireo(&["pool-list"]).status != 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    vireo(&define).ok();
+    vireo(&["pool-build", "n"]).ok();
+    let mut starting = command(&["pool-start", "n"]).spawn().unwrap();
+    while !rig.path("asked").exists() {
+        assert!(starting.try_wait().unwrap().is_none(), "it does not hang");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for what in ["start", "undefine", "destroy", "delete", "build", "refresh"] {
+        let said = vireo(&[&format!("pool-{what}"), "n"]).fails();
+        assert!(said.contains("pool 'n' is starting up"), "{what}: {said}");
+    }
+    vireo(&["pool-refresh", "p"]).ok();
+    assert!(
+        vireo(&["pool-list", "--all"])
+            .ok()
+            .contains(" n      inactive")
+    );
+    fs::write(rig.path("down"), "").unwrap();
+    assert_eq!(starting.wait().unwrap().code(), Some(1));
+    vireo(&["pool-undefine", "n"]).ok();
+    assert!(!vireo(&["pool-list", "--all"]).ok().contains(" n "));
+    assert!(!rig.path("run/vireo/storage/n.xml").exists());
+}
+
+#[test]
 fn a_network_file_system_is_mounted_for_its_pool() {
     if !is_root() {
         return left_out("needs root");

@@ -334,10 +334,8 @@ impl Driver {
         match section {
             Section::PortGroup | Section::Fixed(_) => {}
             Section::ForwardInterface => {
-                if definition.forward.mode.has_own_bridge()
-                    && let Err(error) = firewall::apply(network.uuid, &definition)
-                {
-                    return Err(error);
+                if definition.forward.mode.has_own_bridge() {
+                    firewall::apply(network.uuid, &definition)?;
                 }
             }
             Section::DhcpHost | Section::DnsHost
@@ -346,7 +344,7 @@ impl Driver {
                         == definition.ips.iter().any(|ip| ip.has_dhcp()) =>
             {
                 if let Some(identity) = live.record.dnsmasq {
-                    dnsmasq::reload(&place, &definition, identity)?;
+                    live.record.dnsmasq = Some(dnsmasq::reload(&place, &definition, identity)?);
                 }
             }
             _ => {

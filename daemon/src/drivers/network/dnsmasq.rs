@@ -7,13 +7,13 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use xml_schemas::Network;
 use xml_schemas::network::{DhcpHost, ForwardMode, Ip, Lease, mac_text};
 
 use super::program::{self, Running};
-use super::{cannot, error};
+use super::{cannot, error, unsupported};
 use crate::error::{ErrorCode, Result};
 use crate::files::{self, Durability};
 use crate::vmm_process::{self, Identity};
@@ -99,6 +99,7 @@ pub fn start(place: &Place) -> Result<Identity> {
     );
     let failed = |e: &std::io::Error| cannot("cannot start dnsmasq", e);
     files::remove_if_there(&place.pid()).map_err(|e| failed(&e))?;
+    // A file: the daemon it becomes may keep it open.
     let words = OpenOptions::new()
         .create(true)
         .write(true)
@@ -108,7 +109,6 @@ pub fn start(place: &Place) -> Result<Identity> {
         .map_err(|e| failed(&e))?;
     let mut command = Command::new(&path);
     command
-        .arg("--keep-in-foreground")
         .arg(format!("--conf-file={}", place.config().display()))
         .current_dir("/")
         .env("LC_ALL", "C")
@@ -124,60 +124,44 @@ pub fn start(place: &Place) -> Result<Identity> {
                 limit.rlim_cur = limit.rlim_max.min(1024);
                 libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
             }
-            if libc::setsid() < 0 {
-                return Err(std::io::Error::last_os_error());
-            }
             Ok(())
         });
     }
+    // What we start ends when the daemon that it becomes serves, or cannot.
     let mut running = Running::start(&mut command).map_err(|e| failed(&e))?;
-    let pid = running.child.id();
-    let deadline = Instant::now() + START_LIMIT;
-    // It writes its process id when its sockets are open.
-    let up = || fs::read_to_string(place.pid()).is_ok_and(|text| text.trim() == pid.to_string());
-    let mut pause = Duration::from_millis(1);
-    let outcome = loop {
-        if up() {
-            break Ok(());
+    let timely = running.ends_within(START_LIMIT);
+    if !timely {
+        if let Err(error) = running.child.kill() {
+            log::error!("cannot kill dnsmasq: {error}");
         }
-        if running.ends_within(pause) {
-            let status = running.child.wait().map_err(|e| failed(&e))?;
-            let words = fs::read_to_string(place.words()).unwrap_or_default();
-            return Err(program::failed(&name, &status, &words));
-        }
-        if Instant::now() >= deadline {
-            break Err(error(
-                ErrorCode::OPERATION_TIMEOUT,
-                format!(
-                    "dnsmasq did not come up within {} seconds",
-                    START_LIMIT.as_secs()
-                ),
-            ));
-        }
-        pause = (pause * 2).min(Duration::from_millis(20));
-    };
-    let identity = Identity::of(pid).ok_or_else(|| {
+        // It may have forked already.
+        stop_unknown(place);
+    }
+    let status = running.child.wait().map_err(|e| failed(&e))?;
+    if !timely {
+        return Err(error(
+            ErrorCode::OPERATION_TIMEOUT,
+            format!(
+                "dnsmasq did not come up within {} seconds",
+                START_LIMIT.as_secs()
+            ),
+        ));
+    }
+    if !status.success() {
+        let words = fs::read_to_string(place.words()).unwrap_or_default();
+        return Err(program::failed(&name, &status, &words));
+    }
+    noted(place).and_then(Identity::of).ok_or_else(|| {
         error(
             ErrorCode::INTERNAL_ERROR,
-            format!("dnsmasq (process {pid}) ended at once"),
+            "dnsmasq ended as soon as it had come up",
         )
-    });
-    if (outcome.is_err() || identity.is_err())
-        && let Err(error) = running.child.kill()
-    {
-        log::error!("cannot kill dnsmasq (process {pid}): {error}");
-    }
-    // Whoever ends it, its exit status must be taken.
-    let reaping = std::thread::Builder::new()
-        .name("dnsmasq".to_owned())
-        .spawn(move || match running.child.wait() {
-            Ok(status) => log::debug!("dnsmasq (process {pid}): {status}"),
-            Err(error) => log::warn!("dnsmasq (process {pid}): {error}"),
-        });
-    if let Err(error) = reaping {
-        log::warn!("dnsmasq (process {pid}) will stay as a zombie: {error}");
-    }
-    outcome.and(identity)
+    })
+}
+
+/// The process id that it has written.
+fn noted(place: &Place) -> Option<u32> {
+    fs::read_to_string(place.pid()).ok()?.trim().parse().ok()
 }
 
 /// Whether it still runs.
@@ -207,10 +191,7 @@ pub fn stop(identity: Identity) -> Result<()> {
 
 /// Ends one that was started but not noted: the process that its file names, if it is ours.
 pub fn stop_unknown(place: &Place) {
-    let pid = fs::read_to_string(place.pid())
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok());
-    let Some(identity) = pid.and_then(Identity::of) else {
+    let Some(identity) = noted(place).and_then(Identity::of) else {
         return;
     };
     let wanted = format!("--conf-file={}", place.config().display());
@@ -223,23 +204,31 @@ pub fn stop_unknown(place: &Place) {
     }
 }
 
-/// Has a running one read its hosts and names again.
+/// Has a running one read its hosts and names again; starts one if it has ended meanwhile.
 ///
 /// # Errors
-/// The system's.
-pub fn reload(place: &Place, network: &Network, identity: Identity) -> Result<()> {
+/// The system's; as [`start`].
+pub fn reload(place: &Place, network: &Network, identity: Identity) -> Result<Identity> {
     write(place, network)?;
     let told = match vmm_process::find(identity) {
-        Ok(Some(process)) => process.signal(libc::SIGHUP),
-        Ok(None) => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+        Ok(Some(process)) if !process.has_ended() => process.signal(libc::SIGHUP),
+        Ok(_) => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
         Err(error) => Err(error),
     };
-    told.map_err(|e| {
-        cannot(
+    match told {
+        Ok(()) => Ok(identity),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+            log::warn!(
+                "network '{}': its dnsmasq is gone, and started again",
+                network.name
+            );
+            start(place)
+        }
+        Err(error) => Err(cannot(
             format!("cannot tell dnsmasq (process {})", identity.pid),
-            &e,
-        )
-    })
+            &error,
+        )),
+    }
 }
 
 fn expiry(lease: Option<Lease>) -> String {
@@ -289,6 +278,22 @@ fn names(network: &Network) -> String {
         let _ = writeln!(text, "{address}\t{}\t", host.names.join("\t"));
     }
     text
+}
+
+/// Whether what a network asks of its dnsmasq can be said to one.
+///
+/// # Errors
+/// VIR_ERR_CONFIG_UNSUPPORTED: the zone of a subnet's addresses whose prefix ends within a label.
+pub fn check(network: &Network) -> Result<()> {
+    let mut asked = network.ips.iter().filter(|ip| ip.local_ptr == Some(true));
+    match asked.find(|ip| reverse_zone(ip).is_none()) {
+        None => Ok(()),
+        Some(ip) => Err(unsupported(format!(
+            "PTR domain for {} network with prefix {} cannot be automatically created",
+            if ip.address.is_ipv6() { "IPv6" } else { "IPv4" },
+            ip.subnet().map_or(0, |subnet| subnet.prefix)
+        ))),
+    }
 }
 
 /// `192.168.122.0/24` backwards, as names of addresses are.
@@ -401,19 +406,14 @@ fn dns(lines: &mut Lines, network: &Network) {
         lines.add("expand-hosts");
     }
     for ip in network.ips.iter().filter(|ip| ip.local_ptr == Some(true)) {
-        match reverse_zone(ip) {
-            Some(zone) => lines.add(format_args!("local=/{zone}/")),
-            None => log::warn!(
-                "network '{}': localPtr needs a prefix of whole digits",
-                network.name
-            ),
+        // Checked before the start.
+        if let Some(zone) = reverse_zone(ip) {
+            lines.add(format_args!("local=/{zone}/"));
         }
     }
     if dns.forward_plain_names == Some(false) {
         lines.add("domain-needed");
-        if domain.is_none_or(|d| d.name.is_none()) {
-            lines.add("local=//");
-        }
+        lines.add("local=//");
     }
     if dns.enable == Some(false) {
         lines.add("port=0");

@@ -185,10 +185,7 @@ impl Registry {
             let live = inner.live.as_ref().map(|live| &live.definition);
             live.into_iter()
                 .chain(inner.persistent.as_ref())
-                .any(|definition| {
-                    definition.forward.mode.has_own_bridge()
-                        && definition.bridge.as_deref() == Some(bridge)
-                })
+                .any(|definition| definition.bridge.as_deref() == Some(bridge))
         })
     }
 }

@@ -83,6 +83,7 @@ impl Driver {
                 ));
             }
             if dnsmasq::needed(definition) {
+                dnsmasq::check(definition)?;
                 program::find("dnsmasq")?;
             }
             if firewall::needed(definition) {
@@ -124,7 +125,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Bridge, addresses, rules, dnsmasq.
+    /// Bridge, rules, and what [`Self::make_served`] makes.
     fn make(&self, network: &Network, live: &mut Live) -> Result<()> {
         let definition = Arc::clone(&live.definition);
         let bridge = definition.bridge.as_deref().unwrap_or_default();
@@ -144,9 +145,39 @@ impl Driver {
                     network.name
                 ));
             }
-            cannot(format!("Unable to create bridge {bridge}"), &e)
+            match settings
+                .mtu
+                .filter(|_| e.raw_os_error() == Some(libc::EINVAL))
+            {
+                Some(_) => cannot(format!("Cannot set interface MTU on '{bridge}'"), &e),
+                None => cannot(format!("Unable to create bridge {bridge}"), &e),
+            }
         })?;
         killpoint("network.bridge-made");
+        // The kernel takes its time for rules, and dnsmasq to come up: both at once. Nobody is on
+        // the bridge before both are there.
+        let ruled = std::thread::scope(|scope| {
+            let rules = scope.spawn(|| firewall::apply(network.uuid, &definition));
+            let made = self.make_served(network, live, bridge);
+            let rules = rules.join().unwrap_or_else(|_| {
+                Err(error(
+                    ErrorCode::INTERNAL_ERROR,
+                    "the thread that sets rules ended badly",
+                ))
+            });
+            made.and(rules)
+        });
+        ruled?;
+        killpoint("network.rules-made");
+        if live.record.dnsmasq.is_some() {
+            killpoint("network.dnsmasq-started");
+        }
+        Ok(())
+    }
+
+    /// The addresses of a bridge that is there, its routes, dnsmasq.
+    fn make_served(&self, network: &Network, live: &mut Live, bridge: &str) -> Result<()> {
+        let definition = Arc::clone(&live.definition);
         let index = link::index(bridge)
             .map_err(|e| cannot(format!("Cannot get interface index on {bridge}"), &e))?;
         let v6 = definition.ips.iter().any(|ip| ip.address.is_ipv6());
@@ -177,8 +208,6 @@ impl Driver {
                 },
             )?;
         }
-        firewall::apply(network.uuid, &definition)?;
-        killpoint("network.rules-made");
         if definition.forward.mode != ForwardMode::None {
             if definition.ips.iter().any(|ip| ip.address.is_ipv4()) {
                 program::set_kernel("/proc/sys/net/ipv4/ip_forward", "1")?;
@@ -192,7 +221,6 @@ impl Driver {
             let place = self.place(network, &live.folder);
             dnsmasq::write(&place, &definition)?;
             live.record.dnsmasq = Some(dnsmasq::start(&place)?);
-            killpoint("network.dnsmasq-started");
         }
         Ok(())
     }
@@ -219,25 +247,40 @@ impl Driver {
         let mut faults = Vec::new();
         let definition = &live.definition;
         if definition.forward.mode.has_own_bridge() {
-            match live.record.dnsmasq {
-                Some(identity) => faults.extend(dnsmasq::stop(identity).err()),
-                None => dnsmasq::stop_unknown(&self.place(network, &live.folder)),
-            }
-            if firewall::needed(definition) {
-                faults.extend(firewall::remove(network.uuid).err());
-            }
             let bridge = definition.bridge.as_deref().unwrap_or_default();
             // While the network was not up yet, one of that name may be somebody else's.
-            if live.record.started
-                || link::mac(bridge).is_some_and(|mac| Some(mac) == definition.mac)
-            {
-                let removed = link::remove(bridge);
-                faults.extend(
-                    removed
-                        .err()
-                        .map(|e| cannot(format!("Unable to delete bridge {bridge}"), &e)),
-                );
-            }
+            let ours = live.record.started
+                || link::mac(bridge).is_some_and(|mac| Some(mac) == definition.mac);
+            // Each waits for somebody else: dnsmasq, the kernel.
+            let ends: [&(dyn Fn() -> Result<()> + Sync); 3] = [
+                &|| match live.record.dnsmasq {
+                    Some(identity) => dnsmasq::stop(identity),
+                    None => {
+                        dnsmasq::stop_unknown(&self.place(network, &live.folder));
+                        Ok(())
+                    }
+                },
+                &|| match firewall::needed(definition) {
+                    true => firewall::remove(network.uuid),
+                    false => Ok(()),
+                },
+                &|| match ours {
+                    true => link::remove(bridge)
+                        .map_err(|e| cannot(format!("Unable to delete bridge {bridge}"), &e)),
+                    false => Ok(()),
+                },
+            ];
+            std::thread::scope(|scope| {
+                for end in ends.map(|end| scope.spawn(end)) {
+                    let ended = end.join().unwrap_or_else(|_| {
+                        Err(error(
+                            ErrorCode::INTERNAL_ERROR,
+                            "a thread that stops a network ended badly",
+                        ))
+                    });
+                    faults.extend(ended.err());
+                }
+            });
         }
         live.folder.remove();
         self.release(network.uuid);

@@ -23,6 +23,7 @@ impl Driver {
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID for an active one; the system's.
     pub async fn build(&self, pool: &Arc<Pool>, flags: u32) -> Result<()> {
+        pool.lock().check_inactive("already")?;
         let _job = pool.job().await?;
         pool.lock().check_inactive("already")?;
         build(pool, flags).await?;
@@ -35,6 +36,7 @@ impl Driver {
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID for an active pool; the system's.
     pub async fn delete(&self, pool: &Arc<Pool>, flags: u32) -> Result<()> {
+        pool.lock().check_inactive("still")?;
         let _job = pool.job().await?;
         let definition = {
             let inner = pool.lock();

@@ -400,7 +400,11 @@ fn build(plan: Plan, source: Option<Source>) -> Result<Volume> {
         let new = NewFile::make(&path)?;
         let file = images::File::new(new.file()?.into(), &path).map_err(image_error)?;
         if volume.nocow {
-            no_copy_on_write(&new.file()?, &path)?;
+            match no_copy_on_write(&new.file()?, &path) {
+                // As in libvirt, where only a raw image insists.
+                Err(error) if volume.format == "qcow2" => log::warn!("{error}"),
+                other => other?,
+            }
         }
         match volume.format.as_str() {
             "qcow2" => qcow2_image(&plan, &mut volume, file, source)?,

@@ -28,8 +28,8 @@ impl Driver {
     /// is unmounted then.
     pub async fn start(&self, pool: &Arc<Pool>, flags: u32) -> Result<()> {
         let build_with = build_choice(flags)?;
+        let _starting = pool.begin_start()?;
         let _job = pool.job().await?;
-        pool.lock().check_inactive("already")?;
         self.activate(pool, build_with).await
     }
 
@@ -40,10 +40,11 @@ impl Driver {
     pub async fn create(&self, xml: &str, flags: u32) -> Result<Arc<Pool>> {
         let build_with = build_choice(flags)?;
         let new = Arc::new(pool::Pool::parse(xml, Validation::Lenient)?);
-        let known = {
+        let (pool, starting) = {
             let mut pools = self.pools();
             match check_new(&pools, &new, true)? {
                 Some(known) => {
+                    let starting = known.begin_start()?;
                     // As it is defined, but this once with what was given.
                     let mut inner = known.lock();
                     if inner.next_definition.is_none() {
@@ -51,28 +52,21 @@ impl Driver {
                     }
                     inner.definition = Arc::clone(&new);
                     drop(inner);
-                    Some(known)
+                    (known, starting)
                 }
                 None => {
-                    pools.push(Pool::new(Inner::new(Arc::clone(&new), false)));
-                    None
+                    let pool = Pool::new(Inner::new(Arc::clone(&new), false));
+                    pools.push(Arc::clone(&pool));
+                    let starting = pool.begin_start()?;
+                    (pool, starting)
                 }
             }
-        };
-        let pool = match known {
-            Some(pool) => pool,
-            None => self.by_uuid(new.uuid)?,
         };
         let started = match pool.job().await {
-            Ok(_job) => {
-                let already = pool.lock().check_inactive("already");
-                match already {
-                    Ok(()) => self.activate(&pool, build_with).await,
-                    Err(error) => Err(error),
-                }
-            }
+            Ok(_job) => self.activate(&pool, build_with).await,
             Err(error) => Err(error),
         };
+        drop(starting);
         if let Err(error) = started {
             self.settle(&pool);
             return Err(error);
@@ -130,6 +124,8 @@ impl Driver {
     /// VIR_ERR_OPERATION_INVALID for an inactive one, VIR_ERR_INTERNAL_ERROR while volumes are
     /// made in it; the system's.
     pub async fn destroy(&self, pool: &Arc<Pool>) -> Result<()> {
+        // Not after a wait for a start that hangs.
+        pool.lock().check_active()?;
         let _job = pool.job().await?;
         let definition = {
             let inner = pool.lock();
@@ -161,6 +157,7 @@ impl Driver {
     /// VIR_ERR_OPERATION_INVALID for an inactive one; the system's.
     pub async fn refresh(&self, pool: &Arc<Pool>, flags: u32) -> Result<()> {
         check_flags(flags, 0, "storagePoolRefresh")?;
+        pool.lock().check_active()?;
         let _job = pool.job().await?;
         let definition = {
             let inner = pool.lock();

@@ -235,7 +235,7 @@ impl Driver {
             Some(pool) => {
                 let mut inner = pool.lock();
                 inner.persistent = true;
-                if inner.active {
+                if inner.active || inner.starting {
                     inner.next_definition = Some(new);
                 } else {
                     inner.definition = new;

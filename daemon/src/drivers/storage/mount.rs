@@ -223,6 +223,8 @@ pub fn format(pool: &Pool, overwrite: bool) -> Result<()> {
     let mut args = vec!["-t", format];
     match format {
         "xfs" => args.push("-f"),
+        // On a whole disk, too.
+        "vfat" => args.push("-I"),
         "ext2" | "ext3" | "ext4" => args.extend(["-F", "-q"]),
         _ => {}
     }

@@ -44,6 +44,8 @@ pub struct Inner {
     pub autostart: bool,
     /// Its volumes can be used.
     pub active: bool,
+    /// It is being started, which may take as long as a server takes to answer.
+    pub starting: bool,
     /// Of its file system.
     pub sizes: Sizes,
     /// By name.
@@ -111,6 +113,7 @@ impl Inner {
             persistent,
             autostart: false,
             active: false,
+            starting: false,
             sizes: Sizes::default(),
             volumes: BTreeMap::new(),
             jobs: 0,
@@ -123,6 +126,7 @@ impl Inner {
         if self.active {
             return Ok(());
         }
+        self.check_settled()?;
         Err(error(
             ErrorCode::OPERATION_INVALID,
             format!("storage pool '{}' is not active", self.definition.name),
@@ -133,11 +137,23 @@ impl Inner {
     /// VIR_ERR_OPERATION_INVALID: it is `still` or `already` active.
     pub fn check_inactive(&self, word: &str) -> Result<()> {
         if !self.active {
-            return Ok(());
+            return self.check_settled();
         }
         Err(error(
             ErrorCode::OPERATION_INVALID,
             format!("storage pool '{}' is {word} active", self.definition.name),
+        ))
+    }
+
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID: it is being started.
+    fn check_settled(&self) -> Result<()> {
+        if !self.starting {
+            return Ok(());
+        }
+        Err(error(
+            ErrorCode::OPERATION_INVALID,
+            format!("pool '{}' is starting up", self.definition.name),
         ))
     }
 
@@ -190,6 +206,16 @@ fn no_volume(name: &str) -> crate::error::Error {
 
 /// Keeps others from starting, stopping or refreshing the pool.
 pub type Job = OwnedMutexGuard<()>;
+
+/// A pool is being started as long as this is there.
+#[derive(Debug)]
+pub struct Starting(Arc<Pool>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.lock().starting = false;
+    }
+}
 
 impl Pool {
     /// A pool whose volumes are known.
@@ -250,6 +276,18 @@ impl Pool {
         tokio::time::timeout(PATIENCE, waiting)
             .await
             .map_err(|_| self.busy())
+    }
+
+    /// Says that an inactive pool is being started.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID: it is active or being started.
+    pub fn begin_start(self: &Arc<Self>) -> Result<Starting> {
+        let mut inner = self.lock();
+        inner.check_inactive("already")?;
+        inner.starting = true;
+        drop(inner);
+        Ok(Starting(Arc::clone(self)))
     }
 
     /// Runs what touches the pool's files where it holds up nobody else.

@@ -454,6 +454,8 @@ fn resize(
     if format == Format::Raw {
         if allocate {
             let now = file.size().map_err(image_error)?;
+            // What is there already as well, as far as the file system can.
+            file.allocate(0, now).map_err(image_error)?;
             if capacity > now {
                 super::create::set_aside(&file, now, capacity - now)?;
             }
