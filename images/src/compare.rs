@@ -36,6 +36,7 @@ struct Status {
     zero: bool,
     data: bool,
     present: bool,
+    located: bool,
 }
 
 impl From<&Extent> for Status {
@@ -44,6 +45,7 @@ impl From<&Extent> for Status {
             zero: extent.zero,
             data: extent.data,
             present: extent.present,
+            located: extent.offset.is_some(),
         }
     }
 }
@@ -70,6 +72,7 @@ pub fn compare(
             zero: false,
             data: false,
             present: false,
+            located: false,
         },
         0,
     ); 2];

@@ -322,8 +322,8 @@ impl Volume {
         Ok(Arc::new(keyed(&self.header.spec, &self.key)?))
     }
 
-    /// Lets another passphrase open the volume too: in `slot`, which must be free, or the first
-    /// free one. Returns which.
+    /// Lets another passphrase open the volume too: in `slot`, which must be free unless `replace`
+    /// says that what it holds is lost, or the first free one. Returns which.
     ///
     /// # Errors
     /// [`Error::Invalid`]: no such free slot; the host's I/O.
@@ -333,10 +333,13 @@ impl Volume {
         slot: Option<usize>,
         passphrase: &[u8],
         time: Duration,
+        replace: bool,
     ) -> Result<usize, Error> {
-        let free = |slot: &usize| self.header.slots.get(*slot).is_some_and(|s| !s.enabled);
+        let slots = &self.header.slots;
+        let free = |slot: &usize| slots.get(*slot).is_some_and(|s| !s.enabled);
+        let usable = |slot: &usize| free(slot) || replace && *slot < slots.len();
         let slot = match slot {
-            Some(slot) => Some(slot).filter(free).ok_or_else(|| {
+            Some(slot) => Some(slot).filter(usable).ok_or_else(|| {
                 Error::Invalid(format!("{}: key slot {slot} is not free", store.name()))
             })?,
             None => (0..SLOTS)
@@ -345,6 +348,17 @@ impl Volume {
         };
         self.write_slot(store, slot, passphrase, time)?;
         Ok(slot)
+    }
+
+    /// Whether a passphrase opens the volume by that slot.
+    ///
+    /// # Errors
+    /// The host's I/O.
+    pub fn opens(&self, store: &dyn Store, slot: usize, passphrase: &[u8]) -> Result<bool, Error> {
+        if !self.header.slots.get(slot).is_some_and(|s| s.enabled) {
+            return Ok(false);
+        }
+        Ok(unlock(store, &self.header, slot, passphrase)?.is_some())
     }
 
     /// Wipes a key slot: its passphrase opens the volume no more. The last one only with `force`:

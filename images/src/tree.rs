@@ -95,10 +95,12 @@ pub fn looks_like(start: &[u8]) -> &'static str {
             .is_some_and(|there| there == magic)
     };
     if at(0, b"QFI\xfb") {
-        return match start.get(4..8) {
-            Some([0, 0, 0, 2 | 3]) => "qcow2",
-            Some([0, 0, 0, 1]) => "qcow",
-            _ => "raw",
+        // A version of the future is still no raw image.
+        let version = start.get(4..8).and_then(|b| b.try_into().ok());
+        return match version.map(u32::from_be_bytes) {
+            Some(1) => "qcow",
+            Some(2..) => "qcow2",
+            Some(0) | None => "raw",
         };
     }
     let known: [(usize, &[u8], &'static str); 14] = [

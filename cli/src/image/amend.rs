@@ -1,10 +1,12 @@
 //! `amend`: changes what an image's header says.
 
 use images::chain::Format;
-use images::qcow2::{self, Amend};
+use images::luks::FilePart;
+use images::qcow2::{self, Amend, Encryption};
 use images::tree::{self, Opener};
 
 use super::args::{Args, Spec, flag, pairs, size, value};
+use super::keys::Keys;
 use super::open::{self, FORMAT, HELP, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, Secrets, message};
 use super::options::{Given, format};
 use super::progress::Progress;
@@ -22,15 +24,28 @@ pub const SPECS: &[Spec] = &[
     flag('\0', &["force"]),
 ];
 
-const HELP_TEXT: &str = "Amend options for 'qcow2':
+const QCOW2_HELP: &str = "Amend options for 'qcow2':
   backing_file=<str>     - File name of a base image
   backing_fmt=<str>      - Image format of the base image
   compat=<str>           - Compatibility level (v2 [0.10] or v3 [1.1])
   data_file=<str>        - File name of an external data file
   data_file_raw=<bool (on/off)> - The external data file must stay valid as a raw image
+  encrypt.iter-time=<num> - Time to spend in PBKDF in milliseconds
+  encrypt.keyslot=<num>  - Select a single keyslot to modify explicitly
+  encrypt.new-secret=<str> - New secret to set in the matching keyslots. Empty string to erase
+  encrypt.old-secret=<str> - Select all keyslots that match this password
+  encrypt.state=<str>    - Select new state of affected keyslots (active/inactive)
   lazy_refcounts=<bool (on/off)> - Postpone refcount updates
   refcount_bits=<num>    - Width of a reference count entry in bits
   size=<size>            - Virtual disk size
+";
+
+const LUKS_HELP: &str = "Amend options for 'luks':
+  iter-time=<num>        - Time to spend in PBKDF in milliseconds
+  keyslot=<num>          - Select a single keyslot to modify explicitly
+  new-secret=<str>       - New secret to set in the matching keyslots. Empty string to erase
+  old-secret=<str>       - Select all keyslots that match this password
+  state=<str>            - Select new state of affected keyslots (active/inactive)
 ";
 
 #[derive(Default)]
@@ -39,22 +54,18 @@ struct Wanted {
     size: Option<u64>,
     backing_file: Option<String>,
     backing_fmt: Option<String>,
+    keys: Keys,
 }
 
 pub fn run(args: Args) -> Done {
     if args.get("options").is_none() {
         return Err(Failure::usage("amend", "Must specify options (-o)"));
     }
-    if args
+    let help = args
         .all("options")
-        .any(|list| matches!(list.to_str(), Some("help" | "?")))
-    {
-        let wanted = format(args.text("format").as_deref(), "")?;
-        if wanted != Format::Qcow2 {
-            return Err(unsupported(wanted));
-        }
-        say(HELP_TEXT);
-        return Ok(0);
+        .any(|list| matches!(list.to_str(), Some("help" | "?")));
+    if let Some(stated) = args.text("format").filter(|_| help) {
+        return help_for(format(Some(&stated), "")?);
     }
     let named = open::one_file(&args, "amend", "Expecting one image file name")?;
     let quiet = args.has("quiet");
@@ -66,41 +77,78 @@ pub fn run(args: Args) -> Done {
         ..Opener::default()
     };
     let layer = open::first(open::open_writable(&named, &opener, &secrets, quiet)?)?;
-    let Some(image) = layer.qcow2.clone() else {
-        return Err(unsupported(layer.format));
-    };
-    let mut wanted = Wanted::default();
-    for list in args.all("options") {
-        wanted.read(&list.to_string_lossy())?;
+    if help {
+        return help_for(layer.format);
     }
-    if wanted.backing_file.is_some() || wanted.backing_fmt.is_some() {
-        let header = image.header();
-        let name = match wanted.backing_file {
-            Some(name) => Some(name.into()),
-            None => header.backing,
-        };
-        let format = wanted.backing_fmt.or(header.backing_format);
-        wanted.amend.backing = Some(
-            name.filter(|name: &std::ffi::OsString| !name.is_empty())
-                .map(|name| (name, format)),
-        );
+    let mut wanted = Wanted::default();
+    match layer.format {
+        Format::Raw => return Err(unsupported(Format::Raw)),
+        Format::Luks => {
+            for list in args.all("options") {
+                wanted.read_luks(&list.to_string_lossy())?;
+            }
+        }
+        Format::Qcow2 => {
+            for list in args.all("options") {
+                wanted.read(&list.to_string_lossy())?;
+            }
+        }
+    }
+    let header = layer.qcow2.as_ref().map(|image| image.header());
+    if let Some(header) = &header {
+        wanted.check_backing(header)?;
+    }
+    let encryption = match &header {
+        None => Encryption::Luks {
+            offset: 0,
+            length: u64::MAX,
+        },
+        Some(header) => header.encryption,
+    };
+    if wanted.keys.any() && encryption == Encryption::None {
+        return Err(Failure::new(
+            "Can't amend encryption options - encryption not present",
+        ));
     }
     let progress = Progress::new(args.has("progress") && !quiet, 1.0);
-    if wanted.amend.version == Some(2) && image.header().version > 2 {
-        image.expand_zeroes(&progress.job())?;
-    }
-    if let Some(size) = wanted.size {
-        images::Image::resize(&*image, size)?;
+    if let (Some(image), Some(header)) = (&layer.qcow2, &header) {
+        if wanted.amend.version == Some(2) && header.version > 2 {
+            image.expand_zeroes(&progress.job())?;
+        }
+        if let Some(size) = wanted.size {
+            images::Image::resize(&**image, size)?;
+        }
     }
     // The header is changed while nobody has the image open, but nobody else may come between.
     drop(layer);
-    drop(image);
     let path = tree::local_path(&named.name)?;
     let file = tree::open_file(&path, true, direct, stable)?;
     let usage = images::lock::Usage::WRITE;
     images::lock::change(file.fd(), file.name(), images::lock::Usage::NONE, usage)?;
-    qcow2::amend(&file, &wanted.amend).map_err(|error| Failure::new(message(&error)))?;
+    if let (true, Encryption::Luks { offset, length }) = (wanted.keys.any(), encryption) {
+        let place = FilePart {
+            file: &file,
+            start: offset,
+            len: length.min(file.size()?.saturating_sub(offset)),
+        };
+        let secret = named.secret.as_deref();
+        wanted
+            .keys
+            .apply(&place, secret, &secrets, args.has("force"))?;
+    }
+    if header.is_some() {
+        qcow2::amend(&file, &wanted.amend).map_err(|error| Failure::new(message(&error)))?;
+    }
     progress.end();
+    Ok(0)
+}
+
+fn help_for(format: Format) -> Done {
+    say(match format {
+        Format::Qcow2 => QCOW2_HELP,
+        Format::Luks => LUKS_HELP,
+        Format::Raw => return Err(unsupported(format)),
+    });
     Ok(0)
 }
 
@@ -112,6 +160,33 @@ fn unsupported(format: Format) -> Failure {
 }
 
 impl Wanted {
+    /// Another backing file is for `rebase`: here it would be another content.
+    fn check_backing(&self, header: &qcow2::Header) -> Result<(), Failure> {
+        let same_file = self
+            .backing_file
+            .as_ref()
+            .is_none_or(|name| Some(std::ffi::OsStr::new(name)) == header.backing.as_deref());
+        let same_format = self
+            .backing_fmt
+            .as_ref()
+            .is_none_or(|name| Some(name) == header.backing_format.as_ref());
+        if same_file && same_format {
+            return Ok(());
+        }
+        Err(Failure::new(
+            "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.",
+        ))
+    }
+
+    fn read_luks(&mut self, list: &str) -> Result<(), Failure> {
+        for (name, value) in pairs(list, None) {
+            if !self.keys.take(&name, &value)? {
+                return Err(Failure::new(format!("Invalid parameter '{name}'")));
+            }
+        }
+        Ok(())
+    }
+
     fn read(&mut self, list: &str) -> Result<(), Failure> {
         let bad = |name: &str, value: &str| {
             Failure::new(format!(
@@ -148,6 +223,9 @@ impl Wanted {
                     self.amend.refcount_bits = Some(bits);
                 }
                 "size" => self.size = Some(size(&value).ok_or_else(|| bad(&name, &value))?),
+                other
+                    if matches!(other.strip_prefix("encrypt."), Some(key)
+                        if self.keys.take(key, &value)?) => {}
                 _ if Given::new(Format::Qcow2).knows(&name) => {
                     return Err(Failure::new(format!(
                         "Invalid parameter '{name}'\nThis option is only supported for image \

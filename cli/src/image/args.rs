@@ -1,4 +1,5 @@
-//! Options as getopt_long takes them: in any place, long ones shortened where that is clear.
+//! Options as getopt_long takes them: in any place, long ones shortened where that is clear. `-1M`
+//! is a number.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -92,7 +93,7 @@ impl Args {
                     })?,
                 };
                 args.options.push((spec.long[0], given));
-            } else if bytes.len() > 1 && bytes[0] == b'-' {
+            } else if bytes.len() > 1 && bytes[0] == b'-' && !bytes[1].is_ascii_digit() {
                 let mut rest = &bytes[1..];
                 while let Some((&first, more)) = rest.split_first() {
                     rest = more;

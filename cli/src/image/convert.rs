@@ -198,6 +198,9 @@ pub fn run(args: Args) -> Done {
             "Compression not supported for this file format",
         ));
     }
+    if args.has("bitmaps") && layers.iter().any(|layer| layer.qcow2.is_none()) {
+        return Err(Failure::new("Source lacks bitmap support"));
+    }
     if args.has("bitmaps") && (out_format != Format::Qcow2 || layers.len() > 1) {
         return Err(Failure::new(
             "This will continue to be unsupported: bitmaps need one source and qcow2 as the target's format",
@@ -344,7 +347,7 @@ fn open_target(
 /// Copies the persistent bitmaps.
 fn bitmaps(from: &Layer, to: &Layer, skip_broken: bool) -> Result<(), Failure> {
     let (Some(from), Some(to)) = (&from.qcow2, &to.qcow2) else {
-        return Ok(());
+        return Err(Failure::new("Format driver does not support bitmaps"));
     };
     for one in from.bitmaps()? {
         if one.in_use {

@@ -14,6 +14,7 @@ mod dd;
 mod help;
 mod info;
 mod json;
+mod keys;
 mod map;
 mod measure;
 mod open;

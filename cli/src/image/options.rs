@@ -580,6 +580,8 @@ impl Given {
             }
             Format::Qcow2 => {
                 let create = self.qcow2(size, Some(secrets))?;
+                // Nothing is made, or emptied, for what can't be.
+                create.check()?;
                 let file = new_file(&path).map_err(words)?;
                 let data = match &create.data_file {
                     Some(name) => {

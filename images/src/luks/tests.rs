@@ -145,7 +145,12 @@ fn keys_come_and_go() {
     };
     let mut volume = Volume::open(&store, b"first").unwrap();
     assert_eq!(volume.slot(), 0);
-    assert_eq!(volume.add_key(&store, None, b"second", QUICK).unwrap(), 1);
+    assert_eq!(
+        volume
+            .add_key(&store, None, b"second", QUICK, false)
+            .unwrap(),
+        1
+    );
     assert_eq!(volume.add_key(&store, Some(7), b"third", QUICK).unwrap(), 7);
     assert!(volume.add_key(&store, Some(1), b"no", QUICK).is_err());
     assert!(volume.add_key(&store, Some(8), b"no", QUICK).is_err());

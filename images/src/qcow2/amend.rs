@@ -1,4 +1,4 @@
-//! Changing what an image's header says: its backing file, its version, how refcounts are kept.
+//! Changing what an image's header says: its version, how refcounts are kept.
 
 use std::ffi::OsString;
 
@@ -11,9 +11,6 @@ use crate::{Error, File, Image, Job};
 /// What is to change; what is none stays.
 #[derive(Debug, Clone, Default)]
 pub struct Amend {
-    /// The backing file's name and format; `Some(None)` for no backing file. What the image has
-    /// not itself is another content afterwards, unless the backing files are alike.
-    pub backing: Option<Option<(OsString, Option<String>)>>,
     /// 2 (`compat=0.10`) or 3 (`compat=1.1`). Version 2 has no zero clusters: see
     /// [`Qcow2::expand_zeroes`].
     pub version: Option<u32>,
@@ -85,16 +82,6 @@ pub fn amend(file: &File, change: &Amend) -> Result<(), Error> {
         }
         Some(false) => header.autoclear &= !header::DATA_FILE_RAW,
         _ => {}
-    }
-    if let Some(backing) = &change.backing {
-        if backing.is_some() && header.autoclear & header::DATA_FILE_RAW != 0 {
-            return invalid(
-                "Cannot set a backing file for an image with data-file-raw: its data file is \
-                 complete by itself",
-            );
-        }
-        header.backing = backing.as_ref().map(|(name, _)| name.clone());
-        header.backing_format = backing.as_ref().and_then(|(_, format)| format.clone());
     }
     if version < header.version {
         if header.refcount_order != 4 {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use super::bitmap;
 use super::cache::OffsetHash;
-use super::entry::{COPIED, Entry, OFFSET};
+use super::entry::{COPIED, Entry, OFFSET, RESERVED};
 use super::header::{self, Encryption, Header};
 use super::refcount::{set_value, value};
 use super::snapshot::Table;
@@ -362,6 +362,13 @@ impl<'a> Check<'a> {
             let entry = Entry::get(&geo, &table, index);
             if entry == Entry::default() {
                 continue;
+            }
+            if !entry.is_compressed() && entry.raw & RESERVED != 0 {
+                // What it means is not known: nothing that could be repaired.
+                self.corruption(format!(
+                    "ERROR found l2 entry with reserved bits set: {:x}",
+                    entry.raw
+                ));
             }
             let mut wrong = entry.problem(&geo);
             if wrong.is_none() && entry.is_compressed() {

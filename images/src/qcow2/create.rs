@@ -11,6 +11,9 @@ use super::{Geometry, NoBacking, Options, Qcow2};
 use crate::luks::{self, FilePart, Passphrase, Spec, Volume};
 use crate::{Error, File, Image};
 
+/// The largest L1 table, bytes: what QEMU takes.
+const L1_MOST: u64 = 32 << 20;
+
 /// How much of a new image's space is set aside at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preallocation {
@@ -85,7 +88,11 @@ impl Create {
         }
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Whether there can be such an image.
+    ///
+    /// # Errors
+    /// Why not: options that contradict each other, a size that is too large for the clusters.
+    pub fn check(&self) -> Result<(), String> {
         let v3 = self.version == 3;
         let power = |value: u64, from: u64, to: u64| {
             value.is_power_of_two() && (from..=to).contains(&value)
@@ -117,6 +124,14 @@ impl Create {
         }
         if !self.size.is_multiple_of(512) {
             return Err("the size is a multiple of 512 bytes".into());
+        }
+        let cluster = self.cluster_size;
+        let l2_entries = cluster / if self.extended_l2 { 16 } else { 8 };
+        if self.size.div_ceil(cluster * l2_entries) * 8 > L1_MOST {
+            return Err(format!(
+                "{} bytes are too much for clusters of {cluster} bytes",
+                self.size
+            ));
         }
         if self.data_file_raw && (self.data_file.is_none() || self.backing.is_some()) {
             return Err("data_file_raw needs a data file, and no backing file".into());
@@ -193,12 +208,6 @@ pub fn create(file: File, data_file: Option<File>, options: &Create) -> Result<(
     }
     let geo = Geometry::new(&header);
     let l1_size = header.l1_needed(options.size);
-    if l1_size * 8 > 32 << 20 {
-        return Err(invalid(format!(
-            "{} bytes are too much for clusters of {cluster} bytes",
-            options.size
-        )));
-    }
     // Header, refcount table, refcount blocks, LUKS header, L1 table.
     let luks_bytes = match &options.encryption {
         Some(encrypt) => luks::header_len(&encrypt.spec)?,

@@ -8,6 +8,8 @@ pub const COPIED: u64 = 1 << 63;
 pub const COMPRESSED: u64 = 1 << 62;
 /// Of standard L2 entries of version 3: reads as zeroes.
 pub const ZERO: u64 = 1;
+/// Of standard L2 entries: nobody has a meaning for these bits.
+pub const RESERVED: u64 = !(COPIED | COMPRESSED | ZERO | OFFSET);
 /// Where a host offset is in an entry.
 pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 

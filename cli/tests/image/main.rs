@@ -2,6 +2,9 @@
 //! makes is read by ours, and both print the same.
 #![allow(missing_docs, reason = "a test")]
 
+mod failures;
+mod keys;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -336,71 +339,6 @@ fn both_say_the_same_of_what_each_has_made() {
             );
         }
     }
-}
-
-#[test]
-fn both_fail_alike() {
-    if !have("both_fail_alike") {
-        return;
-    }
-    let scratch = Scratch::new("fail");
-    let folder = &scratch.0;
-    qemu_ok(folder, &["create", "-q", "-f", "qcow2", "a", "1M"]);
-    qemu_ok(folder, &["create", "-q", "-f", "raw", "r", "1M"]);
-    qemu_io(folder, &["-f", "raw", "-c", "write -P 9 5k 1k", "r"]);
-    let lines: &[&[&str]] = &[
-        &["info", "none"],
-        &["check", "none"],
-        &["check", "r"],
-        &["compare", "a", "none"],
-        &["compare", "-f", "qcow2", "-F", "raw", "a", "r"],
-        &["compare", "-s", "a", "a"],
-        &["snapshot", "-a", "none", "a"],
-        &["snapshot", "-d", "none", "a"],
-        &["bitmap", "--remove", "a", "none"],
-        &["bitmap", "--add", "-g", "5", "a", "x"],
-        &["resize", "a", "512k"],
-        &["resize", "--preallocation=falloc", "a", "1M"],
-        &["create", "-f", "nonsense", "x", "1M"],
-        &["create", "-f", "qcow2", "-o", "nonsense=1", "x", "1M"],
-        &["create", "-f", "qcow2", "-o", "cluster_size=100", "x", "1M"],
-        &["create", "-f", "qcow2", "-b", "none", "-F", "raw", "x"],
-        &["create", "-f", "qcow2", "-b", "a", "x"],
-        &["create", "-f", "raw", "x"],
-        &["convert", "none", "x"],
-        &["convert", "-O", "qcow2", "a", "nowhere/x"],
-        &["convert", "-O", "raw", "-c", "a", "x"],
-        &["convert", "-l", "none", "a", "x"],
-        &["convert", "-S", "3", "a", "x"],
-        &["commit", "a"],
-        &["rebase", "-b", "none", "-F", "raw", "a"],
-        &["rebase", "-u", "-b", "none", "a"],
-        &["amend", "-o", "nonsense=1", "a"],
-        &["measure"],
-        &["dd", "if=a"],
-    ];
-    for line in lines {
-        let (ours, theirs) = (vireo(folder, line), qemu(folder, line));
-        assert_eq!(ours.status.code(), theirs.status.code(), "{line:?}");
-        assert_eq!(
-            String::from_utf8_lossy(&ours.stdout),
-            String::from_utf8_lossy(&theirs.stdout),
-            "{line:?}"
-        );
-        let said = |output: &Output, name: &str| {
-            String::from_utf8_lossy(&output.stderr).replace(&format!("{name}: "), "")
-        };
-        assert_eq!(
-            said(&ours, "vireo image").trim_end(),
-            said(&theirs, "qemu-img").trim_end(),
-            "{line:?}"
-        );
-    }
-    // Formats that are not ours are refused by name.
-    qemu_ok(folder, &["create", "-q", "-f", "vmdk", "v", "1M"]);
-    let said = vireo(folder, &["info", "v"]);
-    assert_eq!(said.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&said.stderr).contains("vmdk"));
 }
 
 /// An image, what is behind it, and what a guest should see.
