@@ -89,18 +89,23 @@ impl Drop for Heard {
     }
 }
 
-/// The longest gap between two ticks of a guest that went from one process to another.
-fn gap(from: &Heard, to: &Heard, since: Instant) -> f64 {
+/// The longest gap between two ticks of a guest that went from one process to another; none where
+/// it did not tick on both sides.
+fn gap(from: &Heard, to: &Heard, since: Instant) -> Option<f64> {
     let mut all: Vec<Instant> = Vec::new();
     for side in [from, to] {
+        let before = all.len();
         if let Ok(ticks) = side.ticks.lock() {
             all.extend(ticks.iter().filter(|tick| **tick >= since));
         }
+        if all.len() == before {
+            return None;
+        }
     }
     all.sort();
-    all.windows(2)
-        .map(|pair| (pair[1] - pair[0]).as_secs_f64())
-        .fold(0.0, f64::max)
+    let gaps = all.windows(2);
+    gaps.map(|pair| (pair[1] - pair[0]).as_secs_f64())
+        .max_by(f64::total_cmp)
 }
 
 fn until<T>(mut done: impl FnMut() -> Option<T>) -> Option<T> {
@@ -120,7 +125,7 @@ fn until<T>(mut done: impl FnMut() -> Option<T>) -> Option<T> {
 #[derive(Debug, Clone, Copy)]
 struct Moved {
     seconds: f64,
-    gap: f64,
+    gap: Option<f64>,
 }
 
 /// How a guest moves.
@@ -129,6 +134,14 @@ struct How {
     connections: u32,
     downtime_ms: u64,
     writing: bool,
+}
+
+impl How {
+    /// Bytes a second; of an idle guest as fast as it goes. A guest that writes does so at half of
+    /// this.
+    fn bandwidth(self) -> Option<u64> {
+        self.writing.then_some(200_000_000)
+    }
 }
 
 trait Side: Sized {
@@ -233,7 +246,7 @@ impl Side for Ours {
         let streams = streams?;
         let fds: Vec<i32> = streams.iter().map(AsRawFd::as_raw_fd).collect();
         let options = MigrateOptions {
-            bandwidth: 0,
+            bandwidth: how.bandwidth().unwrap_or(0),
             downtime_ms: how.downtime_ms,
             zstd_level: None,
             auto_converge: None,
@@ -318,8 +331,10 @@ impl Theirs {
             "migrate-set-capabilities",
             json!({ "capabilities": capabilities }),
         )?;
-        let mut parameters =
-            json!({"downtime-limit": how.downtime_ms, "max-bandwidth": 100_000_000_000u64});
+        let mut parameters = json!({
+            "downtime-limit": how.downtime_ms,
+            "max-bandwidth": how.bandwidth().unwrap_or(100_000_000_000),
+        });
         if multi {
             parameters["multifd-channels"] = how.connections.into();
         }
@@ -430,8 +445,8 @@ pub fn run(runs: usize) {
     let cases = [
         ("idle, 1 connection", 1, 300, false),
         ("idle, 4 connections", 4, 300, false),
-        ("writing 32 MiB, 1 connection, limit 300 ms", 1, 300, true),
-        ("writing 32 MiB, 1 connection, limit 30 ms", 1, 30, true),
+        ("writing 100 MB/s of 200, limit 300 ms", 1, 300, true),
+        ("writing 100 MB/s of 200, limit 30 ms", 1, 30, true),
     ];
     let mut copies: Vec<f64> = Vec::new();
     for (name, connections, downtime_ms, writing) in cases {
@@ -448,9 +463,13 @@ pub fn run(runs: usize) {
                 copies.extend(plain_copy());
             }
         }
-        let column = |all: &[Moved], pick: fn(&Moved) -> f64| all.iter().map(pick).collect();
+        let column =
+            |all: &[Moved], pick: fn(&Moved) -> Option<f64>| all.iter().filter_map(pick).collect();
         for (what, pick) in [
-            ("in all", (|moved| moved.seconds) as fn(&Moved) -> f64),
+            (
+                "in all",
+                (|moved| Some(moved.seconds)) as fn(&Moved) -> Option<f64>,
+            ),
             ("longest gap between ticks", |moved| moved.gap),
         ] {
             let (a, b) = (column(&own, pick), column(&peer, pick));

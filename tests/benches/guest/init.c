@@ -343,7 +343,31 @@ static void answer(const char *name)
 	printf("UNKNOWN %s\n", name);
 }
 
-/* A guest to be moved: 512 MiB in use, a tick every millisecond; "d" has 32 MiB written all the time, "s" ends that. */
+/* While it is on: pages in turn, 100 MB of them a second however fast the processor is. */
+static void write_at_rate(volatile char *on, uint64_t *memory, uint64_t pages)
+{
+	enum { RATE = 100000000 / 4096, AT_ONCE = 500 };
+	double began = 0;
+	uint64_t done = 0;
+	for (;; usleep(*on ? 1000 : 20000)) {
+		if (!*on) {
+			began = 0;
+			continue;
+		}
+		if (!began) {
+			began = now();
+			done = 0;
+		}
+		uint64_t due = (now() - began) * RATE;
+		/* What was missed while it stood still is not made up for. */
+		if (due > done + AT_ONCE)
+			done = due - AT_ONCE;
+		for (; done < due; done++)
+			memory[done % pages * 512]++;
+	}
+}
+
+/* A guest to be moved: 512 MiB in use, a tick every millisecond; "d" has 32 MiB written at a rate, "s" ends that. */
 static void ticks(void)
 {
 	enum { IN_USE = 512 << 20, WRITTEN = 32 << 20 };
@@ -352,11 +376,7 @@ static void ticks(void)
 		memory[i] = i * 0x9e3779b97f4a7c15 | 1;
 	volatile char *writing = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (!fork())
-		for (uint64_t i = 0;; i = (i + 512) % (WRITTEN / 8)) {
-			if (!*writing)
-				usleep(1000);
-			memory[i]++;
-		}
+		write_at_rate(writing, memory, WRITTEN / 4096);
 	if (!fork()) {
 		char key;
 		while (read(0, &key, 1) == 1)
