@@ -276,6 +276,79 @@ fn whatever_goes_wrong_it_runs_on_one_side() {
 }
 
 #[test]
+fn only_one_moves_it_and_nobody_changes_it_meanwhile() {
+    let (one, other) = two();
+    busy_guest(&one, "tiny");
+    let (uri, at) = (other.uri(), place(&other));
+    let moves = |rig: &Rig| {
+        let info = rig.vireo(&["domjobinfo", "tiny"]).ok();
+        assert!(info.contains("Outgoing migration"), "{info}");
+        assert!(info.contains("Expected downtime:"), "{info}");
+    };
+    let mut child = slow_move(&one, &other, "tiny", &["--change-protection"]);
+    // A second one, by whatever way, is refused, and the first goes on.
+    let again = moving("tiny", &uri, &at);
+    let peer = [&again[..], &["--p2p"]].concat();
+    for said in [
+        one.vireo(&again).fails(),
+        one.vireo(&peer).fails(),
+        one.virsh(&again).fails(),
+    ] {
+        assert!(said.contains("another job is running"), "{said}");
+    }
+    let file = one.path("saved").display().to_string();
+    let snapshot = ["snapshot-create-as", "tiny", "s", "--memspec", &file];
+    for change in [
+        &["undefine", "tiny"][..],
+        &["save", "tiny", &file],
+        &["reset", "tiny"],
+        &["setmem", "tiny", "32M", "--live"],
+        &["dump", "tiny", &file],
+        &["detach-device-alias", "tiny", "serial0"],
+        &snapshot,
+    ] {
+        let said = one.vireo(change).fails();
+        assert!(
+            said.contains("domain is being migrated"),
+            "{change:?}: {said}"
+        );
+    }
+    moves(&one);
+    one.vireo(&["suspend", "tiny"]).ok();
+    one.vireo(&["resume", "tiny"]).ok();
+    // Whoever gives up hears why, with any client.
+    one.vireo(&["domjobabort", "tiny"]).ok();
+    assert!(!child.wait().unwrap().success());
+    running_here_only(&one, &other, "tiny");
+    let said = std::thread::scope(|scope| {
+        let client = scope.spawn(|| one.virsh(&again));
+        let deadline = Instant::now() + SOON;
+        while one.vireo(&["domjobabort", "tiny"]).status != 0 {
+            assert!(Instant::now() < deadline, "it does not begin");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        client.join().unwrap().fails()
+    });
+    assert!(
+        said.contains("migration out job: canceled by client"),
+        "{said}"
+    );
+    running_here_only(&one, &other, "tiny");
+    // It can be changed again, and moved.
+    let mut child = slow_move(&one, &other, "tiny", &["--change-protection"]);
+    one.vireo(&["migrate-setspeed", "tiny", "10000"]).ok();
+    assert!(child.wait().unwrap().success());
+    running_here_only(&other, &one, "tiny");
+    one.vireo(&["undefine", "tiny"]).ok();
+    // Only the definition goes, of one that runs, too.
+    other
+        .vireo(&["migrate", "--offline", "--persistent", "tiny", &one.uri()])
+        .ok();
+    assert_eq!(one.state("tiny"), "shut off (unknown)");
+    running_here_only(&other, &one, "tiny");
+}
+
+#[test]
 fn what_does_not_fit_is_refused_and_it_runs_on() {
     let (one, other) = (Rig::new(), Rig::new());
     let nowhere = "migrate_tls_x509_cert_dir = \"/nowhere\"\n";
@@ -304,6 +377,10 @@ fn what_does_not_fit_is_refused_and_it_runs_on() {
     );
     refused(&["--tls"], "TLS for migration");
     refused(&["--compressed", "--comp-methods", "xbzrle"], "'xbzrle'");
+    refused(
+        &["--comp-methods", "zstd"],
+        "Turn compression on to tune it",
+    );
     refused(&["--parallel-connections", "2"], "parallel");
     // A name that another domain has there.
     other.define(&tiny_guest(&other, "taken", "qemu"));

@@ -211,6 +211,10 @@ fn busy_guest(host: &Host, name: &str, disk: Option<&str>) {
             "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{path}'/>\
              <target dev='vda' bus='virtio'/></disk><console"
         );
+        let disk = match path.ends_with(".qcow2") {
+            true => disk.replace("type='raw'", "type='qcow2'"),
+            false => disk,
+        };
         xml = xml.replace("<console", &disk);
     }
     host.rig.define(&xml);
@@ -350,4 +354,49 @@ fn a_full_target_leaves_the_guest_where_it_is() {
     running_here_only(&other, &one, "tiny");
     answers(&other, "tiny");
     assert!(fs::read(other.image("own.img")).unwrap() == content);
+}
+
+#[test]
+fn all_of_a_chain_becomes_one_image_there() {
+    if !prepared() {
+        return;
+    }
+    let images = Images::new();
+    let (one, other) = (images.host(1), images.host(2));
+    let _daemons = [one.daemon(&[]), other.daemon(&[])];
+    pool(&other);
+    let content: Vec<u8> = (0..2u32 << 20).map(|n| (n % 251) as u8).collect();
+    fs::write(one.image("base.img"), &content).unwrap();
+    let top = images.path("top.qcow2");
+    let tool = |host: &Host, words: &str| {
+        let vireo = host.rig.command("vireo");
+        let program = vireo.get_program().to_string_lossy().into_owned();
+        host.run(&format!("{program} image {words}")).ok()
+    };
+    let base = images.path("base.img");
+    tool(&one, &format!("create -q -f qcow2 -b {base} -F raw {top}"));
+    busy_guest(&one, "tiny", Some(&top));
+    let place = format!("tcp://{}", other.address());
+    let uri = other.rig.uri();
+    one.rig
+        .vireo(&[
+            "migrate",
+            "--live",
+            "--copy-storage-all",
+            "tiny",
+            &uri,
+            "--migrateuri",
+            &place,
+        ])
+        .ok();
+    running_here_only(&other, &one, "tiny");
+    answers(&other, "tiny");
+    let xml = other.rig.vireo(&["dumpxml", "tiny"]).ok();
+    assert!(!xml.contains("base.img"), "{xml}");
+    other.rig.vireo(&["destroy", "tiny"]).ok();
+    let info = tool(&other, &format!("info {top}"));
+    assert!(!info.contains("backing file"), "{info}");
+    let raw = images.path("raw");
+    tool(&other, &format!("convert -O raw {top} {raw}"));
+    assert!(fs::read(other.image("raw")).unwrap() == content);
 }

@@ -45,12 +45,12 @@ fn params(
 }
 
 async fn begin3(call: Call, args: DomainMigrateBegin3Args) -> Answer<DomainMigrateBegin3Ret> {
-    let domain = call.state().find(&args.dom)?;
+    let domain = call.state().pin(&args.dom)?;
     let params = params(None, args.dname, args.xmlin, args.resource);
     let begun = call
         .state()
         .domains
-        .migrate_begin(&domain, &params, args.flags)
+        .migrate_begin(&domain, call.connection().id(), &params, args.flags)
         .await?;
     Ok(DomainMigrateBegin3Ret {
         cookie_out: begun.cookie.into(),
@@ -62,12 +62,12 @@ async fn begin3_params(
     call: Call,
     args: DomainMigrateBegin3ParamsArgs,
 ) -> Answer<DomainMigrateBegin3ParamsRet> {
-    let domain = call.state().find(&args.dom)?;
+    let domain = call.state().pin(&args.dom)?;
     let params = Params::read(args.params)?;
     let begun = call
         .state()
         .domains
-        .migrate_begin(&domain, &params, args.flags.into())
+        .migrate_begin(&domain, call.connection().id(), &params, args.flags.into())
         .await?;
     Ok(DomainMigrateBegin3ParamsRet {
         cookie_out: begun.cookie.into(),

@@ -211,8 +211,15 @@ fn domjobinfo(shell: &mut Shell, args: &Args) -> Result {
     report.number("Constant pages:", "memory_constant", "");
     report.number("Normal pages:", "memory_normal", "");
     report.capacity("Normal data:", "memory_normal_bytes", "");
-    report.number("Total downtime:", "downtime", " ms");
+    let downtime = match stats.kind {
+        COMPLETED => "Total downtime:",
+        _ => "Expected downtime:",
+    };
+    report.number(downtime, "downtime", " ms");
     report.number("Setup time:", "setup_time", " ms");
+    if let Some(throttle) = report.get("auto_converge_throttle") {
+        report.line("Auto converge throttle:", &format!("{throttle:<13}"));
+    }
     Ok(())
 }
 

@@ -74,7 +74,7 @@ impl Driver {
         let definition = self.parse(xml, flags & DEFINE_VALIDATE != 0)?;
         let uuid = definition.uuid.unwrap_or_default();
         let domain = self.registry.pin_or_make(uuid, &definition.name)?;
-        let _job = domain.job().await?;
+        let _job = domain.job_in_migration().await?;
         if domain.lock().name != definition.name {
             return Err(Error::of(
                 ErrorDomain::DOMAIN,

@@ -68,7 +68,7 @@ impl Driver {
             let mut inner = domain.lock();
             let was_running = matches!(inner.state, State::Running(_));
             let live = inner.live_mut()?;
-            live.work.begin(Operation::Dump);
+            live.work.begin(Operation::Dump)?;
             // Never taken for a finished save: whoever finds it removes the file.
             live.work.saving = Some(Saving {
                 temp: file.temp().to_owned(),

@@ -159,9 +159,23 @@ impl Work {
         self.last
     }
 
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID: there is one.
+    pub fn check_none(&self) -> Result<()> {
+        match self.running {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid("another job is running")),
+        }
+    }
+
     /// A job begins.
-    pub fn begin(&mut self, operation: Operation) {
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_INVALID: there is one, which goes on as it was.
+    pub fn begin(&mut self, operation: Operation) -> Result<()> {
+        self.check_none()?;
         self.running = Some((operation, Instant::now()));
+        Ok(())
     }
 
     /// It has ended, well where there is a status.
@@ -324,8 +338,10 @@ impl Statistics {
                 params.push(TypedParam::new(name, TypedValue::ULLong(value)));
             }
         }
-        let throttle = TypedValue::Int(of.throttle.into());
-        params.push(TypedParam::new("auto_converge_throttle", throttle));
+        if of.throttle > 0 {
+            let throttle = TypedValue::Int(of.throttle.into());
+            params.push(TypedParam::new("auto_converge_throttle", throttle));
+        }
         if completed {
             params.push(TypedParam::new("success", TypedValue::Boolean(true)));
         }

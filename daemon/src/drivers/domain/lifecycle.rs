@@ -96,7 +96,7 @@ impl Driver {
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID if it is off.
     pub async fn suspend(self: &Arc<Self>, domain: Pinned) -> Result<()> {
-        let _job = domain.job().await?;
+        let _job = domain.job_in_migration().await?;
         {
             let inner = domain.lock();
             inner.live()?;
@@ -112,7 +112,7 @@ impl Driver {
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID if it is off or runs already.
     pub async fn resume(self: &Arc<Self>, domain: Pinned) -> Result<()> {
-        let _job = domain.job().await?;
+        let _job = domain.job_in_migration().await?;
         {
             let inner = domain.lock();
             inner.live()?;
@@ -158,7 +158,7 @@ impl Driver {
     }
 
     async fn press(self: &Arc<Self>, domain: Pinned, reboot: bool) -> Result<()> {
-        let _job = domain.job().await?;
+        let _job = domain.job_in_migration().await?;
         let definition = Arc::clone(&domain.lock().live()?.definition);
         if !definition.has_feature("acpi") {
             return Err(Error::new(
@@ -214,7 +214,7 @@ impl Driver {
         let graceful = flags & DESTROY_GRACEFUL != 0;
         if domain.lock().live.is_none() {
             // It may be about to run.
-            let _job = domain.job().await?;
+            let _job = domain.job_in_migration().await?;
             if domain.lock().live.is_none() {
                 return Err(not_running());
             }

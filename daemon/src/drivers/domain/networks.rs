@@ -71,7 +71,7 @@ impl Driver {
             {
                 continue;
             }
-            let done = match pinned.job().await {
+            let done = match pinned.job_in_migration().await {
                 Ok(_job) => {
                     let (driver, target) = (Arc::clone(self), Arc::clone(&domain));
                     let network = network.to_owned();

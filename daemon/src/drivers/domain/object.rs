@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::job::{Last, Work};
+use super::job::{Last, Operation, Work};
 use super::machine::Made;
 use super::state::{ShutoffReason, State};
 use crate::control::Control;
@@ -89,6 +89,8 @@ pub struct Live {
     pub migration: super::migrate::Limits,
     /// Told when the other side of its migration has everything.
     pub migration_ready: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Nobody is to change it until whoever migrates it has confirmed.
+    pub change_protection: bool,
     /// What is remembered of its disks' jobs.
     pub block_jobs: Vec<super::block_jobs::Pending>,
     /// What takes long on it: a save, a dump.
@@ -219,8 +221,25 @@ impl Pinned {
     /// Waits until no other call changes the domain.
     ///
     /// # Errors
-    /// VIR_ERR_OPERATION_TIMEOUT after half a minute.
+    /// VIR_ERR_OPERATION_TIMEOUT after half a minute; VIR_ERR_OPERATION_INVALID while it is on its
+    /// way to another host: what changed here then would not be so there.
     pub async fn job(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let guard = self.job_in_migration().await?;
+        if let Some(live) = &self.lock().live
+            && (live.work.is(Operation::MigrationOut) || live.change_protection)
+        {
+            return Err(Error::invalid(
+                "domain is being migrated: it can't be changed meanwhile",
+            ));
+        }
+        Ok(guard)
+    }
+
+    /// The same for what may be done to a domain that is on its way to another host, too.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_TIMEOUT after half a minute.
+    pub async fn job_in_migration(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
         match tokio::time::timeout(JOB_LIMIT, self.domain.job.lock()).await {
             Ok(guard) => Ok(guard),
             Err(_) => Err(Error::new(

@@ -233,6 +233,7 @@ async fn take_up(
             console: None,
             migration: super::migrate::Limits::default(),
             migration_ready: None,
+            change_protection: false,
             block_jobs: Vec::new(),
             work: Work::left(saving.clone()),
             ended,

@@ -131,7 +131,7 @@ impl Driver {
             let mut inner = domain.lock();
             let was_running = matches!(inner.state, State::Running(_));
             let live = inner.live_mut()?;
-            live.work.begin(Operation::Save);
+            live.work.begin(Operation::Save)?;
             live.work.saving = Some(Saving {
                 temp: file.temp().to_owned(),
                 path: path.to_owned(),

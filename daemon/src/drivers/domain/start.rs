@@ -289,6 +289,7 @@ impl Started {
                 console: None,
                 migration: super::migrate::Limits::default(),
                 migration_ready: None,
+                change_protection: false,
                 block_jobs: Vec::new(),
                 work: Work::default(),
                 ended: ended.clone(),

@@ -237,7 +237,11 @@ impl Params {
                 ));
             }
         }
-        let wanted = flags & flags::COMPRESSED != 0 || !self.compression.is_empty();
+        let wanted = flags & flags::COMPRESSED != 0;
+        if !wanted && (!self.compression.is_empty() || self.zstd_level.is_some()) {
+            let text = "Turn compression on to tune it";
+            return Err(Error::new(ErrorCode::INVALID_ARG, text));
+        }
         let level = self.zstd_level.unwrap_or(1);
         if !(1..=20).contains(&level) {
             return refuse(format!("zstd's level {level} is not between 1 and 20"));
@@ -309,6 +313,8 @@ impl Default for Limits {
 pub struct Migrations {
     outgoing: Mutex<HashMap<Uuid, Outgoing>>,
     arriving: Mutex<HashMap<String, Arriving>>,
+    /// Domains that nobody is to change, with the connections that want that.
+    protected: Mutex<HashMap<Uuid, u64>>,
     certificates: OnceLock<tls::Certificates>,
 }
 

@@ -13,6 +13,7 @@ use rpc::transport::Transport;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::source::Begun;
 use super::{CONNECT_LIMIT, Params, flags, tls};
 use crate::drivers::domain::Driver;
 use crate::drivers::domain::object::Pinned;
@@ -45,7 +46,22 @@ impl Driver {
             // Whoever is paused here is to be paused there.
             flags |= flags::PAUSED;
         }
-        let begun = self.migrate_begin(domain, params, flags).await?;
+        let begun = self.migrate_begin(domain, client, params, flags).await?;
+        let moved = self.move_begun(domain, client, uri, params, flags, begun);
+        let moved = moved.await;
+        self.end_protection(domain);
+        moved
+    }
+
+    async fn move_begun(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        client: u64,
+        uri: &str,
+        params: &Params,
+        flags: u64,
+        begun: Begun,
+    ) -> Result<()> {
         let peer = connect(uri).await?;
         let args = ConnectSupportsFeatureArgs {
             feature: FEATURE_PARAMS,

@@ -60,7 +60,8 @@ impl Driver {
     /// Why it can't.
     pub async fn migrate_begin(
         self: &Arc<Self>,
-        domain: &Domain,
+        domain: &Pinned,
+        client: u64,
         params: &Params,
         flags: u64,
     ) -> Result<Begun> {
@@ -70,20 +71,22 @@ impl Driver {
         params.converge(flags)?;
         let (definition, running, persistent) = {
             let inner = domain.lock();
-            let definition = inner.definition().cloned();
+            if let Some(live) = &inner.live {
+                live.work.check_none()?;
+            }
+            let definition = match flags & flags::OFFLINE {
+                0 => inner.definition().cloned(),
+                _ => inner.persistent.as_ref().or(inner.definition()).cloned(),
+            };
             let running = inner.live.is_some();
             (definition, running, inner.persistent.is_some())
         };
         let definition = definition.ok_or_else(|| Error::invalid("domain is not running"))?;
-        match (running, flags & flags::OFFLINE != 0) {
-            (false, false) => return Err(Error::invalid("domain is not running")),
-            (true, true) => {
-                return Err(Error::invalid(
-                    "domain is running: it can't be moved offline",
-                ));
-            }
-            _ => {}
+        if !running && flags & flags::OFFLINE == 0 {
+            return Err(Error::invalid("domain is not running"));
         }
+        // Then only its definition goes, whether it runs or not.
+        let running = running && flags & flags::OFFLINE == 0;
         let needs = |what: &str| Err(Error::invalid(what));
         if flags & flags::OFFLINE != 0 && flags & flags::PERSIST_DEST == 0 {
             return needs("offline migration must be specified with the persistent flag set");
@@ -98,7 +101,28 @@ impl Driver {
         if running {
             without_block_job(domain).await?;
         }
-        let cookie = self.storage_cookie(domain, &along).await?;
+        if running && flags & flags::CHANGE_PROTECTION != 0 {
+            let _job = domain.job().await?;
+            domain.lock().live_mut()?.change_protection = true;
+            lock(&self.migrations.protected).insert(domain.uuid, client);
+        }
+        let begun = self.begun(domain, &definition, &along, params, flags).await;
+        if begun.is_err() {
+            self.end_protection(domain);
+        }
+        begun
+    }
+
+    /// What the target is told.
+    async fn begun(
+        &self,
+        domain: &Domain,
+        definition: &xml_schemas::Domain,
+        along: &[Disk],
+        params: &Params,
+        flags: u64,
+    ) -> Result<Begun> {
+        let cookie = self.storage_cookie(domain, along).await?;
         let cookie = match along.is_empty() {
             true => Vec::new(),
             false => {
@@ -108,12 +132,23 @@ impl Driver {
         let xml = match &params.dxml {
             Some(text) => {
                 let given = self.parse(text, false)?;
-                crate::drivers::domain::save::check_same(&definition, &given)?;
+                crate::drivers::domain::save::check_same(definition, &given)?;
                 given.format(View::Inactive)
             }
-            None => definition.format(View::Inactive),
+            None => storage::for_target(definition, along, flags).format(View::Inactive),
         };
         Ok(Begun { xml, cookie })
+    }
+
+    /// The domain may be changed again.
+    pub(super) fn end_protection(&self, domain: &Domain) {
+        if lock(&self.migrations.protected)
+            .remove(&domain.uuid)
+            .is_some()
+            && let Ok(live) = domain.lock().live_mut()
+        {
+            live.change_protection = false;
+        }
     }
 
     /// Perform: moves the guest to the target that was prepared. On return both stand still, and
@@ -139,8 +174,17 @@ impl Driver {
                 "the target gave no URI for the guest",
             )
         })?)?;
-        let job = domain.job().await?;
-        let limits = domain.lock().live()?.migration;
+        let job = domain.job_in_migration().await?;
+        let limits = {
+            let inner = domain.lock();
+            let live = inner.live()?;
+            live.work.check_none()?;
+            let owner = lock(&self.migrations.protected).get(&domain.uuid).copied();
+            if live.change_protection && owner != Some(client) {
+                return Err(Error::invalid("another client migrates the domain"));
+            }
+            live.migration
+        };
         without_block_job(domain).await?;
         let along = {
             let inner = domain.lock();
@@ -183,7 +227,7 @@ impl Driver {
         {
             let mut inner = domain.lock();
             let live = inner.live_mut()?;
-            live.work.begin(Operation::MigrationOut);
+            live.work.begin(Operation::MigrationOut)?;
             live.migration_ready = Some(ready_sender);
         }
         let failed = async |error: Error| {
@@ -247,6 +291,7 @@ impl Driver {
         cancelled: bool,
     ) -> Result<()> {
         check(flags)?;
+        self.end_protection(domain);
         if flags & flags::OFFLINE != 0 {
             if !cancelled && flags & flags::UNDEFINE_SOURCE != 0 {
                 return self.undefine_moved(domain).await;
@@ -368,6 +413,16 @@ impl Driver {
             let take = |uuid: Uuid| all.remove(&uuid).map(|outgoing| (uuid, outgoing));
             uuids.into_iter().filter_map(take).collect()
         };
+        let unprotected: Vec<Uuid> = {
+            let all = lock(&self.migrations.protected);
+            let of = all.iter().filter(|(_, owner)| **owner == client);
+            of.map(|(uuid, _)| *uuid).collect()
+        };
+        for uuid in unprotected {
+            if let Ok(domain) = self.pin("", uuid) {
+                self.end_protection(&domain);
+            }
+        }
         for (uuid, mut outgoing) in gone {
             let driver = Arc::clone(self);
             tokio::spawn(async move {

@@ -96,6 +96,24 @@ pub fn chosen(definition: &Definition, params: &Params, flags: u64) -> Result<Ve
     Ok(disks.into_iter().filter(goes).collect())
 }
 
+/// The definition for the target. Disks whose whole content goes along are one image there, or what
+/// the target finds: what was found behind them here is not theirs.
+pub fn for_target(definition: &Definition, along: &[Disk], flags: u64) -> Definition {
+    let mut definition = definition.clone();
+    if flags & flags::NON_SHARED_DISK == 0 {
+        return definition;
+    }
+    for element in &mut definition.devices.rest {
+        let goes = element.name == "disk"
+            && Disk::read(element)
+                .is_ok_and(|disk| along.iter().any(|other| other.target == disk.target));
+        if goes {
+            element.take_child("backingStore");
+        }
+    }
+    definition
+}
+
 impl Driver {
     /// What the target has to know of the disks that go along.
     ///

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rpc::tls::TlsServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -57,6 +57,13 @@ pub struct Arriving {
     cancel: watch::Sender<bool>,
     /// Volumes that were made for it.
     volumes: Vec<storage::Volume>,
+}
+
+impl Arriving {
+    /// Its source may still come, or is coming.
+    fn goes_on(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| !task.is_finished())
+    }
 }
 
 /// What Prepare gives.
@@ -293,7 +300,10 @@ impl Driver {
         };
         let uuid = definition.uuid.unwrap_or_default();
         let domain = self.registry.pin_or_make(uuid, &definition.name)?;
-        if domain.lock().live.is_some() {
+        let comes = lock(&self.migrations.arriving)
+            .get(&definition.name)
+            .is_some_and(Arriving::goes_on);
+        if comes || domain.lock().live.is_some() {
             return Err(active(&definition.name));
         }
         let offline = flags & flags::OFFLINE != 0;
@@ -427,11 +437,14 @@ impl Driver {
             })?;
         if cancelled {
             self.cancel(arriving).await;
-            return Err(Error::failed(format!(
-                "migration of domain '{name}' was cancelled"
-            )));
+            // By this code clients know to tell what went wrong before.
+            return Err(Error::new(
+                ErrorCode::MIGRATE_FINISH_OK,
+                format!("domain '{name}' did not come"),
+            ));
         }
         killpoint("migrate.finishing");
+        let began = Instant::now();
         let flags = flags | arriving.flags;
         let mut arriving = arriving;
         let Some(task) = arriving.task.as_mut() else {
@@ -453,15 +466,20 @@ impl Driver {
         arriving.task = None;
         let domain = Arc::clone(&arriving.domain);
         // It is the other daemon's word, for statistics only.
-        let status: JobStatus = serde_json::from_slice(cookie).unwrap_or_default();
+        let mut status: JobStatus = serde_json::from_slice(cookie).unwrap_or_default();
         if let Ok(live) = domain.lock().live_mut() {
-            live.work.begin(Operation::MigrationIn);
+            live.work.begin(Operation::MigrationIn)?;
         }
         killpoint("migrate.arrived");
         let paused = flags & flags::PAUSED != 0;
         let call = if paused { Call::Claim } else { Call::Resume };
         let taken = ask(&domain, call).await;
         killpoint("migrate.resumed");
+        if let Some(moved) = &mut status.migration {
+            // The guest has stood still at least since then.
+            let since = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            moved.downtime_ms = moved.downtime_ms.max(since).max(1);
+        }
         if let Ok(live) = domain.lock().live_mut() {
             live.work.finish(None);
             live.work.took_over(status);

@@ -475,7 +475,7 @@ impl Plan {
         let control = {
             let mut inner = domain.lock();
             let live = inner.live_mut()?;
-            live.work.begin(Operation::Snapshot);
+            live.work.begin(Operation::Snapshot)?;
             // A daemon that dies now leaves no snapshot: the file goes, the guest runs on.
             live.work.saving = Some(Saving {
                 temp: file.temp().to_owned(),
