@@ -6,6 +6,16 @@ use std::time::Duration;
 use crate::cpu::host_tsc;
 use crate::machine::monotonic_ns;
 
+/// The moment that a measurement counts from.
+static FIRST: OnceLock<(u64, u64)> = OnceLock::new();
+/// What a measurement takes at least: a reading is off by some ten nanoseconds, hence a few millionths.
+const AT_LEAST_NS: u64 = 3_000_000;
+
+/// Begins to measure, where that is needed: whoever asks for the frequency later waits the less.
+pub fn begin() {
+    FIRST.get_or_init(moment);
+}
+
 /// TSC ticks a second, in kHz.
 pub fn khz() -> u64 {
     static KHZ: OnceLock<u64> = OnceLock::new();
@@ -48,7 +58,7 @@ fn from_cpuid() -> Option<u64> {
 /// A moment on both clocks: of several readings the one least disturbed in between.
 fn moment() -> (u64, u64) {
     let mut best = (u64::MAX, 0, 0);
-    for _ in 0..16 {
+    for _ in 0..64 {
         let before = host_tsc();
         let ns = monotonic_ns();
         let after = host_tsc();
@@ -62,8 +72,9 @@ fn moment() -> (u64, u64) {
 
 /// Against CLOCK_MONOTONIC, which is also what the paravirtual clock goes by.
 fn measure() -> u64 {
-    let (tsc, ns) = moment();
-    std::thread::sleep(Duration::from_millis(10));
+    let (tsc, ns) = *FIRST.get_or_init(moment);
+    let left = AT_LEAST_NS.saturating_sub(monotonic_ns().saturating_sub(ns));
+    std::thread::sleep(Duration::from_nanos(left));
     let (tsc2, ns2) = moment();
     let elapsed = u128::from(ns2.saturating_sub(ns).max(1));
     let ticks = u128::from(tsc2.wrapping_sub(tsc));

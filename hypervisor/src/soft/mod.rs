@@ -49,6 +49,7 @@ fn send(machine: &Machine, msi: Msi) {
 impl SoftVm {
     /// Makes a VM; there is nothing a host could lack for it but the architecture.
     pub fn new() -> Self {
+        softcpu::tsc::begin();
         Self {
             machine: Machine::new(),
             doorbells: Arc::default(),
