@@ -1,4 +1,5 @@
-//! Save and restore: time to the first output of a restored guest, speed of saving.
+//! Save and restore: time to the first output of a restored guest, speed of saving; how long a live snapshot stops the
+//! guest.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -6,10 +7,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vireo_tests::{Rig, tiny_kernel};
+use vireo_tests::{Kernel, Rig, Terminal, linux_guest, tiny_kernel, which};
 use vmm_api::control::{Answer, Call, FromVmm, Request};
 use vmm_api::saved::{CHUNK, ChunkSum, Image, PAGE, Plan};
 
@@ -60,6 +61,7 @@ pub fn run(runs: usize) {
     );
     save_speed(&rig, runs, &config);
     println!();
+    live_snapshots(runs);
 }
 
 /// An image of a machine that has not run yet, with so much of its memory in use.
@@ -125,10 +127,33 @@ fn start(rig: &Rig, config: &str) -> Option<Child> {
         .ok()
 }
 
+fn ask(mut stream: &UnixStream, call: Call, fds: &[i32]) -> Option<Answer> {
+    let request = Request {
+        id: 1,
+        call,
+        descriptors: u32::try_from(fds.len()).ok()?,
+    };
+    let body = serde_json::to_vec(&request).ok()?;
+    let frame = [&u32::try_from(body.len()).ok()?.to_be_bytes()[..], &body].concat();
+    match fds {
+        [] => stream.write_all(&frame).ok()?,
+        fds => pass(stream, &frame, fds)?,
+    }
+    loop {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).ok()?;
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut body).ok()?;
+        if let FromVmm::Reply(reply) = serde_json::from_slice(&body).ok()? {
+            return reply.result.ok();
+        }
+    }
+}
+
 /// Saves through the control socket; the seconds it took.
 fn save(control: &Path, to: &Path) -> Option<f64> {
     let deadline = Instant::now() + Duration::from_secs(10);
-    let mut stream = loop {
+    let stream = loop {
         match UnixStream::connect(control) {
             Ok(stream) => break stream,
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
@@ -147,25 +172,11 @@ fn save(control: &Path, to: &Path) -> Option<f64> {
         id: [1; 16],
         running: Some(true),
     };
-    let request = Request {
-        id: 1,
-        call,
-        descriptors: 1,
-    };
-    let body = serde_json::to_vec(&request).ok()?;
-    let frame = [&u32::try_from(body.len()).ok()?.to_be_bytes()[..], &body].concat();
+    // A machine that is being built does not answer yet.
+    ask(&stream, Call::Query, &[])?;
     let began = Instant::now();
-    pass(&stream, &frame, &[file.as_raw_fd()])?;
-    loop {
-        let mut length = [0; 4];
-        stream.read_exact(&mut length).ok()?;
-        let mut body = vec![0; u32::from_be_bytes(length) as usize];
-        stream.read_exact(&mut body).ok()?;
-        if let FromVmm::Reply(reply) = serde_json::from_slice(&body).ok()? {
-            let done = matches!(reply.result, Ok(Answer::Job(_)));
-            return done.then(|| began.elapsed().as_secs_f64());
-        }
-    }
+    let answer = ask(&stream, call, &[file.as_raw_fd()])?;
+    matches!(answer, Answer::Job(_)).then(|| began.elapsed().as_secs_f64())
 }
 
 /// Sends a frame with up to 16 descriptors.
@@ -194,42 +205,124 @@ pub fn pass(stream: &UnixStream, frame: &[u8], fds: &[i32]) -> Option<()> {
     (sent == frame.len() as isize).then_some(())
 }
 
-/// Saving 512 MiB, against writing as much plainly, each to the disk.
+/// Saving 512 MiB, against writing the same bytes plainly, to the disk and to memory.
 fn save_speed(rig: &Rig, runs: usize, config: &dyn Fn(u64, &str) -> String) {
     let image = rig.path("4096.save").display().to_string();
     let control = rig.path("control").display().to_string();
     let more = format!(
         r#","start_paused":true,"control":{{"path":"{control}"}},"restore":{{"image":{{"path":"{image}"}},"copy":true}}"#
     );
-    let to = rig.path("speed");
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    let bytes: Vec<u8> = (0..CHUNK).map(|at| (at ^ at >> 8) as u8 | 1).collect();
-    for _ in 0..runs {
-        let Some(mut child) = start(rig, &config(4096, &more)) else {
-            return;
-        };
-        ours.extend(save(Path::new(&control), &to));
-        let _ = child.kill();
-        let _ = child.wait();
-        let _ = std::fs::remove_file(&to);
-        let began = Instant::now();
-        let plain = File::create(&to).and_then(|mut file| {
-            for _ in 0..MUCH / CHUNK {
-                file.write_all(&bytes)?;
+    let shm = Path::new("/dev/shm").join(format!("vireo-bench-{}", std::process::id()));
+    let bytes: Vec<u8> = (0..MUCH).map(|at| (at ^ at >> 8) as u8 | 1).collect();
+    for (place, to) in [("disk", rig.path("speed")), ("tmpfs", shm)] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let Some(mut child) = start(rig, &config(4096, &more)) else {
+                return;
+            };
+            ours.extend(save(Path::new(&control), &to));
+            let _ = child.kill();
+            let _ = child.wait();
+            let _ = std::fs::remove_file(&to);
+            let began = Instant::now();
+            let plain = File::create(&to).and_then(|mut file| {
+                for chunk in bytes.chunks(CHUNK as usize) {
+                    file.write_all(chunk)?;
+                }
+                file.sync_all()
+            });
+            if plain.is_ok() {
+                theirs.push(began.elapsed().as_secs_f64());
             }
-            file.sync_all()
-        });
-        if plain.is_ok() {
-            theirs.push(began.elapsed().as_secs_f64());
+            let _ = std::fs::remove_file(&to);
         }
-        let _ = std::fs::remove_file(&to);
+        report(
+            &format!("save of 4 GiB (512 MiB in use) to {place}"),
+            "ms",
+            1e3,
+            ours,
+            "plain write of 512 MiB, synced",
+            theirs,
+        );
     }
-    report(
-        "save of 4 GiB (512 MiB in use)",
-        "ms",
-        1e3,
-        ours,
-        "plain write of 512 MiB",
-        theirs,
+}
+
+/// The longest time between two ticks of a process in a guest while snapshots of it are made, told by itself.
+fn live_snapshots(runs: usize) {
+    const BOOT: Duration = Duration::from_secs(240);
+    const SOON: Duration = Duration::from_secs(60);
+    println!(
+        "## Live snapshots of a guest of 1 GiB, 512 MiB in use: longest time between two ticks (1 ms) of a process in it"
     );
+    let Some(initrd) = std::env::var_os("VIREO_BENCH_INITRD") else {
+        return println!("left out: needs VIREO_BENCH_INITRD (make bench)\n");
+    };
+    if !Kernel::V6_1.is_there() || !which("qemu-img") {
+        return println!("left out: needs a guest kernel, and qemu-img (qemu-utils)\n");
+    }
+    let rig = Rig::new();
+    let image = rig.path("disk.qcow2").display().to_string();
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", &image, "64M"])
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        return println!("left out: qemu-img failed\n");
+    }
+    let own = Kernel::V6_1.folder().join("initrd.img");
+    let disk = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
+         <source file='{image}'/><target dev='vda' bus='virtio'/></disk>\n    <console"
+    );
+    let xml = linux_guest("bench", Kernel::V6_1)
+        .replace(
+            &own.display().to_string(),
+            &Path::new(&initrd).display().to_string(),
+        )
+        .replace("console=ttyS0", "console=ttyS0 quiet workload=pauses")
+        .replace("<memory unit='MiB'>256", "<memory unit='MiB'>1024")
+        .replace("<console", &disk);
+    rig.define(&xml);
+    let mut terminal = Terminal::start(rig.command("vireo").args(["start", "bench", "--console"]));
+    terminal.expect("TICKS", BOOT);
+    let longest = |terminal: &mut Terminal| {
+        terminal.send("g");
+        terminal.expect("LONGEST ", SOON);
+        let told = terminal.expect(" us", SOON);
+        told.split_whitespace()
+            .next()
+            .and_then(|number| number.parse::<f64>().ok())
+            .map(|us| us / 1e6)
+    };
+    let mut number = 0;
+    for (name, key, options) in [
+        ("no snapshot, idle", "s", &[][..]),
+        ("disk-only, idle", "s", &["--disk-only"]),
+        ("with memory, --live, idle", "s", &["--live"]),
+        ("no snapshot, writing 100 MB/s over 32 MiB", "d", &[]),
+        ("with memory, --live, writing", "d", &["--live"]),
+    ] {
+        terminal.send(key);
+        std::thread::sleep(Duration::from_secs(1));
+        let mut ours = Vec::new();
+        for _ in 0..runs {
+            number += 1;
+            let snapshot = format!("s{number}");
+            let memory = rig.path("memory").display().to_string();
+            longest(&mut terminal);
+            if options.is_empty() {
+                std::thread::sleep(Duration::from_secs(1));
+            } else {
+                let mut words = vec!["snapshot-create-as", "bench", &snapshot, "--no-metadata"];
+                words.extend(options);
+                if options == ["--live"] {
+                    words.extend(["--memspec", &memory]);
+                }
+                rig.vireo(&words).ok();
+            }
+            ours.extend(longest(&mut terminal));
+        }
+        report(name, "ms", 1e3, ours, "", Vec::new());
+    }
+    rig.vireo(&["destroy", "bench"]).ok();
+    println!();
 }

@@ -367,8 +367,9 @@ static void write_at_rate(volatile char *on, uint64_t *memory, uint64_t pages)
 	}
 }
 
-/* A guest to be moved: 512 MiB in use, a tick every millisecond; "d" has 32 MiB written at a rate, "s" ends that. */
-static void ticks(void)
+/* A guest to be moved: 512 MiB in use, a tick every millisecond; "d" has 32 MiB written at a rate, "s" ends that.
+   Without dots it measures the longest time between two ticks itself; "g" has it told, and begins anew. */
+static void ticks(int dots)
 {
 	enum { IN_USE = 512 << 20, WRITTEN = 32 << 20 };
 	uint64_t *memory = mmap(NULL, IN_USE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -379,8 +380,11 @@ static void ticks(void)
 		write_at_rate(writing, memory, WRITTEN / 4096);
 	if (!fork()) {
 		char key;
-		while (read(0, &key, 1) == 1)
+		while (read(0, &key, 1) == 1) {
 			*writing = key == 'd' ? 1 : key == 's' ? 0 : *writing;
+			if (key == 'g')
+				writing[1] = 1;
+		}
 		_exit(0);
 	}
 	struct termios term;
@@ -389,10 +393,20 @@ static void ticks(void)
 		tcsetattr(0, TCSANOW, &term);
 	}
 	printf("TICKS\n");
+	double last = now(), longest = 0;
 	for (;;) {
-		if (write(1, ".", 1) != 1)
+		if (dots && write(1, ".", 1) != 1)
 			return;
 		usleep(1000);
+		double tick = now();
+		longest = tick - last > longest ? tick - last : longest;
+		last = tick;
+		if (writing[1]) {
+			printf("LONGEST %.0f us\n", longest * 1e6);
+			writing[1] = 0;
+			longest = 0;
+			last = now();
+		}
 	}
 }
 
@@ -411,8 +425,8 @@ int main(void)
 		tcsetattr(0, TCSANOW, &term);
 	}
 	const char *one = getenv("workload"), *runs = getenv("runs");
-	if (one && !strcmp(one, "ticks")) {
-		ticks();
+	if (one && (!strcmp(one, "ticks") || !strcmp(one, "pauses"))) {
+		ticks(!strcmp(one, "ticks"));
 	} else if (one) {
 		for (int i = runs ? atoi(runs) : 1; i > 0; i--)
 			answer(one);
