@@ -1,7 +1,7 @@
 //! `kill -9` at any moment: of the daemon, of a VMM. Nothing acknowledged is lost.
 
 use std::fs;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, namespace, soak, tiny_guest};
@@ -121,6 +121,46 @@ fn a_killed_vmm_is_reported_as_crashed() {
         unsafe { libc::kill(vmm[0], libc::SIGKILL) };
         rig.wait_state("guest", "shut off (crashed)", SOON);
     }
+}
+
+/// A process that has got the number of a VMM that is gone is not taken for it.
+#[test]
+fn a_stranger_with_a_vmms_number_is_left_alone() {
+    let rig = Rig::new();
+    rig.define(&tiny_guest(&rig, "guest", "qemu"));
+    rig.vireo(&["start", "guest"]).ok();
+    let vmm = rig.processes("vireo-vmm");
+    rig.kill_daemon();
+    // SAFETY: kill has no memory effects.
+    unsafe { libc::kill(vmm[0], libc::SIGKILL) };
+    let mut stranger = Command::new("sleep").arg("600").spawn().unwrap();
+    let folder = rig.path("run/vireo/domains");
+    let mut folders = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let folder = folders.find(|path| path.is_dir()).unwrap();
+    let mut changed = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
+        let Ok(mut record) = serde_json::from_str::<serde_json::Value>(&text) else {
+            continue;
+        };
+        if record.pointer("/process/pid") == Some(&vmm[0].into()) {
+            record["process"]["pid"] = stranger.id().into();
+            fs::write(&path, record.to_string()).unwrap();
+            changed += 1;
+        }
+    }
+    assert_eq!(changed, 1);
+    rig.wait_state("guest", "shut off (crashed)", SOON);
+    rig.vireo(&["start", "guest"]).ok();
+    rig.vireo(&["destroy", "guest"]).ok();
+    assert!(stranger.try_wait().unwrap().is_none(), "it was killed");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
 }
 
 /// The Linux guest does not notice its daemon's death: its clock and console go on.

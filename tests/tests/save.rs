@@ -481,3 +481,52 @@ fn nothing_half_done_is_left_by_a_crash_at_any_point() {
         next.wait().unwrap();
     }
 }
+
+/// Points of a start from an image at which the daemon may die.
+const RESTORES: [&str; 4] = [
+    "start.prepared",
+    "start.spawned",
+    "start.recorded",
+    "start.image-taken",
+];
+
+#[test]
+fn a_crash_in_a_restore_leaves_the_image() {
+    for (point, managed) in RESTORES
+        .into_iter()
+        .flat_map(|point| [(point, true), (point, false)])
+    {
+        println!("{point}, managed: {managed}");
+        let rig = Rig::new();
+        let mut first = rig.daemon();
+        running_tiny(&rig, "one");
+        let image = rig.path("one.save").display().to_string();
+        if managed {
+            rig.vireo(&["managedsave", "one"]).ok();
+        } else {
+            rig.vireo(&["save", "one", &image]).ok();
+        }
+        first.kill().unwrap();
+        first.wait().unwrap();
+        let mut daemon = rig.daemon_killed_at(point);
+        let words = match managed {
+            true => ["start", "one"],
+            false => ["restore", &image],
+        };
+        assert_ne!(rig.vireo(&words).status, 0, "{point}");
+        daemon.wait().unwrap();
+        let mut next = rig.daemon();
+        // Not an instruction of it has run: it can be had again, and no process is left.
+        let state = rig.state("one");
+        assert!(state.starts_with("shut off"), "{point}: {state}");
+        assert!(rig.processes("vireo-vmm").is_empty(), "{point}");
+        rig.vireo(&words).ok();
+        assert_eq!(rig.state("one"), "running (restored)", "{point}");
+        answers(&rig, "one");
+        let info = rig.vireo(&["dominfo", "one"]).ok();
+        assert!(info.contains("Managed save:   no"), "{point}: {info}");
+        assert_eq!(rig.processes("vireo-vmm").len(), 1, "{point}");
+        next.kill().unwrap();
+        next.wait().unwrap();
+    }
+}

@@ -138,6 +138,9 @@ async fn find_running(
     }
 }
 
+/// Built, recorded, and not running yet.
+const STARTING_UP: State = State::Paused(PausedReason::StartingUp);
+
 /// A start that its daemon did not see through: nobody was told that the domain runs.
 async fn abandon_start(folder: &Folder, record: &Record, same_boot: bool) {
     log::warn!("{}: ending a start that was cut short", folder.0.display());
@@ -162,6 +165,11 @@ async fn abandon_start(folder: &Folder, record: &Record, same_boot: bool) {
 }
 
 fn ended_meanwhile(driver: &Driver, domain: &Pinned, folder: &Folder, record: &Record) {
+    let managed = driver.managed_save(&domain.name().name);
+    match record.state {
+        STARTING_UP if !managed.exists() => saved_image::give_back(&managed),
+        _ => saved_image::drop_taken(&managed),
+    }
     let exit = folder.exit_record();
     let saved = record.saving.as_ref().is_some_and(|saving| {
         let there = saved_image::look(&saving.path).is_ok_and(|found| found.id == saving.id);
@@ -201,15 +209,14 @@ async fn take_up(
         Ok(opened) => opened,
         Err(error) => return Err(refused(driver, domain, folder, &record, &process, &error).await),
     };
-    let managed = driver.managed_save(&name);
-    if record.state == State::Paused(PausedReason::StartingUp) && managed.exists() {
-        // It was about to go on from its managed save. That is still there, and nobody was told.
+    if record.state == STARTING_UP {
+        // Nobody was told, and not an instruction of it has run.
         log::warn!("domain '{name}': ending a start that was cut short");
         end_now(&process).await;
         ended_meanwhile(driver, domain, folder, &record);
         return Ok(None);
     }
-    saved_image::drop_taken(&managed);
+    saved_image::drop_taken(&driver.managed_save(&name));
     let (ended_sender, ended) = watch_channel::channel(false);
     let saving = record.saving.clone();
     {

@@ -123,10 +123,13 @@ pub fn take(path: &Path) -> Result<()> {
         .map_err(|e| Error::system(format!("cannot rename '{}'", path.display()), &e))
 }
 
-/// Puts it back: its guest did not run.
+/// Puts it back, if it was taken: its guest did not run.
 pub fn give_back(path: &Path) {
-    if let Err(error) = rename(&taken(path), path) {
-        log::error!("cannot put '{}' back: {error}", path.display());
+    match rename(&taken(path), path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::error!("cannot put '{}' back: {error}", path.display());
+        }
+        _ => {}
     }
 }
 

@@ -246,6 +246,10 @@ impl Started {
         options: StartOptions,
     ) -> Result<()> {
         let folder = self.cleanup.folder.clone();
+        if options.from.as_ref().is_none_or(|from| !from.managed) {
+            // One that was left from long ago must not be taken for this start's.
+            saved_image::drop_taken(&driver.managed_save(&domain.name().name));
+        }
         self.record.process = Some(self.process.identity());
         let written = folder
             .write_definition(&self.definition)
