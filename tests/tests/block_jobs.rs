@@ -311,6 +311,56 @@ fn deep_images_are_merged_under_two_others() {
 }
 
 #[test]
+fn files_that_are_others_by_now_are_left_alone_and_locks_kept() {
+    if !which("qemu-img") {
+        return left_out("needs qemu-img (qemu-utils)");
+    }
+    let rig = Rig::new();
+    let chain = chain(&rig, "one");
+    let images = &chain.images;
+    rig.vireo(&["start", "one"]).ok();
+    let locked = |image: &str| {
+        let command = "write -P 0x77 0 512";
+        let mut qemu_io = Command::new("qemu-io");
+        let out = qemu_io.args(["-c", command, image]).output().unwrap();
+        String::from_utf8_lossy(&out.stderr).contains("lock")
+    };
+    let commit = |base: &str, top: &str| {
+        let words = ["blockcommit", "one", "vda", "--wait", "--base", base];
+        rig.vireo(&[&words[..], &["--top", top]].concat())
+    };
+    // In the place of an image there is another file: the one to be written, the one above those that go.
+    for (replaced, base, top) in [(1, 1, 2), (2, 0, 1)] {
+        let (image, aside) = (&images[replaced], format!("{}.aside", images[replaced]));
+        fs::rename(image, &aside).unwrap();
+        fs::copy(&aside, image).unwrap();
+        let before = fs::read(image).unwrap();
+        let error = commit(&images[base], &images[top]).fails();
+        assert!(error.contains("is not the file any more"), "{error}");
+        assert!(fs::read(image).unwrap() == before, "{image} was written");
+        fs::rename(&aside, image).unwrap();
+    }
+    // Somebody reads what would be written: refused, and everything stays locked as it was.
+    let mut reader = Command::new("qemu-io");
+    let mut reader = Terminal::start(reader.args(["-r", &images[1]]));
+    reader.expect("qemu-io>", SOON);
+    let error = commit(&images[1], &images[2]).fails();
+    assert!(error.contains("in use by"), "{error}");
+    reader.send("quit\r");
+    reader.wait(SOON);
+    for image in images {
+        assert!(locked(image), "{image}");
+    }
+    answers(&rig, "one");
+    commit(&images[1], &images[2]).ok();
+    for image in [&images[0], &images[1], &images[3]] {
+        assert!(locked(image), "{image}");
+    }
+    rig.vireo(&["destroy", "one"]).ok();
+    assert_eq!(content(&rig, &images[3]), chain.content);
+}
+
+#[test]
 fn a_job_is_slowed_given_up_and_told_of() {
     if !which("qemu-img") {
         return left_out("needs qemu-img (qemu-utils)");

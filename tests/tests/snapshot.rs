@@ -323,40 +323,55 @@ fn a_crash_at_any_point_leaves_no_half_snapshot() {
     if !which("qemu-img") {
         return left_out("needs qemu-img (qemu-utils)");
     }
-    for point in [
-        "snapshot.memory",
-        "snapshot.redirected",
-        "snapshot.switched",
-        "snapshot.made",
+    for (point, live) in [
+        ("snapshot.memory", false),
+        ("snapshot.redirected", false),
+        ("snapshot.switched", false),
+        ("snapshot.made", false),
+        ("snapshot.redirected", true),
+        ("vmm.live-round", true),
+        ("vmm.live-still", true),
+        ("vmm.live-switched", true),
+        ("snapshot.memory", true),
+        ("snapshot.made", true),
     ] {
+        println!("{point} {live}");
         let rig = Rig::new();
         let mut daemon = rig.daemon_killed_at(point);
         let first = with_disk(&rig, "one");
         write(&first, "0", "1");
         rig.vireo(&["start", "one"]).ok();
         let memory = rig.path("memory").display().to_string();
-        let run = rig.vireo(&["snapshot-create-as", "one", "all", "--memspec", &memory]);
+        let mut words = vec!["snapshot-create-as", "one", "all", "--memspec", &memory];
+        words.extend(live.then_some("--live"));
+        let run = rig.vireo(&words);
         assert_ne!(run.status, 0, "{point}");
+        if point.starts_with("vmm.") {
+            rig.wait_state("one", "shut off (crashed)", SOON);
+            daemon.kill().unwrap();
+        }
         daemon.wait().unwrap();
         let mut next = rig.daemon();
         assert_eq!(
             rig.vireo(&["snapshot-list", "one", "--name"]).ok().trim(),
             ""
         );
-        let deadline = std::time::Instant::now() + SOON;
-        while point == "snapshot.memory" && !rig.state("one").starts_with("running") {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "{point}: {}",
-                rig.state("one")
-            );
-            std::thread::sleep(Duration::from_millis(20));
+        if !point.starts_with("vmm.") {
+            let deadline = std::time::Instant::now() + SOON;
+            while !rig.state("one").starts_with("running") {
+                let state = rig.state("one");
+                assert!(std::time::Instant::now() < deadline, "{point}: {state}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            answers(&rig, "one");
+            rig.vireo(&["destroy", "one"]).ok();
         }
-        if rig.state("one").starts_with("paused") {
-            rig.vireo(&["resume", "one"]).ok();
-        }
-        answers(&rig, "one");
-        rig.vireo(&["destroy", "one"]).ok();
+        let left = fs::read_dir(rig.root()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        let is_memory = |name: &&std::ffi::OsString| name.to_string_lossy().contains("memory");
+        // Between the whole file and its description it may stay.
+        let kept = left.iter().any(|name| is_memory(&name));
+        assert!(!kept || point == "snapshot.made", "{point}: {left:?}");
         let now = top(&rig, "one");
         assert_eq!(content(&rig, &now)[0], 1, "{point}");
         rig.vireo(&["start", "one"]).ok();
@@ -364,6 +379,129 @@ fn a_crash_at_any_point_leaves_no_half_snapshot() {
         next.kill().unwrap();
         next.wait().unwrap();
     }
+}
+
+#[test]
+fn a_running_domain_has_snapshots_of_its_memory_and_runs_on() {
+    if !which("qemu-img") {
+        return left_out("needs qemu-img (qemu-utils)");
+    }
+    let rig = Rig::new();
+    let first = with_disk(&rig, "one");
+    write(&first, "0", "1");
+    let memory = rig.path("memory").display().to_string();
+    let live = ["snapshot-create-as", "one", "all", "--live"];
+    let full = [&live[..], &["--memspec", &memory]].concat();
+    let words = "live snapshot creation is supported only during full system snapshots";
+    let error = rig.vireo(&live).fails();
+    assert!(error.contains(words), "off: {error}");
+    rig.vireo(&["start", "one"]).ok();
+    answers(&rig, "one");
+    let error = rig.vireo(&live).fails();
+    assert!(error.contains(words), "{error}");
+    let error = rig.vireo(&[&live[..], &["--disk-only"]].concat()).fails();
+    assert!(error.contains(words), "{error}");
+    let events = rig.path("events");
+    let mut listener = rig
+        .command("vireo")
+        .args(["event", "one", "--event", "lifecycle", "--loop"])
+        .stdout(fs::File::create(&events).unwrap())
+        .spawn()
+        .unwrap();
+    let told = |what: &str| fs::read_to_string(&events).unwrap().matches(what).count();
+    // Registered as soon as something is told.
+    let deadline = std::time::Instant::now() + SOON;
+    while told("Resumed") == 0 {
+        assert!(std::time::Instant::now() < deadline);
+        rig.vireo(&["suspend", "one"]).ok();
+        rig.vireo(&["resume", "one"]).ok();
+    }
+    let before = told("Suspended");
+    rig.vireo(&full).ok();
+    assert_eq!(rig.state("one"), "running (unpaused)");
+    answers(&rig, "one");
+    rig.vireo(&["suspend", "one"]).ok();
+    let deadline = std::time::Instant::now() + SOON;
+    while told("Suspended") == before {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(told("Suspended"), before + 1, "it was never paused before");
+    rig.vireo(&["resume", "one"]).ok();
+    listener.kill().unwrap();
+    listener.wait().unwrap();
+    assert_eq!(top(&rig, "one"), first.replace("qcow2", "all"));
+    let xml = rig.vireo(&["snapshot-dumpxml", "one", "all"]).ok();
+    assert!(xml.contains("<state>running</state>"), "{xml}");
+    assert!(
+        xml.contains(&format!("<memory snapshot='external' file='{memory}'/>")),
+        "{xml}"
+    );
+    rig.vireo(&["snapshot-revert", "one", "all"]).ok();
+    assert_eq!(rig.state("one"), "running (from snapshot)");
+    answers(&rig, "one");
+    // Of one that stands still, and as an image like any other.
+    rig.vireo(&["suspend", "one"]).ok();
+    let second = rig.path("second").display().to_string();
+    let words = ["snapshot-create-as", "one", "two", "--live", "--memspec"];
+    rig.vireo(&[&words[..], &[&second]].concat()).ok();
+    assert_eq!(rig.state("one"), "paused (user)");
+    rig.vireo(&["destroy", "one"]).ok();
+    let xml = rig.vireo(&["save-image-dumpxml", &second]).ok();
+    assert!(xml.contains("<name>one</name>"), "{xml}");
+    rig.vireo(&["snapshot-revert", "one", "two"]).ok();
+    assert_eq!(rig.state("one"), "paused (from snapshot)");
+    rig.vireo(&["resume", "one"]).ok();
+    answers(&rig, "one");
+    rig.vireo(&["destroy", "one"]).ok();
+    assert_eq!(content(&rig, &top(&rig, "one"))[0], 1);
+    // A file that can't be written: nothing has happened.
+    rig.vireo(&["start", "one"]).ok();
+    let now = top(&rig, "one");
+    let words = ["snapshot-create-as", "one", "no", "--live", "--memspec"];
+    rig.vireo(&[&words[..], &["/nowhere/memory"]].concat())
+        .fails();
+    assert_eq!(top(&rig, "one"), now);
+    let stored = rig.vireo(&["dumpxml", "--inactive", "one"]).ok();
+    assert!(stored.contains(&now), "{stored}");
+    answers(&rig, "one");
+}
+
+#[test]
+fn a_deletion_that_could_not_begin_leaves_the_snapshot_as_it_was() {
+    if !which("qemu-io") {
+        return left_out("needs qemu-io (qemu-utils)");
+    }
+    let rig = Rig::new();
+    let mut daemon = rig.daemon();
+    let first = with_disk(&rig, "one");
+    write(&first, "0", "1");
+    rig.vireo(&["snapshot-create-as", "one", "s1", "--disk-only"])
+        .ok();
+    write(&top(&rig, "one"), "0", "2");
+    for running in [false, true] {
+        if running {
+            rig.vireo(&["start", "one"]).ok();
+        }
+        // Somebody reads the image that would be written.
+        let mut reader = Command::new("qemu-io");
+        let mut reader = Terminal::start(reader.args(["-r", &first]));
+        reader.expect("qemu-io>", SOON);
+        let error = rig.vireo(&["snapshot-delete", "one", "s1"]).fails();
+        assert!(error.contains("in use by"), "{error}");
+        reader.send("quit\r");
+        reader.wait(SOON);
+        if running {
+            rig.vireo(&["destroy", "one"]).ok();
+        }
+    }
+    // One can still go back to it.
+    rig.vireo(&["snapshot-revert", "one", "s1"]).ok();
+    assert_eq!(content(&rig, &top(&rig, "one"))[0], 1);
+    rig.vireo(&["snapshot-delete", "one", "s1"]).ok();
+    assert_eq!(top(&rig, "one"), first);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }
 
 /// The snapshots that qemu-img finds in an image.
@@ -614,6 +752,53 @@ fn a_crash_at_any_point_leaves_no_half_snapshot_inside() {
         let code = check.unwrap().status.code();
         // Space that nobody uses, at worst.
         assert!(matches!(code, Some(0 | 3)), "{point}: {code:?}");
+        next.kill().unwrap();
+        next.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_crash_on_the_way_back_loses_no_snapshot() {
+    if !which("qemu-img") {
+        return left_out("needs qemu-img (qemu-utils)");
+    }
+    for (point, outside) in ["revert.stopped", "revert.images", "revert.defined"]
+        .into_iter()
+        .flat_map(|point| [(point, false), (point, true)])
+    {
+        println!("{point}, outside: {outside}");
+        let rig = Rig::new();
+        let mut daemon = rig.daemon_killed_at(point);
+        let first = with_disk(&rig, "one");
+        write(&first, "0", "1");
+        rig.vireo(&["start", "one"]).ok();
+        answers(&rig, "one");
+        let memory = rig.path("memory").display().to_string();
+        let mut words = vec!["snapshot-create-as", "one", "then"];
+        if outside {
+            words.extend(["--memspec", &memory]);
+        }
+        rig.vireo(&words).ok();
+        answers(&rig, "one");
+        assert_ne!(rig.vireo(&["snapshot-revert", "one", "then"]).status, 0);
+        daemon.wait().unwrap();
+        let mut next = rig.daemon();
+        let list = rig.vireo(&["snapshot-list", "one", "--name"]).ok();
+        assert_eq!(list.trim(), "then", "{point}");
+        // It was ended for that; what it starts from is an image that is there.
+        assert!(rig.state("one").starts_with("shut off"), "{point}");
+        assert_eq!(content(&rig, &top(&rig, "one"))[0], 1, "{point}");
+        rig.vireo(&["snapshot-revert", "one", "then"]).ok();
+        assert_eq!(rig.state("one"), "running (from snapshot)", "{point}");
+        answers(&rig, "one");
+        rig.vireo(&["destroy", "one"]).ok();
+        let now = top(&rig, "one");
+        assert_eq!(content(&rig, &now)[0], 1, "{point}");
+        let check = Command::new("qemu-img").args(["check", &now]).output();
+        let code = check.unwrap().status.code();
+        assert!(matches!(code, Some(0 | 3)), "{point}: {code:?}");
+        rig.vireo(&["snapshot-delete", "one", "then"]).ok();
+        assert_eq!(content(&rig, &top(&rig, "one"))[0], 1, "{point}");
         next.kill().unwrap();
         next.wait().unwrap();
     }

@@ -20,8 +20,10 @@ pub enum Notice {
     Tell(Event),
     /// The same, and the machine is paused for it.
     Pause(Event),
-    /// A migration has come to the point where the machine is to stand still.
+    /// A migration, or a live save, has come to the point where the machine is to stand still.
     StandStill,
+    /// A live save has all of guest memory: the machine may go on.
+    MemoryWritten,
     /// A block job has come to another phase.
     BlockJob,
     /// The guest has switched off the slot before this bus.

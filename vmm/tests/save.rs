@@ -99,6 +99,97 @@ fn a_saved_machine_goes_on_wherever_it_is_restored() {
     }
 }
 
+#[test]
+fn a_machine_is_saved_while_it_runs() {
+    for backend in backends() {
+        let mut rig = reciting(backend);
+        rig.start();
+        grows(&rig, 40);
+        let mut client = rig.connect();
+        let mut other = rig.connect();
+        for round in 0..4 {
+            let path = rig.path(&format!("live-{round}"));
+            let live = Call::SaveLive {
+                xml: "<domain/>".into(),
+                id: [round; 16],
+                disks: Vec::new(),
+            };
+            if round == 1 {
+                other.call(Call::Pause).unwrap();
+            }
+            let answer = client.call_with(live, &[&empty(&path)]).unwrap();
+            assert!(matches!(answer, Answer::Job(Some(_))), "{answer:?}");
+            let header = Image::open(&File::open(&path).unwrap()).unwrap().header;
+            assert_eq!(header.id, [round; 16]);
+            assert_eq!(header.running, round != 1);
+            if round == 1 {
+                assert_eq!(other.state(), MachineState::Paused);
+                other.call(Call::Resume).unwrap();
+            }
+            assert_eq!(other.state(), MachineState::Running);
+            grows(&rig, 20);
+            // All of it is of one moment, and whole.
+            let mut next = restored(&rig, backend, &path, round != 2);
+            next.start();
+            if round == 1 {
+                next.connect().call(Call::Resume).unwrap();
+            }
+            wait_for("the guest", || {
+                assert_eq!(next.ended(), None);
+                (next.serial().len() > 30).then_some(())
+            });
+            in_order(&next.serial());
+        }
+        // The dirty log is off again, and on for the next one: of other kinds, too.
+        let image = rig.path("image");
+        save_and_end(&mut rig, &image);
+        in_order(&rig.serial());
+    }
+}
+
+#[test]
+fn a_live_save_that_fails_or_is_given_up_leaves_the_guest_running() {
+    for backend in backends() {
+        let mut rig = reciting(backend);
+        rig.start();
+        grows(&rig, 10);
+        let live = || Call::SaveLive {
+            xml: String::new(),
+            id: [1; 16],
+            disks: Vec::new(),
+        };
+        let mut client = rig.connect();
+        assert!(client.call(live()).unwrap_err().contains("not there"));
+        let read_only = File::open("/dev/null").unwrap();
+        let error = client.call_with(live(), &[&read_only]).unwrap_err();
+        println!("{error}");
+        let unknown = Call::SaveLive {
+            xml: String::new(),
+            id: [1; 16],
+            disks: vec![("nobody".into(), "new".into())],
+        };
+        let (one, two) = (empty(&rig.path("one")), empty(&rig.path("two")));
+        let error = client.call_with(unknown, &[&one, &two]).unwrap_err();
+        assert!(error.contains("there is no disk 'nobody'"), "{error}");
+        // Its asker goes, at any moment of it.
+        let mut other = rig.connect();
+        for round in 0..6 {
+            let mut asker = rig.connect();
+            let path = rig.path(&format!("given-up-{round}"));
+            asker.send_with(live(), &[&empty(&path)]);
+            std::thread::sleep(std::time::Duration::from_millis(round));
+            drop(asker);
+            wait_for("the job's end", || {
+                let status = other.call(Call::JobStatus).unwrap();
+                matches!(status, Answer::Job(None)).then_some(())
+            });
+            assert_eq!(other.state(), MachineState::Running);
+        }
+        grows(&rig, 30);
+        in_order(&rig.serial());
+    }
+}
+
 /// Either the guest goes on, or all CPU features in the way are named.
 #[test]
 fn a_guest_of_a_richer_cpu_is_refused_with_the_list() {

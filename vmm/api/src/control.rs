@@ -118,6 +118,17 @@ pub enum Call {
         /// The guest is to run when it is restored; `None`: if it runs now.
         running: Option<bool>,
     },
+    /// As `Save`, while the guest runs: of the moment at which all that it has written until then is in the file, for
+    /// which it stands still. At that moment new qcow2 images are put on top of disks, as by `SwitchDisks`; they are
+    /// passed along after the file. A failure after that moment leaves them there; `Disks` tells.
+    SaveLive {
+        /// The domain's XML.
+        xml: String,
+        /// What tells this save from others.
+        id: crate::saved::Id,
+        /// Disks' ids, and how people call the new images.
+        disks: Vec<(String, String)>,
+    },
     /// Writes guest memory and registers into the empty file that is passed along, as an ELF core.
     Dump {
         /// The guest runs meanwhile. (Otherwise it goes on afterwards, if it ran.)
@@ -266,6 +277,9 @@ pub struct DiskImages {
     pub images: Vec<String>,
     /// Its job.
     pub job: Option<BlockJobStatus>,
+    /// The job before, and how it ended: for whoever did not hear of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<(BlockJobKind, BlockJobNews)>,
 }
 
 /// What became of a disk's job.

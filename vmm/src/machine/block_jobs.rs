@@ -22,6 +22,8 @@ pub(super) struct DiskJob {
     speed: u64,
     /// It has been told that it is ready.
     told: bool,
+    /// Its disk is gone: nothing comes of it but its thread's end.
+    abandoned: bool,
     /// Before the plan, whose images its thread uses: its drop waits for the thread.
     job: Option<BlockJob>,
     plan: JobPlan,
@@ -76,9 +78,11 @@ impl Machine {
             kind: plan.kind(),
             speed,
             told: false,
+            abandoned: false,
             job: Some(job),
             plan,
         });
+        self.ended_block_jobs.remove(disk);
         Ok(())
     }
 
@@ -130,9 +134,24 @@ impl Machine {
                         .iter()
                         .find(|job| job.disk == *id)
                         .map(DiskJob::status),
+                    last: self.ended_block_jobs.get(id).cloned(),
                 })
                 .collect(),
         )
+    }
+
+    /// Gives up the jobs of disks that are going. Their threads end when what they have in hand is done, and have
+    /// the disks' images until then.
+    pub(super) fn abandon_block_jobs(&mut self, disks: &[String]) {
+        let jobs = self.block_jobs.iter_mut();
+        for job in jobs.filter(|job| disks.contains(&job.disk)) {
+            job.abandoned = true;
+            if let Some(thread) = &job.job {
+                thread.cancel();
+            }
+        }
+        self.ended_block_jobs
+            .retain(|disk, _| !disks.contains(disk));
     }
 
     /// Goes on with jobs whose threads have said something.
@@ -141,7 +160,7 @@ impl Machine {
         let mut ready = Vec::new();
         for (index, job) in self.block_jobs.iter_mut().enumerate() {
             match job.job.as_ref().map(BlockJob::phase) {
-                Some(Phase::Ready) if !job.told => {
+                Some(Phase::Ready) if !job.told && !job.abandoned => {
                     job.told = true;
                     ready.push((job.disk.clone(), job.kind));
                 }
@@ -155,7 +174,14 @@ impl Machine {
         }
         for index in ended.into_iter().rev() {
             let job = self.block_jobs.remove(index);
-            self.finish_block_job(job);
+            if job.abandoned {
+                let disk = job.disk.clone();
+                // Its thread has ended, or is about to.
+                drop(job);
+                self.forget_unplugged(&disk);
+            } else {
+                self.finish_block_job(job);
+            }
         }
     }
 
@@ -191,6 +217,8 @@ impl Machine {
         if let BlockJobNews::Failed(why) = &news {
             log::warn!("{}: a block job of {id} failed: {why}", self.config.name);
         }
+        let ended = (kind, news.clone());
+        self.ended_block_jobs.insert(id.clone(), ended);
         self.event(Event::BlockJob { id, kind, news });
     }
 

@@ -1,5 +1,6 @@
 //! From a config to a machine that is ready to run.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -441,7 +442,7 @@ impl Machine {
             devices,
             channels: builder.channels,
             port_channels,
-            open_ports: std::collections::BTreeSet::new(),
+            open_ports: BTreeSet::new(),
             control,
             signals: None,
             epoll: builder.epoll,
@@ -451,7 +452,9 @@ impl Machine {
             cpuid,
             job: None,
             block_jobs: Vec::new(),
+            ended_block_jobs: BTreeMap::new(),
             leaving: None,
+            live_save: None,
             without_disks: false,
             permit: None,
             state: MachineState::Paused,

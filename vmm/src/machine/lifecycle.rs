@@ -95,7 +95,9 @@ impl Machine {
                     }
                     self.event(event);
                 }
+                Notice::StandStill if self.live_save.is_some() => self.live_moment(),
                 Notice::StandStill => self.stand_still(),
+                Notice::MemoryWritten => self.live_switch(),
                 Notice::SlotOff(index) => self.slot_off(index),
                 Notice::BlockJob => {}
                 Notice::Pause(event) => {
@@ -165,8 +167,8 @@ impl Machine {
         self.memory.clear()?;
         self.load()?;
         // The backend forgets what it knows of the old content.
-        build::map(&*self.vm, &self.memory, self.is_leaving())?;
-        if self.is_leaving() {
+        build::map(&*self.vm, &self.memory, self.logs_writes())?;
+        if self.logs_writes() {
             // The log began anew: all of it may have changed.
             for range in [self.memory.low(), self.memory.high()] {
                 self.vm.memory_written(range.start, range.end - range.start);

@@ -139,20 +139,26 @@ impl Machine {
         Ok(())
     }
 
-    fn log_writes(&self, on: bool) -> Result<(), String> {
+    pub(super) fn log_writes(&self, on: bool) -> Result<(), String> {
         build::map(&*self.vm, &self.memory, on).map_err(|error| error.to_string())
     }
 
-    /// Whether the dirty log has to be on.
+    /// Whether a migration is under way.
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving.is_some()
     }
 
-    /// Whether it is leaving, but not yet standing still for that.
+    /// Whether the dirty log has to be on.
+    pub(super) fn logs_writes(&self) -> bool {
+        self.is_leaving() || self.live_save.is_some()
+    }
+
+    /// Whether the job that is under way lets the guest run, and does not yet have it stand still.
     pub(super) fn may_still_run(&self) -> bool {
-        self.leaving
-            .as_ref()
-            .is_some_and(|leaving| !leaving.stands_still)
+        let leaving = self.leaving.as_ref();
+        let saving = self.live_save.as_ref();
+        leaving.is_some_and(|leaving| !leaving.stands_still)
+            || saving.is_some_and(|saving| !saving.stands_still())
     }
 
     /// The time has come: nothing moves from now on, and the disks are the other side's.

@@ -5,6 +5,7 @@ mod build;
 mod cpu;
 mod devices;
 mod lifecycle;
+mod live_save;
 mod migrate;
 mod pc;
 mod plug;
@@ -16,7 +17,7 @@ pub use run::block_signals;
 
 use pc::Pc;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,10 +25,11 @@ use hypervisor::{CpuidEntry, VcpuState, Vm};
 use nix::sys::epoll::Epoll;
 use nix::sys::signalfd::SignalFd;
 use vmm_api::config::MachineConfig;
-use vmm_api::control::{ExitRecord, MachineState};
+use vmm_api::control::{BlockJobKind, BlockJobNews, ExitRecord, MachineState};
 
 use self::block_jobs::DiskJob;
 use self::devices::PciDevices;
+use self::live_save::LiveSave;
 use self::migrate::Leaving;
 use self::save::RunningJob;
 use crate::acpi::{AcpiError, Description};
@@ -163,8 +165,12 @@ pub struct Machine {
     job: Option<RunningJob>,
     /// Disks' jobs.
     block_jobs: Vec<DiskJob>,
+    /// What became of each disk's last one.
+    ended_block_jobs: BTreeMap<String, (BlockJobKind, BlockJobNews)>,
     /// If that job moves it to another process.
     leaving: Option<Leaving>,
+    /// If that job saves it while it runs.
+    live_save: Option<LiveSave>,
     /// The disks were let go of, and are not ours until they are taken back.
     without_disks: bool,
     /// It came from another process, which has not given it away yet.

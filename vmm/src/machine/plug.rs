@@ -77,9 +77,30 @@ impl Machine {
             .filter(|known| behind(known))
             .map(|known| known.id.clone())
             .collect();
-        // A job has its disk's images; another disk may come under the same id.
-        self.block_jobs.retain(|job| !ids.contains(&job.disk));
+        self.abandon_block_jobs(&ids);
         self.devices.pci.unplug(index, &ids);
+        if let Some(first) = ids.first() {
+            self.forget_unplugged(first);
+        }
+    }
+
+    /// A device that has been taken out of its slot, and all that were there with it, are gone for good: as soon as
+    /// no block job has their images any more. Until then nothing else comes into the slot, nor under their ids.
+    pub(super) fn forget_unplugged(&mut self, id: &str) {
+        let devices = &self.config.devices;
+        let Some(bus) = devices.iter().find(|known| known.id == id) else {
+            return;
+        };
+        let bus = bus.address.bus;
+        let behind = |known: &DeviceConfig| known.address.bus == bus;
+        let ids: Vec<String> = devices
+            .iter()
+            .filter(|known| behind(known))
+            .map(|known| known.id.clone())
+            .collect();
+        if self.block_jobs.iter().any(|job| ids.contains(&job.disk)) {
+            return;
+        }
         self.config.devices.retain(|known| !behind(known));
         for id in ids {
             self.event(Event::DeviceRemoved { id });

@@ -137,7 +137,9 @@ impl Machine {
     fn answer(&mut self, asked: Asked) {
         // What the guest did before comes first.
         self.handle_messages();
-        if let Call::Save { .. } | Call::Dump { .. } | Call::Migrate(_) = asked.request.call {
+        if let Call::Save { .. } | Call::SaveLive { .. } | Call::Dump { .. } | Call::Migrate(_) =
+            asked.request.call
+        {
             let (by, id) = (asked.by, asked.request.id);
             if let Err(message) = self.begin_job(asked) {
                 let result = Err(Failure { message });
@@ -252,6 +254,7 @@ impl Machine {
                 downtime_ms,
             } => self.set_migration(*bandwidth, *downtime_ms)?,
             Call::Save { .. }
+            | Call::SaveLive { .. }
             | Call::Dump { .. }
             | Call::Migrate(_)
             | Call::SwitchDisks { .. }
@@ -260,6 +263,9 @@ impl Machine {
             }
             Call::ResizeDisk { id, bytes } => {
                 self.without_block_job(id)?;
+                if self.live_save.is_some() {
+                    return Err("a job is running".to_owned());
+                }
                 self.devices.pci.disk(id)?.resize(*bytes)?;
             }
             Call::SnapshotDisks {

@@ -109,7 +109,7 @@ impl Machine {
     }
 
     /// As [`Machine::rest`]; for a moment only, nobody is told.
-    fn come_to_rest(&mut self, tell: bool) -> Result<(), String> {
+    pub(super) fn come_to_rest(&mut self, tell: bool) -> Result<(), String> {
         /// A guest can ask for something each time; not for ever.
         const ROUNDS: usize = 8;
         for _ in 0..ROUNDS {
@@ -297,6 +297,10 @@ impl Machine {
         };
         let (job, done) = match asked.request.call {
             Call::Migrate(options) => (Ok(self.leave(options, asked.descriptors)?), false),
+            Call::SaveLive { xml, id, disks } => {
+                let job = self.save_live((id, xml), &disks, asked.descriptors)?;
+                (Ok(job), false)
+            }
             Call::Save { xml, id, running } => {
                 if let MachineState::Crashed | MachineState::Halted = self.state {
                     return Err("the guest has ended".to_owned());
@@ -343,13 +347,15 @@ impl Machine {
             if self.is_leaving() {
                 self.left(&result);
             }
+            self.live_save_ended();
             return self.or_resume(was_running, Err(format!("epoll: {error}")));
         }
         self.job = Some(RunningJob {
             job,
             by: asked.by,
             id: asked.request.id,
-            resume_if_failed: was_running,
+            // One that runs on meanwhile is not for the job to pause or resume.
+            resume_if_failed: was_running && self.live_save.is_none(),
             resume_if_done: done,
         });
         Ok(())
@@ -471,6 +477,7 @@ impl Machine {
         if let Err(error) = &result {
             log::warn!("{}: a job failed: {error}", self.config.name);
         }
+        self.live_save_ended();
         self.go_on(run);
         let result = result
             .map(|status| Answer::Job(Some(status)))

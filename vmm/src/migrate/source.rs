@@ -19,6 +19,7 @@ use crate::killpoint::killpoint;
 use crate::memory::{GuestMemory, Scratch};
 use crate::notices::{Notice, Notices};
 use crate::num::to_usize;
+use crate::state::dirty::{self, count, runs};
 use crate::state::job::Progress;
 use crate::vcpu::Brake;
 
@@ -168,10 +169,6 @@ struct Dirty {
     disks: Vec<Vec<u64>>,
 }
 
-fn count(words: &[u64]) -> u64 {
-    words.iter().map(|word| u64::from(word.count_ones())).sum()
-}
-
 impl Dirty {
     fn memory_bytes(&self) -> u64 {
         count(&self.pages) * PAGE
@@ -218,28 +215,6 @@ impl Busy {
         *number = number.saturating_sub(1);
         self.changed.notify_all();
     }
-}
-
-/// Runs of ones in the words of one chunk: first page and number of pages.
-fn runs(words: &[u64]) -> Vec<(u64, u64)> {
-    let mut runs: Vec<(u64, u64)> = Vec::new();
-    for (index, word) in (0..).zip(words) {
-        let mut rest = *word;
-        let mut base = index * 64;
-        while rest != 0 {
-            let skip = rest.trailing_zeros();
-            rest >>= skip;
-            base += u64::from(skip);
-            let ones = rest.trailing_ones();
-            match runs.last_mut() {
-                Some((start, len)) if *start + *len == base => *len += u64::from(ones),
-                _ => runs.push((base, ones.into())),
-            }
-            base += u64::from(ones);
-            rest = rest.checked_shr(ones).unwrap_or(0);
-        }
-    }
-    runs
 }
 
 /// Whether a page is all zero. The guest may write it meanwhile: then the dirty log has it.
@@ -350,7 +325,7 @@ impl Source {
         let mut dirty = self.disks_first(progress)?;
         // What was written so far is part of the content.
         self.written_pages()?;
-        dirty.pages = self.content();
+        dirty.pages = dirty::content(&self.memory);
         let mut extra = 0;
         for round in 0u32.. {
             let bytes = dirty.bytes();
@@ -473,23 +448,6 @@ impl Source {
         }
     }
 
-    /// All pages that may hold something.
-    fn content(&self) -> Vec<u64> {
-        let size = self.memory.size();
-        let mut dirty = vec![0u64; to_usize((size / PAGE).div_ceil(64))];
-        let mut at = 0;
-        while let Some(range) = self.memory.next_content(at) {
-            let pages = range.start / PAGE..range.end.div_ceil(PAGE).min(size / PAGE);
-            for page in pages {
-                if let Some(word) = dirty.get_mut(to_usize(page / 64)) {
-                    *word |= 1 << (page % 64);
-                }
-            }
-            at = range.end.max(at + PAGE);
-        }
-        dirty
-    }
-
     /// What was written since the last call.
     fn written(&self) -> Result<Dirty, StreamError> {
         let dirty = Dirty {
@@ -512,13 +470,8 @@ impl Source {
     }
 
     fn written_pages(&self) -> Result<Vec<u64>, StreamError> {
-        let mut dirty = Vec::new();
-        // The second range begins at 3 GiB, a multiple of 64 pages.
-        for slot in self.memory.slots() {
-            let log = self.vm.dirty_log(slot.id);
-            dirty.extend(log.map_err(|error| StreamError::Refused(error.to_string()))?);
-        }
-        Ok(dirty)
+        let written = dirty::written(&*self.vm, &self.memory);
+        written.map_err(|error| StreamError::Refused(error.to_string()))
     }
 
     fn count_sent(&self, bytes: u64) {
@@ -886,14 +839,6 @@ fn per_second(number: u64, time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn runs_of_pages_go_over_words() {
-        assert_eq!(runs(&[0, 0]), []);
-        assert_eq!(runs(&[u64::MAX, u64::MAX]), [(0, 128)]);
-        assert_eq!(runs(&[1 << 63, 1]), [(63, 2)]);
-        assert_eq!(runs(&[0b1011, 0, 1 << 5]), [(0, 2), (3, 1), (133, 1)]);
-    }
 
     #[test]
     fn zero_pages_are_seen() {

@@ -3,7 +3,9 @@
 
 pub mod block_job;
 pub mod core;
+pub mod dirty;
 pub mod image;
 pub mod job;
+pub mod live;
 pub mod ram;
 pub mod switch;

@@ -21,7 +21,7 @@ use crate::num::to_usize;
 const THREADS: usize = 4;
 
 /// Runs `each` for every chunk's number, on several threads, until all are done or one fails.
-fn for_chunks(
+pub(super) fn for_chunks(
     chunks: u64,
     each: impl Fn(u64, &mut Scratch) -> io::Result<()> + Sync,
 ) -> io::Result<()> {
@@ -149,7 +149,7 @@ pub fn write(
 }
 
 /// Whether a sparse file has anything between the two offsets; where that can't be told, yes.
-fn has_data(file: &File, start: u64, end: u64) -> bool {
+pub(super) fn has_data(file: &File, start: u64, end: u64) -> bool {
     let Ok(from) = i64::try_from(start) else {
         return true;
     };

@@ -88,38 +88,37 @@ fn pages(bytes: u64) -> u64 {
 }
 
 impl Header {
-    /// Where everything goes; checksums come later.
+    /// Where everything goes; what is known later only comes later.
     pub(super) fn lay_out(
         id: Id,
         xml_len: usize,
-        running: bool,
-        state_len: u64,
+        state_room: u64,
         ram_bytes: u64,
     ) -> Result<Self, SavedError> {
         let too_much = |what, bytes| Err(SavedError::TooMuch { what, bytes });
         if xml_len > XML_MOST {
             return too_much("domain XML", xml_len as u64);
         }
-        if state_len > STATE_MOST {
-            return too_much("device states", state_len);
+        if state_room > STATE_MOST {
+            return too_much("device states", state_room);
         }
         if ram_bytes > RAM_MOST {
             return too_much("RAM", ram_bytes);
         }
         let capacity = pages((xml_len as u64 * 2).max(XML_ROOM));
         let state_offset = PAGE + 2 * capacity;
-        let table_offset = state_offset + pages(state_len);
+        let table_offset = state_offset + pages(state_room);
         let ram_offset = table_offset + pages(ram_bytes.div_ceil(CHUNK) * 4);
         Ok(Self {
             id,
-            running,
+            running: false,
             xml_slot: 0,
             // At most XML_MOST, and twice that.
             xml_len: xml_len as u32,
             xml_sum: 0,
             xml_capacity: capacity as u32,
             state_offset,
-            state_len,
+            state_len: 0,
             state_sum: 0,
             table_sum: 0,
             table_offset,

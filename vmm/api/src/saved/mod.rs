@@ -34,6 +34,9 @@ pub const XML_MOST: usize = 16 << 20;
 /// Longest device states.
 pub const STATE_MOST: u64 = 256 << 20;
 
+/// Room for states that are not known yet.
+const STATE_ROOM: u64 = 64 << 20;
+
 /// Why a file can't be used as a saved image, or can't be made one.
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
@@ -106,28 +109,73 @@ impl Plan {
         sections: &[Section],
         ram_bytes: u64,
     ) -> Result<Self, SavedError> {
-        let mut states = Vec::new();
-        for section in sections {
-            write_section(&mut states, section)?;
-        }
-        write_end(&mut states)?;
-        let header = Header::lay_out(id, xml.len(), running, states.len() as u64, ram_bytes)?;
-        let mut plan = Self {
-            sums: vec![
-                0;
-                usize::try_from(header.chunks()).map_err(|_| SavedError::TooMuch {
-                    what: "RAM",
-                    bytes: ram_bytes,
-                })?
-            ],
-            header,
-        };
-        file.set_len(plan.header.file_bytes)?;
-        file.write_all_at(xml.as_bytes(), plan.header.xml_at(0))?;
-        plan.header.xml_sum = crc32c::crc32c(xml.as_bytes());
-        file.write_all_at(&states, plan.header.state_offset)?;
-        plan.header.state_sum = crc32c::crc32c(&states);
+        let states = row(sections)?;
+        let mut plan = Self::lay_out(file, id, xml, states.len() as u64, ram_bytes)?;
+        plan.write_states(file, running, &states)?;
         Ok(plan)
+    }
+
+    /// The same before the states are known, with room for any usual ones (which costs nothing: the file is
+    /// sparse). [`Plan::set_states`] has to follow.
+    ///
+    /// # Errors
+    /// As [`Plan::begin`].
+    pub fn reserve(file: &File, id: Id, xml: &str, ram_bytes: u64) -> Result<Self, SavedError> {
+        Self::lay_out(file, id, xml, STATE_ROOM, ram_bytes)
+    }
+
+    fn lay_out(
+        file: &File,
+        id: Id,
+        xml: &str,
+        state_room: u64,
+        ram_bytes: u64,
+    ) -> Result<Self, SavedError> {
+        let mut header = Header::lay_out(id, xml.len(), state_room, ram_bytes)?;
+        let chunks = usize::try_from(header.chunks()).map_err(|_| SavedError::TooMuch {
+            what: "RAM",
+            bytes: ram_bytes,
+        })?;
+        file.set_len(header.file_bytes)?;
+        file.write_all_at(xml.as_bytes(), header.xml_at(0))?;
+        header.xml_sum = crc32c::crc32c(xml.as_bytes());
+        Ok(Self {
+            header,
+            sums: vec![0; chunks],
+        })
+    }
+
+    /// Writes the states.
+    ///
+    /// # Errors
+    /// They are more than there is room for; the system's refusal.
+    pub fn set_states(
+        &mut self,
+        file: &File,
+        running: bool,
+        sections: &[Section],
+    ) -> Result<(), SavedError> {
+        self.write_states(file, running, &row(sections)?)
+    }
+
+    fn write_states(
+        &mut self,
+        file: &File,
+        running: bool,
+        states: &[u8],
+    ) -> Result<(), SavedError> {
+        let (len, header) = (states.len() as u64, &mut self.header);
+        if header.state_offset + len > header.table_offset {
+            return Err(SavedError::TooMuch {
+                what: "device states",
+                bytes: len,
+            });
+        }
+        file.write_all_at(states, header.state_offset)?;
+        header.state_len = len;
+        header.state_sum = crc32c::crc32c(states);
+        header.running = running;
+        Ok(())
     }
 
     /// Where in the file guest RAM begins.
@@ -157,6 +205,16 @@ impl Plan {
         file.sync_all()?;
         Ok(())
     }
+}
+
+/// Sections one behind the other.
+fn row(sections: &[Section]) -> Result<Vec<u8>, SavedError> {
+    let mut states = Vec::new();
+    for section in sections {
+        write_section(&mut states, section)?;
+    }
+    write_end(&mut states)?;
+    Ok(states)
 }
 
 /// An image that has been opened, and whose header holds.

@@ -80,6 +80,30 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn states_may_come_last() {
+    let file = temp();
+    let mut plan = Plan::reserve(&file, [7; 16], "<domain/>", 3 << 20).unwrap();
+    let page = [1; PAGE as usize];
+    file.write_all_at(&page, plan.ram_offset()).unwrap();
+    let mut sum = ChunkSum::default();
+    sum.add(0, &page);
+    plan.set_sum(0, sum);
+    let huge = Section {
+        state: "x".repeat(65 << 20).into(),
+        ..section("huge")
+    };
+    let error = plan.set_states(&file, true, &[huge]).unwrap_err();
+    assert!(matches!(error, SavedError::TooMuch { .. }), "{error}");
+    let sections = [section("one"), section("two")];
+    plan.set_states(&file, true, &sections).unwrap();
+    plan.finish(&file).unwrap();
+    let image = Image::open(&file).unwrap();
+    assert!(image.header.running);
+    assert_eq!(image.sections().unwrap(), sections);
+    check(&file).unwrap();
+}
+
+#[test]
 fn xml_is_replaced_in_place() {
     let file = image();
     for (round, text) in ["<a/>", "<b>longer than before</b>", ""].iter().enumerate() {

@@ -337,6 +337,16 @@ impl Disk {
         Ok(())
     }
 
+    /// The image on top.
+    ///
+    /// # Errors
+    /// There is none, in words for the caller.
+    pub fn top_image(&self) -> Result<Arc<dyn Image>, String> {
+        let layers = lock(&self.layers);
+        let first = layers.first().ok_or("a disk without an image")?;
+        Ok(first.opened.image.clone())
+    }
+
     /// Names of its images, the one on top first.
     pub fn image_names(&self) -> Vec<String> {
         lock(&self.layers)

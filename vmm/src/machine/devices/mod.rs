@@ -26,6 +26,7 @@ use self::console::PendingPort;
 use self::disk::Disk;
 pub use self::disk::open_image;
 pub use self::disk_jobs::JobPlan;
+pub use self::layers::Layer;
 use super::MachineError;
 use crate::bus::Movable;
 use crate::devices::i6300esb::I6300esb;

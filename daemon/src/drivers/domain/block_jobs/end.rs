@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vmm_api::control::{Answer, BlockJobKind, BlockJobNews, Call};
+use vmm_api::control::{Answer, BlockJobKind, BlockJobNews, Call, DiskImages};
 use xml_schemas::Domain as Definition;
 
 use super::{Pending, chain, kind_number};
@@ -273,16 +273,7 @@ impl Driver {
                 }
                 Some(_) => {}
                 None if behind || mirrored => {
-                    let kind = match mirrored {
-                        true => BlockJobKind::ActiveCommit,
-                        // A merge under the image on top leaves one beneath it.
-                        false if disk.images.len() == 1 => BlockJobKind::Pull,
-                        false => BlockJobKind::Commit,
-                    };
-                    let news = match behind {
-                        true => BlockJobNews::Completed,
-                        false => BlockJobNews::Cancelled,
-                    };
+                    let (kind, news) = missed(&disk, mirrored, behind);
                     let ended = self.block_job_ended(domain, &disk.id, kind, news).await;
                     if let Err(error) = ended {
                         log::error!("domain '{}': disk {}: {error}", domain.name().name, disk.id);
@@ -292,5 +283,52 @@ impl Driver {
             }
         }
         Ok(())
+    }
+}
+
+/// How a disk's job ended that nobody heard of.
+fn missed(disk: &DiskImages, mirrored: bool, behind: bool) -> (BlockJobKind, BlockJobNews) {
+    if let Some(last) = &disk.last {
+        return last.clone();
+    }
+    // An older VMM does not remember. A merge under the image on top leaves one beneath it.
+    let kind = match mirrored {
+        true => BlockJobKind::ActiveCommit,
+        false if disk.images.len() == 1 => BlockJobKind::Pull,
+        false => BlockJobKind::Commit,
+    };
+    let news = match behind {
+        true => BlockJobNews::Completed,
+        false => BlockJobNews::Cancelled,
+    };
+    (kind, news)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_missed_is_told_as_what_it_was() {
+        let mut disk = DiskImages {
+            id: "virtio-disk0".into(),
+            images: vec!["/top".into(), "/base".into()],
+            job: None,
+            last: Some((BlockJobKind::Pull, BlockJobNews::Completed)),
+        };
+        let pull = (BlockJobKind::Pull, BlockJobNews::Completed);
+        assert_eq!(missed(&disk, false, true), pull);
+        let failed = BlockJobNews::Failed("no space".into());
+        disk.last = Some((BlockJobKind::ActiveCommit, failed.clone()));
+        assert_eq!(
+            missed(&disk, true, false),
+            (BlockJobKind::ActiveCommit, failed)
+        );
+        // By a VMM that does not say it.
+        disk.last = None;
+        let commit = (BlockJobKind::Commit, BlockJobNews::Completed);
+        assert_eq!(missed(&disk, false, true), commit);
+        let given_up = (BlockJobKind::ActiveCommit, BlockJobNews::Cancelled);
+        assert_eq!(missed(&disk, true, false), given_up);
     }
 }

@@ -101,6 +101,30 @@ pub struct Owned {
     ended: oneshot::Receiver<BlockJobNews>,
 }
 
+/// Why there is no job, or why it came to nothing.
+#[derive(Debug)]
+pub struct Failure {
+    /// For the caller.
+    pub error: Error,
+    /// It may have begun: images may have changed.
+    pub begun: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            begun: false,
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
 /// A disk of a running domain.
 #[derive(Debug, Clone)]
 struct Known {
@@ -269,7 +293,7 @@ impl Driver {
             let gone = links.get(top..base).unwrap_or_default();
             order.delete = gone.iter().map(|link| link.path.clone().into()).collect();
         }
-        self.begin_block_job(&domain, &disk, order).await
+        Ok(self.begin_block_job(&domain, &disk, order).await?)
     }
 
     /// Moves what is behind a disk's image into it, down to `base`.
@@ -316,7 +340,7 @@ impl Driver {
             delete: Vec::new(),
             owner: None,
         };
-        self.begin_block_job(&domain, &disk, order).await
+        Ok(self.begin_block_job(&domain, &disk, order).await?)
     }
 
     /// Copies of disks to elsewhere are not there.
@@ -440,20 +464,19 @@ impl Driver {
         domain: &Pinned,
         disk: &Known,
         order: Order,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), Failure> {
         let now = images_of(domain, &disk.id).await?;
         if now.job.is_some() {
-            return Err(Error::new(
-                ErrorCode::OPERATION_UNSUPPORTED,
-                format!("disk '{}' already in active block job", disk.target),
-            ));
+            let words = format!("disk '{}' already in active block job", disk.target);
+            return Err(Error::new(ErrorCode::OPERATION_UNSUPPORTED, words).into());
         }
         let listed: Vec<&str> = disk.links.iter().map(|link| link.path.as_str()).collect();
         if now.images != listed {
-            return Err(Error::internal(format!(
+            let words = format!(
                 "disk '{}' has the images {:?}, and not those of its definition",
                 disk.target, now.images
-            )));
+            );
+            return Err(Error::internal(words).into());
         }
         let (files, direct) = (order.files.clone(), disk.direct);
         let opened = super::blocking(move || {
@@ -501,14 +524,20 @@ impl Driver {
         let answer = match control.send_with(call, opened) {
             Ok(answer) => match tokio::time::timeout(BEGIN_LIMIT, answer).await {
                 Ok(Ok(Ok(_))) => Ok(()),
-                Ok(Ok(Err(failure))) => Err(Error::failed(failure.message)),
-                Ok(Err(_)) => Err(Error::failed("domain is no longer running")),
-                Err(_) => Err(Error::new(
-                    ErrorCode::OPERATION_TIMEOUT,
-                    "the domain's VMM does not answer",
-                )),
+                Ok(Ok(Err(refused))) => Err(Error::failed(refused.message).into()),
+                Ok(Err(_)) => Err(Failure {
+                    error: Error::failed("domain is no longer running"),
+                    begun: true,
+                }),
+                Err(_) => Err(Failure {
+                    error: Error::new(
+                        ErrorCode::OPERATION_TIMEOUT,
+                        "the domain's VMM does not answer",
+                    ),
+                    begun: true,
+                }),
             },
-            Err(error) => Err(not_begun(error)),
+            Err(error) => Err(Failure::from(not_begun(error))),
         };
         if answer.is_err() {
             if let Ok(live) = domain.lock().live_mut() {
@@ -533,7 +562,7 @@ impl Driver {
         domain: &Pinned,
         target: &str,
         overlay: &Path,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), Failure> {
         let disk = disk_of(domain, target)?;
         let name = overlay.display().to_string();
         let top = chain::find(&disk.links, &disk.target, &name, None)?;
@@ -543,7 +572,19 @@ impl Driver {
         order.owner = Some((owner, tell_ready));
         self.begin_block_job(domain, &disk, order).await?;
         let owned = Owned { ready, ended };
-        let news = match self.merged(domain, &disk, top, owned).await {
+        let merged = self.see_merged(domain, &disk, top, &name, owned).await;
+        merged.map_err(|error| Failure { error, begun: true })
+    }
+
+    async fn see_merged(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        disk: &Known,
+        top: usize,
+        name: &str,
+        owned: Owned,
+    ) -> Result<()> {
+        let news = match self.merged(domain, disk, top, owned).await {
             Ok(news) => news,
             // Its end comes to nobody now, and is dealt with where all are.
             Err(error) => {

@@ -1,24 +1,25 @@
 //! Making snapshots.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
-use vmm_api::control::{Call, DiskSnapshot};
+use vmm_api::control::{Answer, Call, DiskSnapshot};
 use xml_schemas::Domain as Definition;
 use xml_schemas::domain::View;
 use xml_schemas::snapshot::{Place, Snapshot, SnapshotState};
 
 use super::disks::{self, Overlay};
-use super::{error, merge, unknown};
+use super::{error, memory, merge, unknown};
 use crate::drivers::domain::block_jobs::{chain, without_block_job};
-use crate::drivers::domain::job::{self, End, Operation, Saving};
+use crate::drivers::domain::job::{self, End};
 use crate::drivers::domain::lifecycle::{ask, ask_within, end};
 use crate::drivers::domain::object::Pinned;
 use crate::drivers::domain::record::Folder;
 use crate::drivers::domain::state::{PausedReason, State};
-use crate::drivers::domain::{Driver, agent, blocking, saved_image};
+use crate::drivers::domain::{Driver, agent, blocking};
 use crate::error::{Error, ErrorCode, Result, check_flags};
 use crate::files;
 use crate::killpoint::killpoint;
@@ -56,12 +57,6 @@ pub(super) async fn create(
     let snapshot = Snapshot::parse(xml, has(flags::REDEFINE))?;
     if has(flags::REDEFINE) {
         return redefine(driver, domain, snapshot, has(flags::CURRENT));
-    }
-    if has(flags::LIVE) {
-        return Err(error(
-            ErrorCode::OPERATION_UNSUPPORTED,
-            "a guest's memory can't be kept while it runs (--live); it is stopped meanwhile",
-        ));
     }
     tidy(driver, domain).await?;
     let mut plan = Plan::new(driver, domain, snapshot, flags)?;
@@ -155,6 +150,8 @@ struct Plan {
     internal: Vec<(PathBuf, String)>,
     memory: Option<PathBuf>,
     quiesce: bool,
+    /// The guest runs while its memory is written.
+    runs_on: bool,
 }
 
 impl Plan {
@@ -171,6 +168,13 @@ impl Plan {
             (definition, inner.state, inner.live.is_some())
         };
         let definition = definition.ok_or_else(|| unknown(""))?;
+        let outside = matches!(snapshot.memory, Some(Place::External(_)));
+        if has(flags::LIVE) && !(running && outside) {
+            return Err(error(
+                ErrorCode::OPERATION_UNSUPPORTED,
+                "live snapshot creation is supported only during full system snapshots",
+            ));
+        }
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
@@ -206,7 +210,6 @@ impl Plan {
             }
             _ => None,
         };
-        let outside = matches!(snapshot.memory, Some(Place::External(_)));
         let no_memory = running && memory.is_none();
         let default = if disk_only || outside || no_memory {
             Place::External(None)
@@ -286,6 +289,7 @@ impl Plan {
             internal,
             memory,
             quiesce: has(flags::QUIESCE),
+            runs_on: has(flags::LIVE),
         })
     }
 
@@ -311,7 +315,7 @@ impl Plan {
         redirected.map(drop)
     }
 
-    async fn make_overlays(&mut self) -> Result<Vec<std::os::fd::OwnedFd>> {
+    async fn make_overlays(&mut self) -> Result<Vec<OwnedFd>> {
         let overlays = std::mem::take(&mut self.overlays);
         let (overlays, made) = blocking(move || {
             let made: Result<Vec<_>> = overlays.iter().map(Overlay::make).collect();
@@ -401,6 +405,9 @@ impl Plan {
             return Err(error);
         }
         let result = self.live_made(driver, domain, made).await;
+        if self.memory.is_some() {
+            memory::settled(driver, domain);
+        }
         if result.is_err() {
             self.undo();
             if self.inside() {
@@ -414,7 +421,7 @@ impl Plan {
         &mut self,
         driver: &Arc<Driver>,
         domain: &Pinned,
-        made: Vec<std::os::fd::OwnedFd>,
+        made: Vec<OwnedFd>,
     ) -> Result<()> {
         let definition = Arc::clone(&self.definition);
         if self.quiesce {
@@ -436,9 +443,12 @@ impl Plan {
         &mut self,
         driver: &Arc<Driver>,
         domain: &Pinned,
-        made: Vec<std::os::fd::OwnedFd>,
+        made: Vec<OwnedFd>,
     ) -> Result<()> {
         let was_running = matches!(domain.lock().state, State::Running(_));
+        if let Some(path) = self.memory.clone().filter(|_| self.runs_on) {
+            return self.save_live(driver, domain, path, made).await;
+        }
         if let Some(path) = self.memory.clone() {
             self.save_memory(driver, domain, path, was_running).await?;
         }
@@ -467,53 +477,67 @@ impl Plan {
         path: PathBuf,
         was_running: bool,
     ) -> Result<()> {
-        let file = saved_image::create(&path, false)?;
-        let cannot = |e: &std::io::Error| {
-            Error::system(format!("Failed to create file '{}'", path.display()), e)
-        };
-        let passed = file.file().try_clone().map_err(|e| cannot(&e))?;
-        let control = {
-            let mut inner = domain.lock();
-            let live = inner.live_mut()?;
-            live.work.begin(Operation::Snapshot)?;
-            // A daemon that dies now leaves no snapshot: the file goes, the guest runs on.
-            live.work.saving = Some(Saving {
-                temp: file.temp().to_owned(),
-                path: file.temp().to_owned(),
-                id: [0; 16],
-                was_running,
-            });
-            let control = live.control.clone();
-            driver.write_record(&inner);
-            control
-        };
         let call = Call::Save {
             xml: self.definition.format(View::Inactive),
             id: Uuid::new_v4().into_bytes(),
             running: None,
         };
-        let result = match control.send_with(call, vec![passed.into()]) {
-            Ok(answer) => job::wait(domain, answer).await,
-            Err(error) => Err(job::not_begun(error)),
-        };
-        killpoint("snapshot.memory");
-        let put = match result {
-            Ok(status) => file.put().map(|()| status).map_err(|e| cannot(&e)),
-            Err(error) => Err(error),
-        };
-        let paused = {
-            let mut inner = domain.lock();
-            if let Ok(live) = inner.live_mut() {
-                live.work.saving = None;
-                live.work.finish(put.as_ref().ok().copied());
-            }
-            driver.write_record(&inner);
-            matches!(inner.state, State::Paused(PausedReason::Snapshot))
-        };
+        let put = memory::written(driver, domain, &path, was_running, call, Vec::new()).await;
+        let paused = matches!(domain.lock().state, State::Paused(PausedReason::Snapshot));
         if put.is_err() && paused && was_running {
             drop(ask(domain, Call::Resume).await);
         }
-        put.map(drop)
+        put
+    }
+
+    /// Into a file while the guest runs; the disks get their new images at the moment of which it is.
+    async fn save_live(
+        &mut self,
+        driver: &Arc<Driver>,
+        domain: &Pinned,
+        path: PathBuf,
+        made: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let before = self.redirect(driver, domain).await?;
+        killpoint("snapshot.redirected");
+        let call = Call::SaveLive {
+            xml: self.definition.format(View::Inactive),
+            id: Uuid::new_v4().into_bytes(),
+            disks: self.tops(),
+        };
+        // It is never paused for that.
+        let result = memory::written(driver, domain, &path, false, call, made).await;
+        if result.is_err() && !self.overlays.is_empty() {
+            match self.is_on_top(domain).await {
+                Ok(false) => set_definitions(driver, domain, before.0, before.1).await?,
+                // The guest writes into the new images; or nobody knows, and then their names are right either way.
+                _ => self.overlays.clear(),
+            }
+        }
+        result
+    }
+
+    /// Whether the domain has the new images on top of its disks.
+    async fn is_on_top(&self, domain: &Pinned) -> Result<bool> {
+        let Answer::Disks(disks) = ask(domain, Call::Disks).await? else {
+            return Err(Error::internal("the VMM does not know its disks"));
+        };
+        let tops = self.tops();
+        Ok(disks.iter().any(|disk| {
+            let top = disk.images.first();
+            top.is_some_and(|top| tops.iter().any(|(id, name)| *id == disk.id && name == top))
+        }))
+    }
+
+    /// The new images, by their disks' ids.
+    fn tops(&self) -> Vec<(String, String)> {
+        let overlays = self.overlays.iter();
+        overlays
+            .map(|overlay| {
+                let id = overlay.disk.alias.clone().unwrap_or_default();
+                (id, overlay.path.display().to_string())
+            })
+            .collect()
     }
 
     /// In the images of a domain whose memory is saved.
@@ -533,24 +557,16 @@ impl Plan {
         &self,
         driver: &Arc<Driver>,
         domain: &Pinned,
-        made: Vec<std::os::fd::OwnedFd>,
+        made: Vec<OwnedFd>,
     ) -> Result<()> {
         if self.overlays.is_empty() {
             return Ok(());
         }
-        let disks = self
-            .overlays
-            .iter()
-            .map(|overlay| {
-                let id = overlay.disk.alias.clone().unwrap_or_default();
-                (id, overlay.path.display().to_string())
-            })
-            .collect();
         let before = self.redirect(driver, domain).await?;
         killpoint("snapshot.redirected");
         let control = domain.lock().live()?.control.clone();
         let answer = control
-            .send_with(Call::SwitchDisks { disks }, made)
+            .send_with(Call::SwitchDisks { disks: self.tops() }, made)
             .map_err(job::not_begun)?;
         let result = match tokio::time::timeout(SWITCH_LIMIT, answer).await {
             Ok(Ok(Ok(_))) => Ok(()),

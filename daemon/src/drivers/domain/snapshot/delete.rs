@@ -195,23 +195,36 @@ async fn external(
             above.retain(|(path, ..)| !links.iter().any(|link| Path::new(&link.path) == path));
         }
     }
+    // What can't be opened is found out before anything changes.
+    let opened = match running {
+        true => Vec::new(),
+        false => {
+            let left = left.clone();
+            blocking(move || {
+                let all = left.iter();
+                all.map(|merge| merge::Pair::open(&merge.overlay, &merge.base, &merge.format))
+                    .collect::<Result<Vec<_>>>()
+            })
+            .await??
+        }
+    };
     // From the first merge on it is not what it was: nobody may go back to it.
-    let mut marked = snapshot.clone();
-    marked.deleting = true;
-    driver
-        .tree(domain)?
-        .save(name, marked)
-        .map_err(|e| Error::system("cannot write the snapshot's description", &e))?;
+    mark(driver, domain, name, snapshot, true)?;
     killpoint("snapshot.marked");
-    for merge in left.iter().filter(|_| running) {
-        driver
-            .merge_live(domain, &merge.target, &merge.overlay)
-            .await?;
+    for (number, merge) in left.iter().filter(|_| running).enumerate() {
+        let merged = driver.merge_live(domain, &merge.target, &merge.overlay);
+        if let Err(failure) = merged.await {
+            // Nothing has been copied: it is what it was.
+            if number == 0 && !failure.begun && !retried {
+                mark(driver, domain, name, snapshot, false)?;
+            }
+            return Err(failure.error);
+        }
         killpoint("snapshot.merged-one");
     }
     blocking(move || {
-        for merge in left.iter().filter(|_| !running) {
-            merge::commit(&merge.overlay, &merge.base, &merge.format)?;
+        for pair in opened {
+            pair.commit()?;
             killpoint("snapshot.merged-one");
         }
         for (above, base, format) in &above {
@@ -255,6 +268,22 @@ async fn external(
             .map_err(|e| Error::system(format!("cannot remove '{}'", overlay.display()), &e))?;
     }
     Ok(())
+}
+
+/// Notes that a snapshot is being deleted; or that it is not, after all.
+fn mark(
+    driver: &Driver,
+    domain: &Pinned,
+    name: &str,
+    snapshot: &Snapshot,
+    deleting: bool,
+) -> Result<()> {
+    let mut marked = snapshot.clone();
+    marked.deleting = deleting;
+    driver
+        .tree(domain)?
+        .save(name, marked)
+        .map_err(|e| Error::system("cannot write the snapshot's description", &e))
 }
 
 /// An image that goes, and the one behind it that it goes into.

@@ -180,43 +180,64 @@ fn whole(piece: &mut [u8]) -> IoBuf {
     unsafe { IoBuf::new(piece.as_mut_ptr(), piece.len()) }
 }
 
-/// Writes what `overlay` has of its own into `base`, which is behind it. If it does not come to its
-/// end nothing is lost: `overlay` reads as before all the time.
-///
-/// # Errors
-/// An image's.
-pub fn commit(overlay: &Path, base: &Path, format: &str) -> Result<()> {
-    let from = chain(overlay, "qcow2", false, 0)?;
-    // The same file once more, to be written. What is copied is what the overlay itself decides, so
-    // nothing is read from what is being written.
-    let into = chain(base, format, true, 0)?;
-    if into.size() < from.size() {
-        into.resize(from.size()).map_err(|e| failed(base, e))?;
+/// An image that is to go, and the one behind it that it goes into; both locked.
+pub struct Pair {
+    overlay: PathBuf,
+    base: PathBuf,
+    from: Arc<dyn Image>,
+    into: Arc<dyn Image>,
+}
+
+impl Pair {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// One of them is not there, damaged, or in use.
+    pub fn open(overlay: &Path, base: &Path, format: &str) -> Result<Self> {
+        Ok(Self {
+            overlay: overlay.to_owned(),
+            base: base.to_owned(),
+            from: chain(overlay, "qcow2", false, 0)?,
+            // The same file once more, to be written. What is copied is what the overlay itself decides,
+            // so nothing is read from what is being written.
+            into: chain(base, format, true, 0)?,
+        })
     }
-    let size = from.size();
-    let mut buffer = vec![0; PIECE];
-    let mut at = 0;
-    while at < size {
-        let extent = from
-            .extent(at, (size - at).min(PIECE as u64))
-            .map_err(|e| failed(overlay, e))?;
-        let len = extent.len.clamp(1, size - at);
-        // Past the end of a shorter base nothing is there, and reads as zeroes.
-        if extent.depth == 0 {
-            if extent.zero {
-                into.write_zeroes(at, len, true)
-                    .map_err(|e| failed(base, e))?;
-            } else {
-                let piece = &mut buffer[..len as usize];
-                from.read(at, &[whole(piece)])
-                    .map_err(|e| failed(overlay, e))?;
-                into.write(at, &[whole(piece)])
-                    .map_err(|e| failed(base, e))?;
-            }
+
+    /// Writes what the one has of its own into the other. If it does not come to its end nothing is lost: the
+    /// overlay reads as before all the time.
+    ///
+    /// # Errors
+    /// An image's.
+    pub fn commit(self) -> Result<()> {
+        let from_failed = |e| failed(&self.overlay, e);
+        let into_failed = |e| failed(&self.base, e);
+        let (from, into) = (&self.from, &self.into);
+        if into.size() < from.size() {
+            into.resize(from.size()).map_err(into_failed)?;
         }
-        at += len;
+        let size = from.size();
+        let mut buffer = vec![0; PIECE];
+        let mut at = 0;
+        while at < size {
+            let extent = from
+                .extent(at, (size - at).min(PIECE as u64))
+                .map_err(from_failed)?;
+            let len = extent.len.clamp(1, size - at);
+            // Past the end of a shorter base nothing is there, and reads as zeroes.
+            if extent.depth == 0 {
+                if extent.zero {
+                    into.write_zeroes(at, len, true).map_err(into_failed)?;
+                } else {
+                    let piece = &mut buffer[..len as usize];
+                    from.read(at, &[whole(piece)]).map_err(from_failed)?;
+                    into.write(at, &[whole(piece)]).map_err(into_failed)?;
+                }
+            }
+            at += len;
+        }
+        into.flush().map_err(into_failed)
     }
-    into.flush().map_err(|e| failed(base, e))
 }
 
 /// Has `image` name `base` as what is right behind it, which its chain has by now.

@@ -7,6 +7,7 @@
 mod create;
 mod delete;
 mod disks;
+mod memory;
 mod merge;
 mod revert;
 mod tree;
