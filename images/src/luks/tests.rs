@@ -151,9 +151,22 @@ fn keys_come_and_go() {
             .unwrap(),
         1
     );
-    assert_eq!(volume.add_key(&store, Some(7), b"third", QUICK).unwrap(), 7);
-    assert!(volume.add_key(&store, Some(1), b"no", QUICK).is_err());
-    assert!(volume.add_key(&store, Some(8), b"no", QUICK).is_err());
+    assert_eq!(
+        volume
+            .add_key(&store, Some(7), b"third", QUICK, false)
+            .unwrap(),
+        7
+    );
+    assert!(
+        volume
+            .add_key(&store, Some(1), b"no", QUICK, false)
+            .is_err()
+    );
+    assert!(
+        volume
+            .add_key(&store, Some(8), b"no", QUICK, false)
+            .is_err()
+    );
     volume.remove_key(&store, 0, false).unwrap();
     assert!(volume.remove_key(&store, 0, false).is_err());
     assert!(Luks::open(raw(&path), "disk", b"first").is_err());
