@@ -340,6 +340,12 @@ fn only_one_moves_it_and_nobody_changes_it_meanwhile() {
     assert!(child.wait().unwrap().success());
     running_here_only(&other, &one, "tiny");
     one.vireo(&["undefine", "tiny"]).ok();
+    // A file in the way is no socket that somebody has left.
+    let file = one.write("mine", "mine");
+    let at = format!("unix://{file}");
+    let said = other.vireo(&moving("tiny", &one.uri(), &at)).fails();
+    assert!(said.contains("Address already in use"), "{said}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
     // Only the definition goes, of one that runs, too.
     other
         .vireo(&["migrate", "--offline", "--persistent", "tiny", &one.uri()])
@@ -385,6 +391,15 @@ fn what_does_not_fit_is_refused_and_it_runs_on() {
     // A name that another domain has there.
     other.define(&tiny_guest(&other, "taken", "qemu"));
     refused(&["--dname", "taken"], "taken");
+    refused(&["--dname", "../../evil"], "invalid");
+    // Another machine.
+    let xml = one.vireo(&["dumpxml", "tiny"]).ok();
+    let more = xml.replace("</devices>", "<serial type='pty'/></devices>");
+    let file = one.write("other.xml", more);
+    refused(
+        &["--xml", &file],
+        "Target domain serial count 2 does not match source 1",
+    );
     // No such daemon.
     let nowhere = format!(
         "qemu+unix:///system?socket={}",
@@ -401,6 +416,16 @@ fn what_does_not_fit_is_refused_and_it_runs_on() {
     assert!(one.vireo(&offline).fails().contains("non-shared storage"));
     let offline = ["migrate", "--offline", "tiny", &uri];
     assert!(one.vireo(&offline).fails().contains("persistent"));
+    one.vireo(&["snapshot-create-as", "tiny", "s"]).ok();
+    let offline = ["migrate", "--offline", "--persistent", "tiny", &uri];
+    let said = one.vireo(&offline).fails();
+    assert!(
+        said.contains("cannot migrate domain with 1 snapshots"),
+        "{said}"
+    );
+    one.vireo(&["snapshot-delete", "tiny", "s"]).ok();
+    one.virsh(&offline).ok();
+    other.vireo(&["undefine", "tiny"]).ok();
     one.vireo(&[
         "migrate",
         "--offline",

@@ -430,5 +430,36 @@ pub(super) fn check_same(saved: &Definition, given: &Definition) -> Result<()> {
     if saved.name != given.name {
         return differ("name", &given.name, &saved.name);
     }
+    // One that is chosen anew on each host is compared when it is known.
+    let model = |d: &Definition| {
+        let cpu = d.cpu.as_ref()?;
+        let custom = cpu.mode.as_deref().unwrap_or("custom") == "custom";
+        let model = cpu.model.as_ref().filter(|_| custom)?;
+        Some(model.name.clone())
+    };
+    if let (Some(given), Some(saved)) = (model(given), model(saved))
+        && given != saved
+    {
+        return differ("CPU model", &given, &saved);
+    }
+    let serials = (given.devices.serials.len(), saved.devices.serials.len());
+    if serials.0 != serials.1 {
+        return differ("serial count", &serials.0, &serials.1);
+    }
+    for (name, what) in [
+        ("disk", "disk count"),
+        ("interface", "net card count"),
+        ("channel", "channel count"),
+        ("hostdev", "host device count"),
+        ("watchdog", "watchdog count"),
+        ("rng", "RNG device count"),
+        ("vsock", "vsock count"),
+    ] {
+        let count = |d: &Definition| d.devices.rest.iter().filter(|e| e.name == name).count();
+        let (given, saved) = (count(given), count(saved));
+        if given != saved {
+            return differ(what, &given, &saved);
+        }
+    }
     Ok(())
 }

@@ -88,6 +88,25 @@ impl Driver {
         // Then only its definition goes, whether it runs or not.
         let running = running && flags & flags::OFFLINE == 0;
         let needs = |what: &str| Err(Error::invalid(what));
+        if domain
+            .lock()
+            .live
+            .as_ref()
+            .is_some_and(|live| live.autodestroy)
+        {
+            return needs("domain is marked for auto destroy");
+        }
+        // They would stay behind, or be lost with the definition.
+        let snapshots = self.count_snapshots(domain)?;
+        if snapshots > 0 {
+            return needs(&format!("cannot migrate domain with {snapshots} snapshots"));
+        }
+        if flags & flags::UNDEFINE_SOURCE != 0 && !running && self.has_managed_save(domain) {
+            return needs("Refusing to undefine while domain managed save image exists");
+        }
+        if let Some(name) = &params.dname {
+            xml_schemas::domain::check_name(name)?;
+        }
         if flags & flags::OFFLINE != 0 && flags & flags::PERSIST_DEST == 0 {
             return needs("offline migration must be specified with the persistent flag set");
         }

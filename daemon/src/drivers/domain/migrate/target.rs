@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -162,8 +163,11 @@ impl Listener {
                 let cannot = |error: io::Error| {
                     Error::system(format!("cannot listen at '{}'", path.display()), &error)
                 };
+                let is_socket = || {
+                    std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket())
+                };
                 let listener = match UnixListener::bind(&path) {
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_socket() => {
                         // What a daemon that died has left is nobody's.
                         match UnixStream::connect(&path).await {
                             Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
@@ -283,6 +287,9 @@ impl Driver {
             .dxml
             .as_deref()
             .ok_or_else(|| Error::new(ErrorCode::INTERNAL_ERROR, "no domain XML passed"))?;
+        if let Some(name) = &params.dname {
+            xml_schemas::domain::check_name(name)?;
+        }
         let renamed = |mut definition: Definition| {
             if let Some(name) = &params.dname {
                 definition.name.clone_from(name);
@@ -321,9 +328,11 @@ impl Driver {
             cancel,
             volumes: Vec::new(),
         };
+        // Clients want one even where nothing is to be sent.
+        let nowhere = || format!("tcp:{}", node::hostname());
         let mut prepared = Prepared {
             cookie: Vec::new(),
-            uri: None,
+            uri: Some(params.uri.clone().unwrap_or_else(nowhere)),
         };
         if !offline {
             let secure = match flags & flags::TLS {
