@@ -391,7 +391,7 @@ fn what_does_not_fit_is_refused_and_it_runs_on() {
     // A name that another domain has there.
     other.define(&tiny_guest(&other, "taken", "qemu"));
     refused(&["--dname", "taken"], "taken");
-    refused(&["--dname", "../../evil"], "invalid");
+    refused(&["--dname", "../../evil"], "cannot contain '/'");
     // Another machine.
     let xml = one.vireo(&["dumpxml", "tiny"]).ok();
     let more = xml.replace("</devices>", "<serial type='pty'/></devices>");
