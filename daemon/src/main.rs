@@ -44,6 +44,8 @@ use crate::server::{Calls, Daemon};
 
 /// Threads that answer clients; what blocks has others.
 const WORKERS: usize = 2;
+/// How long what an earlier daemon made for guests that did not come may take to be gone.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// How often it is looked whether anybody still needs the daemon, if it is to end then.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 
@@ -218,6 +220,16 @@ async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Resu
         .await
         .map_err(cannot("cannot read the definitions"))?;
     storage::load(&driver.storage).map_err(cannot("cannot read the definitions of pools"))?;
+    // Before a guest comes that has them made again.
+    match tokio::time::timeout(SETTLE_LIMIT, driver.settle_volumes()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            log::error!("cannot look for volumes of guests that did not come: {error}")
+        }
+        Err(_) => {
+            log::warn!("volumes of guests that did not come are left: a pool does not answer")
+        }
+    }
     let daemon = Arc::new(Daemon::new(Arc::clone(&driver)));
     let server = Server::new(Calls::new(daemon), config.server);
     let serving = listeners::serve(&server, &roots, config).await?;

@@ -277,3 +277,66 @@ fn a_device_that_is_not_there_keeps_it_here() {
     here.vireo(&args).ok();
     answers(&there, "tiny");
 }
+
+#[test]
+fn a_volume_that_was_made_for_a_guest_that_did_not_come_goes() {
+    let (here, there) = (Rig::new(), Rig::new());
+    let dies = [
+        "migrate.volume-made",
+        "migrate.prepared",
+        "migrate.gathered",
+    ];
+    let _daemon = here.daemon();
+    let pool = |rig: &Rig| {
+        let folder = rig.path("images");
+        std::fs::create_dir_all(&folder).unwrap();
+        let folder = folder.display().to_string();
+        rig.vireo(&["pool-define-as", "p", "dir", "--target", &folder])
+            .ok();
+        rig.vireo(&["pool-start", "p"]).ok();
+    };
+    pool(&here);
+    pool(&there);
+    here.vireo(&["vol-create-as", "p", "v", "1M", "--format", "qcow2"])
+        .ok();
+    let device = "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/>\
+                  <source pool='p' volume='v'/><target dev='vda' bus='virtio'/></disk><console";
+    here.define(&tiny_guest(&here, "tiny", "qemu").replace("<console", device));
+    here.vireo(&["start", "tiny"]).ok();
+    let at = format!("unix://{}", there.path("incoming").display());
+    let uri = there.uri();
+    let args = [
+        "migrate",
+        "--live",
+        "--copy-storage-all",
+        "tiny",
+        &uri,
+        "--migrateuri",
+        &at,
+    ];
+    let made = there.path("images/v");
+    for point in dies {
+        there.kill_daemon();
+        let mut dying = there.daemon_killed_at(point);
+        assert_ne!(here.vireo(&args).status, 0, "{point}");
+        dying.wait().unwrap();
+        assert!(made.exists(), "{point}: nothing was made");
+        // The next daemon takes it away before it serves.
+        assert!(
+            !there.vireo(&["vol-list", "p"]).ok().contains(" v "),
+            "{point}"
+        );
+        assert!(!made.exists(), "{point}");
+        eventually(point, || here.state("tiny").starts_with("running"));
+        answers(&here, "tiny");
+    }
+    here.vireo(&args).ok();
+    answers(&there, "tiny");
+    assert!(made.exists());
+    there.kill_daemon();
+    assert!(there.vireo(&["vol-list", "p"]).ok().contains(" v "));
+    there.vireo(&["destroy", "tiny"]).ok();
+    there
+        .vireo(&["image", "check", "-q", &made.display().to_string()])
+        .ok();
+}

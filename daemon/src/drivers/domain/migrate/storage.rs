@@ -1,8 +1,9 @@
 //! Disks that go along with their guest: which they are, and images for them where it comes to.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 use vmm_api::control::Call;
 use xml_schemas::Domain as Definition;
 use xml_schemas::dom::{Element, format_element};
@@ -14,7 +15,12 @@ use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::Domain;
 use crate::drivers::domain::{Driver, blocking};
 use crate::error::{Error, ErrorCode, Result};
+use crate::files::{self, Durability};
+use crate::killpoint::killpoint;
 use vmm_api::control::Answer;
+
+/// After a domain's uuid: where the next daemon reads what was made for it.
+const NOTE: &str = ".volumes";
 
 /// What Begin tells Prepare.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +40,7 @@ pub struct CookieDisk {
 }
 
 /// A volume that was made for a guest that is to come.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
     pool: String,
     name: String,
@@ -149,6 +155,7 @@ impl Driver {
     /// It can't be made; `made` has those that were.
     pub(super) async fn make_volumes(
         &self,
+        uuid: Uuid,
         disks: &[Disk],
         cookie: &[u8],
         flags: u64,
@@ -229,21 +236,73 @@ impl Driver {
                 .with_child(element);
             let mut xml = String::new();
             format_element(&mut xml, &volume, 0);
-            self.storage.create_volume(&pool, &xml, 0).await?;
-            made.push(Volume {
+            let volume = Volume {
                 pool: pool.name(),
                 name: name.into_owned(),
-            });
+            };
+            // Before it is there: if this daemon dies the next one takes it away.
+            made.push(volume);
+            self.note_volumes(uuid, made)?;
+            if let Err(error) = self.storage.create_volume(&pool, &xml, 0).await {
+                made.pop();
+                return Err(error);
+            }
+            killpoint("migrate.volume-made");
+        }
+        Ok(())
+    }
+
+    fn volumes_note(&self, uuid: Uuid) -> PathBuf {
+        self.roots.live_domains().join(format!("{uuid}{NOTE}"))
+    }
+
+    fn note_volumes(&self, uuid: Uuid, made: &[Volume]) -> Result<()> {
+        let path = self.volumes_note(uuid);
+        let text = serde_json::to_vec(made).map_err(|error| Error::internal(error.to_string()))?;
+        files::write_atomically(&path, &text, Durability::Process)
+            .map_err(|error| Error::system(format!("cannot write '{}'", path.display()), &error))
+    }
+
+    /// The guest that volumes were made for is here.
+    pub(super) fn keep_volumes(&self, uuid: Uuid) {
+        let path = self.volumes_note(uuid);
+        if let Err(error) = files::remove_if_there(&path) {
+            log::warn!("cannot remove '{}': {error}", path.display());
+        }
+    }
+
+    /// What an earlier daemon made for guests that did not come goes.
+    ///
+    /// # Errors
+    /// The folder can't be read.
+    pub async fn settle_volumes(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(self.roots.live_domains())? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let uuid = name.and_then(|name| name.strip_suffix(NOTE)?.parse::<Uuid>().ok());
+            let Some(uuid) = uuid else { continue };
+            let came = self.registry.by_uuid(uuid);
+            if came.is_some_and(|domain| domain.lock().live.is_some()) {
+                self.keep_volumes(uuid);
+                continue;
+            }
+            match serde_json::from_slice::<Vec<Volume>>(&std::fs::read(&path)?) {
+                Ok(made) => self.unmake_volumes(uuid, &made).await,
+                Err(error) => log::error!("{}: {error}", path.display()),
+            }
         }
         Ok(())
     }
 
     /// Takes volumes away whose guest did not come.
-    pub(super) async fn unmake_volumes(&self, made: &[Volume]) {
+    pub(super) async fn unmake_volumes(&self, uuid: Uuid, made: &[Volume]) {
         for Volume { pool, name } in made {
             if let Err(error) = self.storage.delete_volume(pool, name, 0).await {
                 log::warn!("volume '{name}' of pool '{pool}' can't be removed: {error}");
             }
+        }
+        if !made.is_empty() {
+            self.keep_volumes(uuid);
         }
     }
 }

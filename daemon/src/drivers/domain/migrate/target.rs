@@ -344,7 +344,9 @@ impl Driver {
             };
             let along = storage::chosen(&definition, params, flags)?;
             let volumes = &mut arriving.volumes;
-            let room = self.make_volumes(&along, cookie, flags, volumes).await;
+            let room = self
+                .make_volumes(uuid, &along, cookie, flags, volumes)
+                .await;
             let bound = match room {
                 Ok(()) => Listener::bind(params).await,
                 Err(error) => Err(error),
@@ -352,7 +354,7 @@ impl Driver {
             let (listener, place) = match bound {
                 Ok(bound) => bound,
                 Err(error) => {
-                    self.unmake_volumes(volumes).await;
+                    self.unmake_volumes(uuid, volumes).await;
                     return Err(error);
                 }
             };
@@ -497,9 +499,10 @@ impl Driver {
             if let Err(error) = end(&domain, false).await {
                 log::debug!("domain '{name}': {error}");
             }
-            self.unmake_volumes(&arriving.volumes).await;
+            self.unmake_volumes(domain.uuid, &arriving.volumes).await;
             return Err(error);
         }
+        self.keep_volumes(domain.uuid);
         if paused {
             let mut inner = domain.lock();
             inner.state = State::Paused(PausedReason::User);
@@ -543,7 +546,8 @@ impl Driver {
             Ok(Err(error)) => log::error!("domain '{name}': {error}"),
             Err(_) => log::error!("domain '{name}': its arrival can't be stopped"),
         }
-        self.unmake_volumes(&arriving.volumes).await;
+        self.unmake_volumes(arriving.domain.uuid, &arriving.volumes)
+            .await;
     }
 
     /// A connection has gone, and with it whoever would have finished.
