@@ -1,8 +1,8 @@
 //! `make bench`: figures as ratios against a peer measured in the same run, in turn (A B A B ...).
 //!
 //! Medians of VIREO_BENCH_RUNS runs (default 5). VIREO_BENCH chooses among `start`, `boot`,
-//! `save`, `migrate`, `manager`, `networks`, `devices` and `workloads`, VIREO_BENCH_ONLY among the workloads (commas between). Nothing here
-//! passes or fails.
+//! `save`, `migrate`, `manager`, `networks`, `devices` and `workloads`, VIREO_BENCH_ONLY among the workloads
+//! and the devices' lines (commas between). Nothing here passes or fails.
 
 mod devices;
 mod manager;
