@@ -225,14 +225,15 @@ pub fn domain(vmm: &Path, wanted: &Wanted) -> Result<String> {
             "the machine '{machine}' is not supported by emulator '{path}'"
         ))
     })?;
+    let bios = crate::drivers::domain::firmware::bios();
     let capabilities = DomainCapabilities {
         path,
         domain_type: domain_type.to_owned(),
         machine,
         arch: arch.to_owned(),
         max_vcpus: MAX_VCPUS,
-        firmware: Vec::new(),
-        loaders: Vec::new(),
+        firmware: bios.map(|_| "bios".to_owned()).into_iter().collect(),
+        loaders: bios.map(str::to_owned).into_iter().collect(),
         cpu: cpu_modes(domain_type == "kvm"),
         devices: devices(),
         features: [

@@ -274,13 +274,14 @@ fn machines_that_do_not_fit() {
         xml.replace("<devices>", "<devices><disk type='file' device='disk'><source file='/nowhere/x'/><target dev='vda' bus='virtio'/></disk>")
     });
     assert!(error.contains("/nowhere/x"), "the file is named: {error}");
-    // A domain that would boot from disk through firmware.
+    // Firmware that is not there.
     let error = start_refused(&rig, |xml| {
         let start = xml.find("<kernel>").unwrap();
         let end = xml.find("</kernel>").unwrap() + "</kernel>".len();
-        format!("{}<boot dev='hd'/>{}", &xml[..start], &xml[end..])
+        let xml = format!("{}<boot dev='hd'/>{}", &xml[..start], &xml[end..]);
+        xml.replace("<os>", "<os firmware='efi'>")
     });
-    assert!(error.contains("firmware"), "{error}");
+    assert!(error.contains("firmware 'efi'"), "{error}");
     // What a text console does without is left out, and said.
     rig.define(&tiny_guest(&rig, "guest", "qemu").replace(
         "<devices>",

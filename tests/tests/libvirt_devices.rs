@@ -289,3 +289,80 @@ fn secrets_are_kept_and_kept_secret() {
             .contains("Secret not found")
     );
 }
+
+/// A disk whose boot sector says `word` and stands still.
+fn boot_disk(word: &str) -> Vec<u8> {
+    // xor ax,ax; mov ds,ax; mov si,0x7c18
+    let mut sector = vec![0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x18, 0x7c];
+    // 1: lodsb; test al,al; jz 2; mov ah,0x0e; mov bx,7; int 0x10; jmp 1
+    sector.extend([
+        0xac, 0x84, 0xc0, 0x74, 0x09, 0xb4, 0x0e, 0xbb, 7, 0, 0xcd, 0x10,
+    ]);
+    sector.extend([0xeb, 0xf2]);
+    // 2: hlt; jmp 2
+    sector.extend([0xf4, 0xeb, 0xfd]);
+    sector.extend(word.as_bytes());
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector.resize(1 << 20, 0);
+    sector
+}
+
+/// No kernel in the definition: SeaBIOS boots what the definition puts first, behind a bridge too, and nothing that
+/// it does not name.
+#[test]
+fn disks_boot_in_the_order_of_the_definition() {
+    if ![
+        "/usr/share/seabios/bios-256k.bin",
+        "/usr/share/qemu/bios-256k.bin",
+    ]
+    .iter()
+    .any(|path| std::path::Path::new(path).exists())
+    {
+        return left_out("needs seabios");
+    }
+    let rig = Rig::new();
+    let near = rig.write("near.img", boot_disk("near disk"));
+    let far = rig.write("far.img", boot_disk("far disk"));
+    let blank = rig.write("blank.img", vec![0; 1 << 20]);
+    let mut number = 0;
+    let mut boots = |os: &str, orders: [&str; 3], says: &str| {
+        number += 1;
+        let name = format!("guest{number}");
+        let boot = |order: &str| match order {
+            "" => String::new(),
+            order => format!("<boot order='{order}'/>"),
+        };
+        let [first, second, third] = orders.map(boot);
+        rig.define(&format!(
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>\
+             <os><type arch='x86_64' machine='q35'>hvm</type>{os}</os><features><acpi/></features><devices>\
+             <controller type='pci' model='pcie-root-port' index='1'/>\
+             <disk type='file'><source file='{blank}'/><target dev='vda'/>{first}<address type='pci' slot='3'/></disk>\
+             <disk type='file'><source file='{near}'/><target dev='vdb'/>{second}<shareable/><address type='pci' slot='4'/></disk>\
+             <disk type='file'><source file='{far}'/><target dev='vdc'/>{third}<shareable/><address type='pci' bus='1' slot='0'/></disk>\
+             <console type='pty'/></devices></domain>"
+        ));
+        let mut terminal =
+            Terminal::start(rig.command("vireo").args(["start", &name, "--console"]));
+        terminal.expect(says, BOOT);
+        drop(terminal);
+        rig.vireo(&["destroy", &name]).ok();
+    };
+    boots("", ["", "2", "1"], "far disk");
+    boots("", ["", "1", "2"], "near disk");
+    // What can't boot is passed over.
+    boots("", ["1", "", "2"], "far disk");
+    // The first disk only, which has nothing to boot.
+    boots("<boot dev='hd'/>", ["", "", ""], "No bootable device");
+    boots(
+        "<bootmenu enable='yes' timeout='300'/>",
+        ["", "1", ""],
+        "near disk",
+    );
+    let capabilities = rig.vireo(&["domcapabilities"]).ok();
+    assert!(
+        capabilities.contains("<value>bios</value>"),
+        "{capabilities}"
+    );
+}

@@ -186,6 +186,8 @@ fn linux_boots_from_a_disk_through_seabios_and_grub() {
         rom: Resource::Path(rom.into()),
         serial_console: true,
         boot_menu_ms: None,
+        boot_order: Vec::new(),
+        retry_ms: None,
     });
     config.vcpus = 2;
     let mut guest = Guest::boot(&rig, &config, &[]);

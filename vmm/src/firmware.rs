@@ -1,6 +1,9 @@
 //! A PC's firmware: its ROM, and what it is told about the machine.
 
+use std::fmt::Write as _;
+
 use vmm_api::config::{FirmwareConfig, MachineConfig};
+use vmm_api::devices::{DeviceConfig, DeviceKind, PciAddress};
 
 use crate::acpi::{self, Description};
 use crate::devices::fw_cfg::Items;
@@ -109,5 +112,90 @@ pub fn items(
     } else {
         items.number(BOOT_MENU, 0_u16.to_le_bytes());
     }
+    if !firmware.boot_order.is_empty() {
+        items.file("bootorder", boot_order(firmware, &config.devices));
+    }
+    // No end of waiting is what it does without being told.
+    if let Some(wait) = firmware.retry_ms {
+        items.file("etc/boot-fail-wait", u32::from(wait).to_le_bytes());
+    }
     items
+}
+
+/// The devices to boot from, a line each, as Open Firmware would name them (SeaBIOS, docs/Runtime_config.md):
+/// whatever is not among them is not tried.
+fn boot_order(firmware: &FirmwareConfig, devices: &[DeviceConfig]) -> Vec<u8> {
+    let mut lines = String::new();
+    for id in &firmware.boot_order {
+        let device = devices.iter().find(|device| device.id == *id);
+        match device.and_then(|device| open_firmware_path(device, devices)) {
+            Some(path) => {
+                lines += &path;
+                lines.push('\n');
+            }
+            None => log::warn!("'{id}' is nothing to boot from"),
+        }
+    }
+    lines += "HALT";
+    let mut file = lines.into_bytes();
+    file.push(0);
+    file
+}
+
+fn open_firmware_path(device: &DeviceConfig, devices: &[DeviceConfig]) -> Option<String> {
+    let mut path = "/pci@i0cf8".to_owned();
+    let mut node = |name: &str, at: PciAddress| {
+        // Writing to a String does not fail.
+        let _ = write!(path, "/{name}@{:x}", at.device);
+        if at.function != 0 {
+            let _ = write!(path, ",{:x}", at.function);
+        }
+    };
+    if device.address.bus != 0 {
+        let port = devices.iter().find(|other| match &other.kind {
+            DeviceKind::RootPort(port) => port.index == device.address.bus,
+            _ => false,
+        })?;
+        node("pci-bridge", port.address);
+    }
+    let (name, unit) = match device.kind {
+        DeviceKind::Disk(_) => ("scsi", "/disk@0,0"),
+        DeviceKind::Net(_) => ("ethernet", "/ethernet-phy@0"),
+        _ => return None,
+    };
+    node(name, device.address);
+    Some(path + unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_open_firmware_would() {
+        let devices: Vec<DeviceConfig> = serde_json::from_value(serde_json::json!([
+            { "id": "port", "address": { "bus": 0, "device": 2, "function": 3 },
+              "kind": { "rootport": { "index": 4, "chassis": 4, "port": 1 } } },
+            { "id": "near", "address": { "bus": 0, "device": 26, "function": 0 },
+              "kind": { "disk": {} } },
+            { "id": "far", "address": { "bus": 4, "device": 0, "function": 0 },
+              "kind": { "disk": {} } },
+            { "id": "lost", "address": { "bus": 5, "device": 0, "function": 0 },
+              "kind": { "disk": {} } },
+        ]))
+        .unwrap();
+        let firmware = FirmwareConfig {
+            rom: vmm_api::config::Resource::Fd(3),
+            serial_console: false,
+            boot_menu_ms: None,
+            boot_order: ["far", "port", "lost", "near", "none"]
+                .map(str::to_owned)
+                .into(),
+            retry_ms: None,
+        };
+        assert_eq!(
+            String::from_utf8(boot_order(&firmware, &devices)).unwrap(),
+            "/pci@i0cf8/pci-bridge@2,3/scsi@0/disk@0,0\n/pci@i0cf8/scsi@1a/disk@0,0\nHALT\0"
+        );
+    }
 }

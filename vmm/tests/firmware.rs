@@ -66,6 +66,8 @@ fn firmware(rig: &mut Rig, rom: &Path) {
         rom: Resource::Path(rom.into()),
         serial_console: true,
         boot_menu_ms: Some(60_000),
+        boot_order: Vec::new(),
+        retry_ms: None,
     });
 }
 

@@ -130,14 +130,8 @@ impl DomainCapabilities {
             for path in &self.loaders {
                 loader.push(Element::with_text("value", path));
             }
-            loader.push(enumeration(
-                "type",
-                &["rom".to_owned(), "pflash".to_owned()],
-            ));
-            loader.push(enumeration(
-                "readonly",
-                &["yes".to_owned(), "no".to_owned()],
-            ));
+            loader.push(enumeration("type", &["rom".to_owned()]));
+            loader.push(enumeration("readonly", &["yes".to_owned()]));
             loader.push(enumeration("secure", &["no".to_owned()]));
         }
         os.push(loader);

@@ -91,7 +91,12 @@ async fn what_cannot_start_is_refused_before_anything_is_made() {
             38,
             "cannot open kernel '/nonexistent/kernel': No such file or directory",
         ),
-        ("", "", 67, "firmware"),
+        (
+            "<loader readonly='yes' type='pflash'>/x.fd</loader>",
+            "",
+            67,
+            "firmware in flash memory",
+        ),
         (
             KERNEL,
             "<disk type='file'><source file='/x'/><target dev='vda' bus='virtio'/></disk>",

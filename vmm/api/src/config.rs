@@ -160,6 +160,13 @@ pub struct FirmwareConfig {
     /// It offers its boot menu for so many milliseconds.
     #[serde(default)]
     pub boot_menu_ms: Option<u32>,
+    /// Ids of the devices it tries to boot from, the first one first, and no others. Empty: all, in
+    /// its own order.
+    #[serde(default)]
+    pub boot_order: Vec<String>,
+    /// With nothing to boot it starts over after so many milliseconds; else it stays as it is.
+    #[serde(default)]
+    pub retry_ms: Option<u16>,
 }
 
 /// A serial port.

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use super::support_devices::{Fate, fate, places, source_fault};
-use super::{CharDevice, Domain, DomainType, HostFacts, LifecycleAction};
+use super::{CharDevice, Domain, DomainType, HostFacts, LifecycleAction, Os};
 use crate::dom::Element;
 use crate::error::XmlError;
 
@@ -146,10 +146,7 @@ pub(super) fn left_out(domain: &Domain) -> Vec<Unsupported> {
 fn os(domain: &Domain, found: &mut Vec<Unsupported>) {
     let os = &domain.os;
     if os.kernel.is_none() {
-        found.push(Unsupported::because(
-            "boot from disk or network through firmware",
-            "there is no firmware yet: name a <kernel> in <os>",
-        ));
+        firmware(os, found);
     } else if os.firmware.is_some() || os.other("loader").is_some() || os.other("nvram").is_some() {
         found.push(Unsupported::because(
             "firmware",
@@ -161,9 +158,28 @@ fn os(domain: &Domain, found: &mut Vec<Unsupported>) {
             "dtb" => found.push(Unsupported::new("dtb")),
             "acpi" if e.child("table").is_some() => found.push(Unsupported::new("acpi table")),
             "smbios" if e.attr("mode") != Some("emulate") => found.push(named(e, "mode")),
-            // Firmware's matters, and containers': no effect without them.
+            // Firmware's matters, without effect where there is none, and containers'.
             _ => {}
         }
+    }
+}
+
+/// What boots a domain that names no kernel is a BIOS.
+fn firmware(os: &Os, found: &mut Vec<Unsupported>) {
+    if let Some(other) = os.firmware.as_deref().filter(|name| *name != "bios") {
+        found.push(Unsupported::because(
+            format!("firmware '{other}'"),
+            "there is 'bios' only",
+        ));
+    }
+    let loader = os.other("loader");
+    let flash = loader.and_then(|e| e.attr("type")) == Some("pflash");
+    if flash || loader.and_then(|e| e.attr("secure")) == Some("yes") || os.other("nvram").is_some()
+    {
+        found.push(Unsupported::because(
+            "firmware in flash memory",
+            "there is a BIOS in a ROM only",
+        ));
     }
 }
 
@@ -472,14 +488,32 @@ mod tests {
     #[test]
     fn firmware_kvm_and_memory_are_refused_clearly() {
         let xml = "<domain type='kvm'><name>a</name><memory unit='GiB'>1</memory>\
-                   <os><type>hvm</type><boot dev='hd'/></os></domain>";
+                   <os firmware='efi'><type>hvm</type><boot dev='hd'/></os></domain>";
         let d = Domain::parse(xml, Validation::Strict).unwrap().domain;
         let error = |host: &HostFacts| d.check_startable(host).unwrap_err().to_string();
         let mut host = host();
         assert!(error(&host).contains("no /dev/kvm"));
         host.kvm = Ok(());
-        assert!(error(&host).contains("there is no firmware yet"));
+        assert!(error(&host).contains("firmware 'efi': there is 'bios' only"));
         host.memory_kib = 1000;
         assert!(error(&host).contains("more than the host's 1000 KiB"));
+        let with = |os: &str| {
+            let xml = xml
+                .replace(" firmware='efi'", "")
+                .replace("<boot dev='hd'/>", os);
+            Domain::parse(&xml, Validation::Strict).unwrap().domain
+        };
+        host.memory_kib = 1 << 30;
+        let flash = "<loader readonly='yes' type='pflash'>/x.fd</loader>";
+        assert!(
+            with(flash)
+                .check_startable(&host)
+                .unwrap_err()
+                .to_string()
+                .contains("firmware in flash memory")
+        );
+        for fine in ["<boot dev='hd'/>", "<loader>/x.bin</loader>"] {
+            with(fine).check_startable(&host).unwrap();
+        }
     }
 }

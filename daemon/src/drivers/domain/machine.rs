@@ -289,14 +289,13 @@ impl Builder {
         let mut live = stored.clone();
         live.id = u32::try_from(id).ok();
         live.devices.assign_aliases();
-        let kernel = live.os.kernel.as_deref().ok_or_else(|| {
-            Error::unsupported(
-                "boot from disk or network: there is no firmware yet, give <kernel> in <os>",
-            )
-        })?;
+        let (kernel, firmware) = match live.os.kernel.as_deref() {
+            Some(path) => (Some(self.input("kernel", path)?), None),
+            None => (None, Some(self.firmware(&live)?)),
+        };
         let boot = BootConfig {
-            kernel: Some(self.input("kernel", kernel)?),
-            firmware: None,
+            kernel,
+            firmware,
             initrd: match live.os.initrd.as_deref() {
                 Some(path) => Some(self.input("initrd", path)?),
                 None => None,
@@ -344,7 +343,7 @@ impl Builder {
     }
 
     /// A file that is read whole at start.
-    fn input(&mut self, what: &str, path: &str) -> Result<Resource> {
+    pub(super) fn input(&mut self, what: &str, path: &str) -> Result<Resource> {
         let cannot =
             |error: &io::Error| Error::system(format!("cannot open {what} '{path}'"), error);
         // Without O_NONBLOCK a FIFO would block here.

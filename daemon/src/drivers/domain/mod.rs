@@ -7,6 +7,7 @@ pub mod define;
 pub mod devices;
 pub mod dirtyrate;
 pub mod dump;
+pub mod firmware;
 pub mod guest_info;
 pub mod iothreads;
 pub mod job;
