@@ -169,26 +169,72 @@ pub struct Engine {
     options: Options,
     writethrough: AtomicBool,
     stats: Stats,
+    meter: Arc<Meter>,
+    pool: Arc<pool::Pool>,
+}
+
+/// Limits with what was done against them: of one engine, or of several that share them.
+#[derive(Debug)]
+pub struct Meter {
     /// There are limits: `throttle` has to be asked.
     limited: AtomicBool,
     throttle: Mutex<Throttle>,
     /// What the throttle's times count from.
     epoch: Instant,
-    pool: Arc<pool::Pool>,
+}
+
+impl Default for Meter {
+    /// Without limits.
+    fn default() -> Self {
+        Self {
+            limited: AtomicBool::new(false),
+            throttle: Mutex::new(Throttle::new(Limits::default(), 0)),
+            epoch: Instant::now(),
+        }
+    }
+}
+
+impl Meter {
+    fn limited(&self) -> bool {
+        self.limited.load(Ordering::Acquire)
+    }
+
+    /// [`Throttle::admit`], now.
+    fn admit(&self, write: bool, bytes: u64) -> Result<(), u64> {
+        self.throttle().admit(write, bytes, self.now())
+    }
+
+    fn set(&self, limits: Limits) {
+        *self.throttle() = Throttle::new(limits, self.now());
+        self.limited.store(!limits.none(), Ordering::Release);
+    }
+
+    fn throttle(&self) -> MutexGuard<'_, Throttle> {
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nanoseconds since it was made: enough for 584 years.
+    fn now(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
 }
 
 impl Engine {
     /// An engine at rest: threads begin with the first requests that need them.
     #[must_use]
     pub fn new(image: Arc<dyn Image>, options: Options) -> Arc<Self> {
+        Self::sharing(image, options, Arc::default())
+    }
+
+    /// The same, with limits that other engines may have too.
+    #[must_use]
+    pub fn sharing(image: Arc<dyn Image>, options: Options, meter: Arc<Meter>) -> Arc<Self> {
         Arc::new(Self {
             image,
             options,
             writethrough: AtomicBool::new(options.cache.writethrough()),
             stats: Stats::default(),
-            limited: AtomicBool::new(false),
-            throttle: Mutex::new(Throttle::new(Limits::default(), 0)),
-            epoch: Instant::now(),
+            meter,
             pool: pool::Pool::new(),
         })
     }
@@ -232,31 +278,21 @@ impl Engine {
         self.writethrough.store(on, Ordering::Release);
     }
 
-    /// Changes the limits; what was done so far is forgotten. Requests that wait are looked at
+    /// Changes the limits, for all who share them; what was done so far is forgotten. Requests that wait are looked at
     /// again within the time they were told.
     ///
     /// # Errors
     /// [`Limits::check`].
     pub fn set_limits(&self, limits: Limits) -> Result<(), Error> {
         limits.check()?;
-        *self.throttle() = Throttle::new(limits, self.now());
-        self.limited.store(!limits.none(), Ordering::Release);
+        self.meter.set(limits);
         Ok(())
     }
 
     /// The limits in force.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        *self.throttle().limits()
-    }
-
-    fn throttle(&self) -> MutexGuard<'_, Throttle> {
-        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Nanoseconds since the engine was made: enough for 584 years.
-    fn now(&self) -> u64 {
-        self.epoch.elapsed().as_nanos() as u64
+        *self.meter.throttle().limits()
     }
 
     /// Runs a request by the image's own calls, waiting for it.

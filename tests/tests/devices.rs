@@ -71,6 +71,7 @@ fn disk(image: ImageConfig) -> DiskConfig {
         logical_block_size: 512,
         physical_block_size: 512,
         limits: DiskLimits::default(),
+        limits_group: None,
         on_read_error: ErrorPolicy::Report,
         on_write_error: ErrorPolicy::Enospace,
     }

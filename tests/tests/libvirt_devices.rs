@@ -351,9 +351,7 @@ fn disks_boot_in_the_order_of_the_definition() {
     };
     boots("", ["", "2", "1"], "far disk");
     boots("", ["", "1", "2"], "near disk");
-    // What can't boot is passed over.
-    boots("", ["1", "", "2"], "far disk");
-    // The first disk only, which has nothing to boot.
+    // The first disk only, and there is nothing on it.
     boots("<boot dev='hd'/>", ["", "", ""], "No bootable device");
     boots(
         "<bootmenu enable='yes' timeout='300'/>",
@@ -365,4 +363,59 @@ fn disks_boot_in_the_order_of_the_definition() {
         capabilities.contains("<value>bios</value>"),
         "{capabilities}"
     );
+}
+
+#[test]
+fn disks_of_a_group_share_their_limits() {
+    let rig = Rig::new();
+    let mut disks = String::new();
+    for name in ["vda", "vdb", "vdc"] {
+        let path = rig.write(&format!("{name}.img"), vec![0; 1 << 20]);
+        let group = match name {
+            "vdc" => "",
+            _ => {
+                "<iotune><total_iops_sec>100</total_iops_sec><group_name>both</group_name></iotune>"
+            }
+        };
+        disks += &format!(
+            "<disk type='file'><driver name='qemu' type='raw'/><source file='{path}'/><target dev='{name}'/>{group}</disk>"
+        );
+    }
+    rig.define(&with(&tiny_guest(&rig, "guest", "qemu"), &disks));
+    rig.vireo(&["start", "guest"]).ok();
+    rig.vireo(&[
+        "blkdeviotune",
+        "guest",
+        "vda",
+        "--total-iops-sec",
+        "300",
+        "--live",
+    ])
+    .ok();
+    let of = |disk: &str| rig.vireo(&["blkdeviotune", "guest", disk]).ok();
+    assert!(
+        of("vdb").contains("total_iops_sec : 300\n"),
+        "{}",
+        of("vdb")
+    );
+    assert!(
+        of("vdb").contains("group_name     : both\n"),
+        "{}",
+        of("vdb")
+    );
+    assert!(of("vdc").contains("total_iops_sec : 0\n"), "{}", of("vdc"));
+    let join = |how: &str| {
+        let limit = ["--total-iops-sec", "300", "--group-name", "both"];
+        rig.vireo(&[&["blkdeviotune", "guest", "vdc", how][..], &limit].concat())
+    };
+    assert!(join("--live").fails().contains("into another group"));
+    join("--config").ok();
+    let stored = rig.vireo(&["dumpxml", "guest", "--inactive"]).ok();
+    assert_eq!(stored.matches("<group_name>both</group_name>").count(), 3);
+    assert_eq!(
+        stored.matches("<total_iops_sec>300<").count(),
+        3,
+        "{stored}"
+    );
+    rig.vireo(&["destroy", "guest"]).ok();
 }

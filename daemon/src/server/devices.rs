@@ -262,17 +262,21 @@ async fn set_block_io_tune(call: Call, args: DomainSetBlockIoTuneArgs) -> Answer
     check_flags(args.flags, IMPACT, "qemuDomainSetBlockIoTune")?;
     let domain = call.state().pin(&args.dom)?;
     let mut values = Vec::new();
+    let mut group = None;
     for param in &args.params.0 {
         if param.field == "group_name" {
-            let text = "groups of disks with common limits are not there";
-            return Err(Error::new(ErrorCode::OPERATION_UNSUPPORTED, text).into());
+            let TypedValue::String(name) = &param.value else {
+                return Err(bad_parameter(param));
+            };
+            group = Some(name.clone());
+            continue;
         }
         values.push((param.field.clone(), unsigned(param)?));
     }
     Ok(call
         .state()
         .domains
-        .set_io_tune(domain, &args.disk, &values, args.flags)
+        .set_io_tune(domain, &args.disk, (&values, group), args.flags)
         .await?)
 }
 

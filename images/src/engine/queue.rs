@@ -212,7 +212,7 @@ impl Queue {
             bytes: request.bytes(),
             started: Instant::now(),
         };
-        if self.shared.engine.limited.load(super::Ordering::Acquire) && request.op != Op::Flush {
+        if self.shared.engine.meter.limited() && request.op != Op::Flush {
             let line = usize::from(request.op.changes());
             if !self.waiting[line].is_empty() || !self.admit(&pending) {
                 self.waiting[line].push_back((request, pending));
@@ -224,11 +224,8 @@ impl Queue {
 
     /// Asks the limits; false if it has to wait, and the deadline is set.
     fn admit(&mut self, pending: &Pending) -> bool {
-        let engine = &self.shared.engine;
-        let now = engine.now();
-        let asked = engine
-            .throttle()
-            .admit(pending.op.changes(), pending.bytes, now);
+        let meter = &self.shared.engine.meter;
+        let asked = meter.admit(pending.op.changes(), pending.bytes);
         let Err(wait) = asked else { return true };
         let again = Instant::now() + Duration::from_nanos(wait).min(LOOK_AGAIN);
         self.deadline = Some(self.deadline.map_or(again, |other| other.min(again)));
@@ -240,7 +237,7 @@ impl Queue {
         self.deadline = None;
         for line in 0..2 {
             while let Some((request, pending)) = self.waiting[line].pop_front() {
-                let free = force || !self.shared.engine.limited.load(super::Ordering::Acquire);
+                let free = force || !self.shared.engine.meter.limited();
                 if !free && !self.admit(&pending) {
                     self.waiting[line].push_front((request, pending));
                     break;

@@ -536,6 +536,33 @@ fn a_request_outside_the_image_fails_and_changes_nothing() {
 }
 
 #[test]
+fn disks_of_a_group_have_their_limits_together() {
+    let meter = Arc::new(Meter::default());
+    let engines = [(); 2]
+        .map(|()| Engine::sharing(Arc::new(Mock::default()), Options::default(), meter.clone()));
+    let mut queues = [queue(&engines[0]), queue(&engines[1])];
+    // The next one after it has to wait for more than an hour.
+    let read_bytes = Rate {
+        average: 1,
+        ..Rate::default()
+    };
+    let limits = Limits {
+        read_bytes,
+        ..Limits::default()
+    };
+    engines[0].set_limits(limits).unwrap();
+    assert_eq!(engines[1].limits(), limits);
+    let mut memory = AlignedBuf::new(4096).unwrap();
+    queues[0].submit(request(Op::Read, 0, 0, Some(memory.io(4096)), 1));
+    assert!(queues[0].deadline().is_none());
+    queues[1].submit(request(Op::Read, 0, 0, Some(memory.io(4096)), 2));
+    assert!(queues[1].deadline().is_some(), "the other's read counts");
+    for queue in &mut queues {
+        assert!(queue.drain(LIMIT, &mut Vec::new()));
+    }
+}
+
+#[test]
 fn limits_hold_back_and_let_go() {
     let engine = Engine::new(Arc::new(Mock::default()), Options::default());
     let mut queue = queue(&engine);

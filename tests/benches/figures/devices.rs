@@ -155,6 +155,7 @@ fn disk(format: ImageFormat, path: &Path, device: u8) -> DeviceConfig {
         logical_block_size: 512,
         physical_block_size: 512,
         limits: DiskLimits::default(),
+        limits_group: None,
         on_read_error: ErrorPolicy::Report,
         on_write_error: ErrorPolicy::Enospace,
     };

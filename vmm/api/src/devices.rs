@@ -158,6 +158,9 @@ pub struct DiskConfig {
     /// Limits.
     #[serde(default)]
     pub limits: DiskLimits,
+    /// Disks with the same name here have their limits together: whatever is set for one is for all.
+    #[serde(default)]
+    pub limits_group: Option<String>,
     /// What a host error on a read does.
     #[serde(default)]
     pub on_read_error: ErrorPolicy,

@@ -208,12 +208,15 @@ impl Driver {
         self: &Arc<Self>,
         domain: Pinned,
         disk: &str,
-        values: &[(String, u64)],
+        (values, group): (&[(String, u64)], Option<String>),
         flags: u32,
     ) -> Result<()> {
         let words = format!("disk '{disk}' was not found in the domain config");
         let merged = |definition: &Definition| -> Result<IoTune> {
             let mut tune = find_disk(definition, disk, &words)?.iotune;
+            if let Some(group) = &group {
+                tune.group = Some(group.clone()).filter(|name| !name.is_empty());
+            }
             let named = |name: &str| values.iter().any(|(n, _)| n == name);
             let groups = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]];
             for group in groups {
@@ -246,6 +249,13 @@ impl Driver {
             Ok(tune)
         };
         let machine = async |running: &Definition| {
+            let now = find_disk(running, disk, &words)?.iotune.group;
+            if merged(running)?.group != now {
+                return Err(Error::new(
+                    ErrorCode::OPERATION_UNSUPPORTED,
+                    format!("disk '{disk}' can't get into another group while the domain runs"),
+                ));
+            }
             let call = Call::SetDiskLimits {
                 id: id(find_disk(running, disk, &words)?.alias.as_ref())?,
                 limits: disk_limits(&merged(running)?),
@@ -255,8 +265,10 @@ impl Driver {
         let change = |definition: &mut Definition| {
             let tune = merged(definition)?;
             let target = find_disk(definition, disk, &words)?.target;
-            if let Some(e) = element(definition, |e| is_disk(e, &target)) {
-                tune.write(e);
+            for e in &mut definition.devices.rest {
+                if is_disk(e, &target) || tune.group.is_some() && group_of(e) == tune.group {
+                    tune.write(e);
+                }
             }
             Ok(())
         };
@@ -270,6 +282,10 @@ impl Driver {
             let name = format!("blkdeviotune.{name}");
             TypedParam::new(name.as_str(), TypedValue::ULLong(*value))
         }));
+        params
+            .extend(group.map(|group| {
+                TypedParam::new("blkdeviotune.group_name", TypedValue::String(group))
+            }));
         self.tell_tuned(&domain, flags, params)
     }
 
@@ -516,6 +532,12 @@ impl Driver {
 
 fn is_disk(e: &Element, target: &str) -> bool {
     e.name == "disk" && e.child("target").and_then(|t| t.attr("dev")) == Some(target)
+}
+
+/// The disks whose limits a disk has in common.
+fn group_of(e: &Element) -> Option<String> {
+    let disk = Some(e).filter(|e| e.name == "disk")?;
+    Disk::read(disk).ok()?.iotune.group
 }
 
 fn is_interface(e: &Element, mac: [u8; 6]) -> bool {

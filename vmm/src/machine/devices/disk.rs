@@ -1,8 +1,8 @@
 //! Disks.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use images::engine::{Aio, Cache, DetectZeroes, Engine, Op, Options};
+use images::engine::{Aio, Cache, DetectZeroes, Engine, Meter, Op, Options};
 use images::limits::{Limits, Rate};
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
 use vmm_api::config::Resource;
@@ -247,6 +247,19 @@ pub fn open_image(devices: &[DeviceConfig], id: &str) -> Result<Arc<dyn images::
 }
 
 impl Builder {
+    /// The limits of a group of disks.
+    fn meter(&self, group: &str) -> Arc<Meter> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|(_, meter)| meter.strong_count() > 0);
+        let known = groups.iter().find(|(name, _)| name == group);
+        if let Some(meter) = known.and_then(|(_, meter)| meter.upgrade()) {
+            return meter;
+        }
+        let meter = Arc::default();
+        groups.push((group.to_owned(), Arc::downgrade(&meter)));
+        meter
+    }
+
     pub(super) fn disk(
         &mut self,
         device: &DeviceConfig,
@@ -269,10 +282,17 @@ impl Builder {
         let image = image.ok_or_else(|| failed(device, "no image"))?;
         let top = Arc::new(Top::new(image));
         let noting = Arc::new(Noting::new(top.clone()));
-        let engine = Engine::new(noting.clone(), options);
-        engine
-            .set_limits(limits(&config.limits))
-            .map_err(|error| failed(device, error))?;
+        let meter = match &config.limits_group {
+            Some(name) => self.meter(name),
+            None => Arc::default(),
+        };
+        let engine = Engine::sharing(noting.clone(), options, meter);
+        let limits = limits(&config.limits);
+        if !limits.none() {
+            engine
+                .set_limits(limits)
+                .map_err(|error| failed(device, error))?;
+        }
         let hooks = Arc::new(Failures {
             id: device.id.clone(),
             notices: self.notices.clone(),

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use hypervisor::Vm;
+use images::engine::Meter;
 use virtio::balloon::BalloonHandle;
 use virtio::net::NetHandle;
 use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
@@ -114,6 +115,8 @@ struct Kit {
     ram_bytes: u64,
     vcpus: u16,
     notices: Arc<Notices>,
+    /// Limits that several disks have together, by the group's name.
+    groups: Arc<Mutex<Vec<(String, Weak<Meter>)>>>,
 }
 
 struct Builder {
@@ -165,6 +168,7 @@ impl PciDevices {
             ram_bytes: parts.memory.size(),
             vcpus: u16::try_from(vcpus).unwrap_or(u16::MAX),
             notices: parts.notices.clone(),
+            groups: Arc::default(),
         });
         builder.host_bridge()?;
         // Root ports first: the rest may be behind them.

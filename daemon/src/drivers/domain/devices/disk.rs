@@ -135,6 +135,7 @@ impl Builder {
             logical_block_size: logical,
             physical_block_size: disk.physical_block_size.unwrap_or(logical),
             limits: limits(&disk.iotune),
+            limits_group: disk.iotune.group.clone(),
             on_read_error: match (&disk.rerror_policy, &disk.error_policy) {
                 (None, Some(both)) if both != "enospace" => policy(&disk.error_policy),
                 _ => policy(&disk.rerror_policy),
