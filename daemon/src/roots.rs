@@ -129,6 +129,11 @@ impl Roots {
         self.run.join("storage")
     }
 
+    /// Dumps that nobody has given a name.
+    pub fn dumps(&self) -> PathBuf {
+        self.data.join("dump")
+    }
+
     /// Managed saves.
     pub fn saves(&self) -> PathBuf {
         self.data.join("save")

@@ -279,19 +279,23 @@ fn linux_is_paused_by_a_full_host_and_by_its_watchdog() {
             .contains("No errors found")
     );
 
-    // A watchdog that nobody feeds; Debian's kernel for clouds has no driver for it.
+    let_the_watchdog_bark(&mut terminal);
+    rig.wait_state("deb", "paused (watchdog)", SOON);
+    events.expect("event 'watchdog' for domain 'deb': pause", SOON);
+    rig.vireo(&["destroy", "deb"]).ok();
+}
+
+/// Starts the guest's watchdog and does not feed it. Debian's kernel for clouds has no driver for it.
+fn let_the_watchdog_bark(terminal: &mut Terminal) {
     for line in [
         "d=$(dirname $(grep -l 0x25ab /sys/bus/pci/devices/*/device)); echo 1 >$d/enable",
         "bar=$(cut -d' ' -f1 $d/resource | head -n 1)",
         "u() { devmem $((bar+12)) 16 0x80; devmem $((bar+12)) 16 0x86; }",
         "u; devmem $bar 32 512; u; devmem $((bar+4)) 32 512",
     ] {
-        shell(&mut terminal, line);
+        shell(terminal, line);
     }
     terminal.send("printf '\\002' | dd of=$d/config bs=1 seek=104 conv=notrunc 2>/dev/null\r");
-    rig.wait_state("deb", "paused (watchdog)", SOON);
-    events.expect("event 'watchdog' for domain 'deb': pause", SOON);
-    rig.vireo(&["destroy", "deb"]).ok();
 }
 
 /// A daemon in a network namespace of its own, with a bridge and a pair of veth in it.
@@ -332,7 +336,8 @@ fn linux_talks_over_a_bridge_and_a_macvtap_in_a_namespace() {
         // /sys shows the namespace of who mounted it.
         "mount -t sysfs sysfs /sys; ip link set lo up; ip link add br0 type bridge; ip link set br0 up; \
          ip addr add 10.77.1.1/24 dev br0; ip link add v0 type veth peer name v1; \
-         ip link set v0 up; ip link set v1 up; ip addr add 10.77.2.1/24 dev v1; exec \"$@\"",
+         ip link set v0 up; ip link set v1 up; ip addr add 10.77.2.1/24 dev v1; \
+         ip tuntap add mode tap multi_queue name mq0; ip addr add 10.77.3.1/24 dev mq0; ip link set mq0 up; exec \"$@\"",
     );
     first.arg("sh").arg(ours.get_program()).arg("list");
     for (key, value) in ours.get_envs() {
@@ -350,33 +355,49 @@ fn linux_talks_over_a_bridge_and_a_macvtap_in_a_namespace() {
     }
     let net = Net(&rig);
     rig.define(&with(
-        &linux_guest("deb", Kernel::V6_1),
-        "<interface type='bridge'><mac address='52:54:00:77:01:02'/><source bridge='br0'/><mtu size='1400'/></interface>\
-         <interface type='direct'><mac address='52:54:00:77:02:02'/><source dev='v0' mode='bridge'/></interface>",
+        &linux_guest("deb", Kernel::V6_1).replace("<vcpu>1<", "<vcpu>2<"),
+        "<interface type='bridge'><mac address='52:54:00:77:01:02'/><source bridge='br0'/><mtu size='1400'/>\
+         <model type='virtio'/><driver queues='2'/><filterref filter='no-mac-spoofing'/></interface>\
+         <interface type='direct'><mac address='52:54:00:77:02:02'/><source dev='v0' mode='bridge'/></interface>\
+         <interface type='ethernet'><mac address='52:54:00:77:03:02'/><target dev='mq0' managed='no'/></interface>\
+         <watchdog model='i6300esb' action='dump'/>",
     ));
     let mut terminal = Terminal::start(rig.command("vireo").args(["start", "deb", "--console"]));
     terminal.expect("deb:/root# ", BOOT);
     for line in [
         "ip addr add 10.77.1.2/24 dev eth0; ip link set eth0 up",
         "ip addr add 10.77.2.2/24 dev eth1; ip link set eth1 up",
+        "ip addr add 10.77.3.2/24 dev eth2; ip link set eth2 up",
     ] {
         shell(&mut terminal, line);
     }
     let links = shell(&mut terminal, "cat /sys/class/net/eth0/mtu");
     assert!(links.contains("1400\r\n"), "{links}");
-    for host in ["10.77.1.1", "10.77.2.1"] {
+    let queues = shell(&mut terminal, "ls /sys/class/net/eth0/queues | wc -l");
+    assert!(queues.contains("4\r\n"), "{queues}");
+    for host in ["10.77.1.1", "10.77.2.1", "10.77.3.1"] {
         let pings = shell(&mut terminal, &format!("ping -c 3 -W 20 {host}"));
         assert!(pings.contains(" 0% packet loss"), "{pings}");
     }
-    for guest in ["10.77.1.2", "10.77.2.2"] {
+    for guest in ["10.77.1.2", "10.77.2.2", "10.77.3.2"] {
         let pings = net.inside(&["ping", "-c", "2", "-W", "20", guest]);
         assert!(pings.status.success(), "{pings:?}");
     }
-    let interfaces = net.vireo(&["domiflist", "deb"]).ok();
-    assert!(
-        interfaces.contains("bridge   br0      virtio   52:54:00:77:01:02"),
-        "{interfaces}"
+    // Under an address that is not the card's it is not heard.
+    let pings = shell(
+        &mut terminal,
+        "ip link set eth0 address 52:54:00:77:ff:ff; ping -c 2 -W 3 10.77.1.1",
     );
+    assert!(pings.contains(" 100% packet loss"), "{pings}");
+    let pings = shell(
+        &mut terminal,
+        "ip link set eth0 address 52:54:00:77:01:02; ping -c 3 -W 20 10.77.1.1",
+    );
+    assert!(pings.contains(" 0% packet loss"), "{pings}");
+    let interfaces = net.vireo(&["domiflist", "deb"]).ok();
+    let words: Vec<&str> = interfaces.split_whitespace().collect();
+    let card = ["bridge", "br0", "virtio", "52:54:00:77:01:02"];
+    assert!(words.windows(4).any(|part| part == card), "{interfaces}");
     let tap = interfaces
         .lines()
         .find_map(|line| {
@@ -390,7 +411,19 @@ fn linux_talks_over_a_bridge_and_a_macvtap_in_a_namespace() {
     let addresses = net.vireo(&["domifaddr", "deb", "--source", "arp"]).ok();
     assert!(addresses.contains("10.77.1.2"), "{addresses}");
 
-    terminal.send("poweroff -f\r");
+    // The guest is dumped, and goes on.
+    let_the_watchdog_bark(&mut terminal);
+    let dump = eventually("the watchdog's dump", || {
+        std::fs::read_dir(rig.path("var/lib/vireo/dump"))
+            .ok()?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .find(|name| name.starts_with("deb-"))
+    });
+    rig.wait_state("deb", "running (unpaused)", SOON);
+    let dump = std::fs::read(rig.path("var/lib/vireo/dump").join(dump)).unwrap();
+    assert_eq!(&dump[..4], b"\x7fELF");
+
+    terminal.send("\rpoweroff -f\r");
     rig.wait_state("deb", "shut off (shutdown)", SOON);
     // Nothing of it stays: the bridge has no port, the veth no macvtap.
     eventually("the tap and the macvtap are taken away", || {

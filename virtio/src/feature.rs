@@ -6,8 +6,10 @@ pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 /// The modern interface: everything here needs it (6.1).
 pub const VERSION_1: u64 = 1 << 32;
+/// A notification says how far the driver is (2.9); the device finds that out itself anyway.
+pub const NOTIFICATION_DATA: u64 = 1 << 38;
 /// One queue can be reset on its own (2.6.1).
 pub const RING_RESET: u64 = 1 << 40;
 
 /// What every device here offers, whatever its kind.
-pub const TRANSPORT: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET;
+pub const TRANSPORT: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | NOTIFICATION_DATA | RING_RESET;

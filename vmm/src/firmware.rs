@@ -175,7 +175,7 @@ mod tests {
     fn devices_are_named_as_open_firmware_would() {
         let devices: Vec<DeviceConfig> = serde_json::from_value(serde_json::json!([
             { "id": "port", "address": { "bus": 0, "device": 2, "function": 3 },
-              "kind": { "rootport": { "index": 4, "chassis": 4, "port": 1 } } },
+              "kind": { "root_port": { "index": 4, "chassis": 4, "port": 1 } } },
             { "id": "near", "address": { "bus": 0, "device": 26, "function": 0 },
               "kind": { "disk": {} } },
             { "id": "far", "address": { "bus": 4, "device": 0, "function": 0 },

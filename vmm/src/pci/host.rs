@@ -170,8 +170,9 @@ impl Device for Bar {
 #[derive(Debug)]
 struct Bells(Arc<dyn Vm>);
 
-/// A notify address takes writes of two bytes, whatever they say.
-const NOTIFY_BYTES: u8 = 2;
+/// A notify address takes writes of any length, whatever they say: of two bytes, or of four with
+/// `VIRTIO_F_NOTIFICATION_DATA`.
+const NOTIFY_BYTES: u8 = 0;
 
 impl Doorbells for Bells {
     fn register(&self, fd: BorrowedFd<'_>, address: u64) -> io::Result<()> {

@@ -494,7 +494,7 @@ mod tests {
         let mut host = host();
         assert!(error(&host).contains("no /dev/kvm"));
         host.kvm = Ok(());
-        assert!(error(&host).contains("firmware 'efi': there is 'bios' only"));
+        assert!(error(&host).contains("firmware 'efi' (there is 'bios' only)"));
         host.memory_kib = 1000;
         assert!(error(&host).contains("more than the host's 1000 KiB"));
         let with = |os: &str| {

@@ -1,19 +1,24 @@
 //! A running domain's memory and registers into a file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use vmm_api::control::Call;
 
 use super::Driver;
 use super::job::{self, End, Operation, Saving};
 use super::lifecycle::{ask, end};
-use super::object::Pinned;
+use super::object::{Domain, Pinned};
 use super::saved_image;
-use super::state::State;
+use super::state::{PausedReason, State};
 use crate::error::{Error, ErrorCode, Result, check_flags};
 use crate::events::DomainEvent;
 use crate::killpoint::killpoint;
+use crate::logger;
+
+/// So many dumps that a guest's watchdog has asked for are kept: a guest could fill the disk.
+const WATCHDOG_DUMPS: usize = 5;
 
 /// virDomainCoreDumpFlags
 mod flags {
@@ -30,6 +35,55 @@ mod flags {
 }
 
 impl Driver {
+    /// What the watchdog's action `dump` asks for, once the guest is paused: a dump where libvirt
+    /// has them, and the guest goes on.
+    pub fn dump_for_watchdog(self: &Arc<Self>, domain: &Arc<Domain>) {
+        let (driver, domain) = (Arc::clone(self), Arc::clone(domain));
+        // Not at once: whoever calls holds the domain's lock.
+        tokio::spawn(async move {
+            let pin = || driver.registry.pin(&domain);
+            let (Some(pinned), Some(again)) = (pin(), pin()) else {
+                return;
+            };
+            let name = domain.name().name;
+            match driver.watchdog_dump_path(&name) {
+                Ok(Some(path)) => {
+                    let to = path.display().to_string();
+                    match driver.core_dump(pinned, to.clone(), 0, 0).await {
+                        Ok(()) => log::warn!("{name}: the watchdog was not fed: dumped to {to}"),
+                        Err(error) => log::error!("{name}: no dump for the watchdog: {error}"),
+                    }
+                }
+                Ok(None) => log::error!(
+                    "{name}: no dump for the watchdog: there are {WATCHDOG_DUMPS} already"
+                ),
+                Err(error) => log::error!("{name}: no dump for the watchdog: {error}"),
+            }
+            // Somebody may have resumed it, or paused it for a reason of their own.
+            let waits = matches!(
+                domain.lock().state,
+                State::Paused(PausedReason::Watchdog | PausedReason::Dump)
+            );
+            if waits && let Err(error) = driver.resume(again).await {
+                log::error!("{name}: it stays paused after the watchdog's dump: {error}");
+            }
+        });
+    }
+
+    /// Where the next one goes; none if there are enough.
+    fn watchdog_dump_path(&self, name: &str) -> std::io::Result<Option<PathBuf>> {
+        let folder = self.roots.dumps();
+        std::fs::create_dir_all(&folder)?;
+        let own = format!("{name}-");
+        let mut there = 0;
+        for entry in std::fs::read_dir(&folder)? {
+            there += usize::from(entry?.file_name().to_string_lossy().starts_with(&own));
+        }
+        let now = logger::timestamp(SystemTime::now());
+        let now = now.split('+').next().unwrap_or(&now).replace(' ', "-");
+        Ok((there < WATCHDOG_DUMPS).then(|| folder.join(own + &now)))
+    }
+
     /// Dumps a domain to `to`. Always an ELF core; without "memory only" it holds the devices'
     /// states too, in a note.
     ///

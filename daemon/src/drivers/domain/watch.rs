@@ -279,6 +279,9 @@ impl Watched {
         if number == 1 {
             self.paused_for(inner, PausedReason::Watchdog, Lifecycle::SuspendedWatchdog);
         }
+        if matches!(action, WatchdogAction::Dump) {
+            self.driver.dump_for_watchdog(&self.domain);
+        }
     }
 
     /// The machine's own `Paused` event comes before or after this one.

@@ -123,7 +123,7 @@ fn features_are_agreed_on_once_and_only_what_is_offered() {
         machine.read(common::DEVICE_FEATURE, 4)
     };
     assert_eq!(offered(0), 3 << 28);
-    assert_eq!(offered(1), 1 | 1 << 8);
+    assert_eq!(offered(1), 1 | 1 << 6 | 1 << 8);
     assert_eq!(offered(2), 0);
     assert!(!machine.negotiate(feature::EVENT_IDX), "not modern");
     assert!(!machine.negotiate(feature::VERSION_1 | 1 << 24));
@@ -327,6 +327,10 @@ fn notifications_reach_the_device_by_the_bus() {
     // A queue that isn't there.
     machine.write(NOTIFY + 4, 2, 1);
     machine.write(NOTIFY, 2, 0);
+    assert_eq!(machine.driver.wait(0).len, 4);
+    // With the queue's next index above its number (VIRTIO_F_NOTIFICATION_DATA).
+    machine.driver.add(0, &[], &[4]);
+    machine.write(NOTIFY, 4, 2 << 16);
     assert_eq!(machine.driver.wait(0).len, 4);
     assert_eq!(machine.read(NOTIFY, 4), 0);
     assert_eq!(machine.read(DEVICE, 4), 0);

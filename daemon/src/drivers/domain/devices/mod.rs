@@ -396,6 +396,7 @@ fn watchdog_action(action: &str) -> Result<WatchdogAction> {
         "pause" => WatchdogAction::Pause,
         "none" => WatchdogAction::None,
         "inject-nmi" => WatchdogAction::InjectNmi,
+        "dump" => WatchdogAction::Dump,
         other => return Err(Error::unsupported(format!("watchdog action '{other}'"))),
     })
 }

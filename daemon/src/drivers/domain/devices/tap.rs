@@ -32,7 +32,13 @@ pub fn open(name: &str, queues: u16) -> io::Result<(Vec<File>, String)> {
         if queues > 1 {
             flags |= libc::IFF_MULTI_QUEUE;
         }
-        name = attach(&file, &name, flags)?;
+        name = match attach(&file, &name, flags) {
+            // One that somebody has made for several queues can be used with one.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && queues <= 1 => {
+                attach(&file, &name, flags | libc::IFF_MULTI_QUEUE)?
+            }
+            attached => attached?,
+        };
         set_header(&file)?;
         files.push(file);
     }
