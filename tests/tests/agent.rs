@@ -49,6 +49,11 @@ fn initrd(rig: &Rig) -> String {
         "#!/bin/sh\nexec busybox hwclock \"$@\"\n",
         0o755,
     );
+    write(
+        "bin/hook",
+        "#!/bin/sh\necho \"hook-$1\" >>/run/q/hooks\n",
+        0o755,
+    );
     write("etc/os-release", OS_RELEASE, 0o644);
     let archive = Command::new("sh")
         .args([
@@ -107,11 +112,22 @@ fn the_guests_agent_answers_and_acts() {
         silent.contains("QEMU guest agent is not connected"),
         "{silent}"
     );
+    // Without an agent nothing is quiesced, and nothing made.
+    let quiesced = [
+        "snapshot-create-as",
+        "deb",
+        "still",
+        "--disk-only",
+        "--quiesce",
+    ];
+    let silent = rig.vireo(&quiesced).fails();
+    assert!(silent.contains("agent is not connected"), "{silent}");
+    assert!(!rig.path("disk.still").exists());
     let mut events = rig.listen("deb");
     // Whenever it ends it is started again.
     terminal.send(
         "A=/dev/virtio-ports/org.qemu.guest_agent.0; mkdir -p /run/q /var/log /usr/local/var; \
-         (while :; do /usr/sbin/qemu-ga -p $A -t /run/q -f /run/q/pid 2>/run/q/log; sleep 1; done) &\r",
+         (while :; do /usr/sbin/qemu-ga -p $A -t /run/q -F/bin/hook -f /run/q/pid 2>/run/q/log; sleep 1; done) &\r",
     );
     terminal.expect("deb:/root# ", SOON);
     events.expect("state: 'connected' reason: 'channel event'", SOON);
@@ -170,6 +186,16 @@ fn the_guests_agent_answers_and_acts() {
     assert_eq!(status, "{\"return\":\"thawed\"}\n\n");
     assert_eq!(both(&["domfsthaw", "deb"]), "Thawed 0 filesystem(s)\n\n");
     both(&["domfstrim", "deb"]);
+    // A snapshot of a guest whose file systems are frozen for it, and thawed after it.
+    terminal.send("rm -f /run/q/hooks; echo go''ne\r");
+    terminal.expect("gone", SOON);
+    rig.vireo(&quiesced).ok();
+    assert!(rig.path("disk.still").exists());
+    terminal.send("cat /run/q/hooks; echo hooks''-end\r");
+    let hooks = terminal.expect("hooks-end", SOON);
+    let (frozen, thawed) = (hooks.find("hook-freeze"), hooks.find("hook-thaw"));
+    assert!(frozen.is_some() && frozen < thawed, "{hooks}");
+    rig.vireo(&["snapshot-delete", "deb", "still"]).ok();
     let refused = rig
         .vireo(&["set-user-password", "deb", "nobody", "x"])
         .fails();

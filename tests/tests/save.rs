@@ -1,10 +1,11 @@
 //! Save, restore, managed save, dump: guests that notice nothing, files that are whole or not there.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use vireo_tests::{Kernel, Rig, Terminal, left_out, linux_guest, soak, tiny_guest, which};
+use vireo_tests::{Kernel, Rig, Run, Terminal, left_out, linux_guest, soak, tiny_guest, which};
 
 /// A boot under load of the whole test run can take a while.
 const BOOT: Duration = Duration::from_secs(400);
@@ -185,6 +186,40 @@ fn saved_images_carry_their_xml_and_how_they_are_to_go_on() {
     // It runs: once more is refused.
     let error = rig.vireo(&["restore", &image]).fails();
     assert!(error.contains("already active"), "{error}");
+    // Another XML when it is saved, and yet another when it is restored; past the cache.
+    let titled = |title: &str| {
+        let title = format!("<name>one</name><title>{title}</title>");
+        rig.write("xml", xml.replace("<name>one</name>", &title))
+    };
+    let saved = titled("as saved");
+    rig.vireo(&["save", "one", &image, "--xml", &saved]).ok();
+    let stored = rig.vireo(&["save-image-dumpxml", &image]).ok();
+    assert!(stored.contains("<title>as saved</title>"), "{stored}");
+    let other = rig.write(
+        "other.xml",
+        xml.replace(
+            "<serial type",
+            "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng><serial type",
+        ),
+    );
+    let error = rig.vireo(&["restore", &image, "--xml", &other]);
+    assert_ne!(error.status, 0, "another machine");
+    let again = titled("as restored");
+    rig.vireo(&["restore", &image, "--xml", &again, "--paused"])
+        .ok();
+    assert_eq!(rig.state("one"), "paused (user)");
+    let now = rig.vireo(&["dumpxml", "one"]).ok();
+    assert!(now.contains("<title>as restored</title>"), "{now}");
+    rig.vireo(&["resume", "one"]).ok();
+    answers(&rig, "one");
+    let past = rig.vireo(&["save", "one", &image, "--bypass-cache"]);
+    if past.status == 0 {
+        rig.vireo(&["restore", &image, "--bypass-cache"]).ok();
+    } else {
+        // tmpfs has no O_DIRECT before Linux 6.6.
+        assert!(past.err.contains("Invalid argument"), "{}", past.err);
+    }
+    answers(&rig, "one");
 }
 
 #[test]
@@ -308,9 +343,105 @@ fn dumps_are_elf_cores() {
         } else {
             left_out("needs readelf (binutils)");
         }
+        if which("gdb") {
+            let commands = [
+                "-ex",
+                "info threads",
+                "-ex",
+                "p/x $rip",
+                "-ex",
+                "info registers eflags",
+            ];
+            let out = Command::new("gdb")
+                .args(["-batch", "-nx"])
+                .args(commands)
+                .args(["-c", &core])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            // In the tiny kernel's few bytes.
+            assert!(
+                text.contains("$1 = 0x1000") || text.contains("$1 = 0x1001"),
+                "{text}"
+            );
+            assert!(text.contains("eflags"), "{text}");
+        } else {
+            left_out("needs gdb");
+        }
     }
     rig.vireo(&["dump", "one", &core, "--crash"]).ok();
     assert_eq!(rig.state("one"), "shut off (crashed)");
+}
+
+/// An editor that puts one word in another's place.
+fn editor(rig: &Rig, name: &str, from: &str, to: &str) -> String {
+    let path = rig.write(name, format!("#!/bin/sh\nsed -i 's|{from}|{to}|' \"$1\"\n"));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn images_are_edited_and_progress_is_shown() {
+    let rig = Rig::new();
+    running_tiny(&rig, "one");
+    let image = rig.path("one.save").display().to_string();
+    let core = rig.path("core").display().to_string();
+    let run = |mut client: Command, editor: &str, words: &[&str]| -> Run {
+        client.env("VISUAL", editor).env("EDITOR", editor);
+        client.args(words).output().unwrap().into()
+    };
+    let clients: [&dyn Fn() -> Command; 2] = [&|| rig.command("vireo"), &|| rig.virsh_command()];
+    let mut said = Vec::new();
+    for (number, client) in clients.iter().enumerate() {
+        if number == 1 && !which("virsh") {
+            left_out("needs virsh (libvirt-clients)");
+            continue;
+        }
+        let titled = format!("title-{number}");
+        let titles = |name: &str| {
+            let to = format!("<name>one</name><title>{titled}-{name}</title>");
+            editor(&rig, name, "<name>one</name>", &to)
+        };
+        let untitled = editor(&rig, "none", "<title>.*</title>", "");
+        let mut all = Vec::new();
+        let mut ok = |editor: &str, words: &[&str]| {
+            let done = run(client(), editor, words);
+            assert_eq!(done.status, 0, "{words:?}: {}", done.err);
+            all.push((done.out, done.err));
+        };
+        ok("", &["dump", "one", &core, "--memory-only", "--verbose"]);
+        ok("", &["save", "one", &image, "--verbose"]);
+        // Nothing changed, then something, for when it runs.
+        ok("true", &["save-image-edit", &image]);
+        ok(&titles("a"), &["save-image-edit", &image, "--paused"]);
+        ok("", &["restore", &image]);
+        assert_eq!(rig.state("one"), "paused (user)");
+        let xml = rig.vireo(&["dumpxml", "one"]).ok();
+        assert!(xml.contains(&format!("<title>{titled}-a</title>")), "{xml}");
+        rig.vireo(&["resume", "one"]).ok();
+        ok("", &["managedsave", "one", "--verbose"]);
+        ok("true", &["managedsave-edit", "one"]);
+        ok(&untitled, &["managedsave-edit", "one"]);
+        ok(&titles("b"), &["managedsave-edit", "one"]);
+        ok("", &["start", "one"]);
+        let xml = rig.vireo(&["dumpxml", "one"]).ok();
+        assert!(xml.contains(&format!("<title>{titled}-b</title>")), "{xml}");
+        answers(&rig, "one");
+        rig.vireo(&["destroy", "one"]).ok();
+        rig.vireo(&["start", "one"]).ok();
+        answers(&rig, "one");
+        for (_, err) in &mut all {
+            // How often it looks is a matter of time: the end is what counts.
+            if let Some(at) = err.rfind('\r') {
+                *err = err[at..].to_owned();
+            }
+        }
+        assert!(all[1].1.contains("Save: [100 %]"), "{:?}", all[1]);
+        said.push(all);
+    }
+    if let [ours, theirs] = &said[..] {
+        assert_eq!(ours, theirs);
+    }
 }
 
 #[test]

@@ -468,6 +468,115 @@ fn a_running_domain_has_snapshots_of_its_memory_and_runs_on() {
 }
 
 #[test]
+fn descriptions_are_edited_renamed_and_cloned_and_files_reused() {
+    let rig = Rig::new();
+    let editor = |from: &str, to: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = rig.write(
+            "editor",
+            format!("#!/bin/sh\nsed -i 's|{from}|{to}|' \"$1\"\n"),
+        );
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    let names = || {
+        let list = rig.vireo(&["snapshot-list", "one", "--name"]).ok();
+        list.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let mut said = Vec::new();
+    for virsh in [false, true] {
+        if virsh && !which("virsh") {
+            left_out("needs virsh (libvirt-clients)");
+            continue;
+        }
+        rig.vireo(&["snapshot-create-as", "one", "base", "of old"])
+            .ok();
+        rig.vireo(&["snapshot-create-as", "one", "leaf"]).ok();
+        let mut all = Vec::new();
+        let mut edit = |editor: &str, words: &[&str]| {
+            let mut client = match virsh {
+                true => rig.virsh_command(),
+                false => rig.command("vireo"),
+            };
+            client.env("VISUAL", editor).env("EDITOR", editor);
+            let run: vireo_tests::Run = client
+                .arg("snapshot-edit")
+                .args(words)
+                .output()
+                .unwrap()
+                .into();
+            all.push((run.status, run.out, run.err));
+        };
+        edit("true", &["one", "base"]);
+        edit(&editor("of old", "of new"), &["one", "base", "--current"]);
+        let xml = rig.vireo(&["snapshot-dumpxml", "one", "base"]).ok();
+        assert!(xml.contains("<description>of new</description>"), "{xml}");
+        let current = rig.vireo(&["snapshot-current", "one", "--name"]).ok();
+        assert_eq!(current.trim(), "base");
+        let renames = editor("<name>leaf</name>", "<name>twig</name>");
+        edit(&renames, &["one", "leaf"]);
+        assert_eq!(names(), ["base", "leaf"]);
+        edit(&renames, &["one", "leaf", "--clone"]);
+        assert_eq!(names(), ["base", "leaf", "twig"]);
+        rig.vireo(&["snapshot-delete", "one", "twig", "--metadata"])
+            .ok();
+        edit(&renames, &["one", "leaf", "--rename"]);
+        assert_eq!(names(), ["base", "twig"]);
+        let parent = rig.vireo(&["snapshot-parent", "one", "twig"]).ok();
+        assert_eq!(parent.trim(), "base");
+        edit("true", &["one", "nobody"]);
+        said.push(all);
+        rig.vireo(&["snapshot-delete", "one", "base", "--children"])
+            .ok();
+        assert!(names().is_empty());
+    }
+    if let [ours, theirs] = &said[..] {
+        assert_eq!(ours, theirs);
+    }
+    if !which("qemu-img") {
+        return left_out("needs qemu-img (qemu-utils)");
+    }
+    // A file that is there already is used on request, and only then; by disk, one may be left out.
+    let first = with_disk(&rig, "two");
+    write(&first, "0", "1");
+    let over = rig.path("over.qcow2").display().to_string();
+    qemu_img(&[
+        "create", "-q", "-f", "qcow2", "-b", &first, "-F", "qcow2", &over,
+    ]);
+    let spec = format!("vda,file={over}");
+    let words = [
+        "snapshot-create-as",
+        "two",
+        "s",
+        "--disk-only",
+        "--diskspec",
+    ];
+    let error = rig.vireo(&[&words[..], &[&spec]].concat()).fails();
+    assert!(error.contains("exists"), "{error}");
+    rig.vireo(&[&words[..], &[&spec, "--reuse-external"]].concat())
+        .ok();
+    assert_eq!(top(&rig, "two"), over);
+    assert_eq!(content(&rig, &over)[0], 1);
+    rig.vireo(&["snapshot-revert", "two", "s", "--reset-nvram", "--force"])
+        .ok();
+    rig.vireo(&["snapshot-delete", "two", "s"]).ok();
+    assert_eq!(top(&rig, "two"), first);
+    let none = [
+        "snapshot-create-as",
+        "two",
+        "s",
+        "--disk-only",
+        "--diskspec",
+        "vda,snapshot=no",
+    ];
+    println!("{:?}", rig.vireo(&none));
+    assert_eq!(top(&rig, "two"), first);
+}
+
+#[test]
 fn a_deletion_that_could_not_begin_leaves_the_snapshot_as_it_was() {
     if !which("qemu-io") {
         return left_out("needs qemu-io (qemu-utils)");

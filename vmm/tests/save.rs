@@ -428,6 +428,36 @@ fn forged_states_do_no_harm_to_the_host() {
         state % below.max(1)
     };
     let mut rig = reciting(Backend::Soft);
+    let disk = rig.path("disk.raw");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let device = |id: &str, slot: u8, kind: serde_json::Value| {
+        let address = serde_json::json!({"bus": 0, "device": slot, "function": 0});
+        serde_json::json!({"id": id, "address": address, "kind": kind})
+    };
+    let devices = serde_json::json!([
+        device(
+            "port",
+            1,
+            serde_json::json!({"root_port": {"index": 1, "chassis": 1, "port": 1, "hotplug": true}})
+        ),
+        device(
+            "rng0",
+            2,
+            serde_json::json!({"rng": {"source": {"path": "/dev/urandom"}}})
+        ),
+        device("balloon0", 3, serde_json::json!({"balloon": {}})),
+        device(
+            "disk0",
+            4,
+            serde_json::json!({"disk": {"image": {"file": {"path": disk}, "format": "raw"}}})
+        ),
+        device(
+            "watchdog0",
+            5,
+            serde_json::json!({"watchdog": {"action": "reset"}})
+        ),
+    ]);
+    rig.config.devices = serde_json::from_value(devices).unwrap();
     rig.start();
     grows(&rig, 10);
     let image = rig.path("image");
@@ -437,7 +467,11 @@ fn forged_states_do_no_harm_to_the_host() {
     let sections = whole.sections().unwrap();
     let ram = whole.header.ram_bytes;
     let (mut refused, mut ran) = (0, 0);
-    for round in 0..60 {
+    let rounds = match std::env::var_os("VIREO_SOAK") {
+        Some(_) => 3000,
+        None => 60,
+    };
+    for round in 0..rounds {
         let mut forged = sections.clone();
         let at = usize::try_from(random(forged.len() as u64)).unwrap();
         forge(&mut forged[at].state, &mut random);
@@ -447,6 +481,7 @@ fn forged_states_do_no_harm_to_the_host() {
         let plan = vmm_api::saved::Plan::begin(&file, [2; 16], "", true, &forged, ram).unwrap();
         plan.finish(&file).unwrap();
         let mut next = restored(&rig, Backend::Soft, &path, false);
+        next.config.devices.clone_from(&rig.config.devices);
         next.start();
         let deadline = std::time::Instant::now() + std::time::Duration::from_millis(100);
         let mut ended = next.ended();

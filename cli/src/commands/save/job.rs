@@ -268,7 +268,6 @@ pub fn call<A: Encode, R: Decode>(
                     if result.is_ok() {
                         show(label, 100);
                     }
-                    eprintln!();
                     return result;
                 }
                 _ = stopped => {

@@ -380,15 +380,13 @@ fn edit(shell: &mut Shell, args: &Args) -> Result {
                 };
                 shell.call(procs::DOMAIN_SNAPSHOT_DELETE, &remove)?;
                 if !args.has("rename") {
-                    return Err(Failure::new(format!(
+                    let why = format!(
                         "Must use --rename or --clone to change {} to {}",
                         snap.name, edited.name
-                    )));
+                    );
+                    let what = format!("Failed to update {}", snap.name);
+                    return Err(Failure::new(what).context(why));
                 }
-                shell.out.print_extra(format!(
-                    "Snapshot {} renamed to {}.\n",
-                    snap.name, edited.name
-                ));
                 return Ok(());
             }
             Err(failure) => match editor::ask_retry(shell, &failure, false)? {
