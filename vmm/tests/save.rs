@@ -449,7 +449,7 @@ fn forged_states_do_no_harm_to_the_host() {
         device(
             "disk0",
             4,
-            serde_json::json!({"disk": {"image": {"file": {"path": disk}, "format": "raw"}}})
+            serde_json::json!({"disk": {"image": {"file": {"path": disk}, "name": "disk.raw", "format": "raw"}}})
         ),
         device(
             "watchdog0",
