@@ -541,25 +541,7 @@ impl File {
         if self.block || len == 0 {
             return Ok(true);
         }
-        self.space(0, offset, len)
-    }
-
-    /// The same, but the file's end stays where it is: what is beyond it is there for writes that
-    /// move it, and goes when the file gets shorter.
-    ///
-    /// # Errors
-    /// As [`File::allocate`].
-    pub fn allocate_beyond(&self, offset: u64, len: u64) -> Result<bool, Error> {
-        self.check_writable()?;
-        range_end(offset, len)?;
-        if self.block || len == 0 {
-            return Ok(true);
-        }
-        self.space(libc::FALLOC_FL_KEEP_SIZE, offset, len)
-    }
-
-    fn space(&self, mode: i32, offset: u64, len: u64) -> Result<bool, Error> {
-        match self.fallocate(mode, offset, len) {
+        match self.fallocate(0, offset, len) {
             Ok(()) => Ok(true),
             Err(e) if unsupported(&e) => Ok(false),
             Err(e) => Err(self.error("setting space aside for", e)),

@@ -68,7 +68,8 @@ pub struct Meta {
     /// Clusters that have a refcount already but no use yet.
     pub reserve: Range<u64>,
     /// The host is asked to set space aside for them: to fill it costs less than to make the file
-    /// longer with each write.
+    /// longer with each write. Not with O_DIRECT: there each write into the middle of what is set
+    /// aside has ext4 split an extent and merge it again, which may free, and discard, a block of its tree.
     pub set_aside: bool,
     /// Up to which cluster it has; 0 if it has not.
     pub ahead: u64,

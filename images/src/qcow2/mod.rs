@@ -248,7 +248,7 @@ impl Qcow2 {
             fixed: HashSet::default(),
             hint: 0,
             reserve: 0..0,
-            set_aside: writable && !file.is_block_device(),
+            set_aside: writable && !file.is_block_device() && file.direct().is_none(),
             ahead: 0,
             fresh: if file.is_block_device() {
                 u64::MAX

@@ -226,11 +226,8 @@ impl Meta {
         if !self.set_aside || clusters.start < self.fresh || len < SET_ASIDE {
             return;
         }
-        // Beyond the file's end: ext4 takes a write there for what it is, one behind the other,
-        // while each O_DIRECT write into the middle of what is set aside splits it, and merges it again.
         // Where the host can't, or has no room for so much, a write finds its own.
-        let done = self.file.allocate_beyond(clusters.start << bits, len);
-        self.set_aside = matches!(done, Ok(true));
+        self.set_aside = matches!(self.file.allocate(clusters.start << bits, len), Ok(true));
         if self.set_aside {
             self.ahead = clusters.end;
         }
@@ -372,12 +369,10 @@ impl Meta {
             return Ok(());
         }
         self.ahead = 0;
-        let end = rest.start << self.geo.cluster_bits;
-        if self.file.size()? <= end {
-            // Getting shorter is what makes the host take it back.
-            self.file.set_len(end + 1)?;
-            self.file.set_len(end)?;
-            self.file_end = end;
+        let bits = self.geo.cluster_bits;
+        if self.file.size()? == rest.end << bits {
+            self.file.set_len(rest.start << bits)?;
+            self.file_end = self.file_end.min(rest.start << bits);
         } else {
             self.punch(&rest, true);
         }
