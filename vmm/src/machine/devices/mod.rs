@@ -104,6 +104,9 @@ impl SlotHost for PortSlot {
     }
 }
 
+/// The limits that the disks of a group have together, as long as there is one.
+type Group = (String, Weak<Meter>);
+
 /// What later devices are made with.
 #[derive(Debug, Clone)]
 struct Kit {
@@ -116,7 +119,7 @@ struct Kit {
     vcpus: u16,
     notices: Arc<Notices>,
     /// Limits that several disks have together, by the group's name.
-    groups: Arc<Mutex<Vec<(String, Weak<Meter>)>>>,
+    groups: Arc<Mutex<Vec<Group>>>,
 }
 
 struct Builder {
