@@ -286,7 +286,6 @@ fn a_volume_that_was_made_for_a_guest_that_did_not_come_goes() {
         "migrate.prepared",
         "migrate.gathered",
     ];
-    let _daemon = here.daemon();
     let pool = |rig: &Rig| {
         let folder = rig.path("images");
         std::fs::create_dir_all(&folder).unwrap();
