@@ -31,11 +31,43 @@ pub fn table(uuid: Uuid) -> String {
 /// # Errors
 /// nft is missing, refuses, or does not end.
 pub fn apply(uuid: Uuid, network: &Network) -> Result<()> {
-    let rules = rules(uuid, network);
-    if rules.is_empty() {
+    let chains = chains(network);
+    if chains.is_empty() {
         return Ok(());
     }
+    let (table, comment) = (table(uuid), comment(network));
+    // `delete` of what is not there would fail; what is there is replaced in one transaction.
+    let rules = format!(
+        "add table inet {table}\ndelete table inet {table}\n\
+         table inet {table} {{\n{comment}{chains}}}\n"
+    );
     program::run(&program::find("nft")?, &["-f", "-"], &rules, LIMIT).map(drop)
+}
+
+/// The same for a network that has none yet: the kernel makes a table much faster than it replaces
+/// one.
+///
+/// # Errors
+/// As [`apply`].
+pub fn make(uuid: Uuid, network: &Network) -> Result<()> {
+    let chains = chains(network);
+    if chains.is_empty() {
+        return Ok(());
+    }
+    let (table, comment) = (table(uuid), comment(network));
+    // `create` fails where there is one.
+    let rules =
+        format!("create table inet {table} {{\n{comment}}}\ntable inet {table} {{\n{chains}}}\n");
+    match program::run(&program::find("nft")?, &["-f", "-"], &rules, LIMIT) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            log::info!(
+                "network '{}': {error}; its rules are replaced",
+                network.name
+            );
+            apply(uuid, network)
+        }
+    }
 }
 
 /// Takes them back; that there are none is fine.
@@ -70,13 +102,8 @@ pub fn needed(network: &Network) -> bool {
     limited || (mode.has_own_bridge() && mode != ForwardMode::Open)
 }
 
-/// A network's rules for nft; empty if it has none.
-fn rules(uuid: Uuid, network: &Network) -> String {
-    let mut text = String::new();
-    if !needed(network) {
-        return text;
-    }
-    let (table, bridge) = (table(uuid), network.bridge.as_deref().unwrap_or_default());
+/// What a network's table says of itself.
+fn comment(network: &Network) -> String {
     let name: String = network
         .name
         .chars()
@@ -89,12 +116,16 @@ fn rules(uuid: Uuid, network: &Network) -> String {
         })
         .take(100)
         .collect();
-    // `delete` of what is not there would fail; what is there is replaced in one transaction.
-    let _ = write!(
-        text,
-        "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n\
-         comment \"network {name}\"\n"
-    );
+    format!("comment \"network {name}\"\n")
+}
+
+/// A network's rules for nft; empty if it has none.
+fn chains(network: &Network) -> String {
+    let mut text = String::new();
+    if !needed(network) {
+        return text;
+    }
+    let bridge = network.bridge.as_deref().unwrap_or_default();
     if network.forward.mode != ForwardMode::Open {
         forward(&mut text, network, bridge);
     }
@@ -102,7 +133,6 @@ fn rules(uuid: Uuid, network: &Network) -> String {
         translate(&mut text, network);
     }
     limit(&mut text, network, bridge);
-    text.push_str("}\n");
     text
 }
 
@@ -337,10 +367,9 @@ mod tests {
 
     fn of(inside: &str) -> String {
         let text = format!("<network><name>n\"x</name><bridge name='br9'/>{inside}</network>");
-        rules(
-            Uuid::from_u128(1),
-            &Network::parse(&text, Validation::Lenient).unwrap(),
-        )
+        let network = Network::parse(&text, Validation::Lenient).unwrap();
+        assert_eq!(comment(&network), "comment \"network n?x\"\n");
+        chains(&network)
     }
 
     #[test]
@@ -351,7 +380,6 @@ mod tests {
             "oifname \"br9\" ip daddr 10.5.0.0/24 ct state established,related counter accept"
         ));
         assert!(nat.contains("meta l4proto tcp ip saddr 10.5.0.0/24 ip daddr != 10.5.0.0/24 counter masquerade to :1024-65535"));
-        assert!(nat.contains("comment \"network n?x\""));
         let route = of(&format!("<forward mode='route' dev='e0'/>{ip}"));
         assert!(
             route.contains("oifname \"br9\" iifname \"e0\" ip daddr 10.5.0.0/24 counter accept")

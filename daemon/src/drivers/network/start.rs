@@ -113,7 +113,8 @@ impl Driver {
         });
         let noted = made.and_then(|()| {
             live.record.started = true;
-            self.note(network, live.clone())
+            let written = live.folder.write_record(&live.record);
+            written.map_err(|e| cannot("cannot write the network's state", &e))
         });
         if let Err(error) = noted {
             for again in self.take_back(network, &live) {
@@ -121,6 +122,7 @@ impl Driver {
             }
             return Err(error);
         }
+        network.lock().live = Some(live);
         killpoint("network.started");
         Ok(())
     }
@@ -157,7 +159,7 @@ impl Driver {
         // The kernel takes its time for rules, and dnsmasq to come up: both at once. Nobody is on
         // the bridge before both are there.
         let ruled = std::thread::scope(|scope| {
-            let rules = scope.spawn(|| firewall::apply(network.uuid, &definition));
+            let rules = scope.spawn(|| firewall::make(network.uuid, &definition));
             let made = self.make_served(network, live, bridge);
             let rules = rules.join().unwrap_or_else(|_| {
                 Err(error(
