@@ -410,9 +410,7 @@ fn a_pool_whose_server_is_silent_is_starting_up_and_nothing_else() {
     );
     program("chmod", &["+x", &mount]);
     // The daemon, which the first one started, has no such `mount`.
-    for pid in rig.processes("vireod") {
-        program("kill", &["-9", &pid.to_string()]);
-    }
+    rig.kill_daemon();
     let path = format!(
         "{}:{}",
         rig.path("bin").display(),
@@ -428,13 +426,12 @@ fn a_pool_whose_server_is_silent_is_starting_up_and_nothing_else() {
     let source = ["--source-host", "server", "--source-path", "/exports/c"];
     let place = ["--target", target.as_str()];
     let define = [&["pool-define-as", "n", "netfs"], &source[..], &place].concat();
-    while vireo(&["pool-list"]).status != 0 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
     vireo(&define).ok();
     vireo(&["pool-build", "n"]).ok();
     let mut starting = command(&["pool-start", "n"]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !rig.path("asked").exists() {
+        assert!(Instant::now() < deadline, "nothing is mounted");
         assert!(starting.try_wait().unwrap().is_none(), "it does not hang");
         std::thread::sleep(Duration::from_millis(20));
     }

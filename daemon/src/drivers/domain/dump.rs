@@ -75,12 +75,15 @@ impl Driver {
         let folder = self.roots.dumps();
         std::fs::create_dir_all(&folder)?;
         let own = format!("{name}-");
-        let mut there = 0;
-        for entry in std::fs::read_dir(&folder)? {
-            there += usize::from(entry?.file_name().to_string_lossy().starts_with(&own));
-        }
         let now = logger::timestamp(SystemTime::now());
         let now = now.split('+').next().unwrap_or(&now).replace(' ', "-");
+        let mut there = 0;
+        for entry in std::fs::read_dir(&folder)? {
+            let file = entry?.file_name();
+            // A domain `a` is not one `a-b`: all times are as long.
+            let time = file.to_str().and_then(|file| file.strip_prefix(&own));
+            there += usize::from(time.is_some_and(|time| time.len() == now.len()));
+        }
         Ok((there < WATCHDOG_DUMPS).then(|| folder.join(own + &now)))
     }
 

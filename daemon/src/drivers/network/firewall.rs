@@ -60,13 +60,9 @@ pub fn make(uuid: Uuid, network: &Network) -> Result<()> {
         format!("create table inet {table} {{\n{comment}}}\ntable inet {table} {{\n{chains}}}\n");
     match program::run(&program::find("nft")?, &["-f", "-"], &rules, LIMIT) {
         Ok(_) => Ok(()),
-        Err(error) => {
-            log::info!(
-                "network '{}': {error}; its rules are replaced",
-                network.name
-            );
-            apply(uuid, network)
-        }
+        // Somebody's leftovers; by nft's words in the C locale.
+        Err(error) if error.message.contains("File exists") => apply(uuid, network),
+        Err(error) => Err(error),
     }
 }
 

@@ -158,18 +158,9 @@ impl Driver {
         killpoint("network.bridge-made");
         // The kernel takes its time for rules, and dnsmasq to come up: both at once. Nobody is on
         // the bridge before both are there.
-        let ruled = std::thread::scope(|scope| {
-            let rules = scope.spawn(|| firewall::make(network.uuid, &definition));
-            let made = self.make_served(network, live, bridge);
-            let rules = rules.join().unwrap_or_else(|_| {
-                Err(error(
-                    ErrorCode::INTERNAL_ERROR,
-                    "the thread that sets rules ended badly",
-                ))
-            });
-            made.and(rules)
-        });
-        ruled?;
+        let rules = || firewall::make(network.uuid, &definition);
+        let (made, ruled) = beside(&rules, || self.make_served(network, live, bridge));
+        made.and(ruled)?;
         killpoint("network.rules-made");
         if live.record.dnsmasq.is_some() {
             killpoint("network.dnsmasq-started");
@@ -254,35 +245,26 @@ impl Driver {
             let ours = live.record.started
                 || link::mac(bridge).is_some_and(|mac| Some(mac) == definition.mac);
             // Each waits for somebody else: dnsmasq, the kernel.
-            let ends: [&(dyn Fn() -> Result<()> + Sync); 3] = [
-                &|| match live.record.dnsmasq {
-                    Some(identity) => dnsmasq::stop(identity),
-                    None => {
-                        dnsmasq::stop_unknown(&self.place(network, &live.folder));
-                        Ok(())
-                    }
-                },
-                &|| match firewall::needed(definition) {
-                    true => firewall::remove(network.uuid),
-                    false => Ok(()),
-                },
-                &|| match ours {
-                    true => link::remove(bridge)
-                        .map_err(|e| cannot(format!("Unable to delete bridge {bridge}"), &e)),
-                    false => Ok(()),
-                },
-            ];
-            std::thread::scope(|scope| {
-                for end in ends.map(|end| scope.spawn(end)) {
-                    let ended = end.join().unwrap_or_else(|_| {
-                        Err(error(
-                            ErrorCode::INTERNAL_ERROR,
-                            "a thread that stops a network ended badly",
-                        ))
-                    });
-                    faults.extend(ended.err());
+            let end_dnsmasq = || match live.record.dnsmasq {
+                Some(identity) => dnsmasq::stop(identity),
+                None => {
+                    dnsmasq::stop_unknown(&self.place(network, &live.folder));
+                    Ok(())
                 }
-            });
+            };
+            let remove_rules = || match firewall::needed(definition) {
+                true => firewall::remove(network.uuid),
+                false => Ok(()),
+            };
+            let remove_bridge = || match ours {
+                true => link::remove(bridge)
+                    .map_err(|e| cannot(format!("Unable to delete bridge {bridge}"), &e)),
+                false => Ok(()),
+            };
+            let ((bridge, rules), dnsmasq) =
+                beside(&end_dnsmasq, || beside(&remove_rules, remove_bridge));
+            let all = [dnsmasq, rules, bridge];
+            faults.extend(all.into_iter().filter_map(Result::err));
         }
         live.folder.remove();
         self.release(network.uuid);
@@ -332,6 +314,28 @@ impl Driver {
         let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         claims.remove(&uuid);
     }
+}
+
+/// Does `work` on a thread of its own while `own` runs; after it where the system has no thread.
+fn beside<T>(work: &(dyn Fn() -> Result<()> + Sync), own: impl FnOnce() -> T) -> (T, Result<()>) {
+    std::thread::scope(|scope| {
+        let named = std::thread::Builder::new().name("network".to_owned());
+        let thread = named.spawn_scoped(scope, work);
+        let done = own();
+        let worked = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|_| {
+                Err(error(
+                    ErrorCode::INTERNAL_ERROR,
+                    "a network's thread ended badly",
+                ))
+            }),
+            Err(error) => {
+                log::warn!("no thread for a network: {error}");
+                work()
+            }
+        };
+        (done, worked)
+    })
 }
 
 /// What is not there is refused by its name.

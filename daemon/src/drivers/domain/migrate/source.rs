@@ -73,6 +73,7 @@ impl Driver {
             let inner = domain.lock();
             if let Some(live) = &inner.live {
                 live.work.check_none()?;
+                self.check_protection(domain.uuid, live.change_protection, client)?;
             }
             let definition = match flags & flags::OFFLINE {
                 0 => inner.definition().cloned(),
@@ -121,7 +122,9 @@ impl Driver {
             without_block_job(domain).await?;
         }
         if running && flags & flags::CHANGE_PROTECTION != 0 {
-            let _job = domain.job().await?;
+            // It may be this client's own, of an attempt that came to nothing.
+            let _job = domain.job_in_migration().await?;
+            domain.lock().live()?.work.check_none()?;
             domain.lock().live_mut()?.change_protection = true;
             lock(&self.migrations.protected).insert(domain.uuid, client);
         }
@@ -159,11 +162,20 @@ impl Driver {
         Ok(Begun { xml, cookie })
     }
 
+    /// Whether a client may go on with a domain that may be protected.
+    fn check_protection(&self, uuid: Uuid, protected: bool, client: u64) -> Result<()> {
+        let owner = lock(&self.migrations.protected).get(&uuid).copied();
+        match protected && owner != Some(client) {
+            true => Err(Error::invalid("another client migrates the domain")),
+            false => Ok(()),
+        }
+    }
+
     /// The domain may be changed again.
     pub(super) fn end_protection(&self, domain: &Domain) {
-        if lock(&self.migrations.protected)
-            .remove(&domain.uuid)
-            .is_some()
+        // One lock at a time: Perform takes them in the other order.
+        let was = lock(&self.migrations.protected).remove(&domain.uuid);
+        if was.is_some()
             && let Ok(live) = domain.lock().live_mut()
         {
             live.change_protection = false;
@@ -198,10 +210,7 @@ impl Driver {
             let inner = domain.lock();
             let live = inner.live()?;
             live.work.check_none()?;
-            let owner = lock(&self.migrations.protected).get(&domain.uuid).copied();
-            if live.change_protection && owner != Some(client) {
-                return Err(Error::invalid("another client migrates the domain"));
-            }
+            self.check_protection(domain.uuid, live.change_protection, client)?;
             live.migration
         };
         without_block_job(domain).await?;

@@ -374,12 +374,26 @@ impl Driver {
             }));
         }
         killpoint("migrate.prepared");
-        let before = lock(&self.migrations.arriving).insert(definition.name.clone(), arriving);
-        if let Some(before) = before {
-            // One that nobody finished: the newer one counts.
-            self.cancel(before).await;
+        let useless = {
+            let mut all = lock(&self.migrations.arriving);
+            match all.get(&definition.name).is_some_and(Arriving::goes_on) {
+                // Another one was faster.
+                true => Err(arriving),
+                // One that nobody finished: the newer one counts.
+                false => Ok(all.insert(definition.name.clone(), arriving)),
+            }
+        };
+        match useless {
+            Ok(None) => Ok(prepared),
+            Ok(Some(before)) => {
+                self.cancel(before).await;
+                Ok(prepared)
+            }
+            Err(ours) => {
+                self.cancel(ours).await;
+                Err(active(&definition.name))
+            }
         }
-        Ok(prepared)
     }
 
     /// Waits for the source, and builds the machine that it sends.
@@ -478,13 +492,20 @@ impl Driver {
         let domain = Arc::clone(&arriving.domain);
         // It is the other daemon's word, for statistics only.
         let mut status: JobStatus = serde_json::from_slice(cookie).unwrap_or_default();
-        if let Ok(live) = domain.lock().live_mut() {
-            live.work.begin(Operation::MigrationIn)?;
-        }
+        let begun = {
+            let mut inner = domain.lock();
+            let live = inner.live_mut();
+            live.and_then(|live| live.work.begin(Operation::MigrationIn))
+        };
         killpoint("migrate.arrived");
+        // Before it can have written to them: from then on nobody takes them away.
+        self.keep_volumes(domain.uuid);
         let paused = flags & flags::PAUSED != 0;
         let call = if paused { Call::Claim } else { Call::Resume };
-        let taken = ask(&domain, call).await;
+        let taken = match begun {
+            Ok(()) => ask(&domain, call).await,
+            Err(error) => Err(error),
+        };
         killpoint("migrate.resumed");
         if let Some(moved) = &mut status.migration {
             // The guest has stood still at least since then.
@@ -502,7 +523,6 @@ impl Driver {
             self.unmake_volumes(domain.uuid, &arriving.volumes).await;
             return Err(error);
         }
-        self.keep_volumes(domain.uuid);
         if paused {
             let mut inner = domain.lock();
             inner.state = State::Paused(PausedReason::User);
