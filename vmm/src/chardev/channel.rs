@@ -311,6 +311,15 @@ impl Channel {
         self.watch_listener(epoll, true);
     }
 
+    /// The device stands still: what it has said is handed on now, as far as goes without
+    /// waiting, so that nobody who goes on elsewhere speaks before it. A lossless port's output
+    /// stays: room in it is something that its device would see.
+    pub fn hand_on(&mut self, epoll: &Epoll) {
+        if !self.port.is_lossless() {
+            self.collect(epoll);
+        }
+    }
+
     /// Moves output from the device to the log and the other end.
     fn collect(&mut self, epoll: &Epoll) {
         if self.port.is_lossless() && self.backlog.len() >= BACKLOG {

@@ -122,6 +122,9 @@ impl Machine {
             // What PCI functions have in hand: of a machine that never ran, too.
             self.hold().map_err(|error| error.to_string())?;
             if self.gate.is_quiet() {
+                for channel in &mut self.channels {
+                    channel.hand_on(&self.epoll);
+                }
                 return match self.ending {
                     None => Ok(()),
                     Some(_) => Err("the machine has ended".to_owned()),
