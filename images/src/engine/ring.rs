@@ -11,6 +11,10 @@ use crate::IoBuf;
 
 /// Submissions the kernel takes at a time; more are submitted in between.
 const ENTRIES: u32 = 256;
+/// As many are handed over at once: few enough that the disk has work while the next ones are
+/// made up, and enough for neighbours to become one (a disk at depth 64 does a quarter more small
+/// random writes than when it gets all at the end, and no fewer sequential ones).
+const BATCH: usize = 8;
 /// Completions that have room; the kernel keeps what is beyond.
 const COMPLETIONS: u32 = 2048;
 /// The token of the wait for the eventfd.
@@ -97,7 +101,7 @@ impl<T> Ring<T> {
         Err(io::Error::from_raw_os_error(libc::EBUSY))
     }
 
-    /// Takes a transfer; it goes to the kernel with the next [`Ring::submit`].
+    /// Takes a transfer; it goes to the kernel with the next [`Ring::submit`] at the latest.
     ///
     /// # Errors
     /// The kernel's refusal, with the transfer given back.
@@ -138,6 +142,12 @@ impl<T> Ring<T> {
             Ok(()) => {
                 self.slots[slot] = Some((transfer, data));
                 self.in_flight += 1;
+                if self.unsubmitted >= BATCH
+                    && let Err(error) = self.submit()
+                {
+                    // It is in the ring: the next `submit` tries again, and says so.
+                    log::debug!("io_uring: {error}");
+                }
                 Ok(())
             }
             Err(error) => {
