@@ -1,8 +1,9 @@
 //! A guest that lives by its firmware: it is saved, moved and reset, and goes on.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use vireo_tests::{Rig, left_out};
+use vireo_tests::{Rig, Terminal, left_out};
 
 const SOON: Duration = Duration::from_secs(120);
 
@@ -70,13 +71,16 @@ fn goes_on(serial: &str) {
     assert!(said.starts_with('a'), "{said}");
 }
 
+fn rom() -> Option<PathBuf> {
+    ["/usr/share/seabios", "/usr/share/qemu"]
+        .map(|at| Path::new(at).join("bios-256k.bin"))
+        .into_iter()
+        .find(|path| path.exists())
+}
+
 #[test]
 fn a_guest_of_seabios_is_saved_moved_and_reset() {
-    let roms = ["/usr/share/seabios", "/usr/share/qemu"];
-    if !roms
-        .iter()
-        .any(|at| std::path::Path::new(at).join("bios-256k.bin").exists())
-    {
+    if rom().is_none() {
         return left_out("needs seabios");
     }
     let (one, other) = (Rig::new(), Rig::new());
@@ -128,4 +132,42 @@ fn a_guest_of_seabios_is_saved_moved_and_reset() {
     goes_on(&serial);
     one.vireo(&["destroy", "guest"]).ok();
     other.vireo(&["destroy", "guest"]).fails();
+}
+
+/// With nothing to boot from it tries again after a while, if the definition says so; the firmware
+/// may be a file of one's own.
+#[test]
+fn firmware_of_ones_own_tries_again() {
+    let Some(rom) = rom() else {
+        return left_out("needs seabios");
+    };
+    let rig = Rig::new();
+    let own = rig.write("own.bin", std::fs::read(rom).unwrap());
+    let blank = rig.write("blank.img", vec![0; 1 << 20]);
+    let domain = |loader: &str| {
+        format!(
+            "<domain type='qemu'><name>guest</name><memory unit='MiB'>64</memory>\
+             <os><type arch='x86_64' machine='q35'>hvm</type><loader readonly='yes' type='rom'>{loader}</loader>\
+             <bios useserial='yes' rebootTimeout='100'/><boot dev='hd'/></os>\
+             <features><acpi/></features><devices>\
+             <disk type='file'><driver name='qemu' type='raw'/><source file='{blank}'/><target dev='vda'/></disk>\
+             <console type='pty'/></devices></domain>"
+        )
+    };
+    rig.define(&domain(&own));
+    let mut terminal = Terminal::start(rig.command("vireo").args(["start", "guest", "--console"]));
+    for _ in 0..2 {
+        terminal.expect("SeaBIOS (version", SOON);
+        terminal.expect("No bootable device.  Retrying in", SOON);
+    }
+    drop(terminal);
+    rig.vireo(&["destroy", "guest"]).ok();
+    let missing = rig.path("missing.bin").display().to_string();
+    rig.define(&domain(&missing));
+    let said = rig.vireo(&["start", "guest"]).fails();
+    assert!(said.contains(&missing), "{said}");
+    let junk = rig.write("junk.bin", vec![0; 100]);
+    rig.define(&domain(&junk));
+    let said = rig.vireo(&["start", "guest"]).fails();
+    assert!(said.contains("junk.bin"), "{said}");
 }

@@ -7,14 +7,14 @@ use std::time::SystemTime;
 use vmm_api::control::Call;
 
 use super::Driver;
-use super::job::{self, End, Operation, Saving};
+use super::job::{End, Operation};
 use super::lifecycle::{ask, end};
 use super::object::{Domain, Pinned};
 use super::saved_image;
 use super::state::{PausedReason, State};
+use super::written::Writing;
 use crate::error::{Error, ErrorCode, Result, check_flags};
 use crate::events::DomainEvent;
-use crate::killpoint::killpoint;
 use crate::logger;
 
 /// So many dumps that a guest's watchdog has asked for are kept: a guest could fill the disk.
@@ -118,41 +118,19 @@ impl Driver {
         let _job = domain.job().await?;
         let path = Path::new(&to);
         let file = saved_image::create(path, has(BYPASS_CACHE))?;
-        let passed = file.file().try_clone();
-        let passed =
-            passed.map_err(|e| Error::system(format!("Failed to create file '{to}'"), &e))?;
-        let control = {
-            let mut inner = domain.lock();
-            let was_running = matches!(inner.state, State::Running(_));
-            let live = inner.live_mut()?;
-            live.work.begin(Operation::Dump)?;
-            // Never taken for a finished save: whoever finds it removes the file.
-            live.work.saving = Some(Saving {
-                temp: file.temp().to_owned(),
-                path: file.temp().to_owned(),
-                id: [0; 16],
-                was_running,
-            });
-            let control = live.control.clone();
-            self.write_record(&inner);
-            control
-        };
         let call = Call::Dump {
             live: has(LIVE),
             devices: !has(MEMORY_ONLY),
         };
-        let result = match control.send_with(call, vec![passed.into()]) {
-            Ok(answer) => job::wait(&domain, answer).await,
-            Err(error) => Err(job::not_begun(error)),
+        let writing = Writing {
+            operation: Operation::Dump,
+            call,
+            more: Vec::new(),
+            was_running: None,
+            id: None,
+            points: ["dump.begun", "dump.written"],
         };
-        killpoint("dump.written");
-        let put = match result {
-            Ok(status) => file
-                .put()
-                .map(|()| status)
-                .map_err(|e| Error::system(format!("cannot write '{to}'"), &e)),
-            Err(error) => Err(error),
-        };
+        let put = self.written(&domain, file, path, writing).await?;
         let finished = {
             let mut inner = domain.lock();
             let finished = inner.live_mut().ok().and_then(|live| {

@@ -33,6 +33,7 @@ pub mod tunables;
 pub mod tuning;
 pub mod vcpus;
 pub mod watch;
+mod written;
 
 use std::fs;
 use std::io;

@@ -12,12 +12,13 @@ use vmm_api::control::Call;
 use xml_schemas::Domain as Definition;
 use xml_schemas::domain::View;
 
-use super::job::{self, End, Operation, Saving};
+use super::job::{End, Operation, Saving};
 use super::lifecycle::{ask, end};
 use super::object::{Domain, Pinned};
 use super::saved_image::{self, Contents};
 use super::start::{self, Origin, StartOptions};
 use super::state::{PausedReason, State};
+use super::written::Writing;
 use super::{Driver, blocking};
 use crate::drivers::domain::block_jobs::without_block_job;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
@@ -122,40 +123,17 @@ impl Driver {
             }
             None => live.format(View::Inactive),
         };
-        let to = path.display().to_string();
         let file = saved_image::create(path, flags & flags::BYPASS_CACHE != 0)?;
-        let cannot = |e: &std::io::Error| Error::system(format!("Failed to create file '{to}'"), e);
-        let passed = file.file().try_clone().map_err(|e| cannot(&e))?;
         let id = Uuid::new_v4().into_bytes();
-        let control = {
-            let mut inner = domain.lock();
-            let was_running = matches!(inner.state, State::Running(_));
-            let live = inner.live_mut()?;
-            live.work.begin(Operation::Save)?;
-            live.work.saving = Some(Saving {
-                temp: file.temp().to_owned(),
-                path: path.to_owned(),
-                id,
-                was_running,
-            });
-            let control = live.control.clone();
-            self.write_record(&inner);
-            control
+        let writing = Writing {
+            operation: Operation::Save,
+            call: Call::Save { xml, id, running },
+            more: Vec::new(),
+            was_running: None,
+            id: Some(id),
+            points: ["save.begun", "save.written"],
         };
-        killpoint("save.begun");
-        let call = Call::Save { xml, id, running };
-        let result = match control.send_with(call, vec![passed.into()]) {
-            Ok(answer) => job::wait(domain, answer).await,
-            Err(error) => Err(job::not_begun(error)),
-        };
-        killpoint("save.written");
-        let put = match result {
-            Ok(status) => file
-                .put()
-                .map(|()| status)
-                .map_err(|e| Error::system(format!("cannot write '{to}'"), &e)),
-            Err(error) => Err(error),
-        };
+        let put = self.written(domain, file, path, writing).await?;
         killpoint("save.put");
         let finished = {
             let mut inner = domain.lock();

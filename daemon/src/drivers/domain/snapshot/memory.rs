@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use vmm_api::control::Call;
 
-use crate::drivers::domain::job::{self, Operation, Saving};
+use crate::drivers::domain::job::{Operation, Saving};
 use crate::drivers::domain::object::Pinned;
+use crate::drivers::domain::written::Writing;
 use crate::drivers::domain::{Driver, saved_image};
-use crate::error::{Error, Result};
-use crate::killpoint::killpoint;
+use crate::error::Result;
 
 /// Has the domain's memory written by that call, into a file that is at `path` when it is whole.
 pub(super) async fn written(
@@ -22,35 +22,16 @@ pub(super) async fn written(
     more: Vec<OwnedFd>,
 ) -> Result<()> {
     let file = saved_image::create(path, false)?;
-    let cannot = |e: &std::io::Error| {
-        Error::system(format!("Failed to create file '{}'", path.display()), e)
+    // A daemon that dies now leaves no snapshot: the file goes, the guest runs on.
+    let writing = Writing {
+        operation: Operation::Snapshot,
+        call,
+        more,
+        was_running: Some(was_running),
+        id: None,
+        points: ["snapshot.begun", "snapshot.memory"],
     };
-    let passed = file.file().try_clone().map_err(|e| cannot(&e))?;
-    let control = {
-        let mut inner = domain.lock();
-        let live = inner.live_mut()?;
-        live.work.begin(Operation::Snapshot)?;
-        // A daemon that dies now leaves no snapshot: the file goes, the guest runs on.
-        live.work.saving = Some(Saving {
-            temp: file.temp().to_owned(),
-            path: file.temp().to_owned(),
-            id: [0; 16],
-            was_running,
-        });
-        let control = live.control.clone();
-        driver.write_record(&inner);
-        control
-    };
-    let passed = std::iter::once(passed.into()).chain(more).collect();
-    let result = match control.send_with(call, passed) {
-        Ok(answer) => job::wait(domain, answer).await,
-        Err(error) => Err(job::not_begun(error)),
-    };
-    killpoint("snapshot.memory");
-    let put = match result {
-        Ok(status) => file.put().map(|()| status).map_err(|e| cannot(&e)),
-        Err(error) => Err(error),
-    };
+    let put = driver.written(domain, file, path, writing).await?;
     let mut inner = domain.lock();
     if let Ok(live) = inner.live_mut() {
         live.work.saving = match (&put, live.work.saving.take()) {
