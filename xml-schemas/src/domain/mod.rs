@@ -293,9 +293,27 @@ impl Domain {
     /// canonical machine name, emulator, MAC addresses, currentMemory, serial ports and consoles.
     ///
     /// # Errors
-    /// VIR_ERR_CONFIG_UNSUPPORTED for a machine, architecture or vCPU count that is not offered.
+    /// VIR_ERR_CONFIG_UNSUPPORTED for a machine, architecture or vCPU count that is not offered;
+    /// VIR_ERR_XML_ERROR if the document would be too long to be read again.
     pub fn fill_defaults(&mut self, host: &HostFacts) -> Result<(), XmlError> {
-        defaults::fill(self, host)
+        defaults::fill(self, host)?;
+        defaults::check_size(self)
+    }
+
+    /// As [`Domain::fill_defaults`], of a definition that was stored as `bytes` bytes: its length
+    /// is looked at only where it is such that it could be too long. (That look costs as much as
+    /// all the rest, and a daemon that starts reads thousands of definitions.)
+    ///
+    /// # Errors
+    /// As [`Domain::fill_defaults`].
+    pub fn fill_stored(&mut self, host: &HostFacts, bytes: usize) -> Result<(), XmlError> {
+        /// A document is not a hundred times as long as it came.
+        const SHORT: usize = crate::dom::MAX_DOCUMENT_BYTES / 200;
+        defaults::fill(self, host)?;
+        if bytes > SHORT {
+            defaults::check_size(self)?;
+        }
+        Ok(())
     }
 
     /// What decides whether the domain can be started here: the devices left out of the machine

@@ -225,36 +225,29 @@ impl Grammar {
     }
 
     fn attributes(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
-        let (name, line) = (element.name.clone(), element.line);
+        let (name, line) = (&element.name, element.line);
         element.attributes.retain(|(attribute, value)| {
             if is_declaration(attribute) {
                 return true;
             }
-            let rules: Vec<_> = allowed
-                .attributes
-                .iter()
-                .filter(|(n, ..)| n == attribute)
-                .collect();
-            let fault = if rules.is_empty() {
+            let rules = || allowed.attributes.iter().filter(|(n, ..)| n == attribute);
+            let fault = if rules().next().is_none() {
                 Fault::UnknownAttribute {
                     name: shown(attribute),
                     element: name.clone(),
                 }
-            } else if rules
-                .iter()
-                .any(|(_, _, values)| self.table.kinds.allow(values, value))
-            {
+            } else if rules().any(|(_, _, values)| self.table.kinds.allow(values, value)) {
                 return true;
             } else if !findings.strict
                 && value.trim().is_empty()
-                && rules.iter().all(|(_, required, _)| !required)
+                && rules().all(|(_, required, _)| !required)
             {
                 Fault::Empty {
                     what: format!("attribute '{attribute}'"),
                     element: name.clone(),
                 }
             } else {
-                let words = rules.iter().flat_map(|(_, _, v)| v.words()).copied();
+                let words = rules().flat_map(|(_, _, v)| v.words()).copied();
                 Fault::BadValue {
                     attribute: attribute.clone(),
                     element: name.clone(),
@@ -278,10 +271,10 @@ impl Grammar {
 
     fn text(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
         let line = element.line;
-        let text = element.text();
         match allowed.text {
             None => {
-                if !text.trim().is_empty() {
+                let says = |n: &Node| matches!(n, Node::Text(text) if !text.trim().is_empty());
+                if element.children.iter().any(says) {
                     let fault = Fault::Text {
                         element: element.name.clone(),
                     };
@@ -290,6 +283,7 @@ impl Grammar {
                 element.children.retain(|n| !matches!(n, Node::Text(_)));
             }
             Some((required, values)) => {
+                let text = element.text();
                 let free = !required && text.trim().is_empty();
                 if !free && !self.table.kinds.allow(values, &text) {
                     let fault = Fault::BadText {
@@ -304,7 +298,7 @@ impl Grammar {
     }
 
     fn children(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
-        let (parent, line) = (element.name.clone(), element.line);
+        let (parent, line) = (&element.name, element.line);
         let mut seen = vec![0_usize; allowed.children.len()];
         element.children.retain_mut(|node| {
             let Node::Element(child) = node else {

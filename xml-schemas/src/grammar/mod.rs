@@ -145,6 +145,15 @@ impl Grammar {
 
     fn allowed<'g>(&'g self, body: &'g Body, element: &Element) -> Allowed<'g> {
         let mut allowed = Allowed::default();
+        // Every element of every document comes through here: its lists grow once.
+        let is_attribute = |item: &&Item| matches!(item, Item::Attribute { .. });
+        let is_child = |item: &&Item| matches!(item, Item::Child { .. });
+        allowed
+            .attributes
+            .reserve_exact(body.iter().filter(is_attribute).count());
+        allowed
+            .children
+            .reserve_exact(body.iter().filter(is_child).count());
         self.collect(body, element, &mut allowed);
         allowed
     }

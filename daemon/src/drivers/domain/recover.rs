@@ -75,7 +75,8 @@ fn load_definitions(driver: &Driver) -> io::Result<()> {
             // Written by hand; a made-up one would be another at each start.
             return Err("it has no <uuid>".to_owned());
         }
-        definition.fill_defaults(&host).map_err(|e| e.to_string())?;
+        let filled = definition.fill_stored(&host, text.len());
+        filled.map_err(|e| e.to_string())?;
         let identity = Identity {
             name: definition.name.clone(),
             uuid: definition.uuid.unwrap_or_default(),
