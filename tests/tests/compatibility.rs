@@ -16,6 +16,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("DOMAIN_PM_SUSPEND_FOR_DURATION", "dompmsuspend"),
     ("DOMAIN_SET_BLOCK_THRESHOLD", "domblkthreshold"),
     ("DOMAIN_BLOCK_COPY", "blockcopy"),
+    ("DOMAIN_MIGRATE_GET_COMPRESSION_CACHE", "migrate-compcache"),
+    ("DOMAIN_MIGRATE_SET_COMPRESSION_CACHE", "migrate-compcache"),
     ("DOMAIN_SET_LAUNCH_SECURITY_STATE", "domsetlaunchsecstate"),
     ("DOMAIN_FD_ASSOCIATE", "dom-fd-associate"),
     ("DOMAIN_QEMU_MONITOR_COMMAND", "qemu-monitor-command"),

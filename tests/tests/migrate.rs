@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vireo_tests::{Kernel, Rig, Terminal, linux_guest, soak, tiny_guest};
@@ -440,4 +441,193 @@ fn what_does_not_fit_is_refused_and_it_runs_on() {
     .ok();
     assert_eq!(other.state("tiny"), "shut off (unknown)");
     one.vireo(&["domstate", "tiny"]).fails();
+}
+
+#[test]
+fn a_guest_on_its_way_is_seen_where_it_goes_and_can_be_given_up_there() {
+    let (one, other) = two();
+    busy_guest(&one, "tiny");
+    let mut events =
+        Terminal::start(
+            other
+                .command("vireo")
+                .args(["event", "--event", "lifecycle", "--loop"]),
+        );
+    // It has subscribed when it hears of another domain.
+    let heard = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let began = Instant::now();
+            while !heard.load(Ordering::Relaxed) && began.elapsed() < SOON {
+                other.define(&tiny_guest(&other, "another", "qemu"));
+                other.vireo(&["undefine", "another"]).ok();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        events.expect("Undefined Removed", SOON);
+        heard.store(true, Ordering::Relaxed);
+    });
+    let mut child = slow_move(&one, &other, "tiny", &[]);
+    for list in [other.vireo(&["list"]).ok(), other.virsh(&["list"]).ok()] {
+        let line = list.lines().find(|line| line.contains(" tiny ")).unwrap();
+        assert!(line.ends_with("paused"), "{list}");
+    }
+    assert_eq!(other.state("tiny"), "paused (migrating)");
+    let id = other.vireo(&["domid", "tiny"]).ok().trim().to_owned();
+    assert!(id.parse::<u32>().unwrap() > 0);
+    assert_eq!(other.vireo(&["domname", &id]).ok().trim(), "tiny");
+    let xml = other.vireo(&["dumpxml", "tiny"]).ok();
+    assert!(xml.contains(&format!(" id='{id}'")), "{xml}");
+    assert!(xml.contains("<memory unit='KiB'>65536</memory>"), "{xml}");
+    let info = other.vireo(&["dominfo", "tiny"]).ok();
+    assert!(info.contains("State:          paused"), "{info}");
+    assert!(info.contains("Persistent:     no"), "{info}");
+    for job in [
+        other.vireo(&["domjobinfo", "tiny"]).ok(),
+        other.virsh(&["domjobinfo", "tiny"]).ok(),
+    ] {
+        assert!(job.contains("Unbounded"), "{job}");
+        assert!(job.contains("Incoming migration"), "{job}");
+        assert!(job.contains("Time elapsed:"), "{job}");
+    }
+    // It keeps its name, and its own state.
+    let mine = other.write("tiny.xml", &xml);
+    let file = other.path("saved").display().to_string();
+    for change in [
+        &["resume", "tiny"][..],
+        &["suspend", "tiny"],
+        &["reset", "tiny"],
+        &["shutdown", "tiny"],
+        &["save", "tiny", &file],
+        &["setmem", "tiny", "32M", "--live"],
+        &["undefine", "tiny"],
+        &["define", &mine],
+        &["migrate-setspeed", "tiny", "7"],
+        &["migrate", "--live", "tiny", &one.uri()],
+    ] {
+        let said = other.vireo(change).fails();
+        assert!(
+            said.contains("held by incoming migration"),
+            "{change:?}: {said}"
+        );
+    }
+    let namesake = other.write("namesake.xml", tiny_guest(&other, "tiny", "qemu"));
+    let said = other.vireo(&["define", &namesake]).fails();
+    assert!(said.contains("already exists with uuid"), "{said}");
+    let said = other.vireo(&["domjobabort", "tiny"]).fails();
+    assert!(said.contains("cannot abort incoming migration"), "{said}");
+    assert_eq!(other.state("tiny"), "paused (migrating)");
+    other.vireo(&["destroy", "tiny"]).ok();
+    assert!(!other.vireo(&["list", "--name"]).ok().contains("tiny"));
+    assert!(!child.wait().unwrap().success());
+    running_here_only(&one, &other, "tiny");
+    answers(&one, "tiny");
+    let failed = one
+        .vireo(&["domjobinfo", "tiny", "--completed", "--rawstats"])
+        .ok();
+    assert!(
+        failed.contains("migration failed: domain was destroyed on the target host"),
+        "{failed}"
+    );
+    // What had gone until then is told, too.
+    let sent = failed
+        .lines()
+        .find_map(|line| line.strip_prefix("memory_processed: "));
+    assert!(sent.unwrap().parse::<u64>().unwrap() > 0, "{failed}");
+    // Its name is free again, and it can come.
+    let mut child = slow_move(&one, &other, "tiny", &[]);
+    one.vireo(&["migrate-setspeed", "tiny", "10000"]).ok();
+    assert!(child.wait().unwrap().success());
+    running_here_only(&other, &one, "tiny");
+    answers(&other, "tiny");
+    for event in [
+        "'tiny': Started Migrated",
+        "'tiny': Stopped Destroyed",
+        "'tiny': Started Migrated",
+        "'tiny': Resumed Migrated",
+    ] {
+        events.expect(event, SOON);
+    }
+    events.send("\x03");
+    events.wait(SOON);
+}
+
+#[test]
+fn speeds_are_kept_and_the_same_daemon_is_no_target() {
+    let (one, other) = two();
+    one.define(&tiny_guest(&one, "tiny", "qemu"));
+    let speed = |rig: &Rig| {
+        rig.vireo(&["migrate-getspeed", "tiny"])
+            .ok()
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(speed(&one), "8796093022207");
+    one.vireo(&["migrate-setspeed", "tiny", "6"]).ok();
+    assert_eq!(speed(&one), "6");
+    let said = one.vireo(&["migrate-setmaxdowntime", "tiny", "50"]).fails();
+    assert!(said.contains("not running"), "{said}");
+    one.vireo(&["start", "tiny"]).ok();
+    assert_eq!(speed(&one), "6");
+    one.vireo(&["migrate-setmaxdowntime", "tiny", "50"]).ok();
+    one.kill_daemon();
+    assert_eq!(speed(&one), "6");
+    assert_eq!(
+        one.vireo(&["migrate-getmaxdowntime", "tiny"]).ok().trim(),
+        "50"
+    );
+    let (uri, at) = (one.uri(), place(&one));
+    for run in [
+        one.vireo(&moving("tiny", &uri, &at)),
+        one.virsh(&moving("tiny", &uri, &at)),
+        one.vireo(&[&moving("tiny", &uri, &at)[..], &["--p2p"]].concat()),
+    ] {
+        let said = run.fails();
+        assert!(
+            said.contains("Attempt to migrate guest to the same host"),
+            "{said}"
+        );
+    }
+    running_here_only(&one, &other, "tiny");
+    let (uri, at) = (other.uri(), place(&other));
+    // As stock virsh words it.
+    for (how, words) in [
+        (
+            &["--timeout-suspend"][..],
+            "Unexpected --timeout-* option without --timeout",
+        ),
+        (
+            &["--postcopy-resume"],
+            "Option --postcopy is required by option --postcopy-resume",
+        ),
+        (
+            &["--timeout-postcopy"],
+            "Option --postcopy is required by option --timeout-postcopy",
+        ),
+        (
+            &["--tls-destination", "x"],
+            "Option --tls is required by option --tls-destination",
+        ),
+        (
+            &["--persistent-xml", "/x"],
+            "Option --persistent is required by option --persistent-xml",
+        ),
+        (
+            &["--bandwidth", "8796093022208"],
+            "bandwidth must be less than 8796093022208",
+        ),
+    ] {
+        let args = [&moving("tiny", &uri, &at)[..], how].concat();
+        for run in [one.vireo(&args), one.virsh(&args)] {
+            let said = run.fails();
+            assert!(said.contains(words), "{how:?}: {said}");
+        }
+    }
+    for run in [
+        one.vireo(&["migrate-compcache", "tiny"]),
+        one.virsh(&["migrate-compcache", "tiny", "--size", "4096"]),
+    ] {
+        let said = run.fails();
+        assert!(said.contains("there is no compression cache"), "{said}");
+    }
 }

@@ -30,10 +30,14 @@ fn answers(rig: &Rig, name: &str) {
 
 /// A daemon that, or one of whose VMMs, dies at a point.
 fn daemon(rig: &Rig, dies_at: Option<&str>) -> Child {
+    daemon_with(rig, dies_at.map(|point| ("VIREO_KILL_AT", point)))
+}
+
+fn daemon_with(rig: &Rig, variable: Option<(&str, &str)>) -> Child {
     let log = std::fs::File::create(rig.path("daemon.log")).unwrap();
     let mut command = rig.command("vireod");
-    if let Some(point) = dies_at {
-        command.env("VIREO_KILL_AT", point);
+    if let Some((name, value)) = variable {
+        command.env(name, value);
     }
     let child = command
         .stdout(log.try_clone().unwrap())
@@ -338,4 +342,87 @@ fn a_volume_that_was_made_for_a_guest_that_did_not_come_goes() {
     there
         .vireo(&["image", "check", "-q", &made.display().to_string()])
         .ok();
+}
+
+/// A target's VMM that hangs at a point while it takes the guest over, and what becomes of it when it comes round.
+fn hangs(point: &str, how: &[&str], runs: Runs) {
+    let what = format!("{point} {how:?}");
+    let (here, there) = (Rig::new(), Rig::new());
+    let _daemons = [
+        daemon(&here, None),
+        daemon_with(&there, Some(("VIREO_STOP_AT", point))),
+    ];
+    here.define(&tiny_guest(&here, "tiny", "qemu"));
+    here.vireo(&["start", "tiny"]).ok();
+    answers(&here, "tiny");
+    let at = format!("unix://{}", there.path("incoming").display());
+    let uri = there.uri();
+    let mut args = vec!["migrate", "--live", "tiny", &uri, "--migrateuri", &at];
+    args.extend(how);
+    let said = here.vireo(&args).fails();
+    assert!(said.contains("has not answered for 10 s"), "{what}: {said}");
+    // Whoever may have the guest is left alone, and seen.
+    let [pid] = there.processes("vireo-vmm")[..] else {
+        panic!("{what}: the target's VMM is gone");
+    };
+    assert_eq!(there.state("tiny"), "paused (migrating)", "{what}");
+    let state = here.state("tiny");
+    match runs {
+        Runs::There => assert_eq!(state, "paused (migrating)", "{what}"),
+        _ => assert!(state.starts_with("running"), "{what}: {state}"),
+    }
+    // SAFETY: takes numbers; the process is this test's own.
+    unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGCONT) };
+    let (one, other) = match runs {
+        Runs::There => (&there, &here),
+        _ => (&here, &there),
+    };
+    eventually(&format!("{what}: the other side has nothing"), || {
+        other.processes("vireo-vmm").is_empty() && !is_there(other)
+    });
+    eventually(&format!("{what}: it runs"), || {
+        one.state("tiny").starts_with("running")
+    });
+    answers(one, "tiny");
+    // It is persistent where that was wanted, though nobody waited for it.
+    if how.contains(&"--persistent") && runs == Runs::There {
+        eventually(&format!("{what}: it is defined"), || {
+            one.vireo(&["dominfo", "tiny"])
+                .ok()
+                .contains("Persistent:     yes")
+        });
+    }
+    one.vireo(&["destroy", "tiny"]).ok();
+}
+
+#[test]
+fn a_target_that_hangs_while_it_takes_over_keeps_what_it_was_given_and_gets_nothing_else() {
+    // It had not asked yet: the guest stays here.
+    hangs("vmm.incoming-asking", &[], Runs::Here);
+    // It has been given the guest, which therefore stands still here.
+    hangs("vmm.incoming-granted", &["--persistent"], Runs::There);
+}
+
+#[test]
+fn a_target_that_hangs_before_it_takes_over_is_waited_for_only_so_long() {
+    for how in [&[][..], &["--p2p"]] {
+        let (here, there) = (Rig::new(), Rig::new());
+        let stops = ("VIREO_STOP_AT", "vmm.incoming-received");
+        let _daemons = [daemon(&here, None), daemon_with(&there, Some(stops))];
+        here.define(&tiny_guest(&here, "tiny", "qemu"));
+        here.vireo(&["start", "tiny"]).ok();
+        answers(&here, "tiny");
+        let at = format!("unix://{}", there.path("incoming").display());
+        let uri = there.uri();
+        let mut args = vec!["migrate", "--live", "tiny", &uri, "--migrateuri", &at];
+        args.extend(how);
+        let said = here.vireo(&args).fails();
+        let words = "waited 15 s in vain for the other side to build the machine";
+        assert!(said.contains(words), "{how:?}: {said}");
+        assert!(here.state("tiny").starts_with("running"), "{how:?}");
+        answers(&here, "tiny");
+        assert!(there.processes("vireo-vmm").is_empty(), "{how:?}");
+        assert!(!is_there(&there), "{how:?}");
+        here.vireo(&["destroy", "tiny"]).ok();
+    }
 }

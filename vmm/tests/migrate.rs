@@ -274,6 +274,37 @@ fn how_far_it_is_can_be_asked_and_its_limits_changed() {
     in_order(&(source.serial() + &target.serial()));
 }
 
+#[test]
+fn a_limit_that_cannot_be_met_is_given_up_and_the_guest_is_fast_again() {
+    let mut source = reciting(Backend::Soft);
+    source.start();
+    grows(&source, 10);
+    let mut target = reciting(Backend::Soft);
+    let near = await_machine(&mut target, 1);
+    // A page takes 0.8 s, and the guest writes one in whatever little time it is left of that.
+    let hopeless = MigrateOptions {
+        bandwidth: 5_000,
+        downtime_ms: 1,
+        auto_converge: Some((99, 1)),
+        ..PLAIN
+    };
+    let (mut client, call) = begin(&source, hopeless, &near);
+    drop(near);
+    let error = ready(&mut client, call).unwrap_err();
+    let words = "the downtime limit of 1 ms can't be met: the guest writes ";
+    assert!(error.contains(words), "{error}");
+    assert!(
+        error.contains(" although it is slowed down by 99 %, "),
+        "{error}"
+    );
+    assert!(error.contains(" MiB/s are sent, and the "), "{error}");
+    assert_eq!(source.connect().state(), MachineState::Running);
+    grows(&source, 20);
+    in_order(&source.serial());
+    target.wait();
+    assert_eq!(target.serial(), "");
+}
+
 /// A disk of this format in that file.
 fn disk(rig: &mut Rig, format: &str, path: &std::path::Path, backing: Option<&std::path::Path>) {
     let mut image = serde_json::json!({"format": format, "file": {"path": path}, "name": "own"});

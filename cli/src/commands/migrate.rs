@@ -5,9 +5,10 @@ use std::time::Duration;
 use rpc::args::{
     ConnectSupportsFeatureArgs, DomainGetStateArgs, DomainMigrateBegin3ParamsArgs,
     DomainMigrateConfirm3ParamsArgs, DomainMigrateFinish3ParamsArgs,
-    DomainMigrateGetMaxDowntimeArgs, DomainMigrateGetMaxSpeedArgs, DomainMigratePerform3ParamsArgs,
-    DomainMigratePrepare3ParamsArgs, DomainMigrateSetMaxDowntimeArgs, DomainMigrateSetMaxSpeedArgs,
-    DomainMigrateStartPostCopyArgs, DomainSuspendArgs,
+    DomainMigrateGetCompressionCacheArgs, DomainMigrateGetMaxDowntimeArgs,
+    DomainMigrateGetMaxSpeedArgs, DomainMigratePerform3ParamsArgs, DomainMigratePrepare3ParamsArgs,
+    DomainMigrateSetCompressionCacheArgs, DomainMigrateSetMaxDowntimeArgs,
+    DomainMigrateSetMaxSpeedArgs, DomainMigrateStartPostCopyArgs, DomainSuspendArgs,
 };
 use rpc::client::Client;
 use rpc::procs;
@@ -177,6 +178,23 @@ pub const GETSPEED: Command = Command {
     connects: true,
 };
 
+/// `migrate-compcache`
+pub const COMPCACHE: Command = Command {
+    name: "migrate-compcache",
+    summary: "get/set compression cache size",
+    description: "Get/set size of the cache (in bytes) used for compressing repeatedly transferred memory pages during live migration. vireod has no such cache.",
+    options: &[
+        DOMAIN,
+        number(
+            "size",
+            "requested size of the cache (in bytes) used for compression",
+        )
+        .named_only(),
+    ],
+    handler: compression_cache,
+    connects: true,
+};
+
 /// `migrate-postcopy`
 pub const POSTCOPY_NOW: Command = Command {
     name: "migrate-postcopy",
@@ -286,13 +304,19 @@ fn params(args: &Args) -> Result<Vec<TypedParam>> {
 fn migrate(shell: &mut Shell, args: &Args) -> Result {
     args.exclusive("live", "offline")?;
     args.exclusive("timeout-suspend", "timeout-postcopy")?;
+    args.requires("postcopy-resume", "postcopy")?;
+    args.requires("timeout-postcopy", "postcopy")?;
+    args.requires("persistent-xml", "persistent")?;
+    args.requires("tls-destination", "tls")?;
     let timeout: Option<u64> = args.number("timeout")?;
-    if timeout.is_none() && args.has("timeout-suspend") {
-        return Err(Failure::new("Required option missing: --timeout"));
-    }
     if timeout.is_some() && !args.has("live") {
         return Err(Failure::new(
             "migrate: Unexpected timeout for offline migration",
+        ));
+    }
+    if timeout.is_none() && (args.has("timeout-suspend") || args.has("timeout-postcopy")) {
+        return Err(Failure::new(
+            "migrate: Unexpected --timeout-* option without --timeout",
         ));
     }
     let mut flags = flags(args, &FLAGS);
@@ -497,6 +521,25 @@ fn get_speed(shell: &mut Shell, args: &Args) -> Result {
     };
     let got = shell.call(procs::DOMAIN_MIGRATE_GET_MAX_SPEED, &get)?;
     shell.out.print(format!("{}\n", got.bandwidth));
+    Ok(())
+}
+
+fn compression_cache(shell: &mut Shell, args: &Args) -> Result {
+    let dom = find_domain(shell, args, ANY)?;
+    if let Some(size) = args.number::<u64>("size")? {
+        let set = DomainMigrateSetCompressionCacheArgs {
+            dom: dom.clone(),
+            cache_size: size,
+            flags: 0,
+        };
+        shell.call(procs::DOMAIN_MIGRATE_SET_COMPRESSION_CACHE, &set)?;
+    }
+    let get = DomainMigrateGetCompressionCacheArgs { dom, flags: 0 };
+    let got = shell.call(procs::DOMAIN_MIGRATE_GET_COMPRESSION_CACHE, &get)?;
+    let (value, unit) = job::pretty(got.cache_size);
+    shell
+        .out
+        .print(format!("Compression cache: {value:.3} {unit}"));
     Ok(())
 }
 

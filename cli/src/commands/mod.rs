@@ -369,6 +369,7 @@ const DOMAIN_COMMANDS: &[Command] = &[
     metadata::METADATA,
     migrate::MIGRATE,
     migrate::GETMAXDOWNTIME,
+    migrate::COMPCACHE,
     migrate::GETSPEED,
     migrate::POSTCOPY_NOW,
     migrate::SETMAXDOWNTIME,

@@ -5,7 +5,7 @@ use rpc::procs;
 use rpc::server::Router;
 
 use super::{Answer, Call, Daemon, reference};
-use crate::drivers::domain::migrate::{Params, flags};
+use crate::drivers::domain::migrate::{Params, SPEED_MOST, check_speed, flags};
 use crate::error::{Error, ErrorCode, check_flags};
 
 /// The functions for migration.
@@ -26,6 +26,14 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
         .on(procs::DOMAIN_MIGRATE_SET_MAX_SPEED, set_max_speed)
         .on(procs::DOMAIN_MIGRATE_GET_MAX_SPEED, get_max_speed)
         .on(procs::DOMAIN_MIGRATE_START_POST_COPY, start_post_copy)
+        .on(
+            procs::DOMAIN_MIGRATE_GET_COMPRESSION_CACHE,
+            get_compression_cache,
+        )
+        .on(
+            procs::DOMAIN_MIGRATE_SET_COMPRESSION_CACHE,
+            set_compression_cache,
+        )
 }
 
 /// The forms without parameters have these.
@@ -237,15 +245,16 @@ async fn get_max_downtime(
 ) -> Answer<DomainMigrateGetMaxDowntimeRet> {
     check_flags(args.flags, 0, "qemuDomainMigrateGetMaxDowntime")?;
     let domain = call.state().find(&args.dom)?;
-    let downtime = domain.lock().live()?.migration.downtime_ms;
+    let downtime = {
+        let inner = domain.lock();
+        inner.live()?;
+        inner.migration.downtime_ms
+    };
     Ok(DomainMigrateGetMaxDowntimeRet { downtime })
 }
 
 /// VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY
 const SPEED_POSTCOPY: u32 = 1;
-/// libvirt's name for "no limit", MiB a second.
-const SPEED_MOST: u64 = (i64::MAX as u64) >> 20;
-
 fn check_speed_flags(flags: u32, function: &str) -> Answer<()> {
     check_flags(flags, SPEED_POSTCOPY, function)?;
     if flags & SPEED_POSTCOPY != 0 {
@@ -257,10 +266,7 @@ fn check_speed_flags(flags: u32, function: &str) -> Answer<()> {
 
 async fn set_max_speed(call: Call, args: DomainMigrateSetMaxSpeedArgs) -> Answer<()> {
     check_speed_flags(args.flags, "qemuDomainMigrateSetMaxSpeed")?;
-    if args.bandwidth > SPEED_MOST {
-        let text = format!("bandwidth must be less than {}", SPEED_MOST + 1);
-        return Err(Error::new(ErrorCode::OVERFLOW, text).into());
-    }
+    check_speed(args.bandwidth)?;
     let domain = call.state().pin(&args.dom)?;
     // What is as fast as can be said has no limit.
     let bandwidth = match args.bandwidth {
@@ -277,11 +283,33 @@ async fn get_max_speed(
 ) -> Answer<DomainMigrateGetMaxSpeedRet> {
     check_speed_flags(args.flags, "qemuDomainMigrateGetMaxSpeed")?;
     let domain = call.state().find(&args.dom)?;
-    let bandwidth = match domain.lock().live()?.migration.bandwidth {
+    let bandwidth = match domain.lock().migration.bandwidth {
         0 => SPEED_MOST,
         bytes => bytes >> 20,
     };
     Ok(DomainMigrateGetMaxSpeedRet { bandwidth })
+}
+
+/// QEMU's XBZRLE sends differences to pages that it has sent before, and keeps those.
+fn no_compression_cache() -> Error {
+    let text = "there is no compression cache: memory is packed with zstd, page by page";
+    Error::new(ErrorCode::OPERATION_UNSUPPORTED, text)
+}
+
+async fn get_compression_cache(
+    call: Call,
+    args: DomainMigrateGetCompressionCacheArgs,
+) -> Answer<DomainMigrateGetCompressionCacheRet> {
+    call.state().find(&args.dom)?;
+    Err(no_compression_cache().into())
+}
+
+async fn set_compression_cache(
+    call: Call,
+    args: DomainMigrateSetCompressionCacheArgs,
+) -> Answer<()> {
+    call.state().find(&args.dom)?;
+    Err(no_compression_cache().into())
 }
 
 async fn start_post_copy(call: Call, args: DomainMigrateStartPostCopyArgs) -> Answer<()> {

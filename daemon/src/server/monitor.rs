@@ -81,7 +81,7 @@ async fn get_autostart(call: Call, args: DomainGetAutostartArgs) -> Answer<Domai
 
 async fn is_active(call: Call, args: DomainIsActiveArgs) -> Answer<DomainIsActiveRet> {
     let domain = call.state().find(&args.dom)?;
-    let active = i32::from(domain.lock().live.is_some());
+    let active = i32::from(domain.lock().is_active());
     Ok(DomainIsActiveRet { active })
 }
 

@@ -21,6 +21,8 @@ pub const REFUSED: &[i32] = &[
     procs::DOMAIN_PM_SUSPEND_FOR_DURATION.number(),
     procs::DOMAIN_SET_BLOCK_THRESHOLD.number(),
     procs::DOMAIN_BLOCK_COPY.number(),
+    procs::DOMAIN_MIGRATE_GET_COMPRESSION_CACHE.number(),
+    procs::DOMAIN_MIGRATE_SET_COMPRESSION_CACHE.number(),
     procs::DOMAIN_SET_LAUNCH_SECURITY_STATE.number(),
     procs::DOMAIN_FD_ASSOCIATE.number(),
     procs::DOMAIN_QEMU_MONITOR_COMMAND.number(),

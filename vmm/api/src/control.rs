@@ -497,6 +497,15 @@ pub struct BalloonStats {
 pub struct Failure {
     /// For people.
     pub message: String,
+    /// How far it was, if it was a job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobStatus>,
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self { message, job: None }
+    }
 }
 
 /// A machine's state.

@@ -110,6 +110,9 @@ impl Kind {
     }
 }
 
+/// In the error of a source that has given the right to run away and does not know whether it arrived.
+pub const UNKNOWN: &str = "whether the guest runs on the other side is not known";
+
 /// The number of the last `Round` frame.
 pub const LAST_ROUND: u32 = u32::MAX;
 /// Bytes of a frame before its body.

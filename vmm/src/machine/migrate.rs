@@ -19,7 +19,7 @@ use crate::migrate::{Permit, Right, Source, Tuning};
 use crate::state::job::{Job, Progress};
 
 /// How long the other side's hold on the disks may outlast its process.
-const UNLOCK: Duration = Duration::from_secs(2);
+const UNLOCK: Duration = Duration::from_secs(4);
 
 /// What the event loop keeps of a migration that runs.
 #[derive(Debug)]

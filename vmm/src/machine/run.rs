@@ -142,7 +142,7 @@ impl Machine {
         {
             let (by, id) = (asked.by, asked.request.id);
             if let Err(message) = self.begin_job(asked) {
-                let result = Err(Failure { message });
+                let result = Err(Failure::from(message));
                 self.send(by, &FromVmm::Reply(Reply { id, result }));
             }
             return;
@@ -159,7 +159,7 @@ impl Machine {
                 .map(|()| Answer::Done),
             call => self.carry_out(call),
         };
-        let result = result.map_err(|message| Failure { message });
+        let result = result.map_err(Failure::from);
         let reply = FromVmm::Reply(Reply {
             id: asked.request.id,
             result,

@@ -465,10 +465,9 @@ impl Machine {
             return;
         };
         let asker_there = self.control.as_ref().is_some_and(|control| control.has(by));
+        let mut so_far = job.progress.status();
         let mut result = job.finish();
-        if let Ok(status) = &mut result {
-            self.add_migration(status);
-        }
+        self.add_migration(result.as_mut().unwrap_or(&mut so_far));
         let may_run =
             !self.is_leaving() || self.left(&result.as_ref().map(|_| ()).map_err(Clone::clone));
         let run = may_run
@@ -484,7 +483,10 @@ impl Machine {
         self.go_on(run);
         let result = result
             .map(|status| Answer::Job(Some(status)))
-            .map_err(|message| Failure { message });
+            .map_err(|message| Failure {
+                message,
+                job: Some(so_far),
+            });
         self.send(by, &FromVmm::Reply(Reply { id, result }));
     }
 

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,7 +16,7 @@ use crate::state::job::Progress;
 /// How long a read or a write waits before it looks around.
 const STEP: Duration = Duration::from_millis(100);
 /// A peer from which, or to which, nothing moves for so long is gone.
-const STALL: Duration = Duration::from_secs(30);
+pub const STALL: Duration = Duration::from_secs(30);
 /// How long to wait between two looks at a peer that is about to say something.
 const SHORT: Duration = Duration::from_millis(10);
 /// Parts in one call (`UIO_MAXIOV` is 1024).
@@ -28,6 +29,10 @@ pub struct Link {
     stream: UnixStream,
     /// Waiting ends when this job is given up.
     job: Option<Arc<Progress>>,
+    /// No longer.
+    heedless: AtomicBool,
+    /// A peer from which, or to which, nothing moves for so many milliseconds is gone.
+    patience_ms: AtomicU64,
 }
 
 impl Link {
@@ -41,7 +46,14 @@ impl Link {
         stream.set_read_timeout(Some(STEP))?;
         stream.set_write_timeout(Some(STEP))?;
         no_delay(&stream);
-        Ok(Self { stream, job: None })
+        let link = Self {
+            stream,
+            job: None,
+            heedless: AtomicBool::new(false),
+            patience_ms: AtomicU64::new(0),
+        };
+        link.be_patient(STALL);
+        Ok(link)
     }
 
     /// Waiting ends when `job` is given up.
@@ -50,8 +62,14 @@ impl Link {
     }
 
     /// Waiting no longer ends with the job.
-    pub fn forget_job(&mut self) {
-        self.job = None;
+    pub fn forget_job(&self) {
+        self.heedless.store(true, Ordering::Relaxed);
+    }
+
+    /// A peer from which, or to which, nothing moves for so long is gone.
+    pub fn be_patient(&self, limit: Duration) {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self.patience_ms.store(limit, Ordering::Relaxed);
     }
 
     /// Whether the peer has sent something, or gone, without waiting.
@@ -101,11 +119,14 @@ impl Link {
 
     /// After a wait of one step: whether to go on.
     fn look_around(&self, since: Instant) -> io::Result<()> {
-        if let Some(job) = &self.job {
+        if let Some(job) = &self.job
+            && !self.heedless.load(Ordering::Relaxed)
+        {
             job.check()?;
         }
-        if since.elapsed() >= STALL {
-            let text = format!("nothing moved for {} s", STALL.as_secs());
+        let limit = Duration::from_millis(self.patience_ms.load(Ordering::Relaxed));
+        if since.elapsed() >= limit {
+            let text = format!("nothing moved for {} s", limit.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
         Ok(())

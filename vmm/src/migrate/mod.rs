@@ -4,6 +4,7 @@
 pub mod disks;
 pub mod link;
 pub mod source;
+mod stuck;
 pub mod target;
 
 pub use source::{Right, Source, Tuning};

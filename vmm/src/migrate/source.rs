@@ -13,7 +13,8 @@ use vmm_api::migrate::{self, HEADER, Header, Hello, Kind, LAST_ROUND, StreamErro
 use vmm_api::saved::{CHUNK, PAGE};
 
 use super::disks::{self, WORD};
-use super::link::{Link, PARTS_MOST, part, says_gone};
+use super::link::{Link, PARTS_MOST, STALL, part, says_gone};
+use super::stuck::Stuck;
 use crate::devices::lock;
 use crate::killpoint::killpoint;
 use crate::memory::{GuestMemory, Scratch};
@@ -35,12 +36,20 @@ const EXTRA_ROUNDS: u32 = 6;
 const STATE_PART: usize = 1 << 20;
 /// Disks are copied alone until so little is left, or it does not get less.
 const DISKS_FEW: u64 = 16 << 20;
+/// A guest that stands still altogether would be paused, not migrated live.
+const THROTTLE_MOST: u32 = 99;
 /// A connection that has nothing to say says so this often.
 const ALIVE: Duration = Duration::from_secs(5);
 /// How long a side that ended may take to have its last word heard.
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// How long the other side may take to be gone, and its hold on the disks with it.
-const GONE: Duration = Duration::from_secs(10);
+const GONE: Duration = Duration::from_secs(2);
+/// How long it may take or say nothing while the guest stands still.
+const STILL: Duration = Duration::from_secs(15);
+/// How long a refusal may take to be sent.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long to wait for a sign of a guest that has been given away: it runs nowhere else.
+const GIVEN: Duration = Duration::from_secs(600);
 
 /// Who may run the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,11 +248,13 @@ impl Source {
         let result = self.all(progress).map_err(|error| self.explain(error));
         self.brake.release();
         if let Err(error) = &result
-            && let Some(link) = self.links.first_mut()
+            && let Some(link) = self.links.first()
         {
             // So that the other side knows why; it sees the end of the connection otherwise.
             let verdict = Verdict::refused(error.to_string());
             link.forget_job();
+            // One that takes nothing is not waited for twice.
+            link.be_patient(FAREWELL);
             if let Ok(frame) = migrate::json_frame(Kind::Verdict, &verdict)
                 && let Err(error) = io::Write::write_all(&mut &*link, &frame)
             {
@@ -327,6 +338,7 @@ impl Source {
         self.written_pages()?;
         dirty.pages = dirty::content(&self.memory);
         let mut extra = 0;
+        let mut stuck = Stuck::new();
         for round in 0u32.. {
             let bytes = dirty.bytes();
             self.tuning.change(|status| {
@@ -357,8 +369,15 @@ impl Source {
                     break;
                 }
                 extra += 1;
-            } else if left > bytes / 2 {
-                self.slow_down();
+            } else {
+                let throttle = self.tuning.throttle.load(Ordering::Relaxed);
+                if stuck.goes_on(left, throttle) {
+                    self.cannot_converge(left, rate)?;
+                    stuck = Stuck::new();
+                }
+                if left > bytes / 2 {
+                    self.slow_down();
+                }
             }
         }
         // What was taken out of the log has to go, whatever comes after.
@@ -396,6 +415,9 @@ impl Source {
         // From here on the machine's own hold on them is enough.
         self.brake.release();
         self.stood_still.store(true, Ordering::Relaxed);
+        for link in &self.links {
+            link.be_patient(STILL);
+        }
         self.tuning.throttle.store(0, Ordering::Relaxed);
         self.notices.send(Notice::StandStill);
         let states = loop {
@@ -408,22 +430,36 @@ impl Source {
         };
         killpoint("vmm.migrate-still");
         let dirty = self.written()?;
-        self.round(&dirty, LAST_ROUND, progress, false)?;
+        let rest = self.round(&dirty, LAST_ROUND, progress, false);
+        rest.map_err(|error| {
+            silent(
+                error,
+                "for the other side to take the rest of the guest",
+                STILL,
+            )
+        })?;
         for states in states.chunks(STATE_PART) {
             self.count_sent(states.len() as u64);
             migrate::send(&mut link, Kind::State, states)?;
         }
         migrate::send(&mut link, Kind::State, &[])?;
         killpoint("vmm.migrate-sent");
-        let verdict: Verdict = migrate::expect_json(&mut link, Kind::Verdict)?;
+        let verdict = migrate::expect_json::<Verdict>(&mut link, Kind::Verdict);
+        let verdict = verdict
+            .map_err(|error| silent(error, "for the other side to build the machine", STILL))?;
         verdict.into_result()?;
         self.tuning.change(|status| status.ready = true);
         self.notices.send(Notice::Tell(Event::MigrationReady));
         // The other side's owner decides when it is to run: mostly at once, sometimes never.
-        migrate::expect(&mut link, Kind::Ask)?;
+        link.be_patient(STALL);
+        migrate::expect(&mut link, Kind::Ask)
+            .map_err(|error| silent(error, "for the other side to want to run the guest", STALL))?;
         killpoint("vmm.migrate-asked");
         // From now on not even a failed write means that it did not arrive.
         self.tuning.give(Right::Given);
+        // Nor does it help to give up, or to be told to: what is waited for is only how it was decided.
+        link.forget_job();
+        link.be_patient(GIVEN);
         let arrived = migrate::send(&mut link, Kind::Grant, &[]).and_then(|()| {
             killpoint("vmm.migrate-given");
             migrate::expect(&mut link, Kind::Running)
@@ -441,9 +477,7 @@ impl Source {
             }
             Err(error) => {
                 self.tuning.give(Right::Unknown);
-                Err(failed(format!(
-                    "{error}; whether the guest runs on the other side is not known"
-                )))
+                Err(failed(format!("{error}; {}", migrate::UNKNOWN)))
             }
         }
     }
@@ -732,10 +766,33 @@ impl Source {
         Ok(())
     }
 
+    /// It does not get less any more, and is too much. Goes on as long as the guest is not hurt by that: a longer limit
+    /// or a faster connection may still be given.
+    fn cannot_converge(&self, left: u64, rate: u64) -> Result<(), StreamError> {
+        let limit = self.tuning.downtime_ms.load(Ordering::Relaxed);
+        let status = self.tuning.status();
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let why = format!(
+            "the downtime limit of {limit} ms can't be met: the guest writes {:.1} MiB/s{}, {:.1} MiB/s are sent, and the \
+             {:.1} MiB that are left each time would take {} ms",
+            mib(status.dirty_rate * PAGE),
+            match status.throttle {
+                0 => String::new(),
+                percent => format!(" although it is slowed down by {percent} %"),
+            },
+            mib(rate),
+            mib(left),
+            status.downtime_ms,
+        );
+        if u32::from(status.throttle) >= THROTTLE_MOST {
+            return Err(StreamError::Refused(why));
+        }
+        log::warn!("migration: {why}");
+        Ok(())
+    }
+
     /// The guest gets less time to write.
     fn slow_down(&self) {
-        /// A guest that stands still altogether would be paused, not migrated live.
-        const MOST: u32 = 99;
         let Some((initial, increment)) = self.options.auto_converge else {
             return;
         };
@@ -747,7 +804,7 @@ impl Source {
         };
         self.tuning
             .throttle
-            .store(next.clamp(1, MOST), Ordering::Relaxed);
+            .store(next.clamp(1, THROTTLE_MOST), Ordering::Relaxed);
     }
 }
 
@@ -824,6 +881,20 @@ impl Packer {
     /// What was to be packed last.
     fn plain(&self, len: usize) -> &[u8] {
         self.copy.get(..len).unwrap_or(&[])
+    }
+}
+
+/// A wait that has come to its limit says what it was for.
+fn silent(error: StreamError, what: &str, limit: Duration) -> StreamError {
+    match error {
+        StreamError::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
+            let text = format!(
+                "waited {} s in vain {what}, while the guest stood still",
+                limit.as_secs()
+            );
+            StreamError::Refused(text)
+        }
+        other => other,
     }
 }
 

@@ -176,6 +176,7 @@ impl Permit {
     /// The source says no, or is not there: then this machine must not run.
     pub fn ask(&self) -> Result<(), StreamError> {
         let mut link = &self.link;
+        killpoint("vmm.incoming-asking");
         migrate::send(&mut link, Kind::Ask, &[])?;
         killpoint("vmm.incoming-asked");
         migrate::expect(&mut link, Kind::Grant)?;

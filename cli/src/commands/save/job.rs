@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rpc::args::{
     DomainAbortJobArgs, DomainAbortJobFlagsArgs, DomainGetJobInfoArgs, DomainGetJobStatsArgs,
+    DomainMigrateGetMaxDowntimeArgs,
 };
 use rpc::client::Client;
 use rpc::procs::{self, Procedure};
@@ -256,6 +257,7 @@ pub fn call<A: Encode, R: Decode>(
         tokio::pin!(work);
         let interrupt = Interrupt::new();
         let mut asked = tokio::time::interval(ASK);
+        let mut told = false;
         loop {
             let stopped = async {
                 match &interrupt {
@@ -282,12 +284,57 @@ pub fn call<A: Encode, R: Decode>(
                         && (info.kind == BOUNDED || info.kind == UNBOUNDED)
                     {
                         show(label, percent(info.data_processed, info.data_total));
+                        if !told && let Some(why) = why_not_done(&client, dom).await {
+                            told = true;
+                            eprintln!("\n{why}");
+                        }
                     }
                 }
             }
         }
     });
     result.map_err(failure)
+}
+
+/// Asks for what [`too_slow`] tells.
+async fn why_not_done(client: &Client, dom: &Domain) -> Option<String> {
+    let call = DomainGetJobStatsArgs {
+        dom: dom.clone(),
+        flags: 0,
+    };
+    let stats = client.call(procs::DOMAIN_GET_JOB_STATS, &call).await.ok()?;
+    let limit = DomainMigrateGetMaxDowntimeArgs {
+        dom: dom.clone(),
+        flags: 0,
+    };
+    // Other jobs than migrations end here, or have no rounds.
+    let limit = client.call(procs::DOMAIN_MIGRATE_GET_MAX_DOWNTIME, &limit);
+    let params: Vec<TypedParam> = stats.params.into_iter().collect();
+    too_slow(&params, limit.await.ok()?.downtime)
+}
+
+/// Why a migration goes round for longer than usual, if it does.
+fn too_slow(params: &[TypedParam], limit_ms: u64) -> Option<String> {
+    /// From this round on.
+    const ROUND: u64 = 6;
+    let get = |field: &str| {
+        let param = params.iter().find(|param| param.field == field)?;
+        match param.value {
+            TypedValue::ULLong(value) => Some(value),
+            _ => None,
+        }
+    };
+    let downtime = get("downtime")?;
+    if get("memory_iteration")? < ROUND || downtime <= limit_ms {
+        return None;
+    }
+    let written = get("memory_dirty_rate")?.saturating_mul(get("memory_page_size")?);
+    let (written, unit) = pretty(written);
+    let (sent, sent_unit) = pretty(get("memory_bps")?);
+    Some(format!(
+        "the guest writes {written:.1} {unit}/s, {sent:.1} {sent_unit}/s are sent: it would stand still for {downtime} ms, \
+         and {limit_ms} ms are allowed (migrate-setmaxdowntime)"
+    ))
 }
 
 fn percent(done: u64, total: u64) -> u64 {
@@ -302,4 +349,32 @@ fn show(label: &str, percent: u64) {
     eprint!("\r{label}: [{percent:3} %]");
     // Standard error that is gone is no reason to stop.
     let _ = std::io::stderr().flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_that_goes_round_says_why() {
+        let of = |round, downtime| {
+            let all = [
+                ("memory_iteration", round),
+                ("downtime", downtime),
+                ("memory_dirty_rate", 2560),
+                ("memory_page_size", 4096),
+                ("memory_bps", 5 << 20),
+            ];
+            let params = all.map(|(name, value)| TypedParam::new(name, TypedValue::ULLong(value)));
+            too_slow(&params, 300)
+        };
+        assert_eq!(
+            of(6, 2000).unwrap(),
+            "the guest writes 10.0 MiB/s, 5.0 MiB/s are sent: it would stand still for 2000 ms, and 300 ms are allowed \
+             (migrate-setmaxdowntime)"
+        );
+        assert_eq!(of(6, 300), None);
+        assert_eq!(of(5, 2000), None);
+        assert_eq!(too_slow(&[], 300), None);
+    }
 }

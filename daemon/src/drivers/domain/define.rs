@@ -296,7 +296,7 @@ impl Driver {
         let mut inner = domain.lock();
         inner.persistent = Some(Arc::new(definition));
         inner.autostart = autostart;
-        if inner.live.is_none() {
+        if !inner.is_active() {
             inner.state = State::Shutoff(ShutoffReason::Unknown);
         }
         drop(inner);

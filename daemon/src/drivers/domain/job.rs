@@ -137,6 +137,11 @@ impl Work {
 
     /// The job has come to nothing.
     pub fn fail(&mut self, error: &Error) {
+        self.fail_at(error, JobStatus::default());
+    }
+
+    /// As [`Work::fail`], after it had come so far.
+    pub fn fail_at(&mut self, error: &Error, status: JobStatus) {
         let Some((operation, began)) = self.running.take() else {
             return;
         };
@@ -148,7 +153,7 @@ impl Work {
             statistics: Statistics {
                 operation,
                 elapsed: began.elapsed(),
-                status: JobStatus::default(),
+                status,
             },
             error: Some(error.message.clone()),
         });
@@ -416,6 +421,17 @@ impl Driver {
                     error: last.error,
                 }));
             }
+            if let Some(coming) = &inner.coming {
+                return Ok(Told {
+                    kind: Kind::Unbounded,
+                    statistics: Some(Statistics {
+                        operation: Operation::MigrationIn,
+                        elapsed: coming.began.elapsed(),
+                        status: JobStatus::default(),
+                    }),
+                    error: None,
+                });
+            }
             inner.live_mut()?.work.running
         };
         let Some((operation, began)) = running else {
@@ -447,6 +463,11 @@ impl Driver {
         if flags & ABORT_POSTCOPY != 0 {
             return Err(Error::invalid(
                 "current job is not outgoing migration in post-copy mode",
+            ));
+        }
+        if domain.lock().coming.is_some() {
+            return Err(Error::invalid(
+                "cannot abort incoming migration; use virDomainDestroy instead",
             ));
         }
         if domain.lock().live()?.work.running.is_none() {

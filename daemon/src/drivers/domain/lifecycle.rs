@@ -212,6 +212,9 @@ impl Driver {
     pub async fn destroy(self: &Arc<Self>, domain: Pinned, flags: u32) -> Result<()> {
         check_flags(flags, DESTROY_GRACEFUL, "qemuDomainDestroyFlags")?;
         let graceful = flags & DESTROY_GRACEFUL != 0;
+        if give_arrival_up(&domain).await? {
+            return Ok(());
+        }
         if domain.lock().live.is_none() {
             // It may be about to run.
             let _job = domain.job_in_migration().await?;
@@ -220,6 +223,34 @@ impl Driver {
             }
         }
         end(&domain, graceful).await
+    }
+}
+
+/// Gives up a domain that is on its way here, and waits until it is known that it does not come; false if it is not.
+async fn give_arrival_up(domain: &Domain) -> Result<bool> {
+    let (mut settled, is_there) = {
+        let mut inner = domain.lock();
+        let Some(coming) = inner.coming.as_mut() else {
+            return Ok(false);
+        };
+        coming.destroyed = true;
+        coming
+            .given_up
+            .send_replace(Some("domain was destroyed on the target host"));
+        let settled = coming.given_up.subscribe();
+        (settled, inner.live.is_some())
+    };
+    if is_there {
+        // If its machine is given the right to run meanwhile, it ends all the same.
+        return end(domain, false).await.map(|()| true);
+    }
+    let gone = async { while settled.changed().await.is_ok() {} };
+    match tokio::time::timeout(KILL_LIMIT, gone).await {
+        Ok(()) => Ok(true),
+        Err(_) => Err(Error::new(
+            ErrorCode::OPERATION_TIMEOUT,
+            "the domain's arrival can't be stopped",
+        )),
     }
 }
 

@@ -169,6 +169,7 @@ impl Driver {
 
 /// Which definitions a change is for: the running one, the stored one.
 pub(super) fn impact(inner: &Inner, flags: u32) -> Result<(bool, bool)> {
+    inner.check_settled()?;
     let active = inner.live.is_some();
     let (mut live, config) = (flags & affect::LIVE != 0, flags & affect::CONFIG != 0);
     let mut stored = config;

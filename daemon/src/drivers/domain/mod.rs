@@ -135,6 +135,15 @@ impl Driver {
         Ok(id)
     }
 
+    /// As [`Driver::next_id`].
+    ///
+    /// # Errors
+    /// The system's.
+    fn new_id(&self) -> Result<i32> {
+        self.next_id()
+            .map_err(|e| Error::system("cannot write the next domain id", &e))
+    }
+
     /// Ids below this one are taken.
     fn ids_from(&self, least: i32) {
         let mut next = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,6 +163,7 @@ impl Driver {
         record.process = Some(live.process.identity());
         record.saving.clone_from(&live.work.saving);
         record.agent_timeout = inner.agent_timeout;
+        record.migration = inner.migration;
         if let Err(error) = record.write(&Folder(live.folder.clone())) {
             // The domain runs on; only the next daemon would show an older state of it.
             log::error!("domain '{}': cannot write its state: {error}", inner.name);
@@ -223,10 +233,10 @@ impl Driver {
         self.hub.emit(domain, event);
     }
 
-    /// How many domains run.
+    /// How many domains run, or are on their way here.
     pub fn running(&self) -> usize {
         let all = self.registry.all();
-        all.iter().filter(|d| d.lock().live.is_some()).count()
+        all.iter().filter(|d| d.lock().is_active()).count()
     }
 }
 

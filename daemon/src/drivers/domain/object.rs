@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::job::{Last, Operation, Work};
 use super::machine::Made;
-use super::state::{ShutoffReason, State};
+use super::state::{Lifecycle, ShutoffReason, State};
 use crate::control::Control;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result};
 use crate::events::DomainName;
@@ -44,14 +44,43 @@ pub struct Inner {
     pub state: State,
     /// What there is while it runs.
     pub live: Option<Live>,
+    /// It is on its way here from another host, whether its process is there already or not.
+    pub coming: Option<Coming>,
     /// The job before its process ended.
     pub last_job: Option<Last>,
     /// How long the guest's agent may take (virDomainAgentResponseTimeoutValues, or seconds).
     pub agent_timeout: i32,
+    /// What its migrations keep to.
+    pub migration: super::migrate::Limits,
     /// Calls that work on it: it stays in the list for so long.
     pins: usize,
     /// It has left the list.
     gone: bool,
+}
+
+/// A domain that is coming from another host: seen by all, changed by nobody.
+#[derive(Debug)]
+pub struct Coming {
+    /// The id that it has from the beginning.
+    pub id: i32,
+    /// What was announced.
+    pub definition: Arc<xml_schemas::Domain>,
+    /// Since when.
+    pub began: Instant,
+    /// Gives it up, and says why. Dropped with this: when it is decided what became of it.
+    pub given_up: watch::Sender<Option<&'static str>>,
+    /// Somebody here has asked for its end.
+    pub destroyed: bool,
+}
+
+impl Coming {
+    /// How it is told that it did not come.
+    pub fn end(&self) -> (ShutoffReason, Lifecycle) {
+        match self.destroyed {
+            true => (ShutoffReason::Destroyed, Lifecycle::StoppedDestroyed),
+            false => (ShutoffReason::Failed, Lifecycle::StoppedFailed),
+        }
+    }
 }
 
 /// A running domain.
@@ -85,8 +114,6 @@ pub struct Live {
     pub resetting: bool,
     /// Taken by the open console: dropping the sender closes it.
     pub console: Option<tokio::sync::oneshot::Sender<()>>,
-    /// What its migrations keep to.
-    pub migration: super::migrate::Limits,
     /// Told when the other side of its migration has everything.
     pub migration_ready: Option<tokio::sync::oneshot::Sender<()>>,
     /// Nobody is to change it until whoever migrates it has confirmed.
@@ -102,19 +129,38 @@ pub struct Live {
 impl Inner {
     /// Whether clients see it.
     pub fn visible(&self) -> bool {
-        self.persistent.is_some() || self.live.is_some()
+        self.persistent.is_some() || self.is_active()
+    }
+
+    /// Whether it is there, running or paused or about to come.
+    pub fn is_active(&self) -> bool {
+        self.live.is_some() || self.coming.is_some()
     }
 
     /// Its id, -1 if it is off.
     pub fn id(&self) -> i32 {
-        self.live.as_ref().map_or(-1, |live| live.id)
+        match (&self.live, &self.coming) {
+            (Some(live), _) => live.id,
+            (None, Some(coming)) => coming.id,
+            (None, None) => -1,
+        }
     }
 
     /// The definition in effect: the running one, else the stored one.
     pub fn definition(&self) -> Option<&Arc<xml_schemas::Domain>> {
-        match &self.live {
-            Some(live) => Some(&live.definition),
-            None => self.persistent.as_ref(),
+        match (&self.live, &self.coming) {
+            (Some(live), _) => Some(&live.definition),
+            (None, Some(coming)) => Some(&coming.definition),
+            (None, None) => self.persistent.as_ref(),
+        }
+    }
+
+    /// # Errors
+    /// VIR_ERR_OPERATION_TIMEOUT while it is on its way here.
+    pub fn check_settled(&self) -> Result<()> {
+        match self.coming {
+            None => Ok(()),
+            Some(_) => Err(comes()),
         }
     }
 
@@ -123,7 +169,11 @@ impl Inner {
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID if it is off.
     pub fn live(&self) -> Result<&Live> {
-        self.live.as_ref().ok_or_else(not_running)
+        let off = || match self.coming {
+            Some(_) => comes(),
+            None => not_running(),
+        };
+        self.live.as_ref().ok_or_else(off)
     }
 
     /// The running domain, to be changed.
@@ -131,8 +181,19 @@ impl Inner {
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID if it is off.
     pub fn live_mut(&mut self) -> Result<&mut Live> {
-        self.live.as_mut().ok_or_else(not_running)
+        let comes_yet = self.coming.is_some();
+        let off = || if comes_yet { comes() } else { not_running() };
+        self.live.as_mut().ok_or_else(off)
     }
+}
+
+/// What is said to whoever would change a domain that is on its way here. libvirt's words: there, too, one waits for
+/// the job that moves it, though in vain and for half a minute.
+fn comes() -> Error {
+    Error::new(
+        ErrorCode::OPERATION_TIMEOUT,
+        "cannot acquire state change lock (held by incoming migration)",
+    )
 }
 
 /// What is said of a domain that had to run.
@@ -152,8 +213,10 @@ impl Domain {
                 autostart: false,
                 state: State::Shutoff(ShutoffReason::Unknown),
                 live: None,
+                coming: None,
                 last_job: None,
                 agent_timeout: super::agent::usual_limit(),
+                migration: super::migrate::Limits::default(),
                 pins: 0,
                 gone: false,
             }),
@@ -238,8 +301,19 @@ impl Pinned {
     /// The same for what may be done to a domain that is on its way to another host, too.
     ///
     /// # Errors
-    /// VIR_ERR_OPERATION_TIMEOUT after half a minute.
+    /// VIR_ERR_OPERATION_TIMEOUT after half a minute, or if it is on its way here.
     pub async fn job_in_migration(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        self.lock().check_settled()?;
+        let guard = self.job_of_arrival().await?;
+        self.lock().check_settled()?;
+        Ok(guard)
+    }
+
+    /// The same for whoever brings it here.
+    ///
+    /// # Errors
+    /// VIR_ERR_OPERATION_TIMEOUT after half a minute.
+    pub async fn job_of_arrival(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
         match tokio::time::timeout(JOB_LIMIT, self.domain.job.lock()).await {
             Ok(guard) => Ok(guard),
             Err(_) => Err(Error::new(
@@ -282,8 +356,10 @@ impl Registry {
     /// The running domain with that id.
     pub fn by_id(&self, id: i32) -> Option<Arc<Domain>> {
         let all = self.all();
-        all.into_iter()
-            .find(|d| d.lock().live.as_ref().is_some_and(|l| l.id == id))
+        all.into_iter().find(|d| {
+            let inner = d.lock();
+            inner.is_active() && inner.id() == id
+        })
     }
 
     /// All that clients see, by name.

@@ -94,7 +94,7 @@ struct Kept {
 /// Whether `flags` list a domain. Unknown bits are the caller's business.
 fn listed(inner: &Inner, kept: Kept, flags: u32) -> bool {
     use list_flags as f;
-    let active = inner.live.is_some();
+    let active = inner.is_active();
     let persistent = inner.persistent.is_some();
     let running = matches!(inner.state, State::Running(_));
     let paused = matches!(inner.state, State::Paused(_));
@@ -222,7 +222,7 @@ impl Driver {
         Ok(Info {
             state: inner.state,
             max_memory_kib: definition.memory.total_kib,
-            memory_kib: if inner.live.is_some() {
+            memory_kib: if inner.is_active() {
                 definition.memory.current_kib
             } else {
                 definition.memory.total_kib
@@ -245,10 +245,10 @@ impl Driver {
         )?;
         let inner = domain.lock();
         let stored = inner.persistent.as_ref().filter(|_| flags & INACTIVE != 0);
-        let (definition, view) = match (stored, &inner.live) {
-            (Some(stored), _) => (stored, View::Inactive),
-            (None, Some(live)) if flags & INACTIVE == 0 => (&live.definition, View::Live),
-            (None, _) => (definition(&inner)?, View::Inactive),
+        let (definition, view) = match stored {
+            Some(stored) => (stored, View::Inactive),
+            None if flags & INACTIVE == 0 && inner.is_active() => (definition(&inner)?, View::Live),
+            None => (definition(&inner)?, View::Inactive),
         };
         // The flag is refused on read-only connections before it comes here.
         Ok(if flags & SECURE != 0 {

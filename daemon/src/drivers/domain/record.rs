@@ -12,6 +12,7 @@ use xml_schemas::domain::View;
 use super::agent;
 use super::job::Saving;
 use super::machine::Made;
+use super::migrate::Limits;
 use super::state::State;
 use crate::files::{self, Durability};
 use crate::vmm_process::Identity;
@@ -38,6 +39,9 @@ pub struct Record {
     /// How long its guest's agent may take.
     #[serde(default = "agent::usual_limit")]
     pub agent_timeout: i32,
+    /// What its migrations keep to.
+    #[serde(default)]
+    pub migration: Limits,
     /// To remove at its end.
     #[serde(flatten)]
     pub made: Made,
@@ -55,6 +59,7 @@ impl Record {
             autodestroy,
             saving: None,
             agent_timeout: agent::usual_limit(),
+            migration: Limits::default(),
             made,
         }
     }

@@ -224,6 +224,7 @@ async fn take_up(
         let mut inner = domain.lock();
         inner.state = record.state;
         inner.agent_timeout = record.agent_timeout;
+        inner.migration = record.migration;
         inner.live = Some(Live {
             id: record.id,
             definition: Arc::new(definition),
@@ -239,7 +240,6 @@ async fn take_up(
             rebooting: false,
             resetting: false,
             console: None,
-            migration: super::migrate::Limits::default(),
             migration_ready: None,
             change_protection: false,
             block_jobs: Vec::new(),
@@ -358,7 +358,7 @@ pub async fn autostart(driver: &Arc<Driver>) {
     for domain in driver.registry.all() {
         let definition = {
             let inner = domain.lock();
-            if !inner.autostart || inner.live.is_some() {
+            if !inner.autostart || inner.is_active() {
                 continue;
             }
             inner.persistent.clone()

@@ -55,10 +55,12 @@ pub struct StartOptions {
 /// A machine that is coming from another host.
 #[derive(Debug)]
 pub struct Arrival {
+    /// The id that it was announced with.
+    pub id: i32,
     /// The connected sockets.
     pub connections: Vec<OwnedFd>,
-    /// Becomes true, or ends, when nothing is to come of it.
-    pub cancel: watch_channel::Receiver<bool>,
+    /// Has the reason, or ends, when nothing is to come of it.
+    pub cancel: watch_channel::Receiver<Option<&'static str>>,
 }
 
 /// A saved machine to go on with.
@@ -79,13 +81,6 @@ pub struct Origin {
 impl Origin {
     /// How the domain's being there is told, how it runs, and how it is paused.
     fn told(options: &StartOptions) -> (Lifecycle, RunningReason, Lifecycle) {
-        if options.arriving.is_some() {
-            return (
-                Lifecycle::StartedMigrated,
-                RunningReason::Migrated,
-                Lifecycle::SuspendedMigrated,
-            );
-        }
         match options.from.as_ref() {
             None => (
                 Lifecycle::StartedBooted,
@@ -177,16 +172,9 @@ pub async fn start(
         let from = options.from.as_ref().map(Saved::of).transpose()?;
         let autodestroy = options.autodestroy;
         let arriving = options.arriving.as_mut();
-        let connections = arriving.map_or_else(Vec::new, |a| std::mem::take(&mut a.connections));
+        let arriving = arriving.map(|a| (a.id, std::mem::take(&mut a.connections)));
         super::blocking(move || {
-            prepare(
-                &driver,
-                &definition,
-                left_out,
-                autodestroy,
-                from,
-                connections,
-            )
+            prepare(&driver, &definition, left_out, autodestroy, from, arriving)
         })
         .await??
     };
@@ -291,13 +279,13 @@ impl Started {
                 rebooting: false,
                 resetting: false,
                 console: None,
-                migration: super::migrate::Limits::default(),
                 migration_ready: None,
                 change_protection: false,
                 block_jobs: Vec::new(),
                 work: Work::default(),
                 ended: ended.clone(),
             });
+            inner.migration.is_new();
             // From here on its end is the watcher's business.
             self.cleanup.done = true;
             let (started, running, suspended) = Origin::told(&options);
@@ -311,9 +299,12 @@ impl Started {
                 State::Running(running)
             };
             let name = domain.name_in(&inner);
-            driver.hub.emit(&name, &DomainEvent::Lifecycle(started));
-            if options.paused {
-                driver.hub.emit(&name, &DomainEvent::Lifecycle(suspended));
+            // One that arrives was told of when it was announced.
+            if options.arriving.is_none() {
+                driver.hub.emit(&name, &DomainEvent::Lifecycle(started));
+                if options.paused {
+                    driver.hub.emit(&name, &DomainEvent::Lifecycle(suspended));
+                }
             }
             driver.write_record(&inner);
         }
@@ -396,6 +387,8 @@ enum Failure {
     TooLong,
     /// In words.
     Said(String),
+    /// It did not come to be because somebody did not want it any more.
+    GivenUp(&'static str),
 }
 
 impl Failure {
@@ -403,6 +396,7 @@ impl Failure {
     fn words(&self, folder: &Folder, log: &std::path::Path, log_start: u64) -> String {
         match self {
             Self::Said(words) => words.clone(),
+            Self::GivenUp(why) => (*why).to_owned(),
             Self::TooLong => format!("no answer in {} seconds", START_LIMIT.as_secs()),
             Self::Ended(record) => record
                 .clone()
@@ -420,6 +414,7 @@ impl Failure {
                 ErrorCode::OPERATION_TIMEOUT,
                 format!("the VMM did not build the machine: {why}"),
             ),
+            Self::GivenUp(why) => Error::new(ErrorCode::OPERATION_ABORTED, *why),
             _ => Error::internal(format!("the VMM ended before the guest began: {why}")),
         }
     }
@@ -430,7 +425,7 @@ async fn wait_until_built(
     control: &Control,
     frames: &mut Frames,
     process: &VmmProcess,
-    cancel: Option<watch_channel::Receiver<bool>>,
+    cancel: Option<watch_channel::Receiver<Option<&'static str>>>,
 ) -> std::result::Result<(), Failure> {
     // One that comes from elsewhere takes as long as its memory takes to come; whoever moves it
     // says when to give up.
@@ -438,7 +433,10 @@ async fn wait_until_built(
     let cancelled = async {
         match cancel {
             // Its sender goes only after it has told.
-            Some(mut cancel) => drop(cancel.wait_for(|&cancelled| cancelled).await),
+            Some(mut cancel) => match cancel.wait_for(Option::is_some).await {
+                Ok(why) => why.unwrap_or("it was cancelled"),
+                Err(_) => "it was cancelled",
+            },
             None => std::future::pending().await,
         }
     };
@@ -469,7 +467,7 @@ async fn wait_until_built(
                     Err(_) => Err(Failure::Ended(None)),
                 },
                 _ = process.ended() => return Err(Failure::Ended(record)),
-                () = &mut cancelled => return Err(Failure::Said("it was cancelled".to_owned())),
+                why = &mut cancelled => return Err(Failure::GivenUp(why)),
             }
         }
     };
@@ -488,12 +486,13 @@ fn prepare(
     left_out: Vec<String>,
     autodestroy: bool,
     from: Option<Saved>,
-    arriving: Vec<OwnedFd>,
+    arriving: Option<(i32, Vec<OwnedFd>)>,
 ) -> Result<Prepared> {
     let cannot = |what: &str, error: &io::Error| Error::system(what, error);
-    let id = driver
-        .next_id()
-        .map_err(|e| cannot("cannot write the next domain id", &e))?;
+    let (id, arriving) = match arriving {
+        Some(announced) => announced,
+        None => (driver.new_id()?, Vec::new()),
+    };
     let uuid = definition.uuid.unwrap_or_default();
     let folder = Folder::make(driver.roots.live_domains().join(uuid.to_string()))
         .map_err(|e| cannot("cannot make the domain's state folder", &e))?;

@@ -139,8 +139,9 @@ impl Watched {
         match (&waiting.call, &reply.result) {
             (Call::Pause, Ok(_)) => self.happened(&Event::Paused),
             (Call::Resume, Ok(_)) => self.happened(&Event::Resumed),
+            (Call::Claim, Ok(_)) => drop(self.domain.lock().coming.take()),
             (Call::Query, Ok(Answer::Status(status))) => self.is_now(status),
-            (_, Err(Failure { message })) => {
+            (_, Err(Failure { message, .. })) => {
                 log::debug!("domain '{}': {message}", self.domain.name().name);
             }
             _ => {}
@@ -163,6 +164,8 @@ impl Watched {
                 }
             }
             Event::Resumed => {
+                // It has come.
+                inner.coming = None;
                 if let Some(live) = inner.live.as_mut() {
                     live.disk_errors.clear();
                 }
@@ -447,6 +450,9 @@ impl Watched {
                 self.ports_are(&mut inner, open);
             }
             let state = caught_up(inner.state, machine);
+            if machine == MachineState::Running {
+                inner.coming = None;
+            }
             return self.change(&mut inner, state, None);
         }
         let state = match (machine, inner.state) {
@@ -533,15 +539,20 @@ pub fn finish(
     let Some(live) = inner.live.take() else {
         return;
     };
-    let (reason, before, event) = match live.work.end {
-        Some(End::Saved) => (ShutoffReason::Saved, None, Lifecycle::StoppedSaved),
-        Some(End::Crashed) => (ShutoffReason::Crashed, None, Lifecycle::StoppedCrashed),
-        Some(End::Reverted) => (
+    let coming = inner.coming.take();
+    let (reason, before, event) = match (coming, live.work.end) {
+        (Some(coming), _) => {
+            let (reason, event) = coming.end();
+            (reason, None, event)
+        }
+        (None, Some(End::Saved)) => (ShutoffReason::Saved, None, Lifecycle::StoppedSaved),
+        (None, Some(End::Crashed)) => (ShutoffReason::Crashed, None, Lifecycle::StoppedCrashed),
+        (None, Some(End::Reverted)) => (
             ShutoffReason::FromSnapshot,
             None,
             Lifecycle::StoppedFromSnapshot,
         ),
-        None => verdict(live.destroying, exit.as_ref()),
+        (None, None) => verdict(live.destroying, exit.as_ref()),
     };
     let words = match (&exit, ending) {
         (Some(exit), _) if !exit.message.is_empty() => exit.message.clone(),

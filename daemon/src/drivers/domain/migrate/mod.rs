@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rpc::types::{TypedParam, TypedValue};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::source::Outgoing;
@@ -143,7 +144,10 @@ impl Params {
                 ("persistent_xml", TypedValue::String(value)) => {
                     params.persistent_xml = Some(value);
                 }
-                ("bandwidth", TypedValue::ULLong(value)) => params.bandwidth = Some(value),
+                ("bandwidth", TypedValue::ULLong(value)) => {
+                    check_speed(value)?;
+                    params.bandwidth = Some(value);
+                }
                 ("listen_address", TypedValue::String(value)) => params.listen = Some(value),
                 ("compression", TypedValue::String(value)) => params.compression.push(value),
                 ("compression.zstd.level", TypedValue::Int(value)) => {
@@ -273,6 +277,23 @@ impl Params {
     }
 }
 
+/// libvirt's name for "no limit", MiB a second.
+pub const SPEED_MOST: u64 = (i64::MAX as u64) >> 20;
+
+/// Whether so many MiB a second can be said in bytes.
+///
+/// # Errors
+/// VIR_ERR_OVERFLOW: they can't.
+pub fn check_speed(mib: u64) -> Result<()> {
+    match mib <= SPEED_MOST {
+        true => Ok(()),
+        false => {
+            let text = format!("bandwidth must be less than {}", SPEED_MOST + 1);
+            Err(Error::new(ErrorCode::OVERFLOW, text))
+        }
+    }
+}
+
 /// Refuses what there is not, by name.
 fn check(flags: u64) -> Result<()> {
     let refuse = |what: &str| {
@@ -291,12 +312,20 @@ fn check(flags: u64) -> Result<()> {
 }
 
 /// What a domain's migrations keep to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes a second, 0: no limit.
     pub bandwidth: u64,
     /// Milliseconds that the guest may stand still.
     pub downtime_ms: u64,
+}
+
+impl Limits {
+    /// The domain has begun to run: how long it may stand still is as usual again, as in QEMU, whose process knows it;
+    /// how fast it may be sent stays.
+    pub fn is_new(&mut self) {
+        self.downtime_ms = DOWNTIME_MS;
+    }
 }
 
 impl Default for Limits {
@@ -315,6 +344,8 @@ pub struct Migrations {
     arriving: Mutex<HashMap<String, Arriving>>,
     /// Domains that nobody is to change, with the connections that want that.
     protected: Mutex<HashMap<Uuid, u64>>,
+    /// This daemon, as its cookies name it.
+    own: OnceLock<Uuid>,
     certificates: OnceLock<tls::Certificates>,
 }
 
@@ -324,6 +355,13 @@ impl Driver {
         if self.migrations.certificates.set(certificates).is_err() {
             log::warn!("the certificates for migration were said already");
         }
+    }
+}
+
+impl Migrations {
+    /// What no other daemon calls itself.
+    fn own(&self) -> Uuid {
+        *self.own.get_or_init(Uuid::new_v4)
     }
 }
 
@@ -354,6 +392,12 @@ mod tests {
         let params = Params::read([text("compression", "xbzrle")]).unwrap();
         let error = params.packing(flags::COMPRESSED).unwrap_err();
         assert!(error.message.contains("'xbzrle'"), "{error}");
+        let fast = TypedParam::new("bandwidth", TypedValue::ULLong(SPEED_MOST + 1));
+        let error = Params::read([fast]).unwrap_err();
+        assert!(
+            error.message.contains("must be less than 8796093022208"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -22,13 +22,15 @@ use crate::drivers::domain::block_jobs::without_block_job;
 use crate::drivers::domain::job::{self as jobs, Last, Operation};
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Pinned};
-use crate::drivers::domain::state::State;
+use crate::drivers::domain::state::{PausedReason, State};
 use crate::drivers::domain::tuning;
 use crate::error::{Error, ErrorCode, Result};
 use crate::killpoint::killpoint;
 
-/// How long the VMM may take to end after the guest has gone, or to take it back.
+/// How long the VMM may take to end after the guest has gone.
 const SETTLE_LIMIT: Duration = Duration::from_secs(40);
+/// How long it may take to take the guest back.
+const BACK_LIMIT: Duration = Duration::from_secs(15);
 
 /// What a VMM answers to a migration.
 type Reply = oneshot::Receiver<std::result::Result<Answer, Failure>>;
@@ -71,6 +73,7 @@ impl Driver {
         params.converge(flags)?;
         let (definition, running, persistent) = {
             let inner = domain.lock();
+            inner.check_settled()?;
             if let Some(live) = &inner.live {
                 live.work.check_none()?;
                 self.check_protection(domain.uuid, live.change_protection, client)?;
@@ -145,12 +148,8 @@ impl Driver {
         flags: u64,
     ) -> Result<Begun> {
         let cookie = self.storage_cookie(domain, along).await?;
-        let cookie = match along.is_empty() {
-            true => Vec::new(),
-            false => {
-                serde_json::to_vec(&cookie).map_err(|error| Error::internal(error.to_string()))?
-            }
-        };
+        let cookie =
+            serde_json::to_vec(&cookie).map_err(|error| Error::internal(error.to_string()))?;
         let xml = match &params.dxml {
             Some(text) => {
                 let given = self.parse(text, false)?;
@@ -211,7 +210,7 @@ impl Driver {
             let live = inner.live()?;
             live.work.check_none()?;
             self.check_protection(domain.uuid, live.change_protection, client)?;
-            live.migration
+            inner.migration
         };
         without_block_job(domain).await?;
         let along = {
@@ -258,15 +257,14 @@ impl Driver {
             live.work.begin(Operation::MigrationOut)?;
             live.migration_ready = Some(ready_sender);
         }
-        let failed = async |error: Error| {
+        let failed = async |error: Error, status: JobStatus| {
             if let Ok(live) = domain.lock().live_mut() {
-                live.work.fail(&error);
+                live.work.fail_at(&error, status);
                 live.migration_ready = None;
             }
-            // It was paused for this only.
-            let paused = flags & flags::LIVE == 0 && was_running;
-            if paused && let Err(error) = ask(domain, Call::Resume).await {
-                log::warn!("domain '{}': {error}", domain.name().name);
+            // It was paused for this only, or its disks are still the other side's.
+            if was_running && is_decided(&error) {
+                self.go_on(domain).await;
             }
             error
         };
@@ -274,11 +272,13 @@ impl Driver {
             && was_running
             && let Err(error) = ask(domain, Call::Pause).await
         {
-            return Err(failed(error).await);
+            return Err(failed(error, JobStatus::default()).await);
         }
         let reply = match control.send_with(Call::Migrate(options), sockets) {
             Ok(reply) => reply,
-            Err(error) => return Err(failed(jobs::not_begun(error)).await),
+            Err(error) => {
+                return Err(failed(jobs::not_begun(error), JobStatus::default()).await);
+            }
         };
         let mut reply = reply;
         killpoint("migrate.moving");
@@ -289,7 +289,8 @@ impl Driver {
             biased;
             Ok(()) = ready => {}
             answer = &mut reply => {
-                return Err(failed(refusal(answer)).await);
+                let status = so_far(&answer);
+                return Err(failed(refusal(answer), status).await);
             }
         }
         killpoint("migrate.performed");
@@ -405,31 +406,76 @@ impl Driver {
             log::debug!("domain '{name}': {error}");
         }
         let mut error = Error::failed("migration was cancelled: the guest was not taken over");
+        let mut status = JobStatus::default();
+        let mut decided = true;
         if let Some(reply) = outgoing.reply.take() {
-            match timeout(SETTLE_LIMIT, reply).await {
-                Ok(Ok(Ok(_))) => log::warn!("domain '{name}' had been taken over by the target"),
-                Ok(answer) => error = refusal(answer),
-                Err(_) => log::error!("domain '{name}': its VMM does not take the guest back"),
-            }
-        }
-        let paused = {
-            let mut inner = domain.lock();
-            let paused = matches!(inner.state, State::Paused(_));
-            match inner.live_mut() {
-                Ok(live) => {
-                    live.work.fail(&error);
-                    paused
+            match timeout(BACK_LIMIT, reply).await {
+                Ok(Ok(Ok(_))) => {
+                    log::warn!("domain '{name}' had been taken over by the target");
+                    decided = false;
                 }
-                Err(_) => return,
+                Ok(answer) => {
+                    status = so_far(&answer);
+                    error = refusal(answer);
+                    decided = is_decided(&error);
+                }
+                // It has been given away, and the other side says nothing.
+                Err(_) => {
+                    log::error!("domain '{name}': {}", migrate::UNKNOWN);
+                    error = Error::failed(format!("migration failed: {}", migrate::UNKNOWN));
+                    decided = false;
+                }
             }
-        };
-        // One that was not moved live was paused before.
-        if paused
-            && outgoing.was_running
-            && let Err(error) = ask(domain, Call::Resume).await
-        {
-            log::warn!("domain '{name}': {error}");
         }
+        if let Ok(live) = domain.lock().live_mut() {
+            live.work.fail_at(&error, status);
+        }
+        // One that was not moved live was paused before.
+        if outgoing.was_running && decided {
+            self.go_on(domain).await;
+        }
+    }
+
+    /// The guest stands still for a migration that came to nothing: it goes on. Where the other side still has its disks,
+    /// a while later; whoever moved it may be gone by then.
+    async fn go_on(&self, domain: &Domain) {
+        const ATTEMPTS: u32 = 60;
+        const INTERVAL: Duration = Duration::from_secs(1);
+        let stands_still = |domain: &Domain, of: Option<i32>| {
+            let inner = domain.lock();
+            let still = matches!(inner.state, State::Paused(PausedReason::Migration));
+            let live = inner
+                .live
+                .as_ref()
+                .filter(|live| still && of.is_none_or(|id| live.id == id));
+            live.map(|live| live.id)
+        };
+        let Some(id) = stands_still(domain, None) else {
+            return;
+        };
+        let Err(error) = ask(domain, Call::Resume).await else {
+            return;
+        };
+        let name = domain.name().name;
+        log::warn!("domain '{name}' can't go on yet: {error}");
+        let Ok(domain) = self.find(&name, domain.uuid) else {
+            return;
+        };
+        tokio::spawn(async move {
+            for attempt in 1..=ATTEMPTS {
+                tokio::time::sleep(INTERVAL).await;
+                if stands_still(&domain, Some(id)).is_none() {
+                    return;
+                }
+                match ask(&domain, Call::Resume).await {
+                    Ok(_) => return,
+                    Err(error) if attempt == ATTEMPTS => {
+                        log::error!("domain '{name}' can't go on: {error}");
+                    }
+                    Err(error) => log::debug!("domain '{name}': {error}"),
+                }
+            }
+        });
     }
 
     /// A connection has gone, and with it whoever would have confirmed.
@@ -469,7 +515,7 @@ impl Driver {
     /// Changes how long the guest may stand still, and how fast it may be sent.
     ///
     /// # Errors
-    /// VIR_ERR_OPERATION_INVALID if it is off.
+    /// VIR_ERR_OPERATION_INVALID if it is off, for the former.
     pub async fn migrate_tune(
         &self,
         domain: &Pinned,
@@ -478,14 +524,17 @@ impl Driver {
     ) -> Result<()> {
         let running = {
             let mut inner = domain.lock();
-            let live = inner.live_mut()?;
-            if let Some(bandwidth) = bandwidth {
-                live.migration.bandwidth = bandwidth;
-            }
+            inner.check_settled()?;
             if let Some(downtime) = downtime_ms {
-                live.migration.downtime_ms = downtime;
+                inner.live()?;
+                inner.migration.downtime_ms = downtime;
             }
-            live.work.is(Operation::MigrationOut)
+            if let Some(bandwidth) = bandwidth {
+                inner.migration.bandwidth = bandwidth;
+            }
+            self.write_record(&inner);
+            let live = inner.live.as_ref();
+            live.is_some_and(|live| live.work.is(Operation::MigrationOut))
         };
         if running {
             let call = Call::SetMigration {
@@ -498,6 +547,21 @@ impl Driver {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether it is known that the guest is here.
+fn is_decided(error: &Error) -> bool {
+    !error.message.contains(migrate::UNKNOWN)
+}
+
+/// How far a migration came that a VMM says has failed.
+fn so_far(
+    answer: &std::result::Result<std::result::Result<Answer, Failure>, oneshot::error::RecvError>,
+) -> JobStatus {
+    match answer {
+        Ok(Err(failure)) => failure.job.unwrap_or_default(),
+        _ => JobStatus::default(),
     }
 }
 

@@ -26,8 +26,24 @@ const NOTE: &str = ".volumes";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Cookie {
+    /// The source's daemon.
+    pub daemon: Option<String>,
     /// Disks that go along.
     pub disks: Vec<CookieDisk>,
+}
+
+impl Cookie {
+    /// As it came.
+    ///
+    /// # Errors
+    /// VIR_ERR_INTERNAL_ERROR: it is none.
+    pub fn read(bytes: &[u8]) -> Result<Self> {
+        match bytes {
+            [] => Ok(Self::default()),
+            bytes => serde_json::from_slice(bytes)
+                .map_err(|error| Error::internal(format!("the source's cookie: {error}"))),
+        }
+    }
 }
 
 /// One of them.
@@ -126,7 +142,10 @@ impl Driver {
     /// # Errors
     /// The VMM's silence.
     pub(super) async fn storage_cookie(&self, domain: &Domain, disks: &[Disk]) -> Result<Cookie> {
-        let mut cookie = Cookie::default();
+        let mut cookie = Cookie {
+            daemon: Some(self.migrations.own().to_string()),
+            ..Cookie::default()
+        };
         if disks.is_empty() {
             return Ok(cookie);
         }
@@ -157,15 +176,10 @@ impl Driver {
         &self,
         uuid: Uuid,
         disks: &[Disk],
-        cookie: &[u8],
+        told: &Cookie,
         flags: u64,
         made: &mut Vec<Volume>,
     ) -> Result<()> {
-        let told: Cookie = match cookie {
-            [] => Cookie::default(),
-            bytes => serde_json::from_slice(bytes)
-                .map_err(|error| Error::internal(format!("the source's cookie: {error}")))?,
-        };
         for disk in disks {
             let (pool, path) = match &disk.source {
                 DiskSource::File(path) | DiskSource::Block(path) => {

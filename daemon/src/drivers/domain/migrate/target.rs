@@ -10,19 +10,21 @@ use std::time::{Duration, Instant};
 use rpc::tls::TlsServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use uuid::Uuid;
-use vmm_api::control::{Call, JobStatus};
+use vmm_api::control::{Answer, Call, Failure, JobStatus};
 use vmm_api::migrate::{self, CONNECTIONS_MOST, HEADER, Header, Kind, Preamble, Verdict};
 use xml_schemas::Domain as Definition;
 use xml_schemas::domain::View;
 
 use super::uri::Place;
 use super::{Params, check, flags, lock, storage, tls};
-use crate::drivers::domain::lifecycle::{ask, end};
-use crate::drivers::domain::object::{Domain, Pinned};
+use crate::drivers::domain::job as jobs;
+use crate::drivers::domain::lifecycle::end;
+use crate::drivers::domain::object::{Coming, Domain, Pinned};
 use crate::drivers::domain::start::{self, Arrival, StartOptions};
 use crate::drivers::domain::state::{Lifecycle, PausedReason, State};
 use crate::drivers::domain::{Driver, job::Operation};
@@ -44,6 +46,16 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(20);
 /// How long the machine may take to be there, after the source says that all of it has gone.
 const ARRIVE_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long the machine may take to hear from the source that it may run.
+const TAKE_LIMIT: Duration = Duration::from_secs(10);
+/// From the end of a VMM's connection to the end of the process.
+const GONE_LIMIT: Duration = Duration::from_secs(1);
+/// Why nothing comes of it, mostly.
+const CANCELLED: &str = "the migration was cancelled";
+
+/// What a VMM answers.
+type Answered = std::result::Result<std::result::Result<Answer, Failure>, RecvError>;
+
 /// A domain that was prepared for.
 #[derive(Debug)]
 pub struct Arriving {
@@ -51,11 +63,12 @@ pub struct Arriving {
     client: u64,
     flags: u64,
     domain: Pinned,
+    /// What it is announced with; none offline.
+    id: Option<i32>,
     /// To be stored.
     persistent: Arc<Definition>,
     /// The machine's coming; none offline.
     task: Option<JoinHandle<Result<()>>>,
-    cancel: watch::Sender<bool>,
     /// Volumes that were made for it.
     volumes: Vec<storage::Volume>,
 }
@@ -154,7 +167,7 @@ impl Listener {
         let place = match &params.uri {
             Some(uri) => Place::parse(uri)?,
             None => Place::Tcp {
-                host: node::hostname(),
+                host: reachable(node::hostname())?,
                 port: None,
             },
         };
@@ -283,6 +296,13 @@ impl Driver {
         cookie: &[u8],
     ) -> Result<Prepared> {
         check(flags)?;
+        let cookie = storage::Cookie::read(cookie)?;
+        if cookie.daemon == Some(self.migrations.own().to_string()) {
+            return Err(Error::internal(format!(
+                "Attempt to migrate guest to the same host {}",
+                node::hostname()
+            )));
+        }
         let xml = params
             .dxml
             .as_deref()
@@ -307,10 +327,7 @@ impl Driver {
         };
         let uuid = definition.uuid.unwrap_or_default();
         let domain = self.registry.pin_or_make(uuid, &definition.name)?;
-        let comes = lock(&self.migrations.arriving)
-            .get(&definition.name)
-            .is_some_and(Arriving::goes_on);
-        if comes || domain.lock().live.is_some() {
+        if domain.lock().is_active() {
             return Err(active(&definition.name));
         }
         let offline = flags & flags::OFFLINE != 0;
@@ -318,14 +335,13 @@ impl Driver {
             // Before anything moves: what this host can't run.
             definition.check_startable(&self.host())?;
         }
-        let (cancel, cancelled) = watch::channel(false);
         let mut arriving = Arriving {
             client,
             flags,
             domain,
+            id: None,
             persistent,
             task: None,
-            cancel,
             volumes: Vec::new(),
         };
         // Clients want one even where nothing is to be sent.
@@ -345,19 +361,24 @@ impl Driver {
             let along = storage::chosen(&definition, params, flags)?;
             let volumes = &mut arriving.volumes;
             let room = self
-                .make_volumes(uuid, &along, cookie, flags, volumes)
+                .make_volumes(uuid, &along, &cookie, flags, volumes)
                 .await;
             let bound = match room {
                 Ok(()) => Listener::bind(params).await,
                 Err(error) => Err(error),
             };
-            let (listener, place) = match bound {
+            let bound = bound.and_then(|(listener, place)| {
+                let (id, cancelled) = self.announce(&arriving.domain, &definition)?;
+                Ok((listener, place, id, cancelled))
+            });
+            let (listener, place, id, cancelled) = match bound {
                 Ok(bound) => bound,
                 Err(error) => {
                     self.unmake_volumes(uuid, volumes).await;
                     return Err(error);
                 }
             };
+            arriving.id = Some(id);
             let token = Uuid::new_v4().to_string();
             prepared.cookie = token.clone().into_bytes();
             prepared.uri = Some(place.to_string());
@@ -368,9 +389,19 @@ impl Driver {
             let driver = Arc::clone(self);
             let definition = Arc::clone(&definition);
             arriving.task = Some(tokio::spawn(async move {
-                driver
-                    .receive(pinned, listener, (token, secure), definition, cancelled)
-                    .await
+                let received = driver.receive(
+                    &pinned,
+                    listener,
+                    (token, secure),
+                    definition,
+                    id,
+                    cancelled,
+                );
+                let received = received.await;
+                if received.is_err() {
+                    driver.did_not_come(&pinned, id);
+                }
+                received
             }));
         }
         killpoint("migrate.prepared");
@@ -396,17 +427,65 @@ impl Driver {
         }
     }
 
+    /// From now on clients see it, paused, and nobody may change it.
+    fn announce(
+        &self,
+        domain: &Domain,
+        definition: &Arc<Definition>,
+    ) -> Result<(i32, watch::Receiver<Option<&'static str>>)> {
+        let id = self.new_id()?;
+        let mut definition = Definition::clone(definition);
+        definition.id = u32::try_from(id).ok();
+        let (given_up, hears) = watch::channel(None);
+        let mut inner = domain.lock();
+        if inner.is_active() {
+            return Err(active(&inner.name));
+        }
+        inner.coming = Some(Coming {
+            id,
+            definition: Arc::new(definition),
+            began: Instant::now(),
+            given_up,
+            destroyed: false,
+        });
+        inner.state = State::Paused(PausedReason::Migration);
+        let event = DomainEvent::Lifecycle(Lifecycle::StartedMigrated);
+        self.emit(&domain.name_in(&inner), &event);
+        Ok((id, hears))
+    }
+
+    /// It is off, as before. Where its process was there already, its end has said so.
+    fn did_not_come(&self, domain: &Domain, id: i32) {
+        let mut inner = domain.lock();
+        if inner.live.is_some() {
+            return;
+        }
+        if let Some(coming) = inner.coming.take_if(|coming| coming.id == id) {
+            let (reason, event) = coming.end();
+            inner.state = State::Shutoff(reason);
+            self.emit(&domain.name_in(&inner), &DomainEvent::Lifecycle(event));
+        }
+    }
+
     /// Waits for the source, and builds the machine that it sends.
     async fn receive(
-        self: Arc<Self>,
-        domain: Pinned,
+        self: &Arc<Self>,
+        domain: &Pinned,
         listener: Listener,
         (token, secure): (String, Option<TlsServer>),
         definition: Arc<Definition>,
-        mut cancel: watch::Receiver<bool>,
+        id: i32,
+        cancel: watch::Receiver<Option<&'static str>>,
     ) -> Result<()> {
-        let _job = domain.job().await?;
+        let _job = domain.job_of_arrival().await?;
         let uuid = definition.uuid.unwrap_or_default();
+        let mut hears = cancel.clone();
+        let given_up = async {
+            hears
+                .wait_for(Option::is_some)
+                .await
+                .map_or(None, |why| *why)
+        };
         let streams = tokio::select! {
             streams = timeout(AWAIT_LIMIT, listener.gather(uuid, &token, secure.as_ref())) => match streams {
                 Ok(streams) => streams?,
@@ -415,7 +494,7 @@ impl Driver {
                     return Err(Error::new(ErrorCode::OPERATION_TIMEOUT, text));
                 }
             },
-            _ = cancel.wait_for(|&cancelled| cancelled) => return Err(cancelled_error()),
+            why = given_up => return Err(unwanted(why)),
         };
         drop(listener);
         killpoint("migrate.gathered");
@@ -427,16 +506,23 @@ impl Driver {
         let options = StartOptions {
             paused: true,
             arriving: Some(Arrival {
+                id,
                 connections,
-                cancel,
+                cancel: cancel.clone(),
             }),
             ..StartOptions::default()
         };
-        let started = start::start(&self, &domain, &definition, options).await;
+        let started = start::start(self, domain, &definition, options).await;
+        if started.is_ok() && (cancel.borrow().is_some() || cancel.has_changed().is_err()) {
+            // Its machine was faster.
+            end(domain, false).await?;
+            return Err(unwanted(*cancel.borrow()));
+        }
         if let (Err(error), Some(first)) = (&started, first) {
             log::warn!("domain '{}' did not come: {error}", definition.name);
             // If the VMM never lived to say so itself.
-            tell(first, &error.message).await;
+            let given_up = *cancel.borrow();
+            tell(first, given_up.unwrap_or(&error.message)).await;
         }
         started
     }
@@ -472,41 +558,102 @@ impl Driver {
         let began = Instant::now();
         let flags = flags | arriving.flags;
         let mut arriving = arriving;
-        let Some(task) = arriving.task.as_mut() else {
+        let Some(mut task) = arriving.task.take() else {
             self.store(&arriving, flags).await?;
             return Ok(Arc::clone(&arriving.domain));
         };
-        let came = match timeout(ARRIVE_LIMIT, task).await {
+        let came = match timeout(ARRIVE_LIMIT, &mut task).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Error::internal(error.to_string())),
-            Err(_) => Err(Error::new(
-                ErrorCode::OPERATION_TIMEOUT,
-                "the guest did not arrive",
-            )),
+            Err(_) => {
+                arriving.task = Some(task);
+                Err(Error::new(
+                    ErrorCode::OPERATION_TIMEOUT,
+                    "the guest did not arrive",
+                ))
+            }
         };
         if let Err(error) = came {
             self.cancel(arriving).await;
             return Err(error);
         }
-        arriving.task = None;
         let domain = Arc::clone(&arriving.domain);
         // It is the other daemon's word, for statistics only.
-        let mut status: JobStatus = serde_json::from_slice(cookie).unwrap_or_default();
+        let status: JobStatus = serde_json::from_slice(cookie).unwrap_or_default();
         let begun = {
             let mut inner = domain.lock();
-            let live = inner.live_mut();
-            live.and_then(|live| live.work.begin(Operation::MigrationIn))
+            inner.live_mut().and_then(|live| {
+                live.work.begin(Operation::MigrationIn)?;
+                Ok(live.control.clone())
+            })
         };
         killpoint("migrate.arrived");
         // Before it can have written to them: from then on nobody takes them away.
         self.keep_volumes(domain.uuid);
         let paused = flags & flags::PAUSED != 0;
         let call = if paused { Call::Claim } else { Call::Resume };
-        let taken = match begun {
-            Ok(()) => ask(&domain, call).await,
-            Err(error) => Err(error),
+        let asked = begun.and_then(|control| control.send(call).map_err(jobs::not_begun));
+        let mut answer = match asked {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.cancel(arriving).await;
+                return Err(error);
+            }
+        };
+        let Ok(answered) = timeout(TAKE_LIMIT, &mut answer).await else {
+            // It may have the right to run by now, and then nobody else has: it is left alone. When it comes round, it
+            // runs, or hears from the source that it is not to, and ends.
+            let text = format!(
+                "the domain's VMM has not answered for {} s: it runs here if it has taken the guest over",
+                TAKE_LIMIT.as_secs()
+            );
+            log::error!("domain '{name}': {text}");
+            let driver = Arc::clone(self);
+            tokio::spawn(async move {
+                let answered = answer.await;
+                let name = arriving.domain.name().name;
+                let taken = driver.taken(arriving, flags, status, began, answered).await;
+                match taken {
+                    Ok(_) => log::info!("domain '{name}' has come after all"),
+                    Err(error) => log::warn!("domain '{name}' has not come: {error}"),
+                }
+            });
+            return Err(Error::new(ErrorCode::OPERATION_TIMEOUT, text));
         };
         killpoint("migrate.resumed");
+        self.taken(arriving, flags, status, began, answered).await
+    }
+
+    /// The VMM has answered whether it has taken the guest over.
+    async fn taken(
+        self: &Arc<Self>,
+        arriving: Arriving,
+        flags: u64,
+        mut status: JobStatus,
+        began: Instant,
+        answered: Answered,
+    ) -> Result<Arc<Domain>> {
+        let domain = Arc::clone(&arriving.domain);
+        let paused = flags & flags::PAUSED != 0;
+        let taken = match answered {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(failure)) => Err(Error::failed(failure.message)),
+            Err(_) => {
+                let ended = domain.lock().live.as_ref().map(|live| live.ended.clone());
+                if let Some(mut ended) = ended
+                    && timeout(GONE_LIMIT, ended.wait_for(|&ended| ended))
+                        .await
+                        .is_err()
+                {
+                    // It lives, and may have the guest: who watches it finds out.
+                    return Err(Error::failed(
+                        "the domain's VMM has closed its control connection: whether it has taken the guest over is \
+                         not known",
+                    ));
+                }
+                Err(Error::failed("domain is no longer running"))
+            }
+        };
         if let Some(moved) = &mut status.migration {
             // The guest has stood still at least since then.
             let since = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -517,10 +664,7 @@ impl Driver {
             live.work.took_over(status);
         }
         if let Err(error) = taken {
-            if let Err(error) = end(&domain, false).await {
-                log::debug!("domain '{name}': {error}");
-            }
-            self.unmake_volumes(domain.uuid, &arriving.volumes).await;
+            self.cancel(arriving).await;
             return Err(error);
         }
         if paused {
@@ -549,23 +693,34 @@ impl Driver {
 
     /// Nothing comes of it.
     async fn cancel(&self, mut arriving: Arriving) {
-        let name = arriving.domain.name().name;
-        // Its receiver may have ended.
-        let _ = arriving.cancel.send(true);
-        let Some(task) = arriving.task.as_mut() else {
-            return;
-        };
-        match timeout(CANCEL_LIMIT, task).await {
-            Ok(Ok(Ok(()))) => {
-                // It was there already, but has not been given away.
-                if let Err(error) = end(&arriving.domain, false).await {
-                    log::debug!("domain '{name}': {error}");
-                }
+        let Some(id) = arriving.id else { return };
+        let domain = Arc::clone(&arriving.domain);
+        let name = domain.name().name;
+        {
+            // Another one of that name may come by now.
+            let inner = domain.lock();
+            if let Some(coming) = inner.coming.as_ref().filter(|coming| coming.id == id) {
+                coming.given_up.send_if_modified(|why| {
+                    let first = why.is_none();
+                    why.get_or_insert(CANCELLED);
+                    first
+                });
             }
-            Ok(Ok(Err(error))) => log::debug!("domain '{name}': {error}"),
-            Ok(Err(error)) => log::error!("domain '{name}': {error}"),
-            Err(_) => log::error!("domain '{name}': its arrival can't be stopped"),
         }
+        if let Some(task) = arriving.task.as_mut() {
+            match timeout(CANCEL_LIMIT, task).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => log::debug!("domain '{name}': {error}"),
+                Ok(Err(error)) => log::error!("domain '{name}': {error}"),
+                Err(_) => log::error!("domain '{name}': its arrival can't be stopped"),
+            }
+        }
+        // It may be there already, but has not been given away.
+        let is_there = (domain.lock().live.as_ref()).is_some_and(|live| live.id == id);
+        if is_there && let Err(error) = end(&domain, false).await {
+            log::debug!("domain '{name}': {error}");
+        }
+        self.did_not_come(&domain, id);
         self.unmake_volumes(arriving.domain.uuid, &arriving.volumes)
             .await;
     }
@@ -588,6 +743,16 @@ impl Driver {
     }
 }
 
+/// A name of this host by which another one can find it.
+fn reachable(hostname: String) -> Result<String> {
+    match hostname.starts_with("localhost") {
+        false => Ok(hostname),
+        true => Err(Error::internal(
+            "hostname on destination resolved to localhost, but migration requires an FQDN",
+        )),
+    }
+}
+
 fn active(name: &str) -> Error {
     Error::of(
         ErrorDomain::DOMAIN,
@@ -596,8 +761,9 @@ fn active(name: &str) -> Error {
     )
 }
 
-fn cancelled_error() -> Error {
-    Error::new(ErrorCode::OPERATION_ABORTED, "the migration was cancelled")
+/// Why nothing is to come of it.
+fn unwanted(why: Option<&'static str>) -> Error {
+    Error::new(ErrorCode::OPERATION_ABORTED, why.unwrap_or(CANCELLED))
 }
 
 /// Tells the source why nothing comes of it.
@@ -613,5 +779,19 @@ async fn tell(to: OwnedFd, why: &str) {
     };
     if let Ok(Err(error)) = timeout(PREAMBLE_LIMIT, told).await {
         log::debug!("the source can't be told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_calls_itself_localhost_is_not_found_by_that() {
+        assert_eq!(reachable("east".to_owned()).unwrap(), "east");
+        for name in ["localhost", "localhost.localdomain"] {
+            let error = reachable(name.to_owned()).unwrap_err();
+            assert!(error.message.contains("requires an FQDN"), "{error}");
+        }
     }
 }
