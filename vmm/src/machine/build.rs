@@ -294,11 +294,17 @@ impl Machine {
             (Some(saved), Some(from)) => saved.memory(config.memory_bytes, from.copy)?,
             _ => GuestMemory::new(config.memory_bytes)?,
         };
+        let mut made = Vec::new();
         if !config.incoming.is_empty() {
             let mut incoming = Incoming::open(&config.incoming)?;
             let failed = |error: StreamError| MachineError::Incoming(error.to_string());
             let open = |id: &str| super::devices::open_image(&config.devices, id);
             incoming.greet(&*vm, &config, &open).map_err(failed)?;
+            // What takes long and needs nothing of the guest's is done while the guest still runs elsewhere.
+            for id in 0..config.vcpus {
+                let vcpu = vm.create_vcpu(id);
+                made.push(vcpu.inspect_err(|error| incoming.refuse(&error.to_string()))?);
+            }
             let (sections, right) = incoming.receive(&memory).map_err(failed)?;
             *permit = Some(right);
             saved = Some(Saved::received(sections));
@@ -395,11 +401,15 @@ impl Machine {
         }
 
         map(&*vm, &memory, false)?;
+        let mut made = made.into_iter();
         let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
         let mut power_on = Vec::new();
         let mut cpuid = Vec::new();
         for id in 0..config.vcpus {
-            let mut vcpu = vm.create_vcpu(id)?;
+            let mut vcpu = match made.next() {
+                Some(vcpu) => vcpu,
+                None => vm.create_vcpu(id)?,
+            };
             let leaves = shown(id);
             vcpu.set_cpuid(&leaves)?;
             let mut state = vcpu.state()?;
