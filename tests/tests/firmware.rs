@@ -144,9 +144,9 @@ fn firmware_of_ones_own_tries_again() {
     let rig = Rig::new();
     let own = rig.write("own.bin", std::fs::read(rom).unwrap());
     let blank = rig.write("blank.img", vec![0; 1 << 20]);
-    let domain = |loader: &str| {
+    let domain = |name: &str, loader: &str| {
         format!(
-            "<domain type='qemu'><name>guest</name><memory unit='MiB'>64</memory>\
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>\
              <os><type arch='x86_64' machine='q35'>hvm</type><loader readonly='yes' type='rom'>{loader}</loader>\
              <bios useserial='yes' rebootTimeout='100'/><boot dev='hd'/></os>\
              <features><acpi/></features><devices>\
@@ -154,7 +154,7 @@ fn firmware_of_ones_own_tries_again() {
              <console type='pty'/></devices></domain>"
         )
     };
-    rig.define(&domain(&own));
+    rig.define(&domain("guest", &own));
     let mut terminal = Terminal::start(rig.command("vireo").args(["start", "guest", "--console"]));
     for _ in 0..2 {
         terminal.expect("SeaBIOS (version", SOON);
@@ -163,11 +163,11 @@ fn firmware_of_ones_own_tries_again() {
     drop(terminal);
     rig.vireo(&["destroy", "guest"]).ok();
     let missing = rig.path("missing.bin").display().to_string();
-    rig.define(&domain(&missing));
-    let said = rig.vireo(&["start", "guest"]).fails();
+    rig.define(&domain("none", &missing));
+    let said = rig.vireo(&["start", "none"]).fails();
     assert!(said.contains(&missing), "{said}");
     let junk = rig.write("junk.bin", vec![0; 100]);
-    rig.define(&domain(&junk));
-    let said = rig.vireo(&["start", "guest"]).fails();
+    rig.define(&domain("junk", &junk));
+    let said = rig.vireo(&["start", "junk"]).fails();
     assert!(said.contains("junk.bin"), "{said}");
 }
