@@ -6,6 +6,7 @@
 //! processes decide which of them runs it. So whatever dies, and whatever the calls come to, it runs
 //! on one side.
 
+mod listener;
 mod peer;
 mod source;
 mod storage;
