@@ -324,6 +324,15 @@ fn only_one_moves_it_and_nobody_changes_it_meanwhile() {
     one.vireo(&["domjobabort", "tiny"]).ok();
     assert!(!child.wait().unwrap().success());
     running_here_only(&one, &other, "tiny");
+    // Whoever suspends it meanwhile does so for good.
+    let mut child = slow_move(&one, &other, "tiny", &[]);
+    one.vireo(&["suspend", "tiny"]).ok();
+    one.vireo(&["domjobabort", "tiny"]).ok();
+    assert!(!child.wait().unwrap().success());
+    let state = one.state("tiny");
+    assert!(state.starts_with("paused"), "{state}");
+    one.vireo(&["resume", "tiny"]).ok();
+    running_here_only(&one, &other, "tiny");
     let said = std::thread::scope(|scope| {
         let client = scope.spawn(|| one.virsh(&again));
         let deadline = Instant::now() + SOON;

@@ -104,7 +104,11 @@ impl Driver {
                 return Ok(());
             }
         }
-        ask(&domain, Call::Pause).await.map(drop)
+        ask(&domain, Call::Pause).await?;
+        if let Ok(live) = domain.lock().live_mut() {
+            live.suspended = true;
+        }
+        Ok(())
     }
 
     /// Lets them run again.
@@ -128,7 +132,11 @@ impl Driver {
                 _ => {}
             }
         }
-        ask(&domain, Call::Resume).await.map(drop)
+        ask(&domain, Call::Resume).await?;
+        if let Ok(live) = domain.lock().live_mut() {
+            live.suspended = false;
+        }
+        Ok(())
     }
 
     /// Presses the power button.

@@ -108,6 +108,8 @@ pub struct Live {
     pub autodestroy: bool,
     /// Somebody has asked for its end.
     pub destroying: bool,
+    /// Somebody has suspended it: that a migration came to nothing does not let it run.
+    pub suspended: bool,
     /// The next power-off of the guest is a reboot.
     pub rebooting: bool,
     /// The next reset is the host's, not the guest's.

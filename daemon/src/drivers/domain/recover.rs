@@ -237,6 +237,7 @@ async fn take_up(
             dirty_rate: super::dirtyrate::DirtyRate::default(),
             autodestroy: record.autodestroy,
             destroying: false,
+            suspended: false,
             rebooting: false,
             resetting: false,
             console: None,

@@ -276,6 +276,7 @@ impl Started {
                 dirty_rate: super::dirtyrate::DirtyRate::default(),
                 autodestroy: options.autodestroy,
                 destroying: false,
+                suspended: false,
                 rebooting: false,
                 resetting: false,
                 console: None,

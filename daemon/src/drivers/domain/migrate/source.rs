@@ -447,7 +447,7 @@ impl Driver {
             let live = inner
                 .live
                 .as_ref()
-                .filter(|live| still && of.is_none_or(|id| live.id == id));
+                .filter(|live| still && !live.suspended && of.is_none_or(|id| live.id == id));
             live.map(|live| live.id)
         };
         let Some(id) = stands_still(domain, None) else {
