@@ -63,6 +63,8 @@ pub enum Values {
     None,
     /// Names of domains.
     Domains,
+    /// Names of domains that are so (virConnectListAllDomainsFlags).
+    DomainsThat(u32),
     /// Names of files.
     Files,
     /// Names of commands and groups.
@@ -81,6 +83,8 @@ pub enum Values {
     Volumes,
     /// Names of snapshots of the domain that the option `domain` names.
     Snapshots,
+    /// Names of checkpoints of the domain that the option `domain` names.
+    Checkpoints,
     /// Targets of disks of that domain.
     Disks,
     /// MAC addresses of network interfaces of that domain.

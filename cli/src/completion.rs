@@ -143,8 +143,34 @@ const BLOCK: &[&str] = &[
     "domblkthreshold",
 ];
 
+/// Commands that mean something for some domains only, and for which (virConnectListAllDomainsFlags).
+const STATES: &[(&str, u32)] = &[
+    ("console", ACTIVE),
+    ("destroy", ACTIVE),
+    ("domjobabort", ACTIVE),
+    ("dump", ACTIVE),
+    ("inject-nmi", ACTIVE),
+    ("managedsave", ACTIVE),
+    ("reboot", ACTIVE),
+    ("reset", ACTIVE),
+    ("resume", PAUSED),
+    ("save", ACTIVE),
+    ("shutdown", ACTIVE),
+    ("start", INACTIVE),
+    ("suspend", RUNNING),
+];
+const ACTIVE: u32 = 1;
+const INACTIVE: u32 = 2;
+const RUNNING: u32 = 16;
+const PAUSED: u32 = 32;
+
 /// What completes an option's value: what its command says, or else what options of that name mean anywhere.
 fn values(command: &Command, option: &Opt) -> Values {
+    if option.values == Values::Domains
+        && let Some((_, are)) = STATES.iter().find(|(name, _)| *name == command.name)
+    {
+        return Values::DomainsThat(*are);
+    }
     if option.values != Values::None || option.kind == Kind::Flag {
         return option.values;
     }
@@ -154,6 +180,7 @@ fn values(command: &Command, option: &Opt) -> Values {
         "pool" | "inputpool" => Values::Pools,
         "vol" | "inputvol" => Values::Volumes,
         "snapshotname" => Values::Snapshots,
+        "checkpointname" => Values::Checkpoints,
         "secret" => Values::Secrets,
         "device" if command.name.starts_with("nodedev-") => Values::NodeDevices,
         "interface" if command.name.starts_with("iface-") => Values::HostInterfaces,

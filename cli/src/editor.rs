@@ -88,8 +88,12 @@ impl Draft {
         if status.success() {
             return Ok(());
         }
+        let how = match status.code() {
+            Some(code) => format!("exit status {code}"),
+            None => status.to_string(),
+        };
         Err(Failure::new(format!(
-            "the editor '{editor} {}' failed: {status}",
+            "internal error: Child process ({editor} {}) unexpected {how}",
             self.path.display()
         )))
     }

@@ -25,10 +25,14 @@ pub fn names(shell: &mut Shell, values: Values, given: &Given) -> Result<Vec<Str
     };
     let (need_results, flags) = (ALL, 0);
     Ok(match values {
-        Values::Domains => commands::list_domains(shell, 0)?
-            .into_iter()
-            .map(|domain| domain.name)
-            .collect(),
+        Values::Domains | Values::DomainsThat(_) => {
+            let which = match values {
+                Values::DomainsThat(are) => are,
+                _ => 0,
+            };
+            let found = commands::list_domains(shell, which)?.into_iter();
+            found.map(|domain| domain.name).collect()
+        }
         Values::Networks => {
             let asked = ConnectListAllNetworksArgs {
                 need_results,
@@ -84,7 +88,7 @@ pub fn names(shell: &mut Shell, values: Values, given: &Given) -> Result<Vec<Str
             let answer = shell.call(procs::CONNECT_LIST_ALL_INTERFACES, &asked)?;
             answer.ifaces.0.into_iter().map(|it| it.name).collect()
         }
-        Values::Snapshots | Values::Disks | Values::Nics => {
+        Values::Snapshots | Values::Checkpoints | Values::Disks | Values::Nics => {
             let Some(word) = one("domain") else {
                 return Ok(Vec::new());
             };
@@ -97,6 +101,14 @@ pub fn names(shell: &mut Shell, values: Values, given: &Given) -> Result<Vec<Str
                 };
                 let answer = shell.call(procs::DOMAIN_LIST_ALL_SNAPSHOTS, &asked)?;
                 answer.snapshots.0.into_iter().map(|it| it.name).collect()
+            } else if values == Values::Checkpoints {
+                let asked = DomainListAllCheckpointsArgs {
+                    dom,
+                    need_results,
+                    flags,
+                };
+                let answer = shell.call(procs::DOMAIN_LIST_ALL_CHECKPOINTS, &asked)?;
+                answer.checkpoints.0.into_iter().map(|it| it.name).collect()
             } else {
                 let xml = commands::domain_xml(shell, &dom, 0)?;
                 device_names(&xml, values)

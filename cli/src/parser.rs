@@ -141,6 +141,17 @@ impl Filling {
     }
 }
 
+/// Former names of options: what they are called now, and the value that they stand for if they take none.
+fn alias(command: &str, option: &str) -> Option<(&'static str, Option<&'static str>)> {
+    Some(match (command, option) {
+        ("setmem" | "setmaxmem", "kilobytes") => ("size", None),
+        ("undefine", "delete-snapshots") => ("delete-storage-volume-snapshots", None),
+        ("attach-disk", "shareable") => ("mode", Some("shareable")),
+        ("echo", "str") => ("string", None),
+        _ => return None,
+    })
+}
+
 fn parse_command<'a>(
     groups: &'static [Group],
     mut words: impl Iterator<Item = &'a str>,
@@ -168,6 +179,11 @@ fn parse_command<'a>(
             let (name, value) = match option.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
                 None => (option, None),
+            };
+            let (name, value) = match alias(command.name, name) {
+                Some((name, Some(stands_for))) => (name, Some(stands_for)),
+                Some((name, None)) => (name, value),
+                None => (name, value),
             };
             let Some(index) = command
                 .options
@@ -213,16 +229,23 @@ fn parse_command<'a>(
     if wants_help {
         return help_on(groups, command).map(Some);
     }
-    for (index, option) in command.options.iter().enumerate() {
-        if option.required && !filling.seen(index) {
-            let name = option.name;
-            return Err(match option.kind {
-                Kind::Data | Kind::Rest => {
-                    format!("command '{}' requires <{name}> option", command.name)
-                }
-                _ => format!("command '{}' requires --{name} option", command.name),
-            });
-        }
+    let missing: Vec<String> = (command.options.iter().enumerate())
+        .filter(|(index, option)| option.required && !filling.seen(*index))
+        .map(|(_, option)| match option.kind {
+            Kind::Data | Kind::Rest => {
+                format!(
+                    "command '{}' requires <{}> option",
+                    command.name, option.name
+                )
+            }
+            _ => format!(
+                "command '{}' requires --{} option",
+                command.name, option.name
+            ),
+        })
+        .collect();
+    if !missing.is_empty() {
+        return Err(missing.join("\nerror: "));
     }
     Ok(Some(Parsed {
         command,
@@ -378,6 +401,21 @@ mod tests {
             "option --domain already seen"
         );
         assert_eq!(refused("list; nosuch"), "unknown command: 'nosuch'");
+    }
+
+    #[test]
+    fn former_names_of_options_are_known() {
+        let given = |text: &str| line(text)[0].args.text("mode").unwrap().map(str::to_owned);
+        assert_eq!(
+            given("attach-disk a b c --shareable").as_deref(),
+            Some("shareable")
+        );
+        assert_eq!(
+            line("setmem a --kilobytes 5")[0].args.text("size").unwrap(),
+            Some("5")
+        );
+        assert_eq!(line("echo --str a b")[0].args.rest("string"), ["a", "b"]);
+        assert!(refused("list --kilobytes 5").contains("doesn't support option --kilobytes"));
     }
 
     #[test]

@@ -31,6 +31,7 @@ fn shell(rig: &Rig, program: &str, script: &str) -> String {
 #[test]
 fn bash_offers_what_is_there() {
     let rig = two_domains();
+    rig.vireo(&["start", "alpha", "--paused"]).ok();
     // As readline calls it: words taken apart at '=' and ':'.
     let script = r#"
         eval "$(vireo completion bash)"
@@ -51,10 +52,15 @@ fn bash_offers_what_is_there() {
         offer 'vireo --read' vireo --read
         offer 'vireo net-event --event ' vireo net-event --event ''
         offer 'vireo nonsense ' vireo nonsense ''
+        offer 'vireo start al' vireo start al
+        offer 'vireo destroy al' vireo destroy al
+        offer 'vireo suspend al' vireo suspend al
+        offer 'vireo resume al' vireo resume al
     "#;
     assert_eq!(
         shell(&rig, "bash", script),
-        "domstate domstats\nalpha alpine\nalpine\nalpha alpine\n///system\nreboot\n--reason\n--readonly\nlifecycle\n\n"
+        "domstate domstats\nalpha alpine\nalpine\nalpha alpine\n///system\nreboot\n--reason\n--readonly\nlifecycle\n\n\
+         alpine\nalpha\n\nalpha\n"
     );
 }
 

@@ -130,6 +130,38 @@ fn a_stock_libvirtd_is_managed() {
         "dominfo missing",
         "net-info missing",
         "migrate-getspeed test",
+        "setmem test 1M; setmem test 0; setmem test --kilobytes 1024; setmem test 1M --current",
+        "shutdown test; setmem test 1M; setmem test 1M --config; domblkstat test vda",
+        "event --event lifecycle --timeout 0",
+        "net-event --event lifecycle --timeout 0",
+        "node-memory-tune",
+        "iface-name eth1",
+        "domif-getlink test 52:54:00:00:00:ff",
+        "domiftune test aa:bb:cc:dd:ee:ff --inbound x",
+        "domiftune test aa:bb:cc:dd:ee:ff --inbound ,5",
+        "domiftune test aa:bb:cc:dd:ee:ff --inbound 1,2,3,4,5",
+        "domiftune test aa:bb:cc:dd:ee:ff --outbound 1,2,3,4",
+        "attach-disk",
+        "attach-disk test /x vdz --shareable --print-xml",
+        "change-media test vda --eject",
+        "change-media test vda --insert",
+        "secret-set-value 06df9427-4b0f-4db9-830c-95aadc4a9064",
+        "metadata test http://a.b/c",
+        "checkpoint-list test; checkpoint-create-as test a text; checkpoint-create-as test b; checkpoint-create-as test b; \
+         checkpoint-list test --name; checkpoint-list test --tree; checkpoint-list test --roots --name; \
+         checkpoint-list test --leaves --name; checkpoint-list test --no-leaves --name; \
+         checkpoint-list test --from a --name; checkpoint-list test a --tree; checkpoint-info test b; \
+         checkpoint-info test none; checkpoint-parent test b; checkpoint-parent test a; \
+         checkpoint-dumpxml test a --xpath //disks; checkpoint-delete test b --children-only; \
+         checkpoint-delete test b --metadata; checkpoint-delete test a --children; checkpoint-list test",
+        "checkpoint-delete test; checkpoint-edit test; checkpoint-list test --descendants; \
+         checkpoint-list test --roots --parent; checkpoint-create test /nonexistent",
+        "checkpoint-create-as test q --print-xml --diskspec vda,checkpoint=bitmap,bitmap=x --diskspec vdb,checkpoint=no",
+        "checkpoint-create-as test q --diskspec vda,colour=red",
+        "backup-begin test; backup-dumpxml test; migrate-compcache test",
+        "blockcopy test vda; blockcopy test vda /x --xml /y; blockcopy test vda /x --pivot --finish",
+        "blockcopy test vda /x --format qcow2 --print-xml",
+        "blockcopy test vda /x --blockdev --print-xml",
     ] {
         let run = |run: &dyn Fn(&[&str]) -> Run| {
             let words: Vec<&str> = if line.contains(';') {

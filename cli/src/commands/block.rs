@@ -1,7 +1,7 @@
 //! Disks of domains: `domblklist`, `domblkstat`, `domblkinfo`, `domblkerror`, `blkdeviotune`, `blockresize`.
 
 use rpc::args::{
-    DomainBlockResizeArgs, DomainBlockStatsFlagsArgs, DomainGetBlockInfoArgs,
+    DomainBlockResizeArgs, DomainBlockStatsArgs, DomainBlockStatsFlagsArgs, DomainGetBlockInfoArgs,
     DomainGetBlockIoTuneArgs, DomainGetDiskErrorsArgs, DomainSetBlockIoTuneArgs,
 };
 use rpc::procs;
@@ -254,31 +254,49 @@ const COUNTERS: [(&str, &str, &str); 9] = [
     ),
 ];
 
+/// What a daemon that only knows the older call says.
+fn few_counters(shell: &mut Shell, dom: &Domain, device: &str) -> Result<Vec<TypedParam>> {
+    let asked = DomainBlockStatsArgs {
+        dom: dom.clone(),
+        path: device.to_owned(),
+    };
+    let found = shell
+        .call(procs::DOMAIN_BLOCK_STATS, &asked)
+        .context(format!("Failed to get block stats {} {device}", dom.name))?;
+    let counters = [
+        ("rd_operations", found.rd_req),
+        ("rd_bytes", found.rd_bytes),
+        ("wr_operations", found.wr_req),
+        ("wr_bytes", found.wr_bytes),
+        ("errs", found.errs),
+    ];
+    // Below 0: not known.
+    let known = counters.into_iter().filter(|(_, value)| *value >= 0);
+    Ok(known
+        .map(|(name, value)| TypedParam::new(name, value))
+        .collect())
+}
+
 fn domblkstat(shell: &mut Shell, args: &Args) -> Result {
     let dom = find_domain(shell, args, ANY)?;
     let device = args.text("device")?.unwrap_or_default().to_owned();
     let human = args.has("human");
-    let failed = || {
-        format!(
-            "Failed to get block stats for domain '{}' device '{device}'",
-            dom.name
-        )
-    };
     let asked = |nparams| DomainBlockStatsFlagsArgs {
         dom: dom.clone(),
         path: device.clone(),
         nparams,
         flags: STRINGS,
     };
-    let count = shell
-        .call(procs::DOMAIN_BLOCK_STATS_FLAGS, &asked(0))
-        .context(failed())?
-        .nparams;
-    let found = shell
-        .call(procs::DOMAIN_BLOCK_STATS_FLAGS, &asked(count))
-        .context(failed())?
-        .params
-        .0;
+    let count = shell.call(procs::DOMAIN_BLOCK_STATS_FLAGS, &asked(0));
+    let found = match count {
+        Ok(count) => {
+            let asked = asked(count.nparams);
+            let found = shell.call(procs::DOMAIN_BLOCK_STATS_FLAGS, &asked)?;
+            found.params.0
+        }
+        Err(failure) if failure.is_unsupported() => few_counters(shell, &dom, &device)?,
+        Err(failure) => return Err(failure),
+    };
     if human {
         shell.out.print(format!("Device: {device}\n"));
     }

@@ -10,8 +10,8 @@ use rpc::args::{
 };
 use rpc::client::{Client, Event};
 use rpc::procs;
-use rpc::types::Domain;
-use rpc::xdr::List;
+use rpc::types::{Domain, TypedParam};
+use xml_schemas::dom::{Element, format_element};
 
 use super::save::job::pretty;
 use super::{ANY, find_domain, read_definition};
@@ -112,11 +112,49 @@ pub const BLOCKCOPY: Command = Command {
         DOMAIN,
         PATH,
         text("dest", "path of the copy to create"),
+        BANDWIDTH,
+        flag("shallow", "make the copy share a backing chain"),
+        flag("reuse-external", "reuse existing destination"),
+        flag(
+            "blockdev",
+            "copy destination is block device instead of regular file",
+        ),
+        flag("wait", "wait for job to reach mirroring phase"),
+        VERBOSE,
+        TIMEOUT,
+        flag("pivot", "implies --wait, pivot when mirroring starts"),
+        flag("finish", "implies --wait, quit when mirroring starts"),
+        ASYNC,
         text(
             "xml",
             "filename containing XML description of the copy destination",
         )
+        .named_only()
         .values(Values::Files),
+        text("format", "format of the destination file").named_only(),
+        number(
+            "granularity",
+            "power-of-two granularity to use during the copy",
+        )
+        .named_only(),
+        number(
+            "buf-size",
+            "maximum amount of in-flight data during the copy",
+        )
+        .named_only(),
+        BYTES,
+        flag(
+            "transient-job",
+            "the copy job is not persisted if VM is turned off",
+        ),
+        flag(
+            "synchronous-writes",
+            "the copy job forces guest writes to be synchronously written to the destination",
+        ),
+        flag(
+            "print-xml",
+            "print the XML used to start the copy job instead of starting the job",
+        ),
     ],
     handler: blockcopy,
     connects: true,
@@ -470,31 +508,97 @@ fn blockpull(shell: &mut Shell, args: &Args) -> Result {
     }
 }
 
-fn blockcopy(shell: &mut Shell, args: &Args) -> Result {
-    let path = args.required("path")?.to_owned();
-    let dom = find_domain(shell, args, ANY)?;
-    let destxml = match (args.text("xml")?, args.text("dest")?) {
-        (Some(file), _) => read_definition(file)?,
-        (None, Some(dest)) => {
-            let source = xml_schemas::dom::Element::new("source").with_attr("file", dest);
-            let disk = xml_schemas::dom::Element::new("disk")
-                .with_attr("type", "file")
-                .with_child(source);
-            let mut xml = String::new();
-            xml_schemas::dom::format_element(&mut xml, &disk, 0);
-            xml
-        }
-        (None, None) => return Err(Failure::new("need either --xml or --dest")),
+/// What a copy is written to, as libvirt's XML has it.
+fn copy_target(args: &Args) -> Result<String> {
+    let (dest, xml) = (args.text("dest")?, args.text("xml")?);
+    if let Some(file) = xml {
+        return read_definition(file);
+    }
+    let dest = dest.ok_or_else(|| Failure::new("need either --dest or --xml"))?;
+    let (kind, attribute) = match args.has("blockdev") {
+        true => ("block", "dev"),
+        false => ("file", "file"),
     };
+    let mut disk = Element::new("disk").with_attr("type", kind);
+    disk.push(Element::new("source").with_attr(attribute, dest));
+    if let Some(format) = args.text("format")? {
+        disk.push(Element::new("driver").with_attr("type", format));
+    }
+    let mut xml = String::new();
+    format_element(&mut xml, &disk, 0);
+    Ok(xml)
+}
+
+fn blockcopy(shell: &mut Shell, args: &Args) -> Result {
+    for (one, other) in [
+        ("dest", "xml"),
+        ("format", "xml"),
+        ("blockdev", "xml"),
+        ("pivot", "finish"),
+    ] {
+        args.exclusive(one, other)?;
+    }
+    let waits = waits(args) || args.has("pivot") || args.has("finish");
+    let path = args.required("path")?.to_owned();
+    let destxml = copy_target(args)?;
+    let mut params = Vec::new();
+    let bandwidth = bandwidth(args)?;
+    if bandwidth > 0 {
+        let unit = if args.has("bytes") { 1 } else { 1 << 20 };
+        let bytes = bandwidth.checked_mul(unit).ok_or_else(|| {
+            Failure::new(format!("bandwidth must be less than {}", u64::MAX / unit))
+        })?;
+        params.push(TypedParam::new("bandwidth", bytes));
+    }
+    if let Some(granularity) = args.number::<u32>("granularity")? {
+        params.push(TypedParam::new("granularity", granularity));
+    }
+    if let Some(size) = args.number::<u64>("buf-size")? {
+        params.push(TypedParam::new("buf-size", size));
+    }
+    let flags = sum(&[
+        (1, args.has("shallow")),
+        (2, args.has("reuse-external")),
+        (4, args.has("transient-job")),
+        (8, args.has("synchronous-writes")),
+    ]);
+    let dom = find_domain(shell, args, ANY)?;
+    if args.has("print-xml") {
+        shell.out.print(destxml);
+        return Ok(());
+    }
+    let waiting = Waiting::new(args, &dom, &path, "Block Copy")?;
+    if waits {
+        waiting.register(shell)?;
+    }
     let call = DomainBlockCopyArgs {
-        dom,
-        path,
+        dom: dom.clone(),
+        path: path.clone(),
         destxml,
-        params: List::default(),
-        flags: 0,
+        params: params.into(),
+        flags,
     };
     shell.call(procs::DOMAIN_BLOCK_COPY, &call)?;
-    shell.out.print_extra("Block Copy started");
+    if !waits {
+        shell.out.print_extra("Block Copy started");
+        return Ok(());
+    }
+    match waiting.run(shell)? {
+        Stand::Cancelled => return Err(refuse("Copy aborted", shell)),
+        Stand::Failed => return Err(refuse("Copy failed", shell)),
+        Stand::Completed | Stand::Ready => {}
+    }
+    if args.has("pivot") {
+        abort(shell, &dom, &path, ABORT_PIVOT)
+            .with_context(|| format!("failed to pivot job for disk {path}"))?;
+        shell.out.print_extra("\nSuccessfully pivoted");
+    } else if args.has("finish") {
+        abort(shell, &dom, &path, 0)
+            .with_context(|| format!("failed to finish job for disk {path}"))?;
+        shell.out.print_extra("\nSuccessfully copied");
+    } else {
+        shell.out.print_extra("\nNow in mirroring phase");
+    }
     Ok(())
 }
 

@@ -129,7 +129,7 @@ fn wait(
 ) -> Result {
     let timeout = match args.number::<i32>("timeout")? {
         Some(seconds @ 1..) => Some(Duration::from_secs(seconds.unsigned_abs().into())),
-        None | Some(0) => None,
+        None => None,
         Some(seconds) => {
             return Err(Failure::new(format!(
                 "Numeric value '{seconds}' for <timeout> option is malformed or out of range"
@@ -545,7 +545,7 @@ fn params(params: &[TypedParam]) -> String {
             TypedValue::LLong(value) => value.to_string(),
             TypedValue::ULLong(value) => value.to_string(),
             TypedValue::Double(value) => format!("{value:.6}"),
-            TypedValue::Boolean(value) => if *value { "yes" } else { "no" }.to_owned(),
+            TypedValue::Boolean(value) => u8::from(*value).to_string(),
             TypedValue::String(value) => value.clone(),
         };
         text.push_str(&format!("\n\t{}: {value}", param.field));

@@ -8,7 +8,7 @@ use super::definition::{FILE, VALIDATE, WRAP, XPATH, print_selected};
 use super::read_definition;
 use crate::command::{Args, Command, Opt, data, flag};
 use crate::editor;
-use crate::failure::{Context, Result};
+use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;
 use crate::table::Table;
 
@@ -279,6 +279,11 @@ fn edit(shell: &mut Shell, args: &Args) -> Result {
 }
 
 fn name(shell: &mut Shell, args: &Args) -> Result {
+    let word = args.required("interface")?;
+    // Names have names already; virsh says no more than that.
+    if !is_mac(word) {
+        return Err(Failure::new(format!("failed to get interface '{word}'")));
+    }
     let iface = find(shell, args)?;
     shell.out.print(iface.name + "\n");
     Ok(())

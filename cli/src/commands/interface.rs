@@ -190,7 +190,7 @@ fn domif_getlink(shell: &mut Shell, args: &Args) -> Result {
     let name = args.required("interface")?.to_owned();
     let cards = devices(shell, &dom, flags, "interface")?;
     let Some(card) = find_card(cards, &name) else {
-        let by = if is_mac(&name) { "MAC" } else { "dev" };
+        let by = if is_mac(&name) { "mac" } else { "dev" };
         return Err(Failure::new(format!("Interface ({by}: {name}) not found.")));
     };
     let state = part(&card, "link", "state").unwrap_or("up");
@@ -233,28 +233,38 @@ fn domif_setlink(shell: &mut Shell, args: &Args) -> Result {
 
 /// `average,peak,burst,floor` as parameters.
 fn rate(direction: &str, text: &str) -> Result<Vec<TypedParam>> {
-    let malformed = || Failure::new(format!("{direction} format is incorrect"));
-    let names: &[&str] = if direction == "inbound" {
-        &["average", "peak", "burst", "floor"]
-    } else {
-        &["average", "peak", "burst"]
-    };
     let parts: Vec<&str> = text.split(',').collect();
-    if parts.len() > names.len() {
-        return Err(malformed());
+    if parts.len() > 4 {
+        return Err(Failure::new(format!(
+            "Rate string '{text}' has too many fields"
+        )));
     }
-    let mut found = Vec::new();
-    for (name, part) in names.iter().zip(parts) {
-        if part.is_empty() && *name != "average" {
-            continue;
-        }
-        let value: u32 = part.parse().map_err(|_| malformed())?;
-        // What is 0 is not stated; but an average of 0 takes the limit away.
-        if value != 0 || *name == "average" {
-            found.push(TypedParam::new(format!("{direction}.{name}"), value));
+    let names = ["average", "peak", "burst", "floor"];
+    let mut values = [0_u32; 4];
+    for ((value, name), part) in values.iter_mut().zip(names).zip(parts) {
+        if !part.is_empty() {
+            *value = part
+                .parse()
+                .map_err(|_| Failure::new(format!("field '{name}' is malformed")))?;
         }
     }
-    Ok(found)
+    let [average, peak, burst, floor] = values;
+    if direction == "outbound" && floor != 0 {
+        return Err(Failure::new("outbound floor is unsupported yet"));
+    }
+    if average == 0 && floor == 0 && (peak != 0 || burst != 0) {
+        return Err(Failure::new(if direction == "inbound" {
+            "either inbound average or floor is mandatory"
+        } else {
+            "outbound average is mandatory"
+        }));
+    }
+    // What is 0 is not stated; but an average of 0 takes the limit away.
+    let stated = |(name, value): (&str, u32)| {
+        (value != 0 || (name == "average" && floor == 0))
+            .then(|| TypedParam::new(format!("{direction}.{name}"), value))
+    };
+    Ok(names.into_iter().zip(values).filter_map(stated).collect())
 }
 
 fn domiftune(shell: &mut Shell, args: &Args) -> Result {
@@ -371,8 +381,23 @@ mod tests {
             ["inbound.average=5", "inbound.burst=7"]
         );
         assert_eq!(names("outbound", "0"), ["outbound.average=0"]);
-        assert!(rate("outbound", "1,2,3,4").is_err());
-        assert!(rate("inbound", "x").is_err());
+        assert_eq!(names("inbound", ",,,3"), ["inbound.floor=3"]);
+        let refused =
+            |direction: &str, text: &str| rate(direction, text).unwrap_err().lines.join("|");
+        assert_eq!(
+            refused("outbound", "1,2,3,4"),
+            "outbound floor is unsupported yet"
+        );
+        assert_eq!(refused("outbound", ",5"), "outbound average is mandatory");
+        assert_eq!(
+            refused("inbound", ",5"),
+            "either inbound average or floor is mandatory"
+        );
+        assert_eq!(refused("inbound", "x"), "field 'average' is malformed");
+        assert_eq!(
+            refused("inbound", "1,2,3,4,5"),
+            "Rate string '1,2,3,4,5' has too many fields"
+        );
         assert!(is_mac("52:54:00:00:00:01") && !is_mac("vnet0"));
     }
 }

@@ -111,7 +111,7 @@ fn desc(shell: &mut Shell, args: &Args) -> Result {
         // Editors end the last line.
         let after = after.strip_suffix('\n').unwrap_or(&after).to_owned();
         if after == before {
-            shell.out.print(format!("Domain's {what} not changed\n"));
+            shell.out.print(format!("Domain {what} not changed\n"));
             return Ok(());
         }
         after
@@ -178,7 +178,7 @@ fn metadata(shell: &mut Shell, args: &Args) -> Result {
         draft.edit()?;
         let after = draft.read()?;
         if after == before {
-            shell.out.print_extra("Metadata not changed\n");
+            shell.out.print_extra("Metadata not changed");
             return Ok(());
         }
         change(shell, Some(after))?;

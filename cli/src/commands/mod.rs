@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod block;
 pub mod block_jobs;
+mod checkpoint;
 pub mod completion;
 pub mod console;
 pub mod cpu;
@@ -117,6 +118,20 @@ pub const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "Checkpoint",
+        keyword: "checkpoint",
+        commands: &[
+            checkpoint::CHECKPOINT_CREATE,
+            checkpoint::CHECKPOINT_CREATE_AS,
+            checkpoint::CHECKPOINT_DELETE,
+            checkpoint::CHECKPOINT_DUMPXML,
+            checkpoint::CHECKPOINT_EDIT,
+            checkpoint::CHECKPOINT_INFO,
+            checkpoint::CHECKPOINT_LIST,
+            checkpoint::CHECKPOINT_PARENT,
+        ],
+    },
+    Group {
         title: "Interface",
         keyword: "interface",
         commands: &[
@@ -223,6 +238,11 @@ pub const GROUPS: &[Group] = &[
             snapshot::SNAPSHOT_PARENT,
             snapshot::SNAPSHOT_REVERT,
         ],
+    },
+    Group {
+        title: "Backup",
+        keyword: "backup",
+        commands: &[checkpoint::BACKUP_BEGIN, checkpoint::BACKUP_DUMPXML],
     },
     Group {
         title: "Storage Pool",
@@ -368,8 +388,8 @@ const DOMAIN_COMMANDS: &[Command] = &[
     tunables::MEMTUNE,
     metadata::METADATA,
     migrate::MIGRATE,
-    migrate::GETMAXDOWNTIME,
     migrate::COMPCACHE,
+    migrate::GETMAXDOWNTIME,
     migrate::GETSPEED,
     migrate::POSTCOPY_NOW,
     migrate::SETMAXDOWNTIME,

@@ -348,9 +348,8 @@ fn node_memory_tune(shell: &mut Shell, args: &Args) -> Result {
         .context("Unable to get memory parameters")?;
     shell.out.print("Shared memory:\n");
     for param in &found.params.0 {
-        let name = param.field.strip_prefix("shm_").unwrap_or(&param.field);
         let value = params::text(&param.value);
-        shell.out.print(format!("\t{name:<15} {value}\n"));
+        shell.out.print(format!("\t{:<15} {value}\n", param.field));
     }
     Ok(())
 }

@@ -715,8 +715,11 @@ fn change_media(shell: &mut Shell, args: &Args) -> Result {
     let mut disk = find_disk(shell, args, &dom, &path)?;
     if !matches!(disk.attr("device"), Some("cdrom" | "floppy")) {
         return Err(Failure::new(format!(
-            "The disk device '{path}' is not removable"
+            "No disk found whose source path or target is {path}"
         )));
+    }
+    if what == "insert" && source.is_none() {
+        return Err(Failure::new("New disk media source was not specified"));
     }
     let before = disk.take_child("source");
     match (what, &before) {
@@ -744,7 +747,7 @@ fn change_media(shell: &mut Shell, args: &Args) -> Result {
             parts.insert(at.unwrap_or(parts.len()), from);
             parts.into_iter().for_each(|part| disk.push(part));
         }
-        None if what == "insert" || (what == "update" && before.is_none()) => {
+        None if what == "update" && before.is_none() => {
             return Err(Failure::new("New disk media source was not specified"));
         }
         _ => {}

@@ -91,7 +91,11 @@ fn setmem(shell: &mut Shell, args: &Args) -> Result {
 }
 
 fn set_memory(shell: &mut Shell, args: &Args, what: u32) -> Result {
-    let flags = affected(args)? | what;
+    let mut flags = affected(args)? | what;
+    // Asked for nothing in particular, virsh means the running domain.
+    if flags == 0 && !args.has("current") {
+        flags = AFFECT_LIVE;
+    }
     let dom = find_domain(shell, args, ANY)?;
     let memory = kibibytes(args)?;
     let args = DomainSetMemoryFlagsArgs { dom, memory, flags };

@@ -224,14 +224,18 @@ fn set_value(shell: &mut Shell, args: &Args) -> Result {
         decode(text.as_bytes())?
     } else if let Some(path) = args.text("file")? {
         let mut bytes = Vec::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(2 * VALUE_MAX).read_to_end(&mut bytes))
-            .map_err(|error| {
+        let failed = |what: &'static str| {
+            move |error| {
                 Failure::new(format!(
-                    "Failed to read file '{path}': {}",
+                    "Failed to {what} file '{path}': {}",
                     os_message(&error)
                 ))
-            })?;
+            }
+        };
+        let file = std::fs::File::open(path).map_err(failed("open"))?;
+        file.take(2 * VALUE_MAX)
+            .read_to_end(&mut bytes)
+            .map_err(failed("read"))?;
         if args.has("plain") {
             bytes
         } else {
@@ -240,9 +244,7 @@ fn set_value(shell: &mut Shell, args: &Args) -> Result {
     } else if args.has("interactive") {
         ask(shell)?
     } else {
-        return Err(Failure::new(
-            "Input secret value is missing: give --file, --interactive or --base64",
-        ));
+        return Err(Failure::new("Input secret value is missing"));
     };
     let asked = SecretSetValueArgs {
         secret,

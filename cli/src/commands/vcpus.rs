@@ -671,6 +671,12 @@ fn cpu_stats(shell: &mut Shell, args: &Args) -> Result {
     if each {
         let most = ask(shell, 0, 0, 0)?.nparams;
         let first = start.unwrap_or(0);
+        if first > 0 && first >= most {
+            return Err(Failure::new(format!(
+                "Start CPU {first} is out of range (min: 0, max: {})",
+                most - 1
+            )));
+        }
         let count = match wanted {
             Some(count) if count <= most => count,
             Some(_) => {
@@ -684,6 +690,9 @@ fn cpu_stats(shell: &mut Shell, args: &Args) -> Result {
         let nparams = u32::try_from(ask(shell, 0, 0, 1)?.nparams).unwrap_or(0);
         if nparams == 0 {
             shell.out.print("No per-CPU stats available");
+            if !total {
+                return Err(Failure::silent());
+            }
         } else {
             for cpu in first..first.saturating_add(count) {
                 let found = ask(shell, nparams, cpu, 1)?.params.0;

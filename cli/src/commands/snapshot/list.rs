@@ -157,9 +157,17 @@ fn list(shell: &mut Shell, args: &Args) -> Result {
 fn tree(shell: &mut Shell, snapshots: &[Snapshot]) -> Result {
     let mut nodes = Vec::new();
     for snapshot in snapshots {
-        let parent = parent_of(shell, snapshot)?;
-        let known = parent.filter(|parent| snapshots.iter().any(|other| other.name == *parent));
-        nodes.push((snapshot.name.clone(), known));
+        nodes.push((snapshot.name.clone(), parent_of(shell, snapshot)?));
+    }
+    print_tree(shell, nodes);
+    Ok(())
+}
+
+/// Prints names as trees, each below the one that it comes after; whose parent is not there is a root.
+pub fn print_tree(shell: &mut Shell, mut nodes: Vec<(String, Option<String>)>) {
+    let names: Vec<String> = nodes.iter().map(|node| node.0.clone()).collect();
+    for (_, parent) in &mut nodes {
+        parent.take_if(|parent| !names.contains(parent));
     }
     let roots: Vec<usize> = (0..nodes.len())
         .filter(|at| nodes[*at].1.is_none())
@@ -169,7 +177,6 @@ fn tree(shell: &mut Shell, snapshots: &[Snapshot]) -> Result {
         branch(&nodes, root, true, true, &mut String::new(), &mut text);
     }
     shell.out.print(text);
-    Ok(())
 }
 
 fn branch(

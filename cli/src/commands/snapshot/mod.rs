@@ -3,7 +3,8 @@
 mod list;
 mod spec;
 
-pub use list::SNAPSHOT_LIST;
+pub use list::{SNAPSHOT_LIST, print_tree};
+pub use spec::split;
 
 use rpc::args::{
     DomainRevertToSnapshotArgs, DomainSnapshotCreateXmlArgs, DomainSnapshotCurrentArgs,

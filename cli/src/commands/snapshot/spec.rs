@@ -5,7 +5,7 @@ use xml_schemas::dom::Element;
 use crate::failure::{Failure, Result};
 
 /// Splits at commas; two of them stand for one.
-fn split(words: &str) -> Vec<String> {
+pub fn split(words: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut rest = words.chars().peekable();
     while let Some(character) = rest.next() {
