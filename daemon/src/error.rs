@@ -40,6 +40,15 @@ impl Error {
         Self::new(ErrorCode::SYSTEM_ERROR, format!("{what}: {reason}"))
     }
 
+    /// VIR_ERR_INVALID_ARG in the words of the functions of libvirt's library, which check their arguments first.
+    pub fn argument(message: impl Into<String>) -> Self {
+        Self {
+            code: ErrorCode::INVALID_ARG,
+            domain: ErrorDomain::DOMAIN,
+            message: message.into(),
+        }
+    }
+
     /// VIR_ERR_OPERATION_INVALID.
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(ErrorCode::OPERATION_INVALID, detail)

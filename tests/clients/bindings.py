@@ -3,6 +3,7 @@
 The second argument is a domain's XML; it boots a guest that says TINY and then echoes its console.
 """
 import sys
+import tempfile
 import threading
 import time
 
@@ -115,6 +116,19 @@ dom.suspend()
 wait_for(("life", name, E.VIR_DOMAIN_EVENT_SUSPENDED))
 dom.destroy()
 wait_for(("life", name, E.VIR_DOMAIN_EVENT_STOPPED))
+with tempfile.NamedTemporaryFile() as image:
+    image.write(b"a peek" + b"\1" * 1000)
+    image.flush()
+    disk = "<disk type='file'><driver type='%s'/><source file='" + image.name + "'/><target dev='%s'/></disk>"
+    dom.attachDeviceFlags(disk % ("raw", "vda"), E.VIR_DOMAIN_AFFECT_CONFIG)
+    dom.attachDeviceFlags(disk % ("qcow2", "vdb"), E.VIR_DOMAIN_AFFECT_CONFIG)
+    assert dom.blockPeek("vda", 2, 5) == b"peek\1"
+    for disk, size, code in (("vdb", 5, E.VIR_ERR_OPERATION_UNSUPPORTED), ("vdc", 5, E.VIR_ERR_INVALID_ARG)):
+        try:
+            dom.blockPeek(disk, 0, size)
+            raise SystemExit(disk + " was read")
+        except libvirt.libvirtError as error:
+            assert error.get_error_code() == code, error
 dom.undefine()
 wait_for(("life", name, E.VIR_DOMAIN_EVENT_UNDEFINED))
 # Whether the guest's end is told before its stop depends on how it takes it.

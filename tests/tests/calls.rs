@@ -195,6 +195,8 @@ fn vcpus_and_where_they_run() {
         "guestvcpus one",
         "cpu-stats one --start -1",
         "cpu-stats one --count -1",
+        "cpu-stats one --start 0",
+        "cpu-stats one --start 99",
     ]);
     let total = pair.ours.vireo(&["cpu-stats", "one"]).ok();
     assert!(
@@ -214,6 +216,67 @@ fn vcpus_and_where_they_run() {
         seen += usize::from(status.starts_with("Name:\tvcpu"));
     }
     assert_eq!(seen, 2);
+}
+
+/// What libvirt's library or its parser would not take, and what it tells of a domain that is off.
+#[test]
+fn a_domain_that_is_off_in_libvirts_words() {
+    let disk = |rig: &Rig| rig.write("disk.raw", vec![1; 1 << 20]);
+    let pair = Pair::new(|rig| {
+        let disk = disk(rig);
+        guest(rig).replace(
+            "<devices>",
+            &format!(
+                "<devices><disk type='file'><source file='{disk}'/><target dev='vda'/></disk>"
+            ),
+        )
+    });
+    let refused = |args: &[&str], words: &str| {
+        let said = pair.same(args).fails();
+        assert!(said.contains(words), "{args:?}: {said}");
+    };
+    let zero = "memory in virDomainSetMemoryFlags must not be zero";
+    refused(&["setmem", "one", "0", "--config"], zero);
+    refused(&["setmaxmem", "one", "0", "--config"], zero);
+    refused(&["setmem", "one", "1M"], "domain is not running");
+    for state in ["--enable", "--disable"] {
+        let words = "vCPU '0' can't be modified";
+        refused(&["setvcpu", "one", "0", state, "--config"], words);
+    }
+    let words = "vcpu 9 is not present in persistent config";
+    refused(&["setvcpu", "one", "9", "--enable", "--config"], words);
+    let stats = pair.same(&["domstats", "one"]).ok();
+    for line in [
+        "  balloon.current=16384\n",
+        "  block.0.allocation=1048576\n",
+        "  block.0.capacity=1048576\n",
+        "  block.0.physical=1048576\n",
+    ] {
+        assert!(stats.contains(line), "{line}: {stats}");
+    }
+    let uri = "http://example.org/x";
+    pair.same(&["metadata", "one", uri, "--key", "k", "--set", "<x>1</x>"])
+        .ok();
+    assert_eq!(pair.same(&["metadata", "one", uri]).ok(), "<x>1</x>\n\n");
+    let secret = "<secret ephemeral='no' private='no'><uuid>06df9427-4b0f-4db9-830c-95aadc4a9065</uuid></secret>";
+    for rig in [&pair.ours, &pair.theirs] {
+        rig.vireo(&["secret-define", &rig.write("secret.xml", secret)])
+            .ok();
+        let file = rig.write("empty", "");
+        let uuid = "06df9427-4b0f-4db9-830c-95aadc4a9065";
+        let said = rig
+            .vireo(&["secret-set-value", uuid, "--file", &file, "--plain"])
+            .fails();
+        assert!(
+            said.contains("value in virSecretSetValue must not be NULL"),
+            "{said}"
+        );
+        let strange = guest(rig).replace("<acpi/>", "<acpi/><colour/>");
+        let said = rig
+            .vireo(&["define", &rig.write("strange.xml", strange)])
+            .fails();
+        assert!(said.contains("unexpected feature 'colour'"), "{said}");
+    }
 }
 
 #[test]
@@ -470,6 +533,16 @@ fn the_host_and_its_devices() {
         "nwfilter-binding-list",
         "nwfilter-binding-dumpxml bogus",
     ]);
+    let info = pair.same(&["nodedev-info", "computer"]).ok();
+    assert!(
+        info.contains("Persistent:     yes\nAutostart:      yes\n"),
+        "{info}"
+    );
+    let refused = pair.same(&["nodedev-destroy", "computer"]).fails();
+    assert!(
+        refused.contains("unsupported configuration: Unsupported device type"),
+        "{refused}"
+    );
     // Documents about CPUs: files are in each Vireo's own folder.
     let both = |args: &[&str]| {
         let run = |rig: &Rig, run: &dyn Fn(&[&str]) -> Run| {

@@ -170,6 +170,51 @@ fn events_through_stock_virsh() {
     daemon.wait().unwrap();
 }
 
+/// The guest agent's channel: closed at the start, which events and the running definition say.
+#[test]
+fn channels_begin_closed() {
+    let rig = Rig::new();
+    let channel =
+        "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
+    let xml = tiny_guest(&rig, "guest", "qemu");
+    rig.define(&xml.replace("<devices>", &format!("<devices>{channel}")));
+    rig.vireo(&["start", "guest", "--paused"]).ok();
+    let mut events = rig.listen("guest");
+    let target = "<target type='virtio' name='org.qemu.guest_agent.0'";
+    let live = rig.vireo(&["dumpxml", "guest"]).ok();
+    assert!(
+        live.contains(&format!("{target} state='disconnected'/>")),
+        "{live}"
+    );
+    let stored = rig.vireo(&["dumpxml", "guest", "--inactive"]).ok();
+    assert!(stored.contains(&format!("{target}/>")), "{stored}");
+    // Who defines what he saw does not bring it along.
+    rig.define(&live);
+    let stored = rig.vireo(&["dumpxml", "guest", "--inactive"]).ok();
+    assert!(stored.contains(&format!("{target}/>")), "{stored}");
+    rig.vireo(&["destroy", "guest"]).ok();
+    rig.vireo(&["start", "guest"]).ok();
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Stopped Destroyed",
+        SOON,
+    );
+    events.expect(
+        "event 'agent-lifecycle' for domain 'guest': state: 'disconnected' reason: 'domain started'",
+        SOON,
+    );
+    events.expect("event 'lifecycle' for domain 'guest': Started Booted", SOON);
+    rig.vireo(&["managedsave", "guest"]).ok();
+    rig.vireo(&["start", "guest"]).ok();
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Started Restored",
+        SOON,
+    );
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Resumed Snapshot",
+        SOON,
+    );
+}
+
 /// The character back ends of a serial port.
 #[test]
 fn serial_to_file_unix_and_tcp() {

@@ -309,6 +309,51 @@ fn managed_saves_are_managed() {
     assert_eq!(left, 0);
 }
 
+/// A job ends when it is given up, even if its VMM hears of nothing: the guest goes on later, and can be dumped then.
+#[test]
+fn a_job_of_a_vmm_that_does_not_answer_can_be_given_up() {
+    let rig = Rig::new();
+    running_tiny(&rig, "one");
+    let vmm = rig.processes("vireo-vmm");
+    let send = |signal| {
+        for pid in &vmm {
+            // SAFETY: kill takes and returns plain numbers.
+            assert_eq!(unsafe { libc::kill(*pid, signal) }, 0);
+        }
+    };
+    send(libc::SIGSTOP);
+    fs::create_dir(rig.path("cores")).unwrap();
+    let core = rig.path("cores/core").display().to_string();
+    let dump = rig
+        .command("vireo")
+        .args(["dump", "one", &core, "--live"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + SOON;
+    while !rig.vireo(&["domjobinfo", "one"]).out.contains("Dump") {
+        assert!(Instant::now() < until, "the dump does not begin");
+    }
+    rig.vireo(&["domjobabort", "one"]).ok();
+    let done = dump.wait_with_output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(said.contains("dump job: canceled by client"), "{said}");
+    let told = rig.vireo(&["domjobinfo", "one"]).ok();
+    assert!(told.contains("None"), "{told}");
+    let left: Vec<_> = fs::read_dir(rig.path("cores")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    send(libc::SIGCONT);
+    answers(&rig, "one");
+    // The VMM may still be about to give the first one up.
+    let until = Instant::now() + SOON;
+    while rig.vireo(&["dump", "one", &core, "--live"]).status != 0 {
+        assert!(Instant::now() < until, "no further dump");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(fs::read(&core).unwrap().starts_with(b"\x7fELF"));
+}
+
 #[test]
 fn dumps_are_elf_cores() {
     let rig = Rig::new();

@@ -217,6 +217,11 @@ impl Driver {
     /// VIR_ERR_NO_SECRET; the disk.
     pub fn set_value(&self, uuid: Uuid, value: Vec<u8>, flags: u32) -> Result<()> {
         check_flags(flags, 0, "secretSetValue")?;
+        if value.is_empty() {
+            return Err(Error::argument(
+                "value in virSecretSetValue must not be NULL",
+            ));
+        }
         let mut entries = self.lock();
         let entry = entries.get_mut(&uuid).ok_or_else(|| missing(uuid))?;
         if !entry.definition.ephemeral {

@@ -8,7 +8,7 @@ use rpc::types::{TypedParam, TypedValue};
 use std::sync::Arc;
 use vmm_api::control::{BalloonStats, DiskStats};
 use xml_schemas::Domain as Definition;
-use xml_schemas::domain::device::{DiskSource, IoTune, Rate};
+use xml_schemas::domain::device::{Disk, DiskSource, IoTune, Rate};
 
 use super::{Answer, Call, Daemon, count};
 use crate::drivers::domain::metadata::affect;
@@ -24,6 +24,7 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
         .on(procs::DOMAIN_BLOCK_STATS, block_stats)
         .on(procs::DOMAIN_BLOCK_STATS_FLAGS, block_stats_flags)
         .on(procs::DOMAIN_GET_BLOCK_INFO, get_block_info)
+        .on(procs::DOMAIN_BLOCK_PEEK, block_peek)
         .on(procs::DOMAIN_GET_DISK_ERRORS, get_disk_errors)
         .on(procs::DOMAIN_GET_BLOCK_IO_TUNE, get_block_io_tune)
         .on(procs::DOMAIN_SET_BLOCK_IO_TUNE, set_block_io_tune)
@@ -169,12 +170,48 @@ async fn get_block_info(call: Call, args: DomainGetBlockInfoArgs) -> Answer<Doma
             });
         }
     }
+    stored_info(call.state(), disk).await
+}
+
+/// A few bytes of a disk without a format, as its guest sees them.
+async fn block_peek(call: Call, args: DomainBlockPeekArgs) -> Answer<DomainBlockPeekRet> {
+    check_flags(args.flags, 0, "qemuDomainBlockPeek")?;
+    let size = args.size as usize;
+    if size > rpc::limits::PEEK_MAX {
+        let text = format!("size too large: {size} > {}", rpc::limits::PEEK_MAX);
+        return Err(Error::internal(text).into());
+    }
+    let domain = call.state().find(&args.dom)?;
+    let disk = {
+        let words = format!("disk '{}' not found in domain", args.path);
+        find_disk(definition(&domain.lock())?, &args.path, &words)?
+    };
     let storage = Arc::clone(&call.state().domains.storage);
+    let read = blocking(move || {
+        let disk = located(&storage, disk)?;
+        crate::drivers::domain::devices::peek(&disk, args.offset, size)
+    });
+    Ok(DomainBlockPeekRet {
+        buffer: read.await??.into(),
+    })
+}
+
+/// A disk whose volume, if it is one, has been found.
+fn located(storage: &crate::drivers::storage::Driver, mut disk: Disk) -> Result<Disk, Error> {
+    if let DiskSource::Volume { pool, volume } = &disk.source {
+        disk.source = DiskSource::File(storage.disk_path(pool, volume)?);
+    }
+    Ok(disk)
+}
+
+/// What there is to say of a disk that no running domain has.
+pub(super) async fn stored_info(
+    daemon: &super::Daemon,
+    disk: Disk,
+) -> Answer<DomainGetBlockInfoRet> {
+    let storage = Arc::clone(&daemon.domains.storage);
     let info = blocking(move || {
-        let mut disk = disk;
-        if let DiskSource::Volume { pool, volume } = &disk.source {
-            disk.source = DiskSource::File(storage.disk_path(pool, volume)?);
-        }
+        let disk = located(&storage, disk)?;
         crate::drivers::domain::devices::image_info(&disk)
     })
     .await??;

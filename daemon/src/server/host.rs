@@ -73,7 +73,9 @@ async fn get_cpu_stats(_call: Call, args: NodeGetCpuStatsArgs) -> Answer<NodeGet
         number => format!("cpu{number} "),
     };
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
-    let line = line.ok_or_else(|| invalid("Invalid cpuNum in virHostCPUGetStatsLinux"))?;
+    let line = line.ok_or_else(|| {
+        RemoteError::from(Error::argument("Invalid cpuNum in virHostCPUGetStatsLinux"))
+    })?;
     // proc_stat(5), in hundredths of a second.
     let ticks: Vec<u64> = line
         .split_whitespace()
@@ -126,9 +128,9 @@ async fn get_memory_stats(
             .ok()
             .filter(|cell| *cell <= last);
         let cell = cell.ok_or_else(|| {
-            invalid(format!(
-                "cellNum in virHostMemGetStatsLinux must be less than or equal to {last}"
-            ))
+            RemoteError::from(Error::argument(format!(
+                "cellNum in virHostMemGetStats must be less than or equal to {last}"
+            )))
         })?;
         let value = |(field, line): &(&str, &str)| NodeMemoryStat {
             field: (*field).to_owned(),
@@ -316,11 +318,8 @@ async fn suspend(_call: Call, args: NodeSuspendForDurationArgs) -> Answer<()> {
         .ok()
         .and_then(|at| names.get(at));
     let target = target.ok_or_else(|| invalid("unknown suspend target"))?;
-    if args.duration < 60 {
-        return Err(invalid("Suspend duration is too short"));
-    }
     // A host that runs guests is not put to sleep by this daemon, as where there is no way to.
-    Err(Error::invalid(*target).into())
+    Err(Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, *target).into())
 }
 
 async fn get_sev_info(_call: Call, _args: NodeGetSevInfoArgs) -> Answer<NodeGetSevInfoRet> {

@@ -31,7 +31,7 @@ use rpc::server::{self, Connection, Request, ResponseFuture, Router, Service};
 use rpc::types;
 use uuid::Uuid;
 
-use crate::drivers::domain::object::{Domain, Pinned};
+use crate::drivers::domain::object::{CALL, Domain, Pinned};
 use crate::drivers::domain::{Driver, lifecycle};
 use crate::drivers::nodedev_watch::Watch;
 use crate::events::DomainName;
@@ -235,7 +235,8 @@ impl Service for Calls {
             let error = RemoteError::new(ErrorCode::NO_SUPPORT, driver, info.function());
             return Box::pin(std::future::ready(Err(error)));
         }
-        self.router.call(request)
+        let name = procs::info(request.procedure).map_or_else(String::new, ProcedureInfo::function);
+        Box::pin(CALL.scope(name, self.router.call(request)))
     }
 
     fn disconnected(&self, connection: &Connection) {

@@ -55,8 +55,10 @@ async fn names(cap: Option<String>) -> Answer<Vec<String>> {
     Ok(all.into_iter().map(|device| device.name).collect())
 }
 
-fn refused(text: impl Into<String>) -> RemoteError {
-    Error::of(ErrorDomain::NODEDEV, ErrorCode::OPERATION_UNSUPPORTED, text).into()
+/// Only mediated devices are made and taken away, and there are none.
+fn refused() -> RemoteError {
+    let (domain, code) = (ErrorDomain::NODEDEV, ErrorCode::CONFIG_UNSUPPORTED);
+    Error::of(domain, code, "Unsupported device type").into()
 }
 
 async fn num_of_devices(_call: Call, args: NodeNumOfDevicesArgs) -> Answer<NodeNumOfDevicesRet> {
@@ -148,13 +150,13 @@ async fn is_active(_call: Call, args: NodeDeviceIsActiveArgs) -> Answer<NodeDevi
     Ok(NodeDeviceIsActiveRet { active: 1 })
 }
 
-/// Only definitions of mediated devices stay, and there are none.
+/// What the host has is there, and will be.
 async fn is_persistent(
     _call: Call,
     args: NodeDeviceIsPersistentArgs,
 ) -> Answer<NodeDeviceIsPersistentRet> {
     find(args.name).await?;
-    Ok(NodeDeviceIsPersistentRet { persistent: 0 })
+    Ok(NodeDeviceIsPersistentRet { persistent: 1 })
 }
 
 async fn get_autostart(
@@ -162,12 +164,12 @@ async fn get_autostart(
     args: NodeDeviceGetAutostartArgs,
 ) -> Answer<NodeDeviceGetAutostartRet> {
     find(args.name).await?;
-    Ok(NodeDeviceGetAutostartRet { autostart: 0 })
+    Ok(NodeDeviceGetAutostartRet { autostart: 1 })
 }
 
 async fn set_autostart(_call: Call, args: NodeDeviceSetAutostartArgs) -> Answer<()> {
     find(args.name).await?;
-    Err(refused("Unsupported device type"))
+    Err(refused())
 }
 
 /// Guests get no devices of the host: there is no VFIO here that one would be handed to.
@@ -205,24 +207,25 @@ async fn reset(_call: Call, args: NodeDeviceResetArgs) -> Answer<()> {
 }
 
 async fn create_xml(_call: Call, _args: NodeDeviceCreateXmlArgs) -> Answer<NodeDeviceCreateXmlRet> {
-    Err(refused("Unsupported device type"))
+    Err(refused())
 }
 
 async fn define_xml(_call: Call, _args: NodeDeviceDefineXmlArgs) -> Answer<NodeDeviceDefineXmlRet> {
-    Err(refused("Unsupported device type"))
+    Err(refused())
 }
 
 async fn destroy(_call: Call, args: NodeDeviceDestroyArgs) -> Answer<()> {
     find(args.name).await?;
-    Err(refused("Unsupported device type"))
+    Err(refused())
 }
 
 async fn undefine(_call: Call, args: NodeDeviceUndefineArgs) -> Answer<()> {
     find(args.name).await?;
-    Err(refused("Unsupported device type"))
+    Err(refused())
 }
 
 async fn create(_call: Call, args: NodeDeviceCreateArgs) -> Answer<()> {
     find(args.name).await?;
-    Err(refused("Unsupported device type"))
+    let (domain, code) = (ErrorDomain::NODEDEV, ErrorCode::OPERATION_INVALID);
+    Err(Error::of(domain, code, "Device is already active").into())
 }

@@ -221,6 +221,11 @@ fn devices(devices: &Devices, view: View) -> Element {
         let mut other = other.clone();
         if view == View::Inactive {
             drop_aliases(&mut other);
+            if other.name == "channel" {
+                for target in other.elements_mut().filter(|e| e.name == "target") {
+                    target.take_attr("state");
+                }
+            }
         }
         e.push(other);
     }

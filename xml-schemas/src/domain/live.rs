@@ -31,6 +31,10 @@ fn drop_from_device(device: &mut Element) {
             if device.attr("type") == Some("pty") {
                 drop_attribute(device, "source", "path");
             }
+            // Whether something in the guest has the port open.
+            for target in device.elements_mut().filter(|e| e.name == "target") {
+                target.take_attr("state");
+            }
         }
         "disk" => {
             device.take_children("mirror");

@@ -33,6 +33,9 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
         ))
         .at(root.line));
     }
+    if let Some(features) = root.child("features") {
+        known_features(features)?;
+    }
     let metadata = root.child("metadata").map(|m| metadata(m, &root));
     grammar::domain().normalize(&mut root);
     let (warnings, refused) = match validation {
@@ -59,6 +62,52 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
     match refused {
         Some(error) => Err(error),
         None => Ok(Parsed { domain, warnings }),
+    }
+}
+
+/// libvirt's parser takes no other elements, whatever its schema says of them.
+fn known_features(features: &Element) -> Result<(), XmlError> {
+    const KNOWN: [&str; 30] = [
+        "acpi",
+        "apic",
+        "pae",
+        "hap",
+        "viridian",
+        "privnet",
+        "hyperv",
+        "kvm",
+        "pvspinlock",
+        "capabilities",
+        "pmu",
+        "vmport",
+        "gic",
+        "smm",
+        "ioapic",
+        "hpt",
+        "vmcoreinfo",
+        "htm",
+        "nested-hv",
+        "msrs",
+        "ccf-assist",
+        "xen",
+        "cfpc",
+        "sbbc",
+        "ibs",
+        "tcg",
+        "async-teardown",
+        // Of later versions.
+        "ras",
+        "ps2",
+        "aia",
+    ];
+    let mut features = features.elements();
+    match features.find(|e| !KNOWN.contains(&e.name.as_str())) {
+        None => Ok(()),
+        Some(other) => {
+            let what = format!("unexpected feature '{}'", other.name);
+            let (code, domain) = (ErrorCode::ConfigUnsupported, ErrorDomain::Domain);
+            Err(XmlError::new(code, domain, what).at(other.line))
+        }
     }
 }
 

@@ -1,16 +1,18 @@
 //! Jobs: what takes long on a running domain, and what is told of it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rpc::types::{TypedParam, TypedValue};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, oneshot};
 use vmm_api::control::{Answer, Call, JobStatus, MigrationStatus};
 
 use super::Driver;
-use super::lifecycle::ask;
+use super::lifecycle::{ask, ask_within};
 use super::object::{Domain, Pinned};
-use super::state::PausedReason;
+use super::state::{PausedReason, State};
 use crate::control::ControlError;
 use crate::error::{Error, ErrorCode, Result, check_flags};
 
@@ -77,6 +79,8 @@ pub struct Work {
     pub end: Option<End>,
     running: Option<(Operation, Instant)>,
     last: Option<Last>,
+    /// Told when a VMM that does not answer is not to be waited for any longer.
+    given_up: Arc<Notify>,
 }
 
 /// The job before.
@@ -180,6 +184,7 @@ impl Work {
     pub fn begin(&mut self, operation: Operation) -> Result<()> {
         self.check_none()?;
         self.running = Some((operation, Instant::now()));
+        self.given_up = Arc::default();
         Ok(())
     }
 
@@ -354,21 +359,84 @@ impl Statistics {
     }
 }
 
-/// A job's end, for who waits for it.
+/// How long a VMM may be silent while it does a job.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// How long who looks at a job, or ends it, waits for the VMM.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// A job's end, for who waits for it: as long as the VMM answers at all, and nobody has given the job up.
 pub async fn wait(
-    domain: &Domain,
-    answer: tokio::sync::oneshot::Receiver<std::result::Result<Answer, vmm_api::control::Failure>>,
+    domain: &Arc<Domain>,
+    mut answer: oneshot::Receiver<std::result::Result<Answer, vmm_api::control::Failure>>,
 ) -> Result<JobStatus> {
-    match answer.await {
+    let aborted = || {
+        let what = format!("{} job: canceled by client", operation_name(domain));
+        Error::new(ErrorCode::OPERATION_ABORTED, what)
+    };
+    let (given_up, was_running) = {
+        let inner = domain.lock();
+        let work = &inner.live()?.work;
+        let ran = work
+            .saving
+            .as_ref()
+            .is_some_and(|saving| saving.was_running);
+        (Arc::clone(&work.given_up), ran)
+    };
+    let told = tokio::select! {
+        told = &mut answer => told,
+        () = given_up.notified() => {
+            late_end(domain, answer, was_running);
+            return Err(aborted());
+        }
+        error = silence(domain) => {
+            // It hears of that when it listens again.
+            if let Ok(live) = domain.lock().live() {
+                let _ = live.control.send(Call::AbortJob);
+            }
+            late_end(domain, answer, was_running);
+            return Err(error);
+        }
+    };
+    match told {
         Ok(Ok(Answer::Job(Some(status)))) => Ok(status),
         Ok(Ok(other)) => Err(Error::internal(format!("the VMM answered {other:?}"))),
-        Ok(Err(failure)) if failure.message == "it was given up" => Err(Error::new(
-            ErrorCode::OPERATION_ABORTED,
-            format!("{} job: canceled by client", operation_name(domain)),
-        )),
+        Ok(Err(failure)) if failure.message == "it was given up" => Err(aborted()),
         Ok(Err(failure)) => Err(Error::failed(failure.message)),
         Err(_) => Err(Error::failed("domain is no longer running")),
     }
+}
+
+/// Comes back when the VMM has been silent for too long.
+async fn silence(domain: &Domain) -> Error {
+    const EVERY: Duration = Duration::from_secs(5);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        match ask_within(domain, Call::JobStatus, SILENCE_LIMIT).await {
+            Err(error) if error.code == ErrorCode::OPERATION_TIMEOUT => return error,
+            // That it has ended its answer tells, too.
+            _ => {}
+        }
+    }
+}
+
+/// A job that nobody waits for any more may be done all the same when its VMM wakes up: the guest, which stands still
+/// then if it ran before, goes on.
+fn late_end(
+    domain: &Arc<Domain>,
+    answer: oneshot::Receiver<std::result::Result<Answer, vmm_api::control::Failure>>,
+    was_running: bool,
+) {
+    let domain = Arc::clone(domain);
+    tokio::spawn(async move {
+        let done = matches!(answer.await, Ok(Ok(_))) && was_running;
+        let stands = matches!(domain.lock().state, State::Paused(_));
+        if done
+            && stands
+            && let Err(error) = ask(&domain, Call::Resume).await
+        {
+            log::warn!("domain '{}': {error}", domain.name().name);
+        }
+    });
 }
 
 fn operation_name(domain: &Domain) -> &'static str {
@@ -437,7 +505,7 @@ impl Driver {
         let Some((operation, began)) = running else {
             return Ok(Told::nothing());
         };
-        let status = match ask(domain, Call::JobStatus).await {
+        let status = match ask_within(domain, Call::JobStatus, LOOK_LIMIT).await {
             Ok(Answer::Job(Some(status))) => status,
             // Before its first step, or after its last.
             _ => JobStatus::default(),
@@ -470,11 +538,26 @@ impl Driver {
                 "cannot abort incoming migration; use virDomainDestroy instead",
             ));
         }
-        if domain.lock().live()?.work.running.is_none() {
+        let (running, given_up) = {
+            let inner = domain.lock();
+            let work = &inner.live()?.work;
+            (work.running, Arc::clone(&work.given_up))
+        };
+        let Some((operation, _)) = running else {
             return Err(Error::invalid("no job is active on the domain"));
-        }
-        match ask(&domain, Call::AbortJob).await {
+        };
+        let migrates = matches!(operation, Operation::MigrationIn | Operation::MigrationOut);
+        let told = match migrates {
+            true => ask(&domain, Call::AbortJob).await,
+            false => ask_within(&domain, Call::AbortJob, LOOK_LIMIT).await,
+        };
+        match told {
             Ok(_) => Ok(()),
+            // It hears of that when it listens again; whoever waits for the job does not wait for it.
+            Err(error) if error.code == ErrorCode::OPERATION_TIMEOUT && !migrates => {
+                given_up.notify_one();
+                Ok(())
+            }
             Err(error) if error.message.contains("no job is running") => {
                 Err(Error::invalid("no job is active on the domain"))
             }

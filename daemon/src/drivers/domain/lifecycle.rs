@@ -57,7 +57,11 @@ pub async fn ask_within(domain: &Domain, call: Call, limit: Duration) -> Result<
         Err(ControlError::Refused(message)) => Err(Error::failed(message)),
         Err(ControlError::TimedOut) => Err(Error::new(
             ErrorCode::OPERATION_TIMEOUT,
-            "the domain's VMM does not answer",
+            format!(
+                "the VMM of domain '{}' has not answered for {}s",
+                domain.name().name,
+                limit.as_secs()
+            ),
         )),
         Err(error @ ControlError::Closed) => {
             let end = ended.wait_for(|&ended| ended);

@@ -85,6 +85,7 @@ impl Driver {
                 strip_namespace(&mut element, uri);
                 let mut text = String::new();
                 dom::format_element(&mut text, &element, 0);
+                text.truncate(text.trim_end().len());
                 Some(text)
             }),
         };
@@ -239,7 +240,7 @@ pub(in crate::drivers) fn parse_element(
             format!("'{key}' is no XML namespace prefix"),
         ));
     }
-    let mut element = dom::parse(text, "metadata")?;
+    let mut element = dom::parse(text, "(metadata_xml)")?;
     element
         .attributes
         .insert(0, (format!("xmlns:{key}"), uri.to_owned()));

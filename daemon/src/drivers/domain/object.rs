@@ -16,6 +16,11 @@ use crate::error::{Error, ErrorCode, ErrorDomain, Result};
 use crate::events::DomainName;
 use crate::vmm_process::VmmProcess;
 
+tokio::task_local! {
+    /// The call that is being answered, as libvirt's function is called.
+    pub static CALL: String;
+}
+
 /// How long a call waits for another one that changes the same domain.
 const JOB_LIMIT: Duration = Duration::from_secs(30);
 
@@ -26,6 +31,8 @@ pub struct Domain {
     pub uuid: Uuid,
     /// Held by whoever changes it: at most one at a time, in order of arrival.
     job: tokio::sync::Mutex<()>,
+    /// The call that has held it last, and since when.
+    holder: Mutex<(String, Instant)>,
     /// Held by whoever talks to the guest's agent.
     pub(super) agent: tokio::sync::Mutex<()>,
     inner: Mutex<Inner>,
@@ -200,7 +207,8 @@ fn comes() -> Error {
 
 /// What is said of a domain that had to run.
 pub fn not_running() -> Error {
-    Error::invalid("domain is not running")
+    let (domain, code) = (ErrorDomain::DOMAIN, ErrorCode::OPERATION_INVALID);
+    Error::of(domain, code, "domain is not running")
 }
 
 impl Domain {
@@ -208,6 +216,7 @@ impl Domain {
         Self {
             uuid,
             job: tokio::sync::Mutex::new(()),
+            holder: Mutex::new((String::new(), Instant::now())),
             agent: tokio::sync::Mutex::new(()),
             inner: Mutex::new(Inner {
                 name,
@@ -316,13 +325,25 @@ impl Pinned {
     /// # Errors
     /// VIR_ERR_OPERATION_TIMEOUT after half a minute.
     pub async fn job_of_arrival(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
-        match tokio::time::timeout(JOB_LIMIT, self.domain.job.lock()).await {
-            Ok(guard) => Ok(guard),
-            Err(_) => Err(Error::new(
-                ErrorCode::OPERATION_TIMEOUT,
-                "cannot acquire state change lock (held by another call)",
-            )),
+        self.job_within(JOB_LIMIT).await
+    }
+
+    async fn job_within(&self, limit: Duration) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let holder = || {
+            let holder = self.domain.holder.lock();
+            holder.unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Ok(guard) = tokio::time::timeout(limit, self.domain.job.lock()).await {
+            let call = CALL.try_with(Clone::clone);
+            *holder() = (call.unwrap_or_else(|_| "vireod".into()), Instant::now());
+            return Ok(guard);
         }
+        let (call, since) = &*holder();
+        let seconds = since.elapsed().as_secs();
+        Err(Error::new(
+            ErrorCode::OPERATION_TIMEOUT,
+            format!("cannot acquire state change lock (held by {call} for {seconds}s)"),
+        ))
     }
 }
 
@@ -493,6 +514,22 @@ mod tests {
         drop(second);
         assert!(registry.pin(&kept).is_none());
         registry.pin_or_make(TWO, "a").unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_in_vain_hears_for_whom() {
+        let registry = registry();
+        let pin = registry.pin_or_make(ONE, "a").unwrap();
+        let held = CALL
+            .scope("virDomainReset".into(), pin.job())
+            .await
+            .unwrap();
+        let error = pin.job_within(Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::OPERATION_TIMEOUT);
+        let words = "cannot acquire state change lock (held by virDomainReset for ";
+        assert!(error.message.contains(words), "{error}");
+        drop(held);
+        drop(pin.job_within(JOB_LIMIT).await.unwrap());
     }
 
     #[test]

@@ -215,6 +215,21 @@ pub async fn start(
     started.run(driver, domain, options).await
 }
 
+/// Nothing in the guest has opened its channels yet; whether the agent's is among them.
+fn shut_ports(definition: &mut Definition) -> bool {
+    let mut agent = false;
+    let channels = definition.devices.rest.iter_mut();
+    for channel in channels.filter(|e| e.name == "channel") {
+        for target in channel.elements_mut().filter(|e| e.name == "target") {
+            if target.attr("type") == Some("virtio") {
+                target.set_attr("state", "disconnected");
+                agent |= target.attr("name") == Some(super::agent::CHANNEL);
+            }
+        }
+    }
+    agent
+}
+
 /// A machine that is built and waits for its first instruction.
 struct Started {
     id: i32,
@@ -234,6 +249,7 @@ impl Started {
         options: StartOptions,
     ) -> Result<()> {
         let folder = self.cleanup.folder.clone();
+        let agent = shut_ports(&mut self.definition);
         if options.from.as_ref().is_none_or(|from| !from.managed) {
             // One that was left from long ago must not be taken for this start's.
             saved_image::drop_taken(&driver.managed_save(&domain.name().name));
@@ -300,11 +316,18 @@ impl Started {
                 State::Running(running)
             };
             let name = domain.name_in(&inner);
+            let told = |event| driver.hub.emit(&name, &event);
+            if agent {
+                // VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_DISCONNECTED, _REASON_DOMAIN_STARTED
+                told(DomainEvent::AgentLifecycle(2, 1));
+            }
             // One that arrives was told of when it was announced.
             if options.arriving.is_none() {
-                driver.hub.emit(&name, &DomainEvent::Lifecycle(started));
+                told(DomainEvent::Lifecycle(started));
                 if options.paused {
-                    driver.hub.emit(&name, &DomainEvent::Lifecycle(suspended));
+                    told(DomainEvent::Lifecycle(suspended));
+                } else if matches!(started, Lifecycle::StartedRestored) {
+                    told(DomainEvent::Lifecycle(Lifecycle::ResumedFromSnapshot));
                 }
             }
             driver.write_record(&inner);

@@ -136,6 +136,8 @@ pub enum Lifecycle {
     ResumedUnpaused,
     /// Runs on after a migration.
     ResumedMigrated,
+    /// Runs on from a saved image.
+    ResumedFromSnapshot,
     /// Off, by itself.
     StoppedShutdown,
     /// Off, by `destroy`.
@@ -179,6 +181,7 @@ impl Lifecycle {
             Self::SuspendedFromSnapshot => (3, 5),
             Self::ResumedUnpaused => (4, 0),
             Self::ResumedMigrated => (4, 1),
+            Self::ResumedFromSnapshot => (4, 2),
             Self::StoppedShutdown => (5, 0),
             Self::StoppedDestroyed => (5, 1),
             Self::StoppedCrashed => (5, 2),

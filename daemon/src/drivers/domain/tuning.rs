@@ -380,6 +380,11 @@ impl Driver {
     /// # Errors
     /// VIR_ERR_INVALID_ARG beyond the domain's memory; no balloon.
     pub async fn set_memory(self: &Arc<Self>, domain: Pinned, kib: u64, flags: u32) -> Result<()> {
+        if kib == 0 {
+            return Err(Error::argument(
+                "memory in virDomainSetMemoryFlags must not be zero",
+            ));
+        }
         let machine = async |running: &Definition| {
             if !has_balloon(running) {
                 return Err(Error::invalid(
@@ -427,7 +432,9 @@ impl Driver {
         };
         let change = |definition: &mut Definition| {
             if kib == 0 {
-                return Err(Error::new(ErrorCode::INVALID_ARG, "memory must not be 0"));
+                return Err(Error::argument(
+                    "memory in virDomainSetMemoryFlags must not be zero",
+                ));
             }
             definition.memory.total_kib = kib;
             definition.memory.current_kib = definition.memory.current_kib.min(kib);

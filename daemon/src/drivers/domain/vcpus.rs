@@ -338,11 +338,11 @@ impl Driver {
             let most = definition.vcpu.max;
             if last >= most {
                 return Err(invalid(format!(
-                    "vcpu {last} is out of range of persistent cpu count {most}"
+                    "vcpu {last} is not present in persistent config"
                 )));
             }
-            if !enable && wanted.contains(&0) {
-                return Err(invalid("vCPU '0' must be enabled"));
+            if wanted.contains(&0) {
+                return Err(invalid("vCPU '0' can't be modified"));
             }
             let state: Vec<bool> = (0..most)
                 .map(|n| {

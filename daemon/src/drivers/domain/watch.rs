@@ -374,7 +374,7 @@ impl Watched {
             for target in channel.elements_mut().filter(|e| e.name == "target") {
                 let state = if open { "connected" } else { "disconnected" };
                 target.set_attr("state", state);
-                agent |= target.attr("name") == Some("org.qemu.guest_agent.0");
+                agent |= target.attr("name") == Some(super::agent::CHANNEL);
             }
         }
         if let Err(error) = Folder(live.folder.clone()).write_definition(&live.definition) {

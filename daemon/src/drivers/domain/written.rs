@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use vmm_api::control::{Call, JobStatus};
 
@@ -39,7 +40,7 @@ impl Driver {
     /// The job has not begun: another one is running, the domain is off, the system's reason.
     pub(super) async fn written(
         &self,
-        domain: &Domain,
+        domain: &Arc<Domain>,
         file: NewFile,
         to: &Path,
         writing: Writing,

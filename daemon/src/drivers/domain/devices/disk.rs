@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -482,23 +482,7 @@ pub struct Sizes {
 /// # Errors
 /// It has no image, or it cannot be read.
 pub fn image_info(disk: &Disk) -> Result<Sizes> {
-    let Some(path) = disk.source.path() else {
-        return Err(Error::new(
-            ErrorCode::INVALID_ARG,
-            format!(
-                "disk '{}' does not currently have a source assigned",
-                disk.target
-            ),
-        ));
-    };
-    let wanted = Wanted {
-        path: PathBuf::from(path),
-        format: disk.format.clone(),
-        secret: None,
-        writable: false,
-        backing: None,
-        parent: None,
-    };
+    let wanted = to_look_at(disk)?;
     let mut file = open(&wanted, false)?;
     let metadata = file.metadata().map_err(|e| cannot_access(&wanted, &e))?;
     // A block device's length is where it ends.
@@ -521,4 +505,49 @@ pub fn image_info(disk: &Disk) -> Result<Sizes> {
         },
         physical,
     })
+}
+
+/// A disk's image, to be read only.
+fn to_look_at(disk: &Disk) -> Result<Wanted> {
+    let Some(path) = disk.source.path() else {
+        return Err(Error::new(
+            ErrorCode::INVALID_ARG,
+            format!(
+                "disk '{}' does not currently have a source assigned",
+                disk.target
+            ),
+        ));
+    };
+    Ok(Wanted {
+        path: PathBuf::from(path),
+        format: disk.format.clone(),
+        secret: None,
+        writable: false,
+        backing: None,
+        parent: None,
+    })
+}
+
+/// So many bytes of a disk, from there; what is beyond its end is zero.
+///
+/// # Errors
+/// It has a format other than raw; it has no image, or it cannot be read.
+pub fn peek(disk: &Disk, offset: u64, size: usize) -> Result<Vec<u8>> {
+    if disk.format != "raw" {
+        return Err(Error::new(
+            ErrorCode::OPERATION_UNSUPPORTED,
+            format!(
+                "peeking is only supported for disk with 'raw' format not '{}'",
+                disk.format
+            ),
+        ));
+    }
+    let wanted = to_look_at(disk)?;
+    let mut file = open(&wanted, false)?;
+    let mut bytes = Vec::with_capacity(size);
+    file.seek(SeekFrom::Start(offset))
+        .and_then(|_| file.take(size as u64).read_to_end(&mut bytes))
+        .map_err(|e| cannot_access(&wanted, &e))?;
+    bytes.resize(size, 0);
+    Ok(bytes)
 }

@@ -18,7 +18,7 @@ use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{self, Balloon, Channel, Rng, Vsock, Watchdog};
 use xml_schemas::domain::{CharSource, SocketMode};
 
-pub use self::disk::{behind_image, image_info, limits as disk_limits, open_writable};
+pub use self::disk::{behind_image, image_info, limits as disk_limits, open_writable, peek};
 pub use self::net::{bandwidth, set_port};
 
 use super::machine::Builder;
