@@ -372,7 +372,7 @@ fn hangs(point: &str, how: &[&str], runs: Runs) {
         _ => assert!(state.starts_with("running"), "{what}: {state}"),
     }
     // SAFETY: takes numbers; the process is this test's own.
-    unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGCONT) };
+    unsafe { libc::kill(pid, libc::SIGCONT) };
     let (one, other) = match runs {
         Runs::There => (&there, &here),
         _ => (&here, &there),
