@@ -183,8 +183,13 @@ fn slow_move(one: &Rig, other: &Rig, name: &str, how: &[&str]) -> Child {
 
 /// A guest with more memory in use than moves in a moment.
 fn busy_guest(rig: &Rig, name: &str) {
+    busy_guest_of(rig, name, 24);
+}
+
+/// One that takes a second for each of so many MiB at the slowest.
+fn busy_guest_of(rig: &Rig, name: &str, mib: usize) {
     // Its initrd is not looked at, but is there, and not empty.
-    let mut noise = vec![0u8; 24 << 20];
+    let mut noise = vec![0u8; mib << 20];
     let mut state = 1u64;
     for word in noise.chunks_exact_mut(8) {
         state ^= state << 13;
@@ -195,18 +200,18 @@ fn busy_guest(rig: &Rig, name: &str) {
     let initrd = rig.write("noise", noise);
     let xml = tiny_guest(rig, name, "qemu")
         .replace("</kernel>", &format!("</kernel><initrd>{initrd}</initrd>"));
-    let xml = regex_memory(&xml);
+    let xml = with_memory(&xml, mib + 40);
     rig.define(&xml);
     rig.vireo(&["start", name]).ok();
     answers(rig, name);
 }
 
-/// The same definition with 64 MiB.
-fn regex_memory(xml: &str) -> String {
+/// The same definition with so much memory.
+fn with_memory(xml: &str, mib: usize) -> String {
     let start = xml.find("<memory").unwrap();
     let end = xml[start..].find("</memory>").unwrap() + start + "</memory>".len();
     format!(
-        "{}<memory unit='MiB'>64</memory>{}",
+        "{}<memory unit='MiB'>{mib}</memory>{}",
         &xml[..start],
         &xml[end..]
     )
@@ -455,7 +460,7 @@ fn what_does_not_fit_is_refused_and_it_runs_on() {
 #[test]
 fn a_guest_on_its_way_is_seen_where_it_goes_and_can_be_given_up_there() {
     let (one, other) = two();
-    busy_guest(&one, "tiny");
+    busy_guest_of(&one, "tiny", 100);
     let mut events =
         Terminal::start(
             other
@@ -487,7 +492,7 @@ fn a_guest_on_its_way_is_seen_where_it_goes_and_can_be_given_up_there() {
     assert_eq!(other.vireo(&["domname", &id]).ok().trim(), "tiny");
     let xml = other.vireo(&["dumpxml", "tiny"]).ok();
     assert!(xml.contains(&format!(" id='{id}'")), "{xml}");
-    assert!(xml.contains("<memory unit='KiB'>65536</memory>"), "{xml}");
+    assert!(xml.contains("<memory unit='KiB'>143360</memory>"), "{xml}");
     let info = other.vireo(&["dominfo", "tiny"]).ok();
     assert!(info.contains("State:          paused"), "{info}");
     assert!(info.contains("Persistent:     no"), "{info}");
