@@ -194,21 +194,24 @@ impl Journal {
             number
         };
         // Whoever gets here writes for all who wait behind.
-        let segments = self.shared.segments();
-        let batch = {
+        let mut segments = self.shared.segments();
+        let batch = loop {
             let mut queue = lock(&self.shared.queue);
-            match queue.done.remove(&number) {
-                Some(done) => return self.written(done),
-                None => std::mem::take(&mut queue.waiting),
+            if let Some(done) = queue.done.remove(&number) {
+                return self.written(done);
             }
+            if queue.waiting.iter().any(|entry| entry.number == number) {
+                break std::mem::take(&mut queue.waiting);
+            }
+            drop(queue);
+            // Somebody has it who waits for room himself.
+            segments = self.shared.waited(segments, ROOM_LIMIT);
         };
         let (mut segments, room) = self.shared.room(segments, length(&batch));
         let result = room.and_then(|()| self.shared.append(&mut segments, &batch));
         if result.is_ok() && !segments.attended {
             segments.attended = self.attend();
         }
-        drop(segments);
-        self.shared.changed.notify_all();
         let result = result.map_err(|error| error.to_string());
         let mut queue = lock(&self.shared.queue);
         for entry in &batch {
@@ -216,6 +219,9 @@ impl Journal {
         }
         let own = queue.done.remove(&number);
         drop(queue);
+        // Not before they can find it: who looks in vain waits for this.
+        drop(segments);
+        self.shared.changed.notify_all();
         self.written(own.unwrap_or(result))
     }
 
@@ -799,6 +805,49 @@ mod tests {
             let path = folder.0.join(format!(".journal/{index}"));
             assert!(read_records(&fs::read(path).unwrap()).is_empty());
         }
+    }
+
+    /// Two changes are to be written together when no segment has room: none of them is promised before it is written.
+    #[test]
+    fn a_change_that_another_writer_has_taken_along_waits_for_it() {
+        let folder = TempFolder::new();
+        let journal = Journal::open(folder.0.clone(), BOOT).unwrap();
+        let half = "x".repeat(FULL as usize / 2 - 1000);
+        let mut applying = Vec::new();
+        // What they are for is not done yet: both segments stay as full as they are.
+        for number in 0..4 {
+            let change = text(&format!("full{number}"), &half);
+            applying.push(journal.commit(std::slice::from_ref(&change)).unwrap());
+        }
+        assert!(journal.shared.segments().all.iter().all(|s| s.used > 0));
+        std::thread::scope(|scope| {
+            let held = journal.shared.segments();
+            for name in ["one", "two"] {
+                let (journal, folder) = (&journal, &folder.0);
+                scope.spawn(move || {
+                    let change = text(name, &"y".repeat(10_000));
+                    let applying = journal.commit(std::slice::from_ref(&change)).unwrap();
+                    let written = (0..2).any(|index| {
+                        let path = folder.join(format!(".journal/{index}"));
+                        let records = read_records(&fs::read(path).unwrap());
+                        records.iter().any(|record| record.changes[0] == change)
+                    });
+                    assert!(written, "{name} is promised, and not in the journal");
+                    drop(applying);
+                });
+            }
+            while lock(&journal.shared.queue).waiting.len() < 2 {
+                std::thread::yield_now();
+            }
+            drop(held);
+            while !lock(&journal.shared.queue).waiting.is_empty() {
+                std::thread::yield_now();
+            }
+            drop(applying);
+        });
+        let segments = journal.shared.segments();
+        assert!(segments.all.iter().all(|segment| segment.unapplied == 0));
+        assert!(lock(&journal.shared.queue).done.is_empty());
     }
 
     #[test]

@@ -160,7 +160,7 @@ async fn what_needs_a_running_domain_says_so() {
     let not_running = "Requested operation is not valid: domain is not running";
     let args = DomainDestroyArgs { dom: dom.clone() };
     let error = refusal(client.call(procs::DOMAIN_DESTROY, &args).await);
-    assert_eq!(error, (55, 10, not_running.to_owned()));
+    assert_eq!(error, (55, 20, not_running.to_owned()));
     let args = DomainShutdownFlagsArgs {
         dom: dom.clone(),
         flags: 0,
