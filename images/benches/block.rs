@@ -155,7 +155,7 @@ fn ours(path: &Path, case: &Case, count: Option<u64>) -> (u64, Cost) {
             op,
             offset,
             len: 0,
-            bufs: vec![buffer.clone()],
+            bufs: vec![buffer],
             token,
         };
         offset = (offset + case.step()) % SIZE;
