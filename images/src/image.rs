@@ -107,12 +107,39 @@ pub struct ImageInfo {
 pub struct Plain {
     file: Arc<File>,
     offset: u64,
-    stay: Option<crate::grace::Stay>,
+    hold: Hold,
+}
+
+/// What keeps the place of a [`Plain`].
+#[derive(Debug)]
+pub(crate) enum Hold {
+    /// Nothing has to.
+    None,
+    /// It is the bytes' own for now.
+    Stay { _stay: crate::grace::Stay },
+    /// It becomes theirs.
+    Mapping(Box<dyn Mapping>),
+}
+
+/// The second step of a write to a new place. Dropped instead, the place is given back.
+pub(crate) trait Mapping: Send + std::fmt::Debug {
+    /// The bytes are there: the place becomes that of the guest's bytes.
+    fn written(self: Box<Self>) -> Result<(), Error>;
+}
+
+impl Hold {
+    /// The request is complete, all of it.
+    pub(crate) fn end(self) -> Result<(), Error> {
+        match self {
+            Self::None | Self::Stay { .. } => Ok(()),
+            Self::Mapping(mapping) => mapping.written(),
+        }
+    }
 }
 
 impl Plain {
-    pub(crate) fn new(file: Arc<File>, offset: u64, stay: Option<crate::grace::Stay>) -> Self {
-        Self { file, offset, stay }
+    pub(crate) fn new(file: Arc<File>, offset: u64, hold: Hold) -> Self {
+        Self { file, offset, hold }
     }
 
     /// The file. A request that [`File::is_aligned`] refuses must go the ordinary way.
@@ -127,9 +154,17 @@ impl Plain {
         self.offset
     }
 
+    /// The request is complete, all of it.
+    ///
+    /// # Errors
+    /// A write's place could not be made that of the guest's bytes: it has not happened.
+    pub fn end(self) -> Result<(), Error> {
+        self.hold.end()
+    }
+
     /// What keeps the place, for who keeps the image himself.
-    pub(crate) fn into_stay(self) -> Option<crate::grace::Stay> {
-        self.stay
+    pub(crate) fn into_hold(self) -> Hold {
+        self.hold
     }
 }
 
@@ -233,6 +268,14 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// when it can't. Nothing but the bytes themselves may have to change for a write.
     fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {
         let _ = (offset, len, write);
+        None
+    }
+
+    /// As [`Image::plain`] for a write to bytes that have no place yet, where one can be found
+    /// without waiting for anything: it becomes theirs with [`Plain::end`], and is given back if
+    /// the [`Plain`] is dropped instead. Until then whoever else writes to the same clusters waits.
+    fn claim(self: Arc<Self>, offset: u64, len: u64) -> Option<Plain> {
+        let _ = (offset, len);
         None
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::image::{Plain, check_range};
+use crate::image::{Hold, Plain, check_range};
 use crate::{Error, Extent, File, Image, ImageInfo, IoBuf, iovec};
 
 /// A raw image: a file or block device, or a part of one.
@@ -167,6 +167,6 @@ impl Image for Raw {
     fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {
         check_range(self, offset, len).ok()?;
         (!write || self.file.writable())
-            .then(|| Plain::new(self.file.clone(), self.start + offset, None))
+            .then(|| Plain::new(self.file.clone(), self.start + offset, Hold::None))
     }
 }

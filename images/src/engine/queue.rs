@@ -13,15 +13,18 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::ring::{Ring, Transfer};
 use super::{Aio, Completion, DetectZeroes, Engine, Op, Request};
-use crate::grace::Stay;
+use crate::image::Hold;
 use crate::{Error, File, IoBuf, iovec};
 
 /// The longest request that is done in `submit` itself, in bytes: longer ones copy for too long.
 const INLINE: u64 = 256 << 10;
 /// The longest when nothing else is under way: to wake a worker takes longer than to copy it.
 const INLINE_ALONE: u64 = 1 << 20;
-/// A write into the page cache that takes longer than this had to wait for the disk (on a busy
-/// host it may merely have lost the CPU for as long): the next ones are left to others for a while.
+/// After so many requests in a row, each made when the one before had been answered, another is not
+/// expected while one is under way.
+const LONELY: u32 = 8;
+/// A write in `submit` that takes longer than this had to wait for the disk (on a busy host it may
+/// merely have lost the CPU for as long): the next ones are left to others for a while.
 const SLOW: Duration = Duration::from_millis(4);
 /// That while at first; it doubles each time the next one is slow again.
 const SLOW_FOR: Duration = Duration::from_millis(20);
@@ -110,7 +113,7 @@ impl Shared {
 /// cancel it): [`Queue::drain`] first. Dropping a queue waits up to 30 s for what is in flight;
 /// what then still is never ends, and its memory stays alive by the queue's keeper.
 pub struct Queue {
-    ring: Option<Ring<(Pending, Option<Stay>)>>,
+    ring: Option<Ring<(Pending, Hold)>>,
     shared: Arc<Shared>,
     /// Done in `submit` already.
     ready: Vec<Completion>,
@@ -119,6 +122,8 @@ pub struct Queue {
     deadline: Option<Instant>,
     /// Submitted, and not yet given back.
     in_flight: usize,
+    /// So many in a row found nothing else under way.
+    lonely: u32,
     /// The files take RWF_NOWAIT.
     nowait: bool,
     /// Writes into the page cache wait for the disk, at least until then.
@@ -166,6 +171,7 @@ impl Queue {
             waiting: Default::default(),
             deadline: None,
             in_flight: 0,
+            lonely: 0,
             nowait: true,
             slow_until: None,
             slow_for: SLOW_FOR,
@@ -201,7 +207,8 @@ impl Queue {
         &self.shared.engine
     }
 
-    /// Takes a request. Never waits for the disk; what goes wrong is in its completion. Call
+    /// Takes a request. Waits for the disk for no longer than a short write takes, and for that
+    /// only if it is quick and nothing else is under way; what goes wrong is in its completion. Call
     /// [`Queue::complete`] after the last one of a batch.
     pub fn submit(&mut self, request: Request) {
         self.in_flight += 1;
@@ -285,10 +292,26 @@ impl Queue {
     /// A read or write: the shortest way there is.
     fn transfer(&mut self, shared: &Arc<Shared>, mut request: Request, pending: Pending) {
         let write = request.op == Op::Write;
-        let plain = shared
-            .engine
-            .image
-            .plain(request.offset, pending.bytes, write);
+        let sync = write && shared.engine.writethrough();
+        let image = &shared.engine.image;
+        let mut claimed = false;
+        let mut plain = image.plain(request.offset, pending.bytes, write);
+        let alone = self.in_flight <= self.ready.len() + 1;
+        self.lonely = if alone {
+            self.lonely.saturating_add(1)
+        } else {
+            0
+        };
+        let most = if alone { INLINE_ALONE } else { INLINE };
+        let claims = if shared.engine.options.cache.direct() {
+            self.ring.is_some()
+        } else {
+            pending.bytes <= most && !self.is_slow()
+        };
+        if plain.is_none() && write && !sync && claims {
+            plain = image.clone().claim(request.offset, pending.bytes);
+            claimed = plain.is_some();
+        }
         let Some(plain) = plain.filter(|plain| {
             !request.bufs.is_empty()
                 && request.bufs.len() <= IOV_MAX
@@ -296,22 +319,22 @@ impl Queue {
         }) else {
             return self.delegate(request, pending);
         };
-        let (file, offset) = (plain.file(), plain.offset());
-        let sync = write && shared.engine.writethrough();
-        let direct = file.direct().is_some();
-        let alone = self.in_flight <= self.ready.len() + 1;
-        let most = if alone { INLINE_ALONE } else { INLINE };
-        if !direct && pending.bytes <= most && !sync {
+        let direct = plain.file().direct().is_some();
+        // To make a file longer takes a thread, of ours or of the kernel's: to wake it costs a
+        // writer who waits for each of its writes a third of the time.
+        let here = !direct || claimed && self.lonely >= LONELY;
+        if here && pending.bytes <= most && !sync {
+            let (file, offset) = (plain.file(), plain.offset());
             let done = if write {
-                self.write_cached(file, offset, &request.bufs)
+                self.write_here(file, offset, &request.bufs)
             } else {
                 self.read_cached(file, offset, &request.bufs)
             };
             if done == Some(pending.bytes) {
-                drop(plain);
-                return self.finish(&pending, Ok(()));
+                let result = plain.end();
+                return self.finish(&pending, result);
             }
-            if let Some(got @ 1..) = done {
+            if let (Some(got @ 1..), false) = (done, claimed) {
                 // The rest waits for the disk.
                 drop(plain);
                 request.offset += got;
@@ -321,18 +344,20 @@ impl Queue {
         }
         // The kernel leaves buffered writes to threads of its own, one for a file.
         let Some(ring) = self.ring.as_mut().filter(|_| direct || !write) else {
+            drop(plain);
             return self.delegate(request, pending);
         };
         let transfer = Transfer {
             write,
-            fd: file.fd().as_raw_fd(),
-            offset,
+            fd: plain.file().fd().as_raw_fd(),
+            offset: plain.offset(),
             bufs: request.bufs,
             sync,
         };
-        let stay = plain.into_stay();
-        if let Err((transfer, (pending, _stay), error)) = ring.start(transfer, (pending, stay)) {
+        let hold = plain.into_hold();
+        if let Err((transfer, (pending, hold), error)) = ring.start(transfer, (pending, hold)) {
             log::debug!("io_uring: {error}");
+            drop(hold);
             let request = Request {
                 bufs: transfer.bufs,
                 ..request
@@ -364,12 +389,16 @@ impl Queue {
         u64::try_from(got).ok()
     }
 
-    /// Bytes written into the page cache, if that has not had to wait for the disk lately.
-    fn write_cached(&mut self, file: &File, offset: u64, bufs: &[IoBuf]) -> Option<u64> {
-        let begun = Instant::now();
-        if self.slow_until.is_some_and(|until| begun < until) {
+    fn is_slow(&self) -> bool {
+        self.slow_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Bytes written by this thread, if that has not taken long lately.
+    fn write_here(&mut self, file: &File, offset: u64, bufs: &[IoBuf]) -> Option<u64> {
+        if self.is_slow() {
             return None;
         }
+        let begun = Instant::now();
         // SAFETY: as in `read_cached`, memory that is readable.
         let put = unsafe {
             libc::pwritev2(
@@ -424,9 +453,10 @@ impl Queue {
             let result = ring.submit().and_then(|()| {
                 ring.take(
                     self.shared.event.as_fd(),
-                    |transfer, (pending, _stay), got| {
+                    |transfer, (pending, hold), got| {
                         if u64::try_from(got) == Ok(pending.bytes) {
-                            done.push(self.shared.completion(&pending, Ok(())));
+                            let result = hold.end();
+                            done.push(self.shared.completion(&pending, result));
                         } else {
                             again.push((transfer, pending));
                         }

@@ -1,10 +1,12 @@
 //! Reading and writing guest data. No lock is held while data moves.
 
+use std::ops::Range;
 use std::sync::PoisonError;
 
 use super::Qcow2;
 use super::entry::{COPIED, Entry, State, ZERO};
 use super::meta::{Meta, Place, Segment};
+use crate::grace::Mark;
 use crate::iovec::AlignedBuf;
 use crate::{Error, Image, IoBuf, iovec};
 
@@ -99,9 +101,9 @@ impl Meta {
             .any(|range| range.start < end && first < range.end)
     }
 
-    /// The places of the guest clusters from `guest` on that are about to be written, `most` of
-    /// them, none of which can be written over.
-    pub(super) fn plan_new(&mut self, guest: u64, most: u64) -> Result<Plan, Error> {
+    /// How many of the guest clusters from `guest` on, at most `most`, can be given a place at once,
+    /// none of them being all there or busy; and where they are if they have places of their own.
+    pub(super) fn run_new(&mut self, guest: u64, most: u64) -> Result<(Option<u64>, u64), Error> {
         let geo = self.geo;
         let first = self.entry(guest)?;
         let keep = if geo.external {
@@ -137,6 +139,14 @@ impl Meta {
         if let Some(bad) = bad {
             self.entry(bad)?;
         }
+        Ok((keep, clusters))
+    }
+
+    /// The places of the guest clusters from `guest` on that are about to be written, `most` of
+    /// them, none of which can be written over.
+    pub(super) fn plan_new(&mut self, guest: u64, most: u64) -> Result<Plan, Error> {
+        let geo = self.geo;
+        let (keep, clusters) = self.run_new(guest, most)?;
         let clusters = clusters.max(1);
         if let Some(host) = keep {
             let cluster = host >> geo.cluster_bits;
@@ -166,6 +176,48 @@ impl Meta {
             keep: false,
             fresh,
         })
+    }
+
+    /// Maps the clusters that hold these guest bytes, which were written, at host offset `host`
+    /// and on; their L2 table is our own. `keep`: the host clusters were theirs before.
+    pub(super) fn map_new(
+        &mut self,
+        bytes: Range<u64>,
+        host: u64,
+        keep: bool,
+        mark: Mark,
+    ) -> Result<(), Error> {
+        let geo = self.geo;
+        let (bits, cluster) = (geo.cluster_bits, geo.cluster());
+        let (first, last) = (bytes.start >> bits, (bytes.end - 1) >> bits);
+        for guest in first..=last {
+            let from = bytes.start.max(guest << bits);
+            let to = bytes.end.min((guest + 1) << bits);
+            let host = host + ((guest - first) << bits);
+            let old = self.entry(guest)?;
+            let mut new = Entry {
+                raw: host | COPIED,
+                bits: 0,
+            };
+            if geo.extended {
+                let low = (from & (cluster - 1)) >> geo.sub_bits;
+                let high = (to - (guest << bits)).div_ceil(1 << geo.sub_bits);
+                let written = ((1_u64 << high) - (1 << low)) & 0xffff_ffff;
+                let kept = if old.is_compressed() {
+                    0
+                } else {
+                    old.bits & !(written | written << 32)
+                };
+                new.bits = kept | written;
+            } else {
+                new.raw &= !ZERO;
+            }
+            self.set_entry(guest, new)?;
+            if !keep {
+                self.drop_entry(old, false, mark);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -430,37 +482,7 @@ impl Qcow2 {
         let mark = self.grace.mark();
         meta.own_table(first, mark)?;
         *mapped = true;
-        for guest in first..=last {
-            let from = start.max(guest << bits);
-            let to = stop.min((guest + 1) << bits);
-            let host = host + ((guest - first) << bits);
-            let old = meta.entry(guest)?;
-            let mut new = Entry {
-                raw: host | COPIED,
-                bits: 0,
-            };
-            if geo.extended {
-                let subs = |from: u64, to: u64| {
-                    let low = (from & (cluster - 1)) >> geo.sub_bits;
-                    let high = (to - (guest << bits)).div_ceil(1 << geo.sub_bits);
-                    ((1_u64 << high) - (1 << low)) & 0xffff_ffff
-                };
-                let written = subs(from, to);
-                let kept = if old.is_compressed() {
-                    0
-                } else {
-                    old.bits & !(written | written << 32)
-                };
-                new.bits = kept | written;
-            } else {
-                new.raw &= !ZERO;
-            }
-            meta.set_entry(guest, new)?;
-            if !keep {
-                meta.drop_entry(old, false, mark);
-            }
-        }
-        Ok(())
+        meta.map_new(start..stop, host, keep, mark)
     }
 
     /// What guest bytes are made of before they are mapped anew; none when they are zeroes

@@ -282,6 +282,12 @@ impl Meta {
         Ok(())
     }
 
+    /// Whether the L2 table for guest cluster `guest` is there and ours alone.
+    pub fn owns_table(&self, guest: u64) -> bool {
+        let index = (guest >> self.geo.l2_bits()) as usize;
+        self.l1.get(index).is_some_and(|entry| entry & COPIED != 0)
+    }
+
     /// Makes sure that the L2 table for guest cluster `guest` is there and ours alone.
     pub fn own_table(&mut self, guest: u64, mark: Mark) -> Result<(), Error> {
         let index = (guest >> self.geo.l2_bits()) as usize;

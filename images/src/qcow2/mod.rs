@@ -7,6 +7,7 @@ mod bitmaps;
 mod bits;
 mod cache;
 mod check;
+mod claim;
 mod compress;
 mod create;
 mod entry;
@@ -38,7 +39,7 @@ use self::cache::Cache;
 use self::entry::OFFSET;
 use self::meta::{Meta, Place};
 use crate::grace::Grace;
-use crate::image::{Plain, check_range};
+use crate::image::{Hold, Plain, check_range};
 use crate::{Cipher, Error, Extent, File, Image, ImageInfo, IoBuf, iovec};
 
 /// Bytes of L2 tables that are kept in memory when the user does not say: enough for 256 GiB
@@ -603,7 +604,15 @@ impl Image for Qcow2 {
             }
         };
         drop(meta);
-        Some(Plain::new(self.data.clone(), host, Some(stay)))
+        Some(Plain::new(
+            self.data.clone(),
+            host,
+            Hold::Stay { _stay: stay },
+        ))
+    }
+
+    fn claim(self: Arc<Self>, offset: u64, len: u64) -> Option<Plain> {
+        self.claim_new(offset, len)
     }
 }
 

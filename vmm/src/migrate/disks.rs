@@ -182,6 +182,13 @@ impl Image for Noting {
         }
         self.image.plain(offset, len, write)
     }
+
+    fn claim(self: Arc<Self>, offset: u64, len: u64) -> Option<Plain> {
+        if self.on.load(Ordering::Acquire) {
+            return None;
+        }
+        self.image.clone().claim(offset, len)
+    }
 }
 
 /// A disk that goes along.

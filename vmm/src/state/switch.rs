@@ -70,4 +70,9 @@ impl Image for Top {
     fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {
         self.image().plain(offset, len, write)
     }
+
+    fn claim(self: Arc<Self>, offset: u64, len: u64) -> Option<Plain> {
+        let image = self.image().clone();
+        image.claim(offset, len)
+    }
 }
