@@ -237,6 +237,47 @@ fn a_peer_that_is_no_machine_is_refused() {
     in_order(&source.serial());
 }
 
+/// What a source is told by the other side at two moments: while nothing is decided, and after it has given the guest
+/// away. Only the latter leaves it unknown who has it, whatever words are used.
+#[test]
+fn only_a_guest_that_was_given_away_may_be_elsewhere() {
+    let failure = |client: &mut Client| loop {
+        match client.receive().expect("the source's process ended") {
+            FromVmm::Event(_) => {}
+            FromVmm::Reply(Reply { result, .. }) => return result.unwrap_err(),
+        }
+    };
+    let mut source = reciting(Backend::Soft);
+    source.start();
+    grows(&source, 10);
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let words = format!("no; {}", migrate::UNKNOWN);
+    let refused = migrate::json_frame(Kind::Verdict, &Verdict::refused(&words)).unwrap();
+    far.write_all(&refused).unwrap();
+    let (mut client, _) = begin(&source, PLAIN, &[File::from(OwnedFd::from(near))]);
+    let said = failure(&mut client);
+    assert_eq!(said.message, words);
+    assert_eq!(said.undecided, Some(false));
+    assert!(!said.is_undecided());
+    grows(&source, 10);
+    // Somebody may be between the two: that the connection ends does not say that the other side has.
+    let relayed = MigrateOptions {
+        direct: false,
+        ..PLAIN
+    };
+    let (near, far) = UnixStream::pair().unwrap();
+    let (mut client, call) = begin(&source, relayed, &[File::from(OwnedFd::from(near))]);
+    overhear(&far);
+    ready(&mut client, call).unwrap();
+    migrate::send(&mut &far, Kind::Ask, &[]).unwrap();
+    migrate::expect(&mut &far, Kind::Grant).unwrap();
+    drop(far);
+    let said = failure(&mut client);
+    assert_eq!(said.undecided, Some(true), "{said:?}");
+    assert!(said.message.contains(migrate::UNKNOWN), "{said:?}");
+    assert_eq!(client.state(), MachineState::Paused);
+}
+
 #[test]
 fn how_far_it_is_can_be_asked_and_its_limits_changed() {
     let mut source = reciting(Backend::Soft);

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::LifecycleAction;
 use crate::devices::{Bandwidth, DeviceConfig, DiskLimits, ErrorPolicy, WatchdogAction};
+use crate::migrate;
 
 /// Longest frame in bytes, without its length field.
 pub const MAX_FRAME: u32 = 1 << 20;
@@ -500,11 +501,27 @@ pub struct Failure {
     /// How far it was, if it was a job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobStatus>,
+    /// Of a migration: the right to run the guest was given away, and whether it arrived is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undecided: Option<bool>,
+}
+
+impl Failure {
+    /// Whether the guest may run on the other side of a migration by now.
+    #[must_use]
+    pub fn is_undecided(&self) -> bool {
+        // VMMs of before this field said it in words only.
+        (self.undecided).unwrap_or_else(|| self.message.contains(migrate::UNKNOWN))
+    }
 }
 
 impl From<String> for Failure {
     fn from(message: String) -> Self {
-        Self { message, job: None }
+        Self {
+            message,
+            job: None,
+            undecided: None,
+        }
     }
 }
 

@@ -110,7 +110,8 @@ impl Kind {
     }
 }
 
-/// In the error of a source that has given the right to run away and does not know whether it arrived.
+/// In the error of a source that has given the right to run away and does not know whether it arrived. For people:
+/// programs have `Failure::undecided`, as the other side's own words are in such errors, too.
 pub const UNKNOWN: &str = "whether the guest runs on the other side is not known";
 
 /// The number of the last `Round` frame.

@@ -16,6 +16,7 @@ use vmm_api::saved::{Section, write_end, write_section};
 use super::build::TOKEN_JOB;
 use super::{Machine, MachineError};
 use crate::control::Asked;
+use crate::migrate::Right;
 use crate::num::to_usize;
 use crate::state::core;
 use crate::state::image::{self, Parts, RestoreError, Saved};
@@ -468,6 +469,8 @@ impl Machine {
         let mut so_far = job.progress.status();
         let mut result = job.finish();
         self.add_migration(result.as_mut().unwrap_or(&mut so_far));
+        let leaving = self.leaving.as_ref();
+        let undecided = leaving.map(|leaving| leaving.tuning.right() != Right::Own);
         let may_run =
             !self.is_leaving() || self.left(&result.as_ref().map(|_| ()).map_err(Clone::clone));
         let run = may_run
@@ -486,6 +489,7 @@ impl Machine {
             .map_err(|message| Failure {
                 message,
                 job: Some(so_far),
+                undecided,
             });
         self.send(by, &FromVmm::Reply(Reply { id, result }));
     }

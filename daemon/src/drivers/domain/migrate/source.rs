@@ -7,7 +7,7 @@ use std::time::Duration;
 use rpc::tls::TlsClient;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::RecvError};
 use tokio::time::timeout;
 use uuid::Uuid;
 use vmm_api::control::{Answer, Call, Failure, JobStatus, MigrateOptions};
@@ -34,6 +34,8 @@ const BACK_LIMIT: Duration = Duration::from_secs(15);
 
 /// What a VMM answers to a migration.
 type Reply = oneshot::Receiver<std::result::Result<Answer, Failure>>;
+/// The same, or it is gone.
+type Answered = std::result::Result<std::result::Result<Answer, Failure>, RecvError>;
 
 /// A guest that has gone as far as it can before the target takes it.
 #[derive(Debug)]
@@ -257,13 +259,13 @@ impl Driver {
             live.work.begin(Operation::MigrationOut)?;
             live.migration_ready = Some(ready_sender);
         }
-        let failed = async |error: Error, status: JobStatus| {
+        let failed = async |error: Error, status: JobStatus, undecided: bool| {
             if let Ok(live) = domain.lock().live_mut() {
                 live.work.fail_at(&error, status);
                 live.migration_ready = None;
             }
             // It was paused for this only, or its disks are still the other side's.
-            if was_running && is_decided(&error) {
+            if was_running && !undecided {
                 self.go_on(domain).await;
             }
             error
@@ -272,12 +274,12 @@ impl Driver {
             && was_running
             && let Err(error) = ask(domain, Call::Pause).await
         {
-            return Err(failed(error, JobStatus::default()).await);
+            return Err(failed(error, JobStatus::default(), false).await);
         }
         let reply = match control.send_with(Call::Migrate(options), sockets) {
             Ok(reply) => reply,
             Err(error) => {
-                return Err(failed(jobs::not_begun(error), JobStatus::default()).await);
+                return Err(failed(jobs::not_begun(error), JobStatus::default(), false).await);
             }
         };
         let mut reply = reply;
@@ -289,8 +291,8 @@ impl Driver {
             biased;
             Ok(()) = ready => {}
             answer = &mut reply => {
-                let status = so_far(&answer);
-                return Err(failed(refusal(answer), status).await);
+                let (status, undecided) = (so_far(&answer), is_undecided(&answer));
+                return Err(failed(refusal(answer), status, undecided).await);
             }
         }
         killpoint("migrate.performed");
@@ -416,8 +418,8 @@ impl Driver {
                 }
                 Ok(answer) => {
                     status = so_far(&answer);
+                    decided = !is_undecided(&answer);
                     error = refusal(answer);
-                    decided = is_decided(&error);
                 }
                 // It has been given away, and the other side says nothing.
                 Err(_) => {
@@ -550,15 +552,13 @@ impl Driver {
     }
 }
 
-/// Whether it is known that the guest is here.
-fn is_decided(error: &Error) -> bool {
-    !error.message.contains(migrate::UNKNOWN)
+/// Whether the guest may run on the other side.
+fn is_undecided(answer: &Answered) -> bool {
+    matches!(answer, Ok(Err(failure)) if failure.is_undecided())
 }
 
 /// How far a migration came that a VMM says has failed.
-fn so_far(
-    answer: &std::result::Result<std::result::Result<Answer, Failure>, oneshot::error::RecvError>,
-) -> JobStatus {
+fn so_far(answer: &Answered) -> JobStatus {
     match answer {
         Ok(Err(failure)) => failure.job.unwrap_or_default(),
         _ => JobStatus::default(),
@@ -566,9 +566,7 @@ fn so_far(
 }
 
 /// What a VMM says against it.
-fn refusal(
-    answer: std::result::Result<std::result::Result<Answer, Failure>, oneshot::error::RecvError>,
-) -> Error {
+fn refusal(answer: Answered) -> Error {
     match answer {
         Ok(Err(failure)) if failure.message.contains("it was given up") => Error::new(
             ErrorCode::OPERATION_ABORTED,
