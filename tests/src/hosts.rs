@@ -288,7 +288,8 @@ impl Guard {
     /// What is typed in the guest.
     pub fn command(&self, disks: &str) -> String {
         format!(
-            "ip addr add {GUEST}/24 dev eth0; ip link set eth0 up; /guard {SWITCH} {} {disks} &\r",
+            "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; \
+             ip addr add {GUEST}/24 dev eth0; ip link set eth0 up; /guard {SWITCH} {} {disks} &\r",
             self.port
         )
     }
@@ -411,25 +412,34 @@ impl Tap {
         }
     }
 
-    /// The card says where it is now (RARP), and so does the guest itself (a gratuitous ARP).
+    /// The card says where it is now (RARP), and so does the guest itself, by a gratuitous ARP and, with IPv6, an
+    /// unsolicited neighbour advertisement.
     #[track_caller]
     pub fn announced(&self, limit: Duration) {
+        const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
         let deadline = Instant::now() + limit;
-        let mut seen = [false; 2];
+        let mut seen = [false; 3];
         loop {
             match self.next() {
                 Some((kind, rest)) => {
                     seen[0] |= kind == 0x8035;
                     // Sender and target are the same address.
                     seen[1] |= kind == 0x0806 && rest.len() >= 28 && rest[14..18] == rest[24..28];
-                    if seen == [true; 2] {
+                    // RFC 4861: ICMPv6 type 136 to all nodes, without the flag "solicited".
+                    seen[2] |= kind == 0x86dd
+                        && rest.len() >= 64
+                        && rest[6] == 58
+                        && rest[24..40] == ALL_NODES
+                        && rest[40] == 136
+                        && rest[44] & 0x40 == 0;
+                    if seen == [true; 3] {
                         return;
                     }
                 }
                 None => {
                     assert!(
                         Instant::now() < deadline,
-                        "seen of card and guest: {seen:?}"
+                        "seen of RARP, ARP, NDP: {seen:?}"
                     );
                     std::thread::sleep(Duration::from_millis(10));
                 }
