@@ -5,7 +5,8 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use hypervisor::MemorySlot;
@@ -87,7 +88,7 @@ impl Drop for Mapping {
 #[derive(Debug)]
 enum Backing {
     /// Pages of its own.
-    Own(OwnedFd),
+    Own(File),
     /// A file's content, copied where it is written to.
     Private,
 }
@@ -111,7 +112,7 @@ impl GuestMemory {
         let len = i64::try_from(size).map_err(|_| MemoryError::Size(size))?;
         nix::unistd::ftruncate(&fd, len).map_err(os("ftruncate"))?;
         let map = Self::map(size, &fd, 0, MapFlags::MAP_SHARED)?;
-        Ok(Self::of(size, map, Backing::Own(fd)))
+        Ok(Self::of(size, map, Backing::Own(fd.into())))
     }
 
     /// `size` bytes of RAM whose content is at `offset` (whole pages) of `file`, which must not
@@ -256,6 +257,33 @@ impl GuestMemory {
             std::ptr::copy_nonoverlapping(source, data.as_mut_ptr(), data.len());
         }
         Ok(())
+    }
+
+    /// Copies `data` to `offset` of [`GuestMemory::bytes`]. Pages that were never touched are taken from the host without
+    /// being cleared first, and are mapped when they are touched: for much content that is not looked at here.
+    ///
+    /// # Errors
+    /// Beyond RAM; the kernel's refusal.
+    pub fn fill(&self, offset: u64, data: &[u8]) -> Result<(), MemoryError> {
+        let (start, len) = (offset, data.len() as u64);
+        if offset.checked_add(len).is_none_or(|end| end > self.size()) {
+            return Err(MemoryError::Outside { start, len });
+        }
+        match &self.backing {
+            Backing::Own(file) => file.write_all_at(data, offset).map_err(|error| {
+                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                os("pwrite")(errno)
+            }),
+            Backing::Private => {
+                // SAFETY: inside the mapping, as was just checked; `data` is no guest memory: nobody has such a slice
+                // while pages are filled.
+                unsafe {
+                    let target = self.map.base.as_ptr().cast::<u8>().add(to_usize(offset));
+                    std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len());
+                }
+                Ok(())
+            }
+        }
     }
 
     /// The bytes themselves, for the loader: no copy in between.

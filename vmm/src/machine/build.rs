@@ -32,7 +32,7 @@ use crate::firmware::Rom;
 use crate::layout;
 use crate::loader::{Boot, Named};
 use crate::memory::{GuestMemory, MemoryError};
-use crate::migrate::{Incoming, Permit};
+use crate::migrate::{Incoming, Permit, moment};
 use crate::notices::Notices;
 use crate::pci::{self, Ecam};
 use crate::resource;
@@ -347,6 +347,7 @@ impl Machine {
             let token = TOKEN_WATCHDOGS + index as u64;
             builder.watch(watchdog.device.alarm(), token)?;
         }
+        moment("PCI devices are built");
         let template = hypervisor::cpu::template(
             &*vm,
             &CpuRequest {
@@ -401,6 +402,7 @@ impl Machine {
         }
 
         map(&*vm, &memory, false)?;
+        moment("all devices are built");
         let mut made = made.into_iter();
         let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
         let mut power_on = Vec::new();
@@ -419,6 +421,7 @@ impl Machine {
             vcpus.push(vcpu);
             cpuid.push(leaves);
         }
+        moment("vCPUs are made");
         let boot = kernel.map(|kernel| Boot {
             kernel,
             initrd,
@@ -479,6 +482,7 @@ impl Machine {
             rom,
             config,
         };
+        moment("vCPUs have threads");
         match (saved, saved_vcpus) {
             (Some(saved), Some(vcpus)) => machine.take_over(saved, vcpus)?,
             _ => machine.load()?,

@@ -70,6 +70,7 @@ impl Machine {
             self.threads.each(|_| Job::WasStopped);
         }
         self.threads.run();
+        crate::migrate::moment("vCPUs run");
     }
 
     /// Stops the vCPUs, then the devices. From now on nothing touches guest memory.

@@ -15,7 +15,7 @@ use super::build::{self, TOKEN_PERMIT, os};
 use super::{Machine, MachineError};
 use crate::migrate::disks;
 use crate::migrate::link::Link;
-use crate::migrate::{Permit, Right, Source, Tuning};
+use crate::migrate::{Permit, Right, Source, Tuning, moment};
 use crate::state::job::{Job, Progress};
 
 /// How long the other side's hold on the disks may outlast its process.
@@ -169,13 +169,16 @@ impl Machine {
         if let Some(leaving) = &mut self.leaving {
             leaving.stands_still = true;
         }
+        moment("the event loop has heard so");
         let states = self.rest().and_then(|()| {
+            moment("it stands still");
             let sections = self.sections()?;
             let mut row = Vec::new();
             for section in &sections {
                 write_section(&mut row, section).map_err(|error| error.to_string())?;
             }
             write_end(&mut row).map_err(|error| error.to_string())?;
+            moment("its states are written down");
             let along: Vec<String> = match &self.leaving {
                 Some(leaving) => leaving.disks.iter().map(|disk| disk.id.clone()).collect(),
                 None => Vec::new(),

@@ -326,7 +326,7 @@ impl Coming {
 /// The connection's; the image's; what the source should not have sent.
 pub fn receive(
     disks: &[Coming],
-    link: &Link,
+    from: &mut impl Read,
     header: Header,
     buffer: &mut Option<AlignedBuf>,
 ) -> Result<(), StreamError> {
@@ -336,7 +336,7 @@ pub fn receive(
         .checked_sub(PLACE)
         .filter(|rest| *rest > 0)
         .ok_or_else(bad)?;
-    (&mut &*link).read_exact(&mut place)?;
+    from.read_exact(&mut place)?;
     let [i0, i1, i2, i3, offset @ ..] = place;
     let disk = u32::from_le_bytes([i0, i1, i2, i3]) as usize;
     let disk = disks.get(disk).ok_or_else(bad)?;
@@ -347,7 +347,7 @@ pub fn receive(
                 Some(buffer) => buffer,
                 none => none.insert(AlignedBuf::new(to_usize(CHUNK)).map_err(io::Error::other)?),
             };
-            (&mut &*link).read_exact(buffer.get_mut(..rest).ok_or_else(bad)?)?;
+            from.read_exact(buffer.get_mut(..rest).ok_or_else(bad)?)?;
             disk.image.write(offset, &[buffer.io(rest)])
         }
         _ => {
@@ -355,7 +355,7 @@ pub fn receive(
             if rest != len.len() {
                 return Err(bad());
             }
-            (&mut &*link).read_exact(&mut len)?;
+            from.read_exact(&mut len)?;
             // What is not there need not be.
             let len = u64::from_le_bytes(len);
             disk.image.write_zeroes(offset, len, true)

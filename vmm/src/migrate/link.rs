@@ -188,30 +188,6 @@ impl Link {
         Ok(())
     }
 
-    /// Receives exactly `len` bytes to `to`.
-    ///
-    /// # Errors
-    /// The connection's; it ends or stalls.
-    ///
-    /// # Safety
-    /// `len` bytes from `to` on may be written until this returns, and are no reference's target.
-    pub unsafe fn receive_to(&self, to: *mut u8, len: usize) -> io::Result<()> {
-        let mut done = 0;
-        while done < len {
-            done += self.persist(|| {
-                let (fd, at) = (self.stream.as_raw_fd(), to.wrapping_add(done).cast());
-                // SAFETY: inside the bytes that the caller vouches for.
-                let got = unsafe { libc::recv(fd, at, len - done, 0) };
-                match usize::try_from(got) {
-                    Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-                    Ok(got) => Ok(got),
-                    Err(_) => Err(io::Error::last_os_error()),
-                }
-            })?;
-        }
-        Ok(())
-    }
-
     /// Whether the peer has closed its end, without waiting.
     pub fn is_closed(&self) -> bool {
         self.peek() == Some(0)
@@ -309,8 +285,7 @@ mod tests {
             one
         });
         let mut got = vec![0; expected.len()];
-        // SAFETY: a buffer of that length, not looked at meanwhile.
-        unsafe { other.receive_to(got.as_mut_ptr(), got.len()) }.unwrap();
+        (&mut &other).read_exact(&mut got).unwrap();
         assert!(got == expected);
         assert!(!other.is_closed());
         drop(sender.join().unwrap());

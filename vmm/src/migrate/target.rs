@@ -8,20 +8,18 @@ use std::sync::Arc;
 use hypervisor::{CpuidEntry, Vm};
 use images::Image;
 use images::iovec::AlignedBuf;
-use nix::errno::Errno;
 use vmm_api::config::{MachineConfig, Resource};
 use vmm_api::migrate::{self, Header, Hello, Kind, LAST_ROUND, StreamError, Verdict};
 use vmm_api::saved::{PAGE, STATE_MOST, Section, read_section};
 
 use super::disks::{self, Coming};
+use super::inbox::Inbox;
 use super::link::Link;
+use super::moment;
 use crate::killpoint::killpoint;
 use crate::memory::{GuestMemory, Scratch};
 use crate::num::to_usize;
 use crate::resource;
-
-/// Ranges from so many bytes on are made present at once, not page by page.
-const POPULATE: u64 = 16 * PAGE;
 
 /// A machine that is coming, before its memory has.
 #[derive(Debug)]
@@ -98,30 +96,56 @@ impl Incoming {
         mut self,
         memory: &GuestMemory,
     ) -> Result<(BTreeMap<String, Section>, Permit), StreamError> {
-        let received = self.content(memory).and_then(|()| {
-            for disk in std::mem::take(&mut self.disks) {
-                disk.close()?;
-            }
-            states(self.main()?)
-        });
+        let disks = std::mem::take(&mut self.disks);
+        let received = self.row(memory, disks);
         let sections = received.inspect_err(|error| self.refuse(&error.to_string()))?;
+        moment("the states are here");
         killpoint("vmm.incoming-received");
         let none = StreamError::Protocol("no connection".to_owned());
         let link = self.links.into_iter().next().ok_or(none)?;
         Ok((sections, Permit { link }))
     }
 
-    fn content(&self, memory: &GuestMemory) -> Result<(), StreamError> {
-        let disks = &self.disks[..];
+    /// All of the content, then the states.
+    fn row(
+        &self,
+        memory: &GuestMemory,
+        disks: Vec<Coming>,
+    ) -> Result<BTreeMap<String, Section>, StreamError> {
+        let mut inbox = Inbox::new(self.main()?).map_err(io::Error::other)?;
+        self.content(&mut inbox, memory, &disks)?;
+        moment("the last pages are here");
+        for disk in disks {
+            disk.close()?;
+        }
+        let sections = states(&mut inbox)?;
+        if !inbox.is_empty() {
+            // It has changed its mind.
+            let verdict: Verdict = migrate::expect_json(&mut inbox, Kind::Verdict)?;
+            verdict.into_result()?;
+        }
+        Ok(sections)
+    }
+
+    fn content(
+        &self,
+        first: &mut Inbox<'_>,
+        memory: &GuestMemory,
+        disks: &[Coming],
+    ) -> Result<(), StreamError> {
         std::thread::scope(|scope| -> Result<(), StreamError> {
             let mut others = Vec::new();
             for link in &self.links[1..] {
                 let thread = std::thread::Builder::new()
                     .name("incoming".into())
-                    .spawn_scoped(scope, || self.or_refuse(content(link, memory, disks)))?;
+                    .spawn_scoped(scope, || {
+                        let inbox = Inbox::new(link).map_err(io::Error::other);
+                        let content = |mut inbox| content(&mut inbox, memory, disks);
+                        self.or_refuse(inbox.map_err(Into::into).and_then(content))
+                    })?;
                 others.push(thread);
             }
-            let own = self.or_refuse(content(self.main()?, memory, disks));
+            let own = self.or_refuse(content(first, memory, disks));
             for thread in others {
                 let ended = |_| StreamError::Protocol("a receiving thread panicked".to_owned());
                 thread.join().map_err(ended)??;
@@ -161,6 +185,7 @@ impl Permit {
     pub fn ready(&self) -> Result<(), StreamError> {
         let frame = migrate::json_frame(Kind::Verdict, &Verdict::well())?;
         io::Write::write_all(&mut &self.link, &frame)?;
+        moment("the machine is built");
         killpoint("vmm.incoming-ready");
         Ok(())
     }
@@ -176,10 +201,12 @@ impl Permit {
     /// The source says no, or is not there: then this machine must not run.
     pub fn ask(&self) -> Result<(), StreamError> {
         let mut link = &self.link;
+        moment("it is to run");
         killpoint("vmm.incoming-asking");
         migrate::send(&mut link, Kind::Ask, &[])?;
         killpoint("vmm.incoming-asked");
         migrate::expect(&mut link, Kind::Grant)?;
+        moment("it may run");
         killpoint("vmm.incoming-granted");
         if let Err(error) = migrate::send(&mut link, Kind::Running, &[]) {
             // The machine is this side's all the same.
@@ -225,8 +252,8 @@ fn fits(hello: &Hello, vm: &dyn Vm, config: &MachineConfig) -> Result<(), String
     hypervisor::cpu::check_shown(vm, &leaves).map_err(|error| error.to_string())
 }
 
-/// A range of guest memory as offsets in the host's mapping.
-fn range(memory: &GuestMemory, start: u64, len: u64) -> Result<*mut u8, StreamError> {
+/// Whether these are whole pages of guest memory.
+fn check(memory: &GuestMemory, start: u64, len: u64) -> Result<(), StreamError> {
     let end = start.checked_add(len);
     let good = start.is_multiple_of(PAGE)
         && len.is_multiple_of(PAGE)
@@ -236,54 +263,61 @@ fn range(memory: &GuestMemory, start: u64, len: u64) -> Result<*mut u8, StreamEr
         let text = format!("{len} bytes of guest memory at {start:#x}");
         return Err(StreamError::Protocol(text));
     }
-    Ok(memory.bytes().0.wrapping_add(to_usize(start)))
+    Ok(())
 }
 
-fn words(link: &Link, count: usize) -> Result<[u64; 2], StreamError> {
+fn words(inbox: &mut Inbox<'_>, count: usize) -> Result<[u64; 2], StreamError> {
     let mut bytes = [0; 16];
     let part = bytes.get_mut(..count * 8).unwrap_or(&mut []);
-    io::Read::read_exact(&mut &*link, part)?;
+    io::Read::read_exact(inbox, part)?;
     let (words, _) = bytes.as_chunks::<8>();
     Ok([0, 1].map(|n| words.get(n).map_or(0, |w| u64::from_le_bytes(*w))))
 }
 
 /// Receives memory and disks until no more comes on this connection.
-fn content(link: &Link, memory: &GuestMemory, disks: &[Coming]) -> Result<(), StreamError> {
+fn content(
+    inbox: &mut Inbox<'_>,
+    memory: &GuestMemory,
+    disks: &[Coming],
+) -> Result<(), StreamError> {
     let mut unpack: Option<(Scratch, zstd_safe::DCtx<'_>)> = None;
     let mut buffer: Option<AlignedBuf> = None;
     loop {
-        let header = Header::read(&mut &*link)?;
+        let header = Header::read(inbox)?;
         let len = u64::from(header.len);
         match header.kind {
             Kind::Pages if len > 8 => {
-                let [start, _] = words(link, 1)?;
-                let to = range(memory, start, len - 8)?;
-                populate(to, len - 8);
-                // SAFETY: `range` has checked that it is guest memory, which no Rust reference ever
-                // points at, and which lives as long as `memory`.
-                unsafe { link.receive_to(to, to_usize(len - 8))? };
+                let [mut start, _] = words(inbox, 1)?;
+                let mut rest = len - 8;
+                check(memory, start, rest)?;
+                while rest > 0 {
+                    let part = inbox.part(to_usize(rest))?;
+                    memory.fill(start, part).map_err(io::Error::other)?;
+                    start += part.len() as u64;
+                    rest -= part.len() as u64;
+                }
             }
             Kind::Zero if len == 16 => {
-                let [start, len] = words(link, 2)?;
-                range(memory, start, len)?;
+                let [start, len] = words(inbox, 2)?;
+                check(memory, start, len)?;
                 memory.zero_bytes(start, len).map_err(io::Error::other)?;
             }
             Kind::Packed if len > 12 => {
-                let body = header.body(&mut &*link)?;
+                let body = header.body(inbox)?;
                 packed(&body, memory, &mut unpack)?;
             }
             Kind::Round if len == 4 => {
-                let body = header.body(&mut &*link)?;
+                let body = header.body(inbox)?;
                 if body == LAST_ROUND.to_le_bytes() {
                     return Ok(());
                 }
                 // So that little is left to be written while the guest stands still.
                 disks.iter().try_for_each(Coming::flush)?;
             }
-            Kind::Disk | Kind::DiskZero => disks::receive(disks, link, header, &mut buffer)?,
+            Kind::Disk | Kind::DiskZero => disks::receive(disks, inbox, header, &mut buffer)?,
             Kind::Alive => {}
             Kind::Verdict => {
-                let verdict: Verdict = migrate::parse(&header.body(&mut &*link)?)?;
+                let verdict: Verdict = migrate::parse(&header.body(inbox)?)?;
                 verdict.into_result()?;
             }
             kind => {
@@ -303,7 +337,7 @@ fn packed(
     let (start, rest) = body.split_first_chunk::<8>().ok_or_else(bad)?;
     let (len, data) = rest.split_first_chunk::<4>().ok_or_else(bad)?;
     let (start, len) = (u64::from_le_bytes(*start), u32::from_le_bytes(*len));
-    let to = range(memory, start, len.into())?;
+    check(memory, start, len.into())?;
     if u64::from(len) > vmm_api::saved::CHUNK {
         return Err(bad());
     }
@@ -317,29 +351,14 @@ fn packed(
     if got != out.len() {
         return Err(bad());
     }
-    // SAFETY: `range` has checked that these are `len` bytes of guest memory; the scratch is ours.
-    unsafe { std::ptr::copy_nonoverlapping(out.as_ptr(), to, got) };
-    Ok(())
-}
-
-/// Has the host give the pages of a longer range now, instead of at the first touch of each.
-fn populate(start: *mut u8, len: u64) {
-    if len < POPULATE {
-        return;
-    }
-    // SAFETY: a range of whole pages in the mapping of guest memory; its content stays as it is.
-    let result = unsafe { libc::madvise(start.cast(), to_usize(len), libc::MADV_POPULATE_WRITE) };
-    // An older kernel: they come one by one.
-    if result != 0 && Errno::last() != Errno::EINVAL {
-        log::debug!("MADV_POPULATE_WRITE: {}", Errno::last());
-    }
+    Ok(memory.fill(start, out).map_err(io::Error::other)?)
 }
 
 /// The row of sections.
-fn states(link: &Link) -> Result<BTreeMap<String, Section>, StreamError> {
+fn states(inbox: &mut Inbox<'_>) -> Result<BTreeMap<String, Section>, StreamError> {
     let mut row = Vec::new();
     loop {
-        let body = migrate::expect(&mut &*link, Kind::State)?;
+        let body = migrate::expect(inbox, Kind::State)?;
         if body.is_empty() {
             break;
         }

@@ -12,6 +12,7 @@ use vmm_api::migrate::{self, Hello, Kind, LAST_ROUND, StreamError, Verdict};
 
 use super::disks;
 use super::link::{Link, STALL, says_gone};
+use super::moment;
 use crate::devices::lock;
 use crate::killpoint::killpoint;
 use crate::memory::GuestMemory;
@@ -121,6 +122,7 @@ impl Source {
         let verdict: Verdict = migrate::expect_json(&mut link, Kind::Verdict)?;
         verdict.into_result()?;
         killpoint("vmm.migrate-greeted");
+        moment("the other side has said that it fits");
         let setup_ms = milliseconds(began.elapsed());
         self.tuning.change(|status| status.setup_ms = setup_ms);
         self.precopy(progress)?;
@@ -132,6 +134,7 @@ impl Source {
         let failed = |why: String| StreamError::Refused(why);
         let mut link = self.main()?;
         let began = Instant::now();
+        moment("the guest is to stand still");
         // From here on the machine's own hold on them is enough.
         self.brake.release();
         self.stood_still.store(true, Ordering::Relaxed);
@@ -148,6 +151,7 @@ impl Source {
                 Err(error) => return Err(failed(format!("the machine does not rest: {error}"))),
             }
         };
+        moment("its states are there");
         killpoint("vmm.migrate-still");
         let dirty = self.written()?;
         let rest = self.round(&dirty, LAST_ROUND, progress, false);
@@ -158,6 +162,7 @@ impl Source {
                 STILL,
             )
         })?;
+        moment("the last pages have been sent");
         for states in states.chunks(STATE_PART) {
             self.count_sent(states.len() as u64);
             migrate::send(&mut link, Kind::State, states)?;
@@ -168,12 +173,14 @@ impl Source {
         let verdict = verdict
             .map_err(|error| silent(error, "for the other side to build the machine", STILL))?;
         verdict.into_result()?;
+        moment("the other side has all of it");
         self.tuning.change(|status| status.ready = true);
         self.notices.send(Notice::Tell(Event::MigrationReady));
         // The other side's owner decides when it is to run: mostly at once, sometimes never.
         link.be_patient(STALL);
         migrate::expect(&mut link, Kind::Ask)
             .map_err(|error| silent(error, "for the other side to want to run the guest", STALL))?;
+        moment("the other side wants to run");
         killpoint("vmm.migrate-asked");
         // From now on not even a failed write means that it did not arrive.
         self.tuning.give(Right::Given);
@@ -185,6 +192,7 @@ impl Source {
             migrate::expect(&mut link, Kind::Running)
         });
         let downtime = milliseconds(began.elapsed());
+        moment("the other side runs, or not");
         self.tuning.change(|status| status.downtime_ms = downtime);
         match arrived {
             Ok(_) => Ok(()),
