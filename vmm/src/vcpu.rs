@@ -112,7 +112,10 @@ struct GateState {
 #[derive(Debug)]
 pub struct Gate {
     state: Mutex<GateState>,
+    /// vCPU threads wait here.
     changed: Condvar,
+    /// Whoever waits for them waits here: a thread that parks must not wake those that have.
+    parking: Condvar,
     messages: Mutex<VecDeque<Message>>,
     wake: EventFd,
     stops: Mutex<VecDeque<Stopped>>,
@@ -146,6 +149,7 @@ impl Gate {
                 jobs,
             }),
             changed: Condvar::new(),
+            parking: Condvar::new(),
             messages: Mutex::default(),
             wake: eventfd()?,
             stops: Mutex::default(),
@@ -194,6 +198,7 @@ impl Gate {
             state.mode = mode;
         }
         self.changed.notify_all();
+        self.parking.notify_all();
     }
 
     fn next(&self, index: usize) -> Next {
@@ -215,7 +220,7 @@ impl Gate {
                 return Next::Run;
             }
             state.parked += 1;
-            self.changed.notify_all();
+            self.parking.notify_all();
             state = self
                 .changed
                 .wait(state)
@@ -355,7 +360,7 @@ fn stop<'a>(
         }
         let state = lock(&gate.state);
         let (state, _) = gate
-            .changed
+            .parking
             .wait_timeout_while(state, KICK_AGAIN, |s| s.parked < count)
             .unwrap_or_else(PoisonError::into_inner);
         let running = count - state.parked;
@@ -470,7 +475,7 @@ impl Threads {
         let state = lock(&self.gate.state);
         let (state, timeout) = self
             .gate
-            .changed
+            .parking
             .wait_timeout_while(state, STOP_LIMIT, busy)
             .unwrap_or_else(PoisonError::into_inner);
         let running = count - state.parked;

@@ -56,6 +56,24 @@ fn pauses_and_resumes() {
 }
 
 #[test]
+fn processors_that_stand_still_take_no_time() {
+    for backend in backends() {
+        let mut rig = Rig::new(backend, &guests::elf(guests::chatter()));
+        rig.config.vcpus = 3;
+        rig.start();
+        output_grows(&rig);
+        let mut client = rig.connect();
+        client.call(Call::Pause).unwrap();
+        let spent = |client: &mut common::Client| client.status().vcpu_time_ns.iter().sum::<u64>();
+        let before = spent(&mut client);
+        // However long this really takes: they have nothing to do.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let spent = spent(&mut client) - before;
+        assert!(spent < 50_000_000, "{backend:?}: {spent} ns");
+    }
+}
+
+#[test]
 fn starts_paused_when_told_and_resets() {
     for backend in backends() {
         let mut rig = Rig::new(backend, &guests::elf(guests::echo()));
