@@ -439,3 +439,47 @@ fn a_target_that_hangs_before_it_takes_over_is_waited_for_only_so_long() {
         here.vireo(&["destroy", "tiny"]).ok();
     }
 }
+
+/// Its machine is built there, disks and all, when the other side hangs, and therefore does not let go of them: the guest
+/// stands still here until it has them again, and whoever moved it is long gone by then.
+#[test]
+fn disks_that_the_other_side_still_holds_are_taken_back_when_it_lets_go() {
+    let (here, there) = (Rig::new(), Rig::new());
+    let stops = ("VIREO_STOP_AT", "vmm.incoming-ready");
+    let _daemons = [daemon(&here, None), daemon_with(&there, Some(stops))];
+    let disk = here.path("disk.qcow2").display().to_string();
+    here.vireo(&["image", "create", "-q", "-f", "qcow2", &disk, "1M"])
+        .ok();
+    let device = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/>\
+         <target dev='vda' bus='virtio'/></disk><console"
+    );
+    here.define(&tiny_guest(&here, "tiny", "qemu").replace("<console", &device));
+    here.vireo(&["start", "tiny"]).ok();
+    answers(&here, "tiny");
+    let at = format!("unix://{}", there.path("incoming").display());
+    let uri = there.uri();
+    let args = ["migrate", "--live", "--unsafe", "tiny", &uri];
+    let said = here
+        .vireo(&[&args[..], &["--migrateuri", &at]].concat())
+        .fails();
+    assert!(said.contains("has not answered for 10 s"), "{said}");
+    let [pid] = there.processes("vireo-vmm")[..] else {
+        panic!("the target's VMM is gone");
+    };
+    assert_eq!(here.state("tiny"), "paused (migrating)");
+    let log = || std::fs::read_to_string(here.path("daemon.log")).unwrap();
+    eventually("it is tried", || log().contains("can't go on yet"));
+    assert_eq!(here.state("tiny"), "paused (migrating)");
+    // SAFETY: takes numbers; the process is this test's own.
+    unsafe { libc::kill(pid, libc::SIGCONT) };
+    eventually("the target has nothing", || {
+        there.processes("vireo-vmm").is_empty() && !is_there(&there)
+    });
+    eventually("it runs", || here.state("tiny").starts_with("running"));
+    answers(&here, "tiny");
+    let busy = here.vireo(&["image", "check", "-q", &disk]);
+    assert_ne!(busy.status, 0, "{busy:?}");
+    here.vireo(&["destroy", "tiny"]).ok();
+    here.vireo(&["image", "check", "-q", &disk]).ok();
+}
