@@ -135,6 +135,22 @@ pub trait Vm: Send + Sync + std::fmt::Debug {
     /// Makes vCPU `id` (also its initial APIC id).
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
 
+    /// Begins to record writes to a slot anew, or ends: `slot` is mapped already, and but for that is as it was, content
+    /// too.
+    ///
+    /// # Safety
+    /// As `map_memory`.
+    ///
+    /// # Errors
+    /// As `map_memory`.
+    unsafe fn log_writes(&self, slot: MemorySlot) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map_memory(slot) }
+    }
+
+    /// Does once what otherwise the first instructions would wait for, where there is such a thing.
+    fn get_ready(&self) {}
+
     /// Delivers an MSI now.
     fn signal_msi(&self, msi: Msi) -> Result<()>;
 

@@ -38,6 +38,7 @@ mod vme;
 
 pub use bus::{Bus, Flow};
 pub use cpu::{Cpu, DebugRequest, Exit, Watchpoint, host_tsc};
+pub use decode::get_ready;
 pub use exception::{Exception, Fallible};
 pub use features::Features;
 pub use machine::Machine;

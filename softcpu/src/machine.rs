@@ -19,6 +19,8 @@ pub(crate) enum Mail {
     Slots,
     /// Written pages are recorded anew.
     DirtyLog,
+    /// Writes to a slot are recorded from now on, or no longer.
+    Logging,
 }
 
 /// A vCPU as others reach it.
@@ -190,6 +192,14 @@ impl Machine {
             self.memory.map(id, gpa, len, host, readonly, log_dirty)?;
         }
         self.tell_all(Mail::Slots);
+        Ok(())
+    }
+
+    /// Writes to slot `id` are recorded from now on, or no longer. On return all vCPUs keep to it; what they have decoded
+    /// stays.
+    pub fn log_writes(&self, id: u32, on: bool) -> Result<(), MemoryError> {
+        self.memory.log_writes(id, on)?;
+        self.tell_all(Mail::Logging);
         Ok(())
     }
 

@@ -55,7 +55,7 @@ pub struct Slot {
     /// Written pages since the last `dirty_log`, where recorded.
     pub dirty: Option<Box<[AtomicU64]>>,
     /// For each page, which of its 64-byte chunks some vCPU has decoded code from.
-    pub code: Box<[AtomicU64]>,
+    pub code: Arc<Box<[AtomicU64]>>,
 }
 
 // SAFETY: `host` points to memory that stays mapped while the slot exists (the contract of
@@ -107,6 +107,10 @@ impl Slots {
         // SAFETY: `find` returned the slot that contains gpa, so the offset is inside it.
         Some(unsafe { slot.host.add((gpa - slot.gpa) as usize) })
     }
+}
+
+fn zeros(count: usize) -> Box<[AtomicU64]> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
 }
 
 /// All guest-physical memory of a machine.
@@ -175,7 +179,6 @@ impl Memory {
                 });
             }
             let pages = (len >> PAGE_SHIFT) as usize;
-            let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Box<[_]>>();
             slots.push(Arc::new(Slot {
                 id,
                 gpa,
@@ -183,10 +186,25 @@ impl Memory {
                 host,
                 readonly,
                 dirty: log_dirty.then(|| zeros(pages.div_ceil(64))),
-                code: zeros(pages),
+                code: zeros(pages).into(),
             }));
             // The largest first: nearly every access is to main memory.
             slots.sort_by_key(|s| std::cmp::Reverse(s.len));
+            Ok(())
+        })
+    }
+
+    /// Begins to record writes to a slot anew, or ends; everything else about it stays.
+    pub fn log_writes(&self, id: u32, on: bool) -> Result<(), MemoryError> {
+        self.replace(|slots| {
+            let slot = slots.iter_mut().find(|slot| slot.id == id);
+            let slot = slot.ok_or(MemoryError::NoSlot(id))?;
+            let pages = (slot.len >> PAGE_SHIFT) as usize;
+            *slot = Arc::new(Slot {
+                dirty: on.then(|| zeros(pages.div_ceil(64))),
+                code: slot.code.clone(),
+                ..**slot
+            });
             Ok(())
         })
     }

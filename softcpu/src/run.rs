@@ -410,6 +410,10 @@ impl Cpu {
                     self.link = std::ptr::null_mut();
                 }
                 Mail::DirtyLog => self.clear_writes(),
+                Mail::Logging => {
+                    self.slots = self.machine.memory.snapshot();
+                    self.flush_tlb_all();
+                }
             }
         }
         self.peer.acknowledge();

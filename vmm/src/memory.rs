@@ -265,24 +265,35 @@ impl GuestMemory {
     /// # Errors
     /// Beyond RAM; the kernel's refusal.
     pub fn fill(&self, offset: u64, data: &[u8]) -> Result<(), MemoryError> {
-        let (start, len) = (offset, data.len() as u64);
-        if offset.checked_add(len).is_none_or(|end| end > self.size()) {
-            return Err(MemoryError::Outside { start, len });
+        let Backing::Own(file) = &self.backing else {
+            return self.put(offset, data);
+        };
+        self.check(offset, data.len() as u64)?;
+        file.write_all_at(data, offset).map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            os("pwrite")(errno)
+        })
+    }
+
+    /// The same; the pages are mapped then.
+    ///
+    /// # Errors
+    /// Beyond RAM.
+    pub fn put(&self, offset: u64, data: &[u8]) -> Result<(), MemoryError> {
+        self.check(offset, data.len() as u64)?;
+        // SAFETY: inside the mapping, as was just checked; `data` is no guest memory, as in `write`.
+        unsafe {
+            let target = self.map.base.as_ptr().cast::<u8>().add(to_usize(offset));
+            std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len());
         }
-        match &self.backing {
-            Backing::Own(file) => file.write_all_at(data, offset).map_err(|error| {
-                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-                os("pwrite")(errno)
-            }),
-            Backing::Private => {
-                // SAFETY: inside the mapping, as was just checked; `data` is no guest memory: nobody has such a slice
-                // while pages are filled.
-                unsafe {
-                    let target = self.map.base.as_ptr().cast::<u8>().add(to_usize(offset));
-                    std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len());
-                }
-                Ok(())
-            }
+        Ok(())
+    }
+
+    /// Whether these bytes of [`GuestMemory::bytes`] are there.
+    fn check(&self, start: u64, len: u64) -> Result<(), MemoryError> {
+        match start.checked_add(len) {
+            Some(end) if end <= self.size() => Ok(()),
+            _ => Err(MemoryError::Outside { start, len }),
         }
     }
 
@@ -325,15 +336,12 @@ impl GuestMemory {
     /// # Errors
     /// Beyond RAM; the kernel's refusal.
     pub fn zero_bytes(&self, offset: u64, len: u64) -> Result<(), MemoryError> {
-        let outside = MemoryError::Outside { start: offset, len };
-        if offset.checked_add(len).is_none_or(|end| end > self.size()) {
-            return Err(outside);
-        }
+        self.check(offset, len)?;
         let Backing::Own(fd) = &self.backing else {
             return self.zero(to_usize(offset), to_usize(len));
         };
         let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
-            return Err(outside);
+            return Err(MemoryError::Outside { start: offset, len });
         };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         nix::fcntl::fallocate(fd, flags, offset, len).map_err(os("fallocate"))

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use vmm_api::config::{MachineConfig, Resource};
 use vmm_api::control::{ExitCause, ExitRecord};
@@ -31,6 +32,9 @@ VIREO_LOG=error|warn|info|debug sets how much is logged to standard error (defau
 
 /// Longest config in bytes.
 const CONFIG_MAX: u64 = 4 << 20;
+
+/// How long the process of a guest that has left keeps its memory.
+const LINGER: Duration = Duration::from_millis(20);
 
 /// What `--gdb` asked for.
 struct Gdb {
@@ -191,6 +195,10 @@ fn run(config: MachineConfig, gdb: Option<&Gdb>) -> Ending {
     match machine {
         Ok(mut machine) => {
             let ending = machine.run();
+            if ending.record.cause == ExitCause::Migrated {
+                // Giving much memory back would be in the way of a guest that goes on on this host.
+                std::thread::sleep(LINGER);
+            }
             // The process ends: threads and memory go with it at once.
             std::mem::forget(machine);
             ending

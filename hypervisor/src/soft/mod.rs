@@ -102,6 +102,14 @@ impl Vm for SoftVm {
         Ok(())
     }
 
+    unsafe fn log_writes(&self, slot: MemorySlot) -> Result<()> {
+        let mut slots = lock(&self.slots);
+        let logged = self.machine.log_writes(slot.id, slot.log_dirty);
+        logged.map_err(invalid)?;
+        slots.insert(slot.id, slot.log_dirty);
+        Ok(())
+    }
+
     fn unmap_memory(&self, id: u32) -> Result<()> {
         let mut slots = lock(&self.slots);
         self.machine.unmap_memory(id).map_err(invalid)?;
@@ -137,6 +145,10 @@ impl Vm for SoftVm {
             apic.set_ioapic_vectors(*vectors);
         }
         Ok(Box::new(vcpu))
+    }
+
+    fn get_ready(&self) {
+        softcpu::get_ready();
     }
 
     fn signal_msi(&self, msi: Msi) -> Result<()> {

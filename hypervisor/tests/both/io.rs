@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use hypervisor::{IoAddress, MemorySlot};
+use hypervisor::{Backend, IoAddress, MemorySlot, Vm};
 
 use crate::rig::{self, Access, Mode, RAM, Ram, Rig, slot};
 use crate::{count, eventfd, guests, outcome, same};
@@ -106,39 +106,47 @@ fn doorbells_ring_instead_of_reaching_the_bus() {
 
 #[test]
 fn written_pages_are_logged_once() {
-    same(|backend| {
-        let mut rig = Rig::new(backend, Mode::Long, guests::dirty());
-        assert!(rig.vm.dirty_log(0).is_err(), "not logged yet");
-        let logged = MemorySlot {
-            log_dirty: true,
-            ..slot(&rig.ram, 0, 0)
-        };
-        // SAFETY: as in `Rig::new`.
-        unsafe { rig.vm.map_memory(logged) }.unwrap();
-        let pages = |log: Vec<u64>| -> Vec<usize> {
-            let bits = log.len() * 64;
-            (0..bits)
-                .filter(|i| log[i / 64] >> (i % 64) & 1 != 0)
-                // Page tables, GDT and stack: accessed bits are the processor's business.
-                .filter(|&page| page >= 0x10)
-                .collect()
-        };
-        rig.run_to_stop();
-        assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), [0x20, 0x21, 0x40]);
-        assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), []);
-        rig.run_to_stop();
-        assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), [0x60]);
-        assert_eq!(rig.vm.dirty_log(0).unwrap().len(), RAM / 4096 / 64);
-        rig.vm.memory_written(0x3_0ffc, 8);
-        rig.vm.memory_written(RAM as u64 - 1, 4096);
-        rig.vm.memory_written(0x4_0000, 0);
-        assert_eq!(
-            pages(rig.vm.dirty_log(0).unwrap()),
-            [0x30, 0x31, RAM / 4096 - 1],
-            "what devices wrote"
-        );
-        assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), []);
-    });
+    // SAFETY: as in `Rig::new`.
+    same(|backend| logged_once(backend, |vm, slot| unsafe { vm.map_memory(slot) }));
+}
+
+#[test]
+fn writes_to_mapped_memory_are_logged_from_then_on() {
+    // SAFETY: as in `Rig::new`.
+    same(|backend| logged_once(backend, |vm, slot| unsafe { vm.log_writes(slot) }));
+}
+
+fn logged_once(backend: Backend, begin: impl Fn(&dyn Vm, MemorySlot) -> hypervisor::Result<()>) {
+    let mut rig = Rig::new(backend, Mode::Long, guests::dirty());
+    assert!(rig.vm.dirty_log(0).is_err(), "not logged yet");
+    let logged = MemorySlot {
+        log_dirty: true,
+        ..slot(&rig.ram, 0, 0)
+    };
+    begin(&*rig.vm, logged).unwrap();
+    let pages = |log: Vec<u64>| -> Vec<usize> {
+        let bits = log.len() * 64;
+        (0..bits)
+            .filter(|i| log[i / 64] >> (i % 64) & 1 != 0)
+            // Page tables, GDT and stack: accessed bits are the processor's business.
+            .filter(|&page| page >= 0x10)
+            .collect()
+    };
+    rig.run_to_stop();
+    assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), [0x20, 0x21, 0x40]);
+    assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), []);
+    rig.run_to_stop();
+    assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), [0x60]);
+    assert_eq!(rig.vm.dirty_log(0).unwrap().len(), RAM / 4096 / 64);
+    rig.vm.memory_written(0x3_0ffc, 8);
+    rig.vm.memory_written(RAM as u64 - 1, 4096);
+    rig.vm.memory_written(0x4_0000, 0);
+    assert_eq!(
+        pages(rig.vm.dirty_log(0).unwrap()),
+        [0x30, 0x31, RAM / 4096 - 1],
+        "what devices wrote"
+    );
+    assert_eq!(pages(rig.vm.dirty_log(0).unwrap()), []);
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod pick;
 use std::cell::Cell;
 use std::sync::atomic::{Ordering, fence};
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, OpKind, Register};
 
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Fallible};
@@ -286,6 +286,14 @@ fn base_op(insn: &Instruction, offset: u16, mode: u8) -> (Op, EaClass) {
         EaClass::Full
     };
     (op, class)
+}
+
+/// Has the decoder and the encoder make their tables, which takes a millisecond and a half.
+pub fn get_ready() {
+    let nop = Decoder::with_ip(64, &[0x90], 0, DecoderOptions::NONE).decode();
+    if let Err(error) = Encoder::new(64).encode(&nop, 0) {
+        log::debug!("encoding a nop: {error}");
+    }
 }
 
 impl Cpu {

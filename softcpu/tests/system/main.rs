@@ -449,6 +449,30 @@ fn sti_holds_interrupts_off_for_one_instruction() {
 }
 
 #[test]
+fn code_is_still_watched_after_writes_began_to_be_recorded() {
+    // start: mov al, 1; hlt; mov [rdi], bl; hlt; jmp start. DI leads to the 1.
+    let mut g = Guest::long(&[0xb0, 1, 0xf4, 0x88, 0x1f, 0xf4, 0xeb, 0xf8]);
+    g.cpu.s.gpr[gpr::RDI] = CODE + 1;
+    g.cpu.s.gpr[gpr::RBX] = 3;
+    let halt = |g: &mut Guest| {
+        g.cpu.s.halted = false;
+        g.halt();
+        g.rax() & 0xff
+    };
+    assert_eq!(halt(&mut g), 1);
+    g.machine.log_writes(0, true).unwrap();
+    halt(&mut g);
+    assert_eq!(halt(&mut g), 3, "the guest has overwritten it");
+    assert_eq!(g.machine.dirty_log(0).unwrap()[0] >> (CODE >> 12) & 1, 1);
+    halt(&mut g);
+    g.machine.log_writes(0, false).unwrap();
+    let code = g.get64(CODE);
+    g.put64(CODE, code & !0xff00 | 0x700);
+    g.machine.memory_written(CODE + 1, 1);
+    assert_eq!(halt(&mut g), 7, "a device has overwritten it");
+}
+
+#[test]
 fn written_pages_are_in_the_dirty_log_once_and_again() {
     // mov [rdi], al; hlt; mov [rdi], al; hlt
     let mut g = Guest::long(&[0x88, 0x07, 0xf4, 0x88, 0x07, 0xf4]);

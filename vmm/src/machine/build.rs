@@ -290,10 +290,10 @@ impl Machine {
             )));
         }
         let mut saved = config.restore.as_ref().map(Saved::open).transpose()?;
-        let memory = match (&saved, &config.restore) {
+        let memory = Arc::new(match (&saved, &config.restore) {
             (Some(saved), Some(from)) => saved.memory(config.memory_bytes, from.copy)?,
             _ => GuestMemory::new(config.memory_bytes)?,
-        };
+        });
         let mut made = Vec::new();
         if !config.incoming.is_empty() {
             let mut incoming = Incoming::open(&config.incoming)?;
@@ -305,11 +305,11 @@ impl Machine {
                 let vcpu = vm.create_vcpu(id);
                 made.push(vcpu.inspect_err(|error| incoming.refuse(&error.to_string()))?);
             }
+            vm.get_ready();
             let (sections, right) = incoming.receive(&memory).map_err(failed)?;
             *permit = Some(right);
             saved = Some(Saved::received(sections));
         }
-        let memory = Arc::new(memory);
         let saved_vcpus = saved
             .as_mut()
             .map(|saved| SavedVcpus::take(saved, config.vcpus))
@@ -528,6 +528,16 @@ pub(super) fn map(vm: &dyn Vm, memory: &GuestMemory, log_dirty: bool) -> Result<
         // SAFETY: the machine keeps the memory as long as the VM (fields drop in order: vCPUs,
         // VM, memory), and nothing but short-lived loader slices ever refers to it.
         unsafe { vm.map_memory(slot)? };
+    }
+    Ok(())
+}
+
+/// Has writes to RAM recorded from now on, or no longer.
+pub(super) fn log_writes(vm: &dyn Vm, memory: &GuestMemory, on: bool) -> Result<(), MachineError> {
+    for mut slot in memory.slots() {
+        slot.log_dirty = on;
+        // SAFETY: as in `map`.
+        unsafe { vm.log_writes(slot)? };
     }
     Ok(())
 }

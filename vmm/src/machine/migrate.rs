@@ -140,7 +140,7 @@ impl Machine {
     }
 
     pub(super) fn log_writes(&self, on: bool) -> Result<(), String> {
-        build::map(&*self.vm, &self.memory, on).map_err(|error| error.to_string())
+        build::log_writes(&*self.vm, &self.memory, on).map_err(|error| error.to_string())
     }
 
     /// Whether a migration is under way.

@@ -282,6 +282,8 @@ fn content(
 ) -> Result<(), StreamError> {
     let mut unpack: Option<(Scratch, zstd_safe::DCtx<'_>)> = None;
     let mut buffer: Option<AlignedBuf> = None;
+    // A round is over.
+    let mut again = false;
     loop {
         let header = Header::read(inbox)?;
         let len = u64::from(header.len);
@@ -292,7 +294,12 @@ fn content(
                 check(memory, start, rest)?;
                 while rest > 0 {
                     let part = inbox.part(to_usize(rest))?;
-                    memory.fill(start, part).map_err(io::Error::other)?;
+                    let placed = match again {
+                        false => memory.fill(start, part),
+                        // What the guest has just used it uses again.
+                        true => memory.put(start, part),
+                    };
+                    placed.map_err(io::Error::other)?;
                     start += part.len() as u64;
                     rest -= part.len() as u64;
                 }
@@ -311,6 +318,7 @@ fn content(
                 if body == LAST_ROUND.to_le_bytes() {
                     return Ok(());
                 }
+                again = true;
                 // So that little is left to be written while the guest stands still.
                 disks.iter().try_for_each(Coming::flush)?;
             }
