@@ -40,6 +40,7 @@ const IN_PART: &[(&str, &str)] = &[
         "a running domain's network cards: the link's state only",
     ),
     ("change-media", "in definitions"),
+    ("send-key", "no codes of atset2, atset3, os_x and xt_kbd"),
     ("domstats", "nothing of vm"),
     ("blkdeviotune", "no groups of disks with common limits"),
     ("domiftune", "no floor"),
@@ -101,7 +102,6 @@ const NOT_APPLICABLE: &[(&str, &str)] = &[
     ("nodesevinfo", "no encrypted guests: neither SEV nor TDX"),
     ("dompmsuspend", "guests have no S3"),
     ("dompmwakeup", "guests have no S3"),
-    ("send-key", "guests have no keyboard"),
     (
         "domxml-from-native",
         "QEMU's driver does not have it either",

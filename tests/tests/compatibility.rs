@@ -11,7 +11,6 @@ const HEAD: &str = "# Compatibility with libvirt\n\nMade by `make docs` from vir
 
 /// Procedures that are only refused, and the command that needs each.
 const REFUSED: &[(&str, &str)] = &[
-    ("DOMAIN_SEND_KEY", "send-key"),
     ("DOMAIN_SCREENSHOT", "screenshot"),
     ("DOMAIN_PM_SUSPEND_FOR_DURATION", "dompmsuspend"),
     ("DOMAIN_SET_BLOCK_THRESHOLD", "domblkthreshold"),

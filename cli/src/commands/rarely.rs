@@ -246,6 +246,8 @@ fn send_key(shell: &mut Shell, args: &Args) -> Result {
     let name = args.text("codeset")?.unwrap_or("linux");
     let codeset = keys::CODESETS.iter().position(|known| *known == name);
     let codeset = codeset.ok_or_else(|| Failure::new(format!("unknown codeset: '{name}'")))?;
+    // The last one is an older name of the one before.
+    let codeset = codeset.min(keys::CODESETS.len() - 2);
     let words = args.rest("keycode");
     if words.len() > MOST {
         return Err(Failure::new("too many keycodes"));

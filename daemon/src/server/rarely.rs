@@ -14,7 +14,6 @@ use crate::error::{Error, check_flags};
 
 /// Procedures whose only answer is why not, of running domains at least.
 pub const REFUSED: &[i32] = &[
-    procs::DOMAIN_SEND_KEY.number(),
     procs::DOMAIN_SCREENSHOT.number(),
     procs::DOMAIN_OPEN_GRAPHICS.number(),
     procs::DOMAIN_OPEN_GRAPHICS_FD.number(),
@@ -88,11 +87,12 @@ async fn set_max_memory(call: Call, args: DomainSetMaxMemoryArgs) -> Answer<()> 
 }
 
 async fn send_key(call: Call, args: DomainSendKeyArgs) -> Answer<()> {
-    check_flags(args.flags, 0, "qemuDomainSendKey")?;
-    running(&call, &args.dom)?;
-    Err(unsupported(
-        "the domain has no keyboard: its console is a serial port",
-    ))
+    let domain = call.state().pin(&args.dom)?;
+    let domains = &call.state().domains;
+    let (codes, hold) = (&args.keycodes, args.holdtime);
+    Ok(domains
+        .send_keys(domain, args.codeset, hold, codes, args.flags)
+        .await?)
 }
 
 async fn send_process_signal(call: Call, args: DomainSendProcessSignalArgs) -> Answer<()> {

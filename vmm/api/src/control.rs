@@ -52,6 +52,13 @@ pub enum Call {
     Reset,
     /// NMI to every vCPU.
     Nmi,
+    /// Presses keys of the keyboard, one after the other, and lets go of them later.
+    SendKeys {
+        /// At most 16, by their codes in scan code set 1; 0xe0XX those with a prefix.
+        keys: Vec<u16>,
+        /// Milliseconds they are held; 0: 100.
+        hold_ms: u32,
+    },
     /// What the guest's own power-off does from now on (libvirt's set-lifecycle-action; `reboot`
     /// is a power button press with `Restart` set, put back by the caller after `Event::Shutdown`).
     OnPoweroff(LifecycleAction),

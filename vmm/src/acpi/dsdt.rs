@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 };
 
 use super::Description;
-use crate::devices::{pm, pvpanic, rtc, uart};
+use crate::devices::{i8042, pm, pvpanic, rtc, uart};
 use crate::layout::PCI_LOW;
 use crate::num::low32;
 use crate::pci;
@@ -54,6 +54,7 @@ pub fn aml(machine: &Description, generation: Option<u64>) -> (Vec<u8>, Option<u
         children.extend(serial(index, *base, *pin));
     }
     children.extend(clock());
+    children.extend(keyboard());
     if machine.pvpanic {
         children.extend(panic_port());
     }
@@ -204,6 +205,23 @@ fn clock() -> Vec<u8> {
         vec![
             &name("_HID", &EISAName::new("PNP0B00")),
             &name("_CRS", &ResourceTemplate::new(vec![&ports])),
+        ],
+    ))
+}
+
+/// The controller's two ports, with a keyboard and no mouse.
+fn keyboard() -> Vec<u8> {
+    let data = IO::new(i8042::DATA, i8042::DATA, 1, 1);
+    let command = IO::new(i8042::COMMAND, i8042::COMMAND, 1, 1);
+    let interrupt = Interrupt::new(true, true, false, false, i8042::PIN.into());
+    bytes(&Device::new(
+        Path::new("KBD_"),
+        vec![
+            &name("_HID", &EISAName::new("PNP0303")),
+            &name(
+                "_CRS",
+                &ResourceTemplate::new(vec![&data, &command, &interrupt]),
+            ),
         ],
     ))
 }

@@ -212,8 +212,8 @@ fn fadt(facs: u64, dsdt: u64) -> Sdt {
     fadt.write_u16(96, 0x65);
     fadt.write_u16(98, 0x3e9);
     fadt.write_u8(108, rtc::CENTURY);
-    // Boot architecture: legacy devices (serial ports), no 8042 worth probing, no VGA.
-    fadt.write_u16(109, 1 | 1 << 2);
+    // Boot architecture: legacy devices (serial ports), a keyboard controller, no VGA.
+    fadt.write_u16(109, 1 | 1 << 1 | 1 << 2);
     // WBINVD works; C1 everywhere; no sleep button; no RTC wake; 32-bit timer; reset register.
     fadt.write_u32(112, 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10);
     fadt.write_bytes(116, &port(pci::RESET, 8, 1));

@@ -9,6 +9,7 @@ pub mod fw_cfg;
 pub mod i6300esb;
 pub mod i8042;
 pub mod ioapic;
+pub mod keyboard;
 
 pub mod pic;
 pub mod pit;

@@ -474,6 +474,7 @@ impl Machine {
             was_stopped: false,
             devices_paused: false,
             unplugging: Vec::new(),
+            held: Vec::new(),
             starts_by_itself: !config.start_paused,
             awaited,
             ending: None,
@@ -556,7 +557,10 @@ fn build_devices(
     };
     let uarts = builder.serials(config, &lines)?;
     builder.debug(config, requests)?;
-    let i8042 = Arc::new(I8042::new(Line::new(lines.clone(), 1), requests.clone()));
+    let i8042 = Arc::new(I8042::new(
+        Line::new(lines.clone(), i8042::PIN),
+        requests.clone(),
+    ));
     let pm = Arc::new(Pm::new(Line::new(lines.clone(), pm::SCI), requests.clone()));
     let rtc = Arc::new(Rtc::new(config.rtc_offset_seconds));
     builder.port(i8042::DATA, 1, "i8042", i8042.clone())?;

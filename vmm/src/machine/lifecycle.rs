@@ -153,6 +153,7 @@ impl Machine {
         }
         // What the vCPUs asked for before is history.
         self.gate.take_messages();
+        self.held.clear();
         let devices = &self.devices;
         devices.pci.root.reset();
         devices.i8042.reset();

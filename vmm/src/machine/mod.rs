@@ -4,6 +4,7 @@ mod block_jobs;
 mod build;
 mod cpu;
 mod devices;
+mod keys;
 mod lifecycle;
 mod live_save;
 mod migrate;
@@ -182,6 +183,8 @@ pub struct Machine {
     devices_paused: bool,
     /// Buses whose devices the guest was asked to let go of, and when.
     unplugging: Vec<(u8, Instant)>,
+    /// Keys that are pressed, until their time has come.
+    held: Vec<keys::Chord>,
     /// Consoles whose first peer the start waits for.
     awaited: Vec<usize>,
     /// The guest starts when they have come.

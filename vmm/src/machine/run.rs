@@ -61,6 +61,7 @@ impl Machine {
             for channel in &mut self.channels {
                 channel.tick(&self.epoll, now);
             }
+            self.let_go_of_keys();
             self.start();
         }
     }
@@ -81,8 +82,8 @@ impl Machine {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let deadline = self.channels.iter().filter_map(|c| c.deadline()).min();
-        let Some(deadline) = deadline else {
+        let deadlines = self.channels.iter().filter_map(|c| c.deadline());
+        let Some(deadline) = deadlines.chain(self.held_until()).min() else {
             return EpollTimeout::NONE;
         };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -223,6 +224,7 @@ impl Machine {
                 }
             }
             Call::Nmi => self.threads.each(|_| Job::Nmi),
+            Call::SendKeys { keys, hold_ms } => self.send_keys(keys, *hold_ms)?,
             Call::OnPoweroff(action) => self.config.on_poweroff = *action,
             Call::OnReboot(action) => self.config.on_reboot = *action,
             Call::OnCrash(action) => self.config.on_crash = *action,

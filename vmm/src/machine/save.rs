@@ -192,7 +192,7 @@ impl Machine {
         for (index, uart) in devices.uarts.iter().enumerate() {
             all.push(section(format!("uart{index}"), &uart.state())?);
         }
-        all.push(section("i8042", &devices.i8042.state())?);
+        all.push(section("i8042", &self.keyboard_without_hands())?);
         all.push(section("pm", &devices.pm.state())?);
         all.push(section("rtc", &devices.rtc.state())?);
         all.push(section("ioapic", &devices.ioapic.state())?);

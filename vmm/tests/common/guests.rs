@@ -103,6 +103,21 @@ guest! {
 }
 
 guest! {
+    /// Says "> ", then writes each byte that the keyboard's controller has for it to COM1.
+    typist,
+    "mov dx, 0x3f8",
+    "mov al, '>'", "out dx, al",
+    "mov al, ' '", "out dx, al",
+    "2: in al, 0x64",
+    "test al, 1",
+    "jz 2b",
+    "in al, 0x60",
+    "mov dx, 0x3f8",
+    "out dx, al",
+    "jmp 2b",
+}
+
+guest! {
     /// Says "> ", then sends back what it receives on COM1, a letter higher; 'q' powers off.
     echo,
     "mov dx, 0x3f8",

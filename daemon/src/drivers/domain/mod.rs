@@ -11,6 +11,7 @@ pub mod firmware;
 pub mod guest_info;
 pub mod iothreads;
 pub mod job;
+pub mod keys;
 pub mod leases;
 pub mod lifecycle;
 pub mod limits;
