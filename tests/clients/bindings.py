@@ -110,6 +110,18 @@ while b"echo me" not in said:
 stream.finish()
 
 assert dom.info()[0] == E.VIR_DOMAIN_RUNNING and dom.maxVcpus() >= 1
+# The kernel's code, where it was loaded; it has no paging, so both kinds of address are the same.
+code = dom.memoryPeek(1 << 20, 300, E.VIR_MEMORY_PHYSICAL)
+assert len(code) == 300 and all(letter in code for letter in b"TINY"), code
+assert dom.memoryPeek(1 << 20, 300, E.VIR_MEMORY_VIRTUAL) == code
+whole = dom.memoryPeek(0, 300_000, E.VIR_MEMORY_PHYSICAL)
+assert len(whole) == 300_000
+for start, flags, code in ((1 << 40, E.VIR_MEMORY_PHYSICAL, E.VIR_ERR_OPERATION_FAILED), (0, 0, E.VIR_ERR_INVALID_ARG)):
+    try:
+        dom.memoryPeek(start, 8, flags)
+        raise SystemExit("memory was read")
+    except libvirt.libvirtError as error:
+        assert error.get_error_code() == code, error
 stats = conn.getAllDomainStats(E.VIR_DOMAIN_STATS_STATE)
 assert [(d.name(), s["state.state"]) for d, s in stats] == [(name, E.VIR_DOMAIN_RUNNING)], stats
 dom.suspend()

@@ -6,11 +6,12 @@ use rpc::procs;
 use rpc::server::Router;
 use rpc::types::{TypedParam, TypedValue};
 use std::sync::Arc;
-use vmm_api::control::{BalloonStats, DiskStats};
+use vmm_api::control::{BalloonStats, DiskStats, MAX_PEEK};
 use xml_schemas::Domain as Definition;
 use xml_schemas::domain::device::{Disk, DiskSource, IoTune, Rate};
 
 use super::{Answer, Call, Daemon, count};
+use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::metadata::affect;
 use crate::drivers::domain::object::Domain;
 use crate::drivers::domain::query::definition;
@@ -25,6 +26,7 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
         .on(procs::DOMAIN_BLOCK_STATS_FLAGS, block_stats_flags)
         .on(procs::DOMAIN_GET_BLOCK_INFO, get_block_info)
         .on(procs::DOMAIN_BLOCK_PEEK, block_peek)
+        .on(procs::DOMAIN_MEMORY_PEEK, memory_peek)
         .on(procs::DOMAIN_GET_DISK_ERRORS, get_disk_errors)
         .on(procs::DOMAIN_GET_BLOCK_IO_TUNE, get_block_io_tune)
         .on(procs::DOMAIN_SET_BLOCK_IO_TUNE, set_block_io_tune)
@@ -155,7 +157,7 @@ async fn get_block_info(call: Call, args: DomainGetBlockInfoArgs) -> Answer<Doma
         let inner = domain.lock();
         let words = format!("invalid path {} not assigned to domain", args.path);
         (
-            find_disk(definition(&inner)?, &args.path, &words)?,
+            find_disk(&*definition(&inner)?, &args.path, &words)?,
             inner.live.is_some(),
         )
     };
@@ -184,7 +186,7 @@ async fn block_peek(call: Call, args: DomainBlockPeekArgs) -> Answer<DomainBlock
     let domain = call.state().find(&args.dom)?;
     let disk = {
         let words = format!("disk '{}' not found in domain", args.path);
-        find_disk(definition(&domain.lock())?, &args.path, &words)?
+        find_disk(&*definition(&domain.lock())?, &args.path, &words)?
     };
     let storage = Arc::clone(&call.state().domains.storage);
     let read = blocking(move || {
@@ -193,6 +195,46 @@ async fn block_peek(call: Call, args: DomainBlockPeekArgs) -> Answer<DomainBlock
     });
     Ok(DomainBlockPeekRet {
         buffer: read.await??.into(),
+    })
+}
+
+/// A few bytes of a running guest's memory.
+async fn memory_peek(call: Call, args: DomainMemoryPeekArgs) -> Answer<DomainMemoryPeekRet> {
+    /// VIR_MEMORY_VIRTUAL and VIR_MEMORY_PHYSICAL
+    const VIRTUAL: u32 = 1;
+    const PHYSICAL: u32 = 2;
+    let linear = match args.flags {
+        VIRTUAL => true,
+        PHYSICAL => false,
+        _ => {
+            let text = "flags parameter must be VIR_MEMORY_VIRTUAL or VIR_MEMORY_PHYSICAL";
+            return Err(Error::new(ErrorCode::INVALID_ARG, text).into());
+        }
+    };
+    let size = args.size as usize;
+    if size > rpc::limits::PEEK_MAX {
+        let text = format!("size too large: {size} > {}", rpc::limits::PEEK_MAX);
+        return Err(Error::internal(text).into());
+    }
+    let domain = call.state().find(&args.dom)?;
+    domain.lock().live()?;
+    let mut buffer = Vec::with_capacity(size);
+    while buffer.len() < size {
+        let bytes = u32::try_from(size - buffer.len()).unwrap_or(MAX_PEEK);
+        let address = args.offset.checked_add(buffer.len() as u64);
+        let asked = vmm_api::control::Call::Peek {
+            address: address.ok_or_else(|| Error::failed("no memory has such addresses"))?,
+            bytes: bytes.min(MAX_PEEK),
+            linear,
+        };
+        match ask(&domain, asked).await? {
+            vmm_api::control::Answer::Memory(found) if !found.is_empty() => buffer.extend(found),
+            _ => return Err(Error::internal("the VMM's answer makes no sense").into()),
+        }
+    }
+    buffer.truncate(size);
+    Ok(DomainMemoryPeekRet {
+        buffer: buffer.into(),
     })
 }
 

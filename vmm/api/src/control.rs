@@ -18,6 +18,9 @@ use crate::migrate;
 /// Longest frame in bytes, without its length field.
 pub const MAX_FRAME: u32 = 1 << 20;
 
+/// Bytes of one look at the guest's memory: each takes up to four in a frame.
+pub const MAX_PEEK: u32 = 128 << 10;
+
 /// A call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -68,6 +71,15 @@ pub enum Call {
     OnCrash(LifecycleAction),
     /// Counters of every device: `Answer::Stats`.
     Stats,
+    /// A piece of the guest's memory: `Answer::Memory`.
+    Peek {
+        /// Where it begins.
+        address: u64,
+        /// How many bytes, at most [`MAX_PEEK`].
+        bytes: u32,
+        /// The address is one of those that vCPU 0 uses now.
+        linear: bool,
+    },
     /// The memory the guest is to keep, in bytes; done when the balloon has been told.
     SetBalloon {
         /// Bytes of RAM the guest keeps.
@@ -396,6 +408,8 @@ pub enum Answer {
     Stats(Stats),
     /// To `Disks`.
     Disks(Vec<DiskImages>),
+    /// To `Peek`: all that was asked for.
+    Memory(Vec<u8>),
     /// To `JobStatus`, `None` without a job; to `Save` and `Dump`, at their end.
     Job(Option<JobStatus>),
 }

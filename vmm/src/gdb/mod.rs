@@ -4,7 +4,7 @@
 //! Whoever reaches the socket owns the guest: a UNIX socket is its owner's alone, TCP belongs on
 //! loopback.
 
-mod memory;
+pub mod memory;
 mod packet;
 mod registers;
 mod session;

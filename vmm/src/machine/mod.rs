@@ -9,6 +9,7 @@ mod lifecycle;
 mod live_save;
 mod migrate;
 mod pc;
+mod peek;
 mod plug;
 mod run;
 mod save;

@@ -228,6 +228,11 @@ impl Machine {
             Call::OnPoweroff(action) => self.config.on_poweroff = *action,
             Call::OnReboot(action) => self.config.on_reboot = *action,
             Call::OnCrash(action) => self.config.on_crash = *action,
+            Call::Peek {
+                address,
+                bytes,
+                linear,
+            } => return self.peek(*address, *bytes, *linear).map(Answer::Memory),
             Call::Stats => return Ok(Answer::Stats(self.devices.pci.stats())),
             Call::SetBalloon { target_bytes } => {
                 if *target_bytes > self.memory.size() {
