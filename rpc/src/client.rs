@@ -121,6 +121,8 @@ const FEATURE_KEEPALIVE: i32 = 10;
 const AUTH_NONE: i32 = 0;
 /// `REMOTE_AUTH_POLKIT`: the server looks for itself who we are.
 const AUTH_POLKIT: i32 = 2;
+/// What is said of a server that does not answer when it is asked whether it is alive.
+const SILENT: &str = "connection closed due to keepalive timeout";
 /// How long closing waits for the server's answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -203,7 +205,7 @@ impl Client {
     /// What every connection begins with: authentication, keepalive, and opening `name` (a URI without transport).
     /// Returns what the server says against it.
     pub async fn open(&self, name: Option<&str>, read_only: bool) -> Result<(), ClientError> {
-        let types = self.call(procs::AUTH_LIST, &()).await?.types.0;
+        let types = self.first_call(procs::AUTH_LIST, &()).await?.types.0;
         if types.contains(&AUTH_NONE) {
             // Nothing is to be proved.
         } else if types.contains(&AUTH_POLKIT) {
@@ -215,7 +217,10 @@ impl Client {
             let args = ConnectSupportsFeatureArgs {
                 feature: FEATURE_KEEPALIVE,
             };
-            match self.call(procs::CONNECT_SUPPORTS_FEATURE, &args).await {
+            match self
+                .first_call(procs::CONNECT_SUPPORTS_FEATURE, &args)
+                .await
+            {
                 Ok(answer) => self
                     .inner
                     .keepalive
@@ -234,6 +239,22 @@ impl Client {
             },
         )
         .await
+    }
+
+    /// As [`Client::call`], for what is asked before the server can be asked whether it is alive, and what nobody has
+    /// to think about: whoever is silent for as long as a dead peer may be is given up.
+    async fn first_call<A: Encode, R: Decode>(
+        &self,
+        procedure: Procedure<A, R>,
+        args: &A,
+    ) -> Result<R, ClientError> {
+        let call = self.call(procedure, args);
+        let Some(Keepalive { interval, count }) = self.inner.config.keepalive else {
+            return call.await;
+        };
+        let limit = interval.saturating_mul(count.saturating_add(1));
+        let answer = tokio::time::timeout(limit, call).await;
+        answer.unwrap_or_else(|_| Err(ClientError::Disconnected(SILENT.to_owned())))
     }
 
     /// Calls a procedure and waits for its answer.
@@ -459,7 +480,7 @@ impl Task {
                 .then(|| *lock(&inner.heard))
         };
         keepalive.watch(&self.queue, heard).await;
-        "connection closed due to keepalive timeout".to_owned()
+        SILENT.to_owned()
     }
 
     async fn read(&self, mut source: Source) -> String {
@@ -491,13 +512,13 @@ impl Task {
                         let _ = waiting.send(frame);
                     }
                 }
-                (REMOTE_PROGRAM, MessageType::Message) => {
+                (REMOTE_PROGRAM | QEMU_PROGRAM, MessageType::Message) => {
                     let wanted = self
                         .inner
                         .upgrade()
                         .is_some_and(|inner| inner.want_events.load(Ordering::Acquire));
                     let event = Event {
-                        procedure: header.procedure,
+                        procedure: header.number(),
                         payload: frame.payload,
                     };
                     if wanted

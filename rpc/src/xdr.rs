@@ -1,7 +1,7 @@
 //! XDR (RFC 4506) as libvirt uses it: big endian, everything in units of four bytes.
 //!
 //! What is decoded comes from a stranger: every length is checked against its limit *and* against the bytes that are
-//! there before anything is allocated, strings must be UTF-8 without NUL, and bytes left over are an error.
+//! there before anything is allocated, strings must be UTF-8 without NUL (or a document that says it is in ISO 8859-1), and bytes left over are an error.
 //!
 //! ```
 //! use rpc::xdr::{from_bytes, to_bytes};
@@ -249,10 +249,35 @@ impl Decode for String {
         if bytes.contains(&0) {
             return Err(XdrError::NulInString);
         }
+        if let Some(document) = latin1_document(bytes) {
+            return Ok(document);
+        }
         Ok(std::str::from_utf8(bytes)
             .map_err(|_| XdrError::NotUtf8)?
             .to_owned())
     }
+}
+
+/// A document whose XML declaration says that it is in ISO 8859-1, as text whose declaration says UTF-8: strings are
+/// bytes for C's clients, and such documents are sent as they are in their files.
+pub fn latin1_document(bytes: &[u8]) -> Option<String> {
+    let declaration = bytes.strip_prefix(b"<?xml")?;
+    let length = declaration.windows(2).position(|two| two == b"?>")?;
+    let declaration = std::str::from_utf8(&declaration[..length]).ok()?;
+    // XML 1.0, section 2.8: EncodingDecl.
+    let (before, rest) = declaration.split_once("encoding")?;
+    let rest = rest.trim_start().strip_prefix('=')?.trim_start();
+    let quote = rest.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+    let (name, after) = rest[1..].split_once(quote)?;
+    let known = ["iso-8859-1", "iso_8859-1", "latin1", "latin-1", "l1"];
+    if !known.iter().any(|known| name.eq_ignore_ascii_case(known)) {
+        return None;
+    }
+    let body = bytes[b"<?xml".len() + length..].iter().copied();
+    let body: String = body.map(char::from).collect();
+    Some(format!(
+        "<?xml{before}encoding={quote}UTF-8{quote}{after}{body}"
+    ))
 }
 
 impl<const N: usize> Encode for [u8; N] {

@@ -815,3 +815,20 @@ async fn further_clients_than_allowed_are_turned_away() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_server_that_never_says_anything_is_given_up() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let keepalive = Keepalive {
+        interval: Duration::from_millis(10),
+        count: 1,
+    };
+    let config = ClientConfig {
+        keepalive: Some(keepalive),
+        ..ClientConfig::default()
+    };
+    let client = Client::new(ours.into(), config);
+    let error = soon(client.open(None, false)).await.unwrap_err();
+    assert!(error.to_string().contains("keepalive timeout"), "{error}");
+    drop(theirs);
+}

@@ -262,3 +262,33 @@ fn a_header_of_any_numbers_is_carried_unchanged() {
         );
     }
 }
+
+#[test]
+fn documents_in_latin_1_arrive_as_text() {
+    let sent = |bytes: &[u8]| {
+        let mut wire = u32::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
+        wire.extend_from_slice(bytes);
+        wire.resize(wire.len().next_multiple_of(4), 0);
+        from_bytes::<String>(&wire)
+    };
+    let text = sent(b"<?xml version='1.0' encoding='ISO-8859-1'?><name>caf\xe9</name>").unwrap();
+    assert_eq!(
+        text,
+        "<?xml version='1.0' encoding='UTF-8'?><name>caf\u{e9}</name>"
+    );
+    let text = sent(b"<?xml version=\"1.0\" encoding = \"latin1\" standalone='yes'?>\xff").unwrap();
+    assert_eq!(
+        text,
+        "<?xml version=\"1.0\" encoding=\"UTF-8\" standalone='yes'?>\u{ff}"
+    );
+    for other in [
+        &b"caf\xe9"[..],
+        b"<?xml version='1.0'?>\xe9",
+        b"<?xml encoding='ISO-8859-5'?>\xe9",
+        b"<?xml encoding='ISO-8859-1'>\xe9",
+        b"<?xml encoding=\xe9?>",
+        b"<?xml encoding=?>\xe9",
+    ] {
+        assert!(matches!(sent(other), Err(XdrError::NotUtf8)), "{other:?}");
+    }
+}

@@ -89,7 +89,8 @@ impl Default for ServerConfig {
             max_clients: 5000,
             max_anonymous_clients: 20,
             open_timeout: Duration::from_secs(60),
-            max_client_requests: 5,
+            // More than libvirt's 5: what waits for the disk together is written together.
+            max_client_requests: 32,
             max_client_streams: 256,
             keepalive: Some(Keepalive {
                 interval: Duration::from_secs(5),
