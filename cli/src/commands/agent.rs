@@ -209,7 +209,7 @@ fn qemu_agent_command(shell: &mut Shell, args: &Args) -> Result {
 }
 
 /// JSON in several lines, two blanks a level. What is no JSON comes out somehow, but all of it.
-fn pretty(text: &str) -> String {
+pub(super) fn pretty(text: &str) -> String {
     let (mut out, mut depth, mut inside, mut escaped) = (String::new(), 0usize, false, false);
     let line = |out: &mut String, depth: usize| {
         out.push('\n');

@@ -1,5 +1,6 @@
 //! `event` and its like: what happens, as it happens.
 
+pub mod monitor;
 pub mod object_events;
 
 use std::time::Duration;
@@ -15,7 +16,6 @@ use tokio::time::Instant;
 
 use super::{ANY, lookup_domain, os_message};
 use crate::command::{Args, Command, Values, flag, number, text};
-use crate::connection;
 use crate::failure::{Failure, Result};
 use crate::output::Output;
 use crate::shell::Shell;
@@ -127,6 +127,20 @@ fn wait(
     register: impl Fn(&mut Shell, i32) -> Result<Option<i32>>,
     deregister: impl Fn(&mut Shell, i32) -> Result,
 ) -> Result {
+    let words = |event: &Event| describe(event).or_else(|| object_events::describe(event));
+    wait_for(shell, args, kinds, register, deregister, words)
+}
+
+/// As [`wait`], for what has words.
+fn wait_for(
+    shell: &mut Shell,
+    args: &Args,
+    kinds: &[usize],
+    register: impl Fn(&mut Shell, i32) -> Result<Option<i32>>,
+    deregister: impl Fn(&mut Shell, i32) -> Result,
+    words: impl Fn(&Event) -> Option<String>,
+) -> Result {
+    let uri = shell.call(procs::CONNECT_GET_URI, &())?.uri;
     let timeout = match args.number::<i32>("timeout")? {
         Some(seconds @ 1..) => Some(Duration::from_secs(seconds.unsigned_abs().into())),
         None => None,
@@ -150,7 +164,7 @@ fn wait(
     let mut out = Output::new(shell.out.quiet);
     let outcome = shell
         .connection()?
-        .run(async |client: Client| waiting.run(&client, &mut out).await);
+        .run(async |client: Client| waiting.run(&client, &mut out, &words).await);
     for callback_id in registrations {
         match deregister(shell, callback_id) {
             Err(failure) if failure.disconnected => break,
@@ -163,8 +177,20 @@ fn wait(
         End::Interrupted => shell.out.print("event loop interrupted\n"),
         End::TimedOut => shell.out.print("event loop timed out\n"),
         End::Enough => {}
+        End::Disconnected => {
+            shell
+                .out
+                .error(&format!("Disconnected from {uri} due to end of file"));
+        }
     }
     shell.out.print(format!("events received: {count}\n"));
+    if matches!(end, End::Disconnected) {
+        let lost = Failure::new("internal error: client socket is closed");
+        return Err(Failure {
+            disconnected: true,
+            ..lost
+        });
+    }
     if count > 0 {
         Ok(())
     } else {
@@ -184,11 +210,17 @@ enum End {
     Enough,
     Interrupted,
     TimedOut,
+    Disconnected,
 }
 
 impl Waiting {
     /// Prints events as they come; returns how many came.
-    async fn run(&self, client: &Client, out: &mut Output) -> Result<(u64, End)> {
+    async fn run(
+        &self,
+        client: &Client,
+        out: &mut Output,
+        words: &impl Fn(&Event) -> Option<String>,
+    ) -> Result<(u64, End)> {
         let mut events = client.take_events().ok_or_else(|| {
             Failure::new("events of this connection were waited for before: connect again")
         })?;
@@ -200,11 +232,9 @@ impl Waiting {
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else {
-                        let lost = Failure::new("Disconnected from the daemon while waiting for events");
-                        return Err(Failure { disconnected: true, ..lost });
+                        return Ok((count, End::Disconnected));
                     };
-                    let Some(text) = describe(&event).or_else(|| object_events::describe(&event))
-                    else {
+                    let Some(text) = words(&event) else {
                         continue;
                     };
                     if self.stamps {
@@ -222,11 +252,7 @@ impl Waiting {
                     return Ok((count, End::Interrupted));
                 }
                 () = elapsed(self.deadline) => return Ok((count, End::TimedOut)),
-                () = client.closed() => {
-                    return Err(connection::failure(rpc::client::ClientError::Disconnected(
-                        "Disconnected from the daemon while waiting for events".into(),
-                    )));
-                }
+                () = client.closed() => return Ok((count, End::Disconnected)),
             }
         }
     }

@@ -3,10 +3,11 @@
 use rpc::args::*;
 use rpc::procs;
 use rpc::types::Interface;
+use xml_schemas::dom::{self, Element, Node, format_element};
 
 use super::definition::{FILE, VALIDATE, WRAP, XPATH, print_selected};
 use super::read_definition;
-use crate::command::{Args, Command, Opt, data, flag};
+use crate::command::{Args, Command, Opt, data, flag, number};
 use crate::editor;
 use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;
@@ -21,6 +22,35 @@ pub const IFACE_BEGIN: Command = Command {
     description: "Begins a change of the host's network configuration that can be taken back.",
     options: &[],
     handler: begin,
+    connects: true,
+};
+
+/// `iface-bridge`
+pub const IFACE_BRIDGE: Command = Command {
+    name: "iface-bridge",
+    summary: "create a bridge device and attach an existing network device to it",
+    description: "Puts an interface into a new bridge, which has its addresses from then on.",
+    options: &[
+        data("interface", "its name, or its MAC address"),
+        data("bridge", "the new bridge's name"),
+        flag("no-stp", "without the spanning tree protocol"),
+        number("delay", "seconds until a port forwards anything"),
+        flag("no-start", "leave the bridge down"),
+    ],
+    handler: bridge,
+    connects: true,
+};
+
+/// `iface-unbridge`
+pub const IFACE_UNBRIDGE: Command = Command {
+    name: "iface-unbridge",
+    summary: "undefine a bridge device after detaching its device(s)",
+    description: "Takes an interface out of its bridge, which goes.",
+    options: &[
+        data("bridge", "the bridge's name"),
+        flag("no-start", "leave the interface down"),
+    ],
+    handler: unbridge,
     connects: true,
 };
 
@@ -151,12 +181,18 @@ fn is_mac(word: &str) -> bool {
 
 fn find(shell: &mut Shell, args: &Args) -> Result<Interface> {
     let word = args.required("interface")?;
-    let found = if is_mac(word) {
-        let mac = word.to_owned();
-        let asked = InterfaceLookupByMacStringArgs { mac };
-        let found = shell.call(procs::INTERFACE_LOOKUP_BY_MAC_STRING, &asked);
-        found.map(|found| found.iface)
-    } else {
+    if !is_mac(word) {
+        return by_name(shell, word);
+    }
+    let mac = word.to_owned();
+    let asked = InterfaceLookupByMacStringArgs { mac };
+    let found = shell.call(procs::INTERFACE_LOOKUP_BY_MAC_STRING, &asked);
+    let found = found.map(|found| found.iface);
+    found.context(format!("failed to get interface '{word}'"))
+}
+
+fn by_name(shell: &mut Shell, word: &str) -> Result<Interface> {
+    let found = {
         let name = word.to_owned();
         let asked = InterfaceLookupByNameArgs { name };
         let found = shell.call(procs::INTERFACE_LOOKUP_BY_NAME, &asked);
@@ -276,6 +312,140 @@ fn edit(shell: &mut Shell, args: &Args) -> Result {
         |shell| xml(shell, &iface, INACTIVE),
         |shell, text, validate| define_xml(shell, text, validate).map(drop),
     )
+}
+
+/// The definition of an interface, which has a name and a type.
+fn parsed(shell: &mut Shell, iface: &Interface) -> Result<(Element, String)> {
+    let text = xml(shell, iface, INACTIVE)?;
+    let what = "(interface definition)";
+    let root = dom::parse(&text, what).map_err(|e| Failure::new(e.to_string()))?;
+    match root.attr("type").map(str::to_owned) {
+        Some(kind) => Ok((root, kind)),
+        None => Err(Failure::new(format!(
+            "Existing device {} has no type",
+            iface.name
+        ))),
+    }
+}
+
+fn define_element(shell: &mut Shell, element: &Element) -> Result<Interface> {
+    let mut text = String::new();
+    format_element(&mut text, element, 0);
+    define_xml(shell, text, false)
+}
+
+/// What belongs to the device itself, and not to its addresses.
+fn of_the_device(node: &Node) -> bool {
+    matches!(node, Node::Element(e) if matches!(e.name.as_str(), "mac" | "bond" | "vlan"))
+}
+
+fn bridge(shell: &mut Shell, args: &Args) -> Result {
+    let iface = find(shell, args)?;
+    let name = args.required("bridge")?.to_owned();
+    let delay = args.number::<u32>("delay")?.unwrap_or(0);
+    let asked = InterfaceLookupByNameArgs { name: name.clone() };
+    match shell.call(procs::INTERFACE_LOOKUP_BY_NAME, &asked) {
+        Ok(_) => {
+            return Err(Failure::new(format!(
+                "Network device {name} already exists"
+            )));
+        }
+        Err(failure) if failure.disconnected => return Err(failure),
+        Err(_) => {}
+    }
+    let (mut outer, kind) = parsed(shell, &iface)?;
+    if kind == "bridge" {
+        let text = format!("Existing device {} is already a bridge", iface.name);
+        return Err(Failure::new(text));
+    }
+    outer.set_attr("type", "bridge");
+    outer.set_attr("name", &name);
+    let mut inner = Element::new("interface")
+        .with_attr("type", kind)
+        .with_attr("name", &iface.name);
+    let stp = !args.has("no-stp");
+    let mut bridge = Element::new("bridge").with_attr("stp", if stp { "on" } else { "off" });
+    if stp && delay > 0 {
+        bridge.set_attr("delay", delay.to_string());
+    }
+    let (moved, kept) = outer.children.drain(..).partition(of_the_device);
+    inner.children = moved;
+    outer.children = kept;
+    outer.push(bridge.with_child(inner));
+    let made = define_element(shell, &outer)
+        .context(format!("Failed to define new bridge interface {name}"))?;
+    shell.out.print_extra(format!(
+        "Created bridge {name} with attached device {}\n",
+        iface.name
+    ));
+    if !args.has("no-start") {
+        let asked = InterfaceCreateArgs {
+            iface: made,
+            flags: 0,
+        };
+        shell
+            .call(procs::INTERFACE_CREATE, &asked)
+            .context(format!("Failed to start bridge interface {name}"))?;
+        let said = format!("Bridge interface {name} started\n");
+        shell.out.print_extra(said);
+    }
+    Ok(())
+}
+
+fn unbridge(shell: &mut Shell, args: &Args) -> Result {
+    let bridge = by_name(shell, args.required("bridge")?)?;
+    let name = bridge.name.clone();
+    let refused = |text: String| Err(Failure::new(text));
+    let (mut outer, kind) = parsed(shell, &bridge)?;
+    if kind != "bridge" {
+        return refused(format!("Device {name} is not a bridge"));
+    }
+    let Some(mut middle) = outer.take_child("bridge") else {
+        return refused(format!("No bridge node in xml document of {name}"));
+    };
+    let mut ports = middle.take_children("interface").into_iter();
+    let inner = match (ports.next(), ports.next()) {
+        (Some(inner), None) => inner,
+        (None, _) => return refused(format!("No interface attached to bridge {name}")),
+        (Some(_), Some(_)) => {
+            return refused(format!("Multiple interfaces attached to bridge {name}"));
+        }
+    };
+    let attr = |name: &str| inner.attr(name).map(str::to_owned);
+    let (Some(kind), Some(port)) = (attr("type"), attr("name")) else {
+        return refused(format!(
+            "Device attached to bridge {name} has no type or name"
+        ));
+    };
+    outer.set_attr("type", kind);
+    outer.set_attr("name", &port);
+    outer.children.extend(inner.children);
+    let asked = InterfaceDestroyArgs {
+        iface: bridge.clone(),
+        flags: 0,
+    };
+    shell
+        .call(procs::INTERFACE_DESTROY, &asked)
+        .context(format!("Failed to destroy bridge interface {name}"))?;
+    let asked = InterfaceUndefineArgs { iface: bridge };
+    shell
+        .call(procs::INTERFACE_UNDEFINE, &asked)
+        .context(format!("Failed to undefine bridge interface {name}"))?;
+    let made =
+        define_element(shell, &outer).context(format!("Failed to define new interface {port}"))?;
+    let said = format!("Device {port} un-attached from bridge {name}\n");
+    shell.out.print_extra(said);
+    if !args.has("no-start") {
+        let asked = InterfaceCreateArgs {
+            iface: made,
+            flags: 0,
+        };
+        shell
+            .call(procs::INTERFACE_CREATE, &asked)
+            .context(format!("Failed to start interface {port}"))?;
+        shell.out.print_extra(format!("Interface {port} started\n"));
+    }
+    Ok(())
 }
 
 fn name(shell: &mut Shell, args: &Args) -> Result {

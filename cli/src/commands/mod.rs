@@ -136,6 +136,7 @@ pub const GROUPS: &[Group] = &[
         keyword: "interface",
         commands: &[
             host_interface::IFACE_BEGIN,
+            host_interface::IFACE_BRIDGE,
             host_interface::IFACE_COMMIT,
             host_interface::IFACE_DEFINE,
             host_interface::IFACE_DESTROY,
@@ -146,6 +147,7 @@ pub const GROUPS: &[Group] = &[
             host_interface::IFACE_NAME,
             host_interface::IFACE_ROLLBACK,
             host_interface::IFACE_START,
+            host_interface::IFACE_UNBRIDGE,
             host_interface::IFACE_UNDEFINE,
         ],
     },
@@ -399,6 +401,7 @@ const DOMAIN_COMMANDS: &[Command] = &[
     agent::QEMU_AGENT_COMMAND,
     rarely::QEMU_ATTACH,
     rarely::QEMU_MONITOR_COMMAND,
+    events::monitor::QEMU_MONITOR_EVENT,
     domain::REBOOT,
     domain::RESET,
     save::RESTORE,
@@ -578,6 +581,9 @@ pub fn read_definition(path: &str) -> Result<String> {
         return Err(Failure::new(format!(
             "Failed to read file '{path}': Value too large for defined data type"
         )));
+    }
+    if let Some(document) = rpc::xdr::latin1_document(&bytes) {
+        return Ok(document);
     }
     String::from_utf8(bytes).map_err(|_| {
         Failure::new(format!(

@@ -39,4 +39,12 @@ xdr_structs! {
     QemuConnectDomainMonitorEventDeregisterArgs {
         callback_id: i32,
     }
+    QemuDomainMonitorEventMsg {
+        callback_id: i32,
+        dom: Domain,
+        event: String,
+        seconds: i64,
+        micros: u32,
+        details: Option<String>,
+    }
 }

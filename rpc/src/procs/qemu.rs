@@ -31,3 +31,7 @@ procedures! {
         -> QemuConnectDomainMonitorEventRegisterRet;
     5 CONNECT_DOMAIN_QEMU_MONITOR_EVENT_DEREGISTER(QemuConnectDomainMonitorEventDeregisterArgs) -> ();
 }
+
+/// Message 6 of the QEMU program: an event of QEMU's monitor.
+pub const DOMAIN_QEMU_MONITOR_EVENT: Procedure<QemuDomainMonitorEventMsg, ()> =
+    Procedure::new(QEMU_BASE + 6);
