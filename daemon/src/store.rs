@@ -2,7 +2,7 @@
 //!
 //! What was acknowledged is on the disk. Damaged files are reported and left alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -21,6 +21,15 @@ pub struct Store {
     folder: PathBuf,
     autostart: PathBuf,
     journal: Journal,
+}
+
+/// A definition's text, as it is in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Text<'t> {
+    /// The document, without what the store writes above it.
+    pub xml: &'t str,
+    /// It is to the byte what this store has written: nobody has changed it since.
+    pub unchanged: bool,
 }
 
 /// What the store must know about a definition in a file.
@@ -101,28 +110,21 @@ impl Store {
     /// says, is reported in the log and left out. A rename that was cut short is finished.
     ///
     /// # Errors
-    /// The folder itself cannot be read.
+    /// The folders themselves cannot be read.
     pub fn load<T: Send>(
         &self,
-        parse: impl Fn(&str) -> Result<(Identity, T), String> + Sync,
+        parse: impl Fn(Text<'_>) -> Result<(Identity, T), String> + Sync,
     ) -> io::Result<Vec<Loaded<T>>> {
-        let mut files = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            if path.extension().is_none_or(|e| e != "xml") || !path.is_file() {
-                continue;
-            }
-            match path.file_stem().and_then(|s| s.to_str()) {
-                Some(stem) => files.push((stem.to_owned(), path)),
-                None => log::error!("{}: left out: its name is not UTF-8", path.display()),
-            }
-        }
-        let read = |files: &[(String, PathBuf)]| {
-            let mut found = Vec::new();
-            for (stem, path) in files {
-                match fs::read_to_string(path)
+        let files = names(&self.folder, |kind, path| {
+            kind.is_file() || (kind.is_symlink() && path.is_file())
+        })?;
+        let read = |stems: &[String]| {
+            let mut found = Vec::with_capacity(stems.len());
+            for stem in stems {
+                let path = self.path(stem);
+                match fs::read_to_string(&path)
                     .map_err(|e| e.to_string())
-                    .and_then(|t| parse(&t))
+                    .and_then(|contents| parse(without_header(&contents)))
                 {
                     Ok(parsed) => found.push((stem.clone(), parsed)),
                     Err(why) => log::error!("{}: left out: {why}", path.display()),
@@ -150,8 +152,10 @@ impl Store {
         let (named, misnamed): (Vec<_>, Vec<_>) = found
             .into_iter()
             .partition(|(stem, (identity, _))| *stem == identity.name);
+        let links = names(&self.autostart, |_, _| true)?;
+        let links: HashSet<String> = links.into_iter().collect();
         let mut uuids: HashMap<uuid::Uuid, String> = HashMap::new();
-        let mut loaded = Vec::new();
+        let mut loaded = Vec::with_capacity(named.len());
         for (stem, (identity, object)) in named.into_iter().chain(misnamed) {
             if let Some(other) = uuids.get(&identity.uuid) {
                 log::error!(
@@ -163,7 +167,7 @@ impl Store {
             if stem != identity.name && !self.finish_rename(&stem, &identity.name) {
                 continue;
             }
-            let autostart = self.link(&identity.name).symlink_metadata().is_ok();
+            let autostart = links.contains(&identity.name);
             uuids.insert(identity.uuid, identity.name);
             loaded.push(Loaded { object, autostart });
         }
@@ -271,13 +275,55 @@ impl Store {
     }
 }
 
-fn with_header(xml: &str) -> String {
-    const HEADER: &str = "\
+/// What stands above a definition, up to the sum of its bytes, and behind the sum.
+const ABOVE: &str = "\
 <!-- Written by vireod, which reads it only when it starts.
-     Change it with: vireo edit, vireo define -->
+     Change it with: vireo edit, vireo define
+     Checksum, of no meaning after a change by hand: ";
+const BELOW: &str = " -->\n\n";
 
-";
-    format!("{HEADER}{xml}")
+fn with_header(xml: &str) -> String {
+    format!("{ABOVE}{:08x}{BELOW}{xml}", crc32c::crc32c(xml.as_bytes()))
+}
+
+fn without_header(contents: &str) -> Text<'_> {
+    let parts = || {
+        let (sum, rest) = contents.strip_prefix(ABOVE)?.split_at_checked(8)?;
+        let sum = u32::from_str_radix(sum, 16).ok()?;
+        Some((sum, rest.strip_prefix(BELOW)?))
+    };
+    match parts() {
+        Some((sum, xml)) => Text {
+            xml,
+            unchanged: sum == crc32c::crc32c(xml.as_bytes()),
+        },
+        None => Text {
+            xml: contents,
+            unchanged: false,
+        },
+    }
+}
+
+/// The names, without `.xml`, of what there is in a folder.
+fn names(folder: &Path, which: impl Fn(fs::FileType, &Path) -> bool) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if Path::new(&name).extension().is_none_or(|e| e != "xml")
+            || !which(entry.file_type()?, &entry.path())
+        {
+            continue;
+        }
+        match Path::new(&name).file_stem().and_then(|stem| stem.to_str()) {
+            Some(stem) => names.push(stem.to_owned()),
+            None => log::error!(
+                "{}: left out: its name is not UTF-8",
+                entry.path().display()
+            ),
+        }
+    }
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -286,8 +332,8 @@ mod tests {
     use crate::files::testing::TempFolder;
 
     /// `NAME UUID-DIGIT TEXT`
-    fn parse(text: &str) -> Result<(Identity, String), String> {
-        let body = text.split("-->").last().unwrap_or_default().trim();
+    fn parse(text: Text<'_>) -> Result<(Identity, String), String> {
+        let body = text.xml.trim();
         let mut words = body.split(' ');
         let (Some(name), Some(digit)) = (words.next(), words.next()) else {
             return Err("damaged".to_owned());
@@ -411,6 +457,29 @@ mod tests {
         assert_eq!(names(&store).len(), 1);
         assert!(folder.0.join("bad.xml").exists());
         assert!(folder.0.join("utf.xml").exists());
+    }
+
+    #[test]
+    fn whoever_reads_hears_whether_somebody_has_changed_a_file() {
+        let folder = TempFolder::new();
+        let store = Store::open(folder.0.clone(), "").unwrap();
+        store.save("a", "a 1").unwrap();
+        let look = |name: &str| {
+            let file = fs::read_to_string(folder.0.join(name)).unwrap();
+            let text = without_header(&file);
+            (text.xml.to_owned(), text.unchanged)
+        };
+        assert_eq!(look("a.xml"), ("a 1".to_owned(), true));
+        let whole = fs::read_to_string(folder.0.join("a.xml")).unwrap();
+        for (changed, xml) in [
+            (whole.replace("a 1", "a 2"), "a 2"),
+            (format!("{whole} "), "a 1 "),
+            ("a 1".to_owned(), "a 1"),
+            (String::new(), ""),
+        ] {
+            fs::write(folder.0.join("b.xml"), changed).unwrap();
+            assert_eq!(look("b.xml"), (xml.to_owned(), false));
+        }
     }
 
     #[test]

@@ -24,7 +24,30 @@ fn every_document_passes_the_strict_check_and_is_stable() {
             .domain;
         assert_eq!(again, inactive(domain), "{name}");
         assert_eq!(again.format(View::Inactive), first, "{name}");
+        let identity = Domain::identify(&first).unwrap();
+        assert_eq!(identity, (again.name.clone(), again.uuid), "{name}");
+        assert_eq!(Domain::parse_stored(&first).unwrap(), again, "{name}");
+        let mut filled = again.clone();
+        filled.fill_defaults(&host()).unwrap();
+        assert_eq!(again, filled, "{name}: nothing is left to fill");
     }
+}
+
+#[test]
+fn who_a_definition_is_needs_no_more_than_its_beginning() {
+    let text =
+        "<domain><title/><uuid>00000000-0000-0000-0000-000000000001</uuid><name>a&amp;b</name><bad";
+    let (name, uuid) = Domain::identify(text).unwrap();
+    assert_eq!((name.as_str(), uuid.unwrap().as_u128()), ("a&b", 1));
+    let refused = |text: &str| Domain::identify(text).unwrap_err().to_string();
+    assert!(refused("<network><name>a</name><uuid/></network>").contains("expecting root element"));
+    assert!(refused("<domain><name>a/b</name><uuid/><bad").contains("cannot contain '/'"));
+    assert!(
+        refused("<domain><uuid>00000000-0000-0000-0000-000000000001</uuid>").contains("Premature")
+    );
+    // A name that is not the domain's own.
+    let text = "<domain><devices><name>x</name></devices><name>a</name></domain>";
+    assert_eq!(Domain::identify(text).unwrap(), ("a".to_owned(), None));
 }
 
 #[test]

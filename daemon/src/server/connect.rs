@@ -260,13 +260,10 @@ async fn list_all_domains(
     call: Call,
     args: ConnectListAllDomainsArgs,
 ) -> Answer<ConnectListAllDomainsRet> {
-    let found = call.state().domains.list(args.flags)?;
+    let found = call.state().domains.list_names(args.flags)?;
     let ret = u32::try_from(found.len()).unwrap_or(u32::MAX);
     let domains = if args.need_results != 0 {
-        found
-            .iter()
-            .map(|domain| reference(domain.name()))
-            .collect()
+        found.into_iter().map(reference).collect()
     } else {
         Vec::new().into()
     };

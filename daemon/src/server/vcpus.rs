@@ -14,7 +14,7 @@ use super::{Answer, Call, Daemon, count};
 use crate::drivers::domain::guest_info;
 use crate::drivers::domain::iothreads;
 use crate::drivers::domain::metadata::affect;
-use crate::drivers::domain::object::Domain;
+use crate::drivers::domain::object::{Domain, not_running};
 use crate::drivers::domain::query::{self, definition};
 use crate::drivers::domain::vcpus::Threads;
 use crate::error::{Error, check_flags};
@@ -82,14 +82,15 @@ async fn get_vcpus_flags(
     if args.flags & affect::LIVE != 0 {
         inner.live()?;
     }
-    let vcpu = match &inner.persistent {
-        Some(persistent) if stored => &persistent.vcpu,
+    let definition = match inner.persistent {
+        Some(_) if stored => inner.stored()?,
         None if stored => {
             let text = "transient domains do not have any persistent config";
             return Err(Error::invalid(text).into());
         }
-        _ => &definition(&inner)?.vcpu,
+        _ => inner.definition()?,
     };
+    let vcpu = &definition.ok_or_else(not_running)?.vcpu;
     let num = if args.flags & MAXIMUM != 0 {
         vcpu.max
     } else {

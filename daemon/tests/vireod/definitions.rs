@@ -4,7 +4,9 @@ use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::common::{Daemon, Root, connect, define, definition, lookup, names, refusal, xml};
-use rpc::args::{DomainRenameArgs, DomainSetAutostartArgs, DomainUndefineFlagsArgs};
+use rpc::args::{
+    DomainGetXmlDescArgs, DomainRenameArgs, DomainSetAutostartArgs, DomainUndefineFlagsArgs,
+};
 use rpc::procs;
 
 #[tokio::test]
@@ -219,6 +221,56 @@ async fn damaged_files_are_left_out_and_left_alone() {
     );
     let log = fs::read_to_string(root.0.join("var/log/vireo/vireod.log")).unwrap();
     assert!(log.contains("bad.xml: left out"), "{log}");
+}
+
+/// A daemon trusts the sum that is above a definition; what a hand has changed it reads in full.
+#[tokio::test]
+async fn what_was_stored_is_read_when_it_is_used_and_what_was_changed_by_hand_at_once() {
+    let root = Root::new();
+    let daemon = Daemon::start(&root);
+    let client = connect(&root).await;
+    for (name, number) in [("kept", 1), ("changed", 2), ("later", 3)] {
+        define(&client, &definition(name, number, "first"))
+            .await
+            .unwrap();
+    }
+    daemon.kill();
+    let edit = |name: &str, change: &dyn Fn(String) -> String| {
+        let path = root.domains().join(name);
+        fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
+    };
+    edit("changed.xml", &|text| text.replace("first", "by hand"));
+    // As if another version had stored what this one does not understand.
+    edit("later.xml", &|text| {
+        let (header, xml) = text.split_once("-->\n\n").unwrap();
+        let xml = xml.replace("<memory unit='KiB'>", "<memory unit='of tomorrow'>");
+        let (words, _) = header.rsplit_once(' ').unwrap();
+        let (words, _) = words.rsplit_once(' ').unwrap();
+        format!(
+            "{words} {:08x} -->\n\n{xml}",
+            crc32c::crc32c(xml.as_bytes())
+        )
+    });
+    let _daemon = Daemon::start(&root);
+    let client = connect(&root).await;
+    assert_eq!(names(&client).await, ["changed", "kept", "later"]);
+    for (name, title) in [("kept", "first"), ("changed", "by hand")] {
+        let text = xml(&client, lookup(&client, name).await.unwrap()).await;
+        assert!(text.contains(&format!("<title>{title}</title>")), "{text}");
+    }
+    let dom = lookup(&client, "later").await.unwrap();
+    let asked = DomainGetXmlDescArgs { dom, flags: 0 };
+    let error = refusal(client.call(procs::DOMAIN_GET_XML_DESC, &asked).await);
+    let words = "the stored definition of domain 'later' cannot be read";
+    assert!(error.2.contains(words), "{}", error.2);
+    let log = fs::read_to_string(root.0.join("var/log/vireo/vireod.log")).unwrap();
+    assert!(log.contains(words), "{log}");
+    // It is there to be defined anew.
+    define(&client, &definition("later", 3, "again"))
+        .await
+        .unwrap();
+    let text = xml(&client, lookup(&client, "later").await.unwrap()).await;
+    assert!(text.contains("<title>again</title>"), "{text}");
 }
 
 #[tokio::test]

@@ -21,6 +21,13 @@ pub fn format_element(out: &mut String, element: &Element, level: usize) {
     out.push('\n');
 }
 
+/// A piece of metadata by itself, as libxml2 prints it.
+pub fn format_metadata(element: &Element) -> String {
+    let mut text = String::new();
+    write(&mut text, element, 0, Quote::Double);
+    text
+}
+
 fn write(out: &mut String, element: &Element, level: usize, quote: Quote) {
     let quote = match element.name.as_str() {
         "metadata" if level == 1 => Quote::Double,

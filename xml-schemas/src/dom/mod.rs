@@ -9,8 +9,8 @@ mod parse;
 
 use std::sync::Arc;
 
-pub use format::{Quote, escape_text, format_element};
-pub use parse::parse;
+pub use format::{Quote, escape_text, format_element, format_metadata};
+pub use parse::{parse, parse_until};
 
 /// Bytes of one document: the longest string libvirt's protocol carries.
 pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;

@@ -19,6 +19,19 @@ use crate::error::{ErrorCode, ErrorDomain, XmlError};
 /// VIR_ERR_XML_ERROR with the line, the reason and the line's text for anything that is not
 /// well-formed XML 1.0 without a document type, or exceeds a limit of this module.
 pub fn parse(text: &str, what: &str) -> Result<Element, XmlError> {
+    parse_until(text, what, |_| false)
+}
+
+/// As [`parse`], and no further than to the child of the root with which the root, as it is then, is
+/// `enough`: what comes behind it is not even looked at.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_until(
+    text: &str,
+    what: &str,
+    enough: impl Fn(&Element) -> bool,
+) -> Result<Element, XmlError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut parser = Parser {
         text,
@@ -31,7 +44,7 @@ pub fn parse(text: &str, what: &str) -> Result<Element, XmlError> {
         root: None,
     };
     parser.check_characters()?;
-    parser.run()
+    parser.run(&enough)
 }
 
 struct Parser<'t> {
@@ -48,7 +61,7 @@ struct Parser<'t> {
 }
 
 impl<'t> Parser<'t> {
-    fn run(mut self) -> Result<Element, XmlError> {
+    fn run(mut self, enough: &dyn Fn(&Element) -> bool) -> Result<Element, XmlError> {
         let mut reader = Reader::from_str(self.text);
         reader.config_mut().check_comments = true;
         loop {
@@ -72,10 +85,16 @@ impl<'t> Parser<'t> {
                 }
                 Event::Empty(tag) => {
                     self.start(&tag, start)?;
-                    self.close();
+                    if let Some(root) = self.close(enough) {
+                        return Ok(root);
+                    }
                 }
                 // The reader has checked that the name is that of the open element.
-                Event::End(_) => self.close(),
+                Event::End(_) => {
+                    if let Some(root) = self.close(enough) {
+                        return Ok(root);
+                    }
+                }
                 Event::Text(t) => self.push_text(&t.xml10_content(), start)?,
                 Event::CData(t) => {
                     if self.open.is_empty() {
@@ -204,10 +223,9 @@ impl<'t> Parser<'t> {
         Ok(())
     }
 
-    fn close(&mut self) {
-        let Some(mut element) = self.open.pop() else {
-            return;
-        };
+    /// Gives the root if that is enough of it.
+    fn close(&mut self, enough: &dyn Fn(&Element) -> bool) -> Option<Element> {
+        let mut element = self.open.pop()?;
         let depth = self.open.len();
         while self.scopes.last().is_some_and(|(d, _, _)| *d >= depth) {
             self.scopes.pop();
@@ -216,6 +234,10 @@ impl<'t> Parser<'t> {
         match self.open.last_mut() {
             Some(parent) => parent.children.push(Node::Element(element)),
             None => self.root = Some(element),
+        }
+        match self.open.as_slice() {
+            [root] if enough(root) => self.open.pop(),
+            _ => None,
         }
     }
 

@@ -278,6 +278,24 @@ impl Domain {
         parse::parse(xml, crate::Validation::Lenient, View::Live)
     }
 
+    /// The name and the uuid that a definition has, and nothing else of it is looked at. [`Domain::parse`]
+    /// finds the same ones, if it finds no fault in the rest.
+    ///
+    /// # Errors
+    /// As [`Domain::parse`], for faults before and in the two.
+    pub fn identify(xml: &str) -> Result<(String, Option<Uuid>), XmlError> {
+        parse::identify(xml)
+    }
+
+    /// Parses what [`Domain::format`] wrote with [`View::Inactive`] of a definition whose defaults had been
+    /// filled: there is nothing left to fill.
+    ///
+    /// # Errors
+    /// As [`Domain::parse`].
+    pub fn parse_stored(xml: &str) -> Result<Domain, XmlError> {
+        Ok(Self::parse(xml, crate::Validation::Lenient)?.domain)
+    }
+
     /// The whole document, in libvirt's layout and order: what is stored, and what a client gets
     /// that asks for secrets (VIR_DOMAIN_XML_SECURE) and may write.
     pub fn format(&self, view: View) -> String {

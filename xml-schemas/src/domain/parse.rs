@@ -20,13 +20,7 @@ const MAX_NAME_BYTES: usize = 200;
 
 pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Parsed, XmlError> {
     let mut root = dom::parse(xml, "(domain_definition)")?;
-    if root.name != "domain" {
-        return Err(XmlError::xml(format!(
-            "expecting root element of 'domain', not '{}'",
-            root.name
-        ))
-        .at(root.line));
-    }
+    expect_domain(&root)?;
     if let Some(uri) = &root.namespace {
         return Err(XmlError::xml(format!(
             "the root element 'domain' must not be in a namespace, and it is in '{uri}'"
@@ -63,6 +57,28 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
         Some(error) => Err(error),
         None => Ok(Parsed { domain, warnings }),
     }
+}
+
+fn expect_domain(root: &Element) -> Result<(), XmlError> {
+    if root.name == "domain" {
+        return Ok(());
+    }
+    let what = format!("expecting root element of 'domain', not '{}'", root.name);
+    Err(XmlError::xml(what).at(root.line))
+}
+
+/// What a definition says that it is, without reading on.
+pub(super) fn identify(xml: &str) -> Result<(String, Option<Uuid>), XmlError> {
+    let both = |root: &Element| root.child("name").is_some() && root.child("uuid").is_some();
+    let mut root = dom::parse_until(xml, "(domain_definition)", both)?;
+    expect_domain(&root)?;
+    identity(&mut root)
+}
+
+fn identity(root: &mut Element) -> Result<(String, Option<Uuid>), XmlError> {
+    let name = name(root.take_child("name"))?;
+    let uuid = root.take_child("uuid").map(|e| uuid(&e)).transpose()?;
+    Ok((name, uuid))
 }
 
 /// libvirt's parser takes no other elements, whatever its schema says of them.
@@ -117,8 +133,7 @@ fn typed(mut root: Element, metadata: Option<Element>, view: View) -> Result<Dom
         (View::Live, Some(id)) => Some(number(id).ok_or_else(|| bad_attribute(&root, "id"))?),
         _ => None,
     };
-    let name = name(root.take_child("name"))?;
-    let uuid = root.take_child("uuid").map(|e| uuid(&e)).transpose()?;
+    let (name, uuid) = identity(&mut root)?;
     let title = root.take_child("title");
     if let Some(title) = &title
         && title.text().contains('\n')

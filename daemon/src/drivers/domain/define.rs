@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use xml_schemas::domain::View;
 use xml_schemas::{Domain as Definition, Validation};
 
 use super::object::{Domain, Pinned};
 use super::start::{self, StartOptions};
 use super::state::{Lifecycle, ShutoffReason, State};
+use super::stored::Stored;
 use super::{Driver, blocking, limits};
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
 use crate::events::DomainEvent;
+use crate::store::Identity;
 
 /// VIR_DOMAIN_DEFINE_VALIDATE
 const DEFINE_VALIDATE: u32 = 1;
@@ -82,10 +83,9 @@ impl Driver {
                 "domain was renamed meanwhile",
             ));
         }
-        let text = definition.format(View::Inactive);
-        self.save(definition.name.clone(), text).await?;
+        let stored = self.save(&Arc::new(definition)).await?;
         let mut inner = domain.lock();
-        let event = match inner.persistent.replace(Arc::new(definition)) {
+        let event = match inner.persistent.replace(stored) {
             Some(_) => Lifecycle::DefinedUpdated,
             None => Lifecycle::DefinedAdded,
         };
@@ -95,14 +95,17 @@ impl Driver {
         Ok(Arc::clone(&domain))
     }
 
-    /// Writes a definition to the store.
-    pub(super) async fn save(self: &Arc<Self>, name: String, xml: String) -> Result<()> {
-        let driver = Arc::clone(self);
+    /// Writes a definition to the store; gives what is kept of it.
+    pub(super) async fn save(self: &Arc<Self>, definition: &Arc<Definition>) -> Result<Stored> {
+        let (driver, name) = (Arc::clone(self), definition.name.clone());
+        let stored = Stored::new(definition);
         blocking(move || {
-            driver.store.save(&name, &xml).map_err(|error| {
+            let saved = driver.store.save(&name, stored.text());
+            saved.map_err(|error| {
                 let path = driver.store.path(&name);
                 Error::system(format!("cannot write '{}'", path.display()), &error)
-            })
+            })?;
+            Ok(stored)
         })
         .await?
     }
@@ -146,7 +149,7 @@ impl Driver {
             if inner.live.is_some() {
                 return Err(Error::invalid("domain is already running"));
             }
-            inner.persistent.clone()
+            inner.stored()?
         };
         let definition = definition.ok_or_else(|| {
             let name = domain.name();
@@ -248,7 +251,7 @@ impl Driver {
         let _job = domain.job().await?;
         let (old, definition) = {
             let inner = domain.lock();
-            let Some(definition) = &inner.persistent else {
+            let Some(definition) = inner.stored()? else {
                 return Err(Error::invalid("cannot rename a transient domain"));
             };
             if inner.live.is_some() {
@@ -260,7 +263,7 @@ impl Driver {
             if inner.name == new {
                 return Err(Error::invalid("Can't rename domain to itself"));
             }
-            (domain.name_in(&inner), Arc::clone(definition))
+            (domain.name_in(&inner), definition)
         };
         if self.has_managed_save(&domain) {
             return Err(Error::invalid(
@@ -275,14 +278,19 @@ impl Driver {
         self.registry.claim_name(&domain, &new)?;
         let written = {
             let (driver, old, new) = (Arc::clone(self), old.name.clone(), new.clone());
-            let xml = renamed.format(View::Inactive);
-            blocking(move || driver.store.rename(&old, &new, &xml)).await
+            let stored = Stored::new(&Arc::new(renamed));
+            blocking(move || {
+                let written = driver.store.rename(&old, &new, stored.text());
+                written.map(|()| stored)
+            })
+            .await
         };
-        let done = matches!(written, Ok(Ok(())));
+        let done = matches!(written, Ok(Ok(_)));
         self.registry.finish_rename(&domain, &new, done);
-        written?.map_err(|e| Error::system(format!("cannot rename '{}'", old.name), &e))?;
+        let stored =
+            written?.map_err(|e| Error::system(format!("cannot rename '{}'", old.name), &e))?;
         let mut inner = domain.lock();
-        inner.persistent = Some(Arc::new(renamed));
+        inner.persistent = Some(stored);
         let name = domain.name_in(&inner);
         self.emit(&old, &DomainEvent::Lifecycle(Lifecycle::UndefinedRenamed));
         self.emit(&name, &DomainEvent::Lifecycle(Lifecycle::DefinedRenamed));
@@ -290,11 +298,10 @@ impl Driver {
     }
 
     /// Takes up a definition that the store has.
-    pub(super) fn adopt(&self, definition: Definition, autostart: bool) -> Result<Pinned> {
-        let uuid = definition.uuid.unwrap_or_default();
-        let domain = self.registry.pin_or_make(uuid, &definition.name)?;
+    pub(super) fn adopt(&self, who: &Identity, stored: Stored, autostart: bool) -> Result<Pinned> {
+        let domain = self.registry.pin_or_make(who.uuid, &who.name)?;
         let mut inner = domain.lock();
-        inner.persistent = Some(Arc::new(definition));
+        inner.persistent = Some(stored);
         inner.autostart = autostart;
         if !inner.is_active() {
             inner.state = State::Shutoff(ShutoffReason::Unknown);

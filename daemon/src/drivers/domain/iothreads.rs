@@ -96,17 +96,18 @@ impl Driver {
     pub fn iothreads(&self, domain: &Domain, flags: u32) -> Result<Vec<IoThread>> {
         let inner = domain.lock();
         let (live, _) = impact(&inner, flags)?;
-        let Some(definition) = inner.persistent.as_ref().filter(|_| !live) else {
+        let stored = if live { None } else { inner.stored()? };
+        let Some(definition) = stored else {
             return Ok(Vec::new());
         };
-        let tune = section(definition, "cputune");
+        let tune = section(&definition, "cputune");
         let pinned = |id: u32| {
             let mut pins = tune.into_iter().flat_map(Element::elements);
             let pin =
                 pins.find(|e| e.name == "iothreadpin" && number(e, "iothread") == Some(id))?;
             cpuset::parse(pin.attr("cpuset")?)
         };
-        Ok(ids(definition)
+        Ok(ids(&definition)
             .into_iter()
             .map(|id| IoThread {
                 id,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use xml_schemas::Domain as Definition;
 use xml_schemas::dom::{self, Element, Node};
-use xml_schemas::domain::View;
 
 use super::Driver;
 use super::object::{Domain, Inner, Pinned, not_running};
@@ -83,10 +82,7 @@ impl Driver {
                     .find(|e| e.namespace.as_deref() == Some(uri))?;
                 let mut element = element.clone();
                 strip_namespace(&mut element, uri);
-                let mut text = String::new();
-                dom::format_element(&mut text, &element, 0);
-                text.truncate(text.trim_end().len());
-                Some(text)
+                Some(dom::format_metadata(&element))
             }),
         };
         found.ok_or_else(|| {
@@ -134,23 +130,24 @@ impl Driver {
                 Arc::new(changed)
             };
             let live = inner.live.as_ref().filter(|_| to_live);
+            let stored = if to_config { inner.stored()? } else { None };
             (
-                inner.persistent.as_ref().filter(|_| to_config).map(change),
+                stored.as_ref().map(change),
                 live.map(|live| (change(&live.definition), Folder(live.folder.clone()))),
             )
         };
-        if let Some(definition) = &persistent {
-            let text = definition.format(View::Inactive);
-            self.save(definition.name.clone(), text).await?;
-        }
+        let stored = match &persistent {
+            Some(definition) => Some(self.save(definition).await?),
+            None => None,
+        };
         if let Some((definition, folder)) = &live {
             folder
                 .write_definition(definition)
                 .map_err(|e| Error::system("cannot write the domain's state", &e))?;
         }
         let mut inner = domain.lock();
-        if let Some(definition) = persistent {
-            inner.persistent = Some(definition);
+        if stored.is_some() {
+            inner.persistent = stored;
         }
         if let (Some((definition, _)), Some(live)) = (live, inner.live.as_mut()) {
             live.definition = definition;
@@ -190,11 +187,11 @@ pub(super) fn impact(inner: &Inner, flags: u32) -> Result<(bool, bool)> {
 }
 
 /// The definition that is read.
-pub(super) fn chosen(inner: &Inner, flags: u32) -> Result<&Arc<Definition>> {
+pub(super) fn chosen(inner: &Inner, flags: u32) -> Result<Arc<Definition>> {
     let (live, _) = impact(inner, flags)?;
     let definition = match (&inner.live, live) {
-        (Some(running), true) => Some(&running.definition),
-        _ => inner.persistent.as_ref(),
+        (Some(running), true) => Some(Arc::clone(&running.definition)),
+        _ => inner.stored()?,
     };
     definition.ok_or_else(not_running)
 }

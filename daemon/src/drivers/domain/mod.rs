@@ -30,6 +30,7 @@ pub mod sections;
 pub mod snapshot;
 pub mod start;
 pub mod state;
+mod stored;
 pub mod tunables;
 pub mod tuning;
 pub mod vcpus;
@@ -40,6 +41,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use xml_schemas::domain::HostFacts;
@@ -78,6 +80,8 @@ pub struct Driver {
     /// Domains that go, and that come.
     migrations: migrate::Migrations,
     next_id: Mutex<i32>,
+    /// The host, and when it was looked at.
+    host: Mutex<Option<(Instant, Arc<HostFacts>)>>,
 }
 
 impl Driver {
@@ -114,12 +118,22 @@ impl Driver {
             boot_id,
             migrations: migrate::Migrations::default(),
             next_id: Mutex::new(next_id),
+            host: Mutex::default(),
         })
     }
 
-    /// What definitions are held against, as the host is now.
-    pub fn host(&self) -> HostFacts {
-        node::facts(&self.vmm)
+    /// What definitions are held against, as the host is now, or was a moment ago: looking takes as long as parsing.
+    pub fn host(&self) -> Arc<HostFacts> {
+        const MOMENT: Duration = Duration::from_secs(1);
+        let mut seen = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*seen {
+            Some((when, facts)) if when.elapsed() < MOMENT => Arc::clone(facts),
+            _ => {
+                let facts = Arc::new(node::facts(&self.vmm));
+                *seen = Some((Instant::now(), Arc::clone(&facts)));
+                facts
+            }
+        }
     }
 
     /// An id that no domain has had since the host's boot.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::job::{Last, Operation, Work};
 use super::machine::Made;
 use super::state::{Lifecycle, ShutoffReason, State};
+use super::stored::Stored;
 use crate::control::Control;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result};
 use crate::events::DomainName;
@@ -44,7 +45,7 @@ pub struct Inner {
     /// Its name.
     pub name: String,
     /// The definition in the store.
-    pub persistent: Option<Arc<xml_schemas::Domain>>,
+    pub persistent: Option<Stored>,
     /// It is started with the host.
     pub autostart: bool,
     /// Its state.
@@ -156,12 +157,29 @@ impl Inner {
     }
 
     /// The definition in effect: the running one, else the stored one.
-    pub fn definition(&self) -> Option<&Arc<xml_schemas::Domain>> {
+    ///
+    /// # Errors
+    /// As [`Inner::stored`].
+    pub fn definition(&self) -> Result<Option<Arc<xml_schemas::Domain>>> {
         match (&self.live, &self.coming) {
-            (Some(live), _) => Some(&live.definition),
-            (None, Some(coming)) => Some(&coming.definition),
-            (None, None) => self.persistent.as_ref(),
+            (Some(live), _) => Ok(Some(Arc::clone(&live.definition))),
+            (None, Some(coming)) => Ok(Some(Arc::clone(&coming.definition))),
+            (None, None) => self.stored(),
         }
+    }
+
+    /// The stored definition.
+    ///
+    /// # Errors
+    /// VIR_ERR_INTERNAL_ERROR: an earlier version of this program has stored what this one does not understand.
+    pub fn stored(&self) -> Result<Option<Arc<xml_schemas::Domain>>> {
+        let read = self.persistent.as_ref().map(Stored::read).transpose();
+        read.map_err(|error| {
+            let name = &self.name;
+            let text = format!("the stored definition of domain '{name}' cannot be read: {error}");
+            log::error!("{text}");
+            Error::internal(text)
+        })
     }
 
     /// # Errors
@@ -387,12 +405,18 @@ impl Registry {
 
     /// All that clients see, by name.
     pub fn all(&self) -> Vec<Arc<Domain>> {
+        self.each(|domain, _| Some(Arc::clone(domain)))
+    }
+
+    /// What `pick` makes of all that clients see, by name; in one go, so that it must not wait for anything.
+    pub fn each<T>(&self, pick: impl Fn(&Arc<Domain>, &Inner) -> Option<T>) -> Vec<T> {
         let maps = self.lock();
-        let visible = maps.by_name.iter().filter(|(name, domain)| {
+        let visible = maps.by_name.iter().filter_map(|(name, domain)| {
             let inner = domain.lock();
-            inner.visible() && inner.name == **name
+            let seen = inner.visible() && inner.name == *name;
+            seen.then(|| pick(domain, &inner)).flatten()
         });
-        visible.map(|(_, domain)| Arc::clone(domain)).collect()
+        visible.collect()
     }
 
     /// Keeps a domain in the list; `None` if it has left it.

@@ -275,7 +275,7 @@ fn meant(inner: &Inner, flags: u32) -> Result<Both> {
     let (live, stored) = impact(inner, flags)?;
     let running = inner.live.as_ref().filter(|_| live);
     Ok((
-        inner.persistent.as_ref().filter(|_| stored).cloned(),
+        if stored { inner.stored()? } else { None },
         running.map(|live| Arc::clone(&live.definition)),
     ))
 }
@@ -301,9 +301,8 @@ impl Driver {
     /// Stores a changed definition.
     async fn keep(self: &Arc<Self>, domain: &Domain, changed: Option<Definition>) -> Result<()> {
         if let Some(changed) = changed {
-            self.save(changed.name.clone(), changed.format(View::Inactive))
-                .await?;
-            domain.lock().persistent = Some(Arc::new(changed));
+            let stored = self.save(&Arc::new(changed)).await?;
+            domain.lock().persistent = Some(stored);
         }
         Ok(())
     }

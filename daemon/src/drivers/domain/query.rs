@@ -15,6 +15,7 @@ use super::lifecycle::ask_within;
 use super::object::{Domain, Inner, not_running};
 use super::state::State;
 use crate::error::{Error, Result, check_flags};
+use crate::events::DomainName;
 
 /// Which domains are listed (virConnectListAllDomainsFlags).
 mod list_flags {
@@ -190,6 +191,25 @@ impl Driver {
         Ok(all)
     }
 
+    /// How those are named that `flags` list.
+    ///
+    /// # Errors
+    /// Unknown flags.
+    pub fn list_names(&self, flags: u32) -> Result<Vec<DomainName>> {
+        use list_flags::{HAS_SNAPSHOT, MANAGED_SAVE, NO_MANAGED_SAVE, NO_SNAPSHOT};
+        if flags & (MANAGED_SAVE | NO_MANAGED_SAVE | HAS_SNAPSHOT | NO_SNAPSHOT) != 0 {
+            // The disk has to be asked.
+            let all = self.list(flags)?;
+            return Ok(all.iter().map(|domain| domain.name()).collect());
+        }
+        check_flags(flags, list_flags::ALL, "qemuConnectListAllDomains")?;
+        let named = |domain: &Arc<Domain>, inner: &Inner| {
+            let found = listed(inner, Kept::default(), flags);
+            found.then(|| domain.name_in(inner))
+        };
+        Ok(self.registry.each(named))
+    }
+
     /// Filters `domains` by those bits of `flags` that are filters.
     pub fn filter(&self, domains: Vec<Arc<Domain>>, flags: u32) -> Vec<Arc<Domain>> {
         let keep = |domain: &Arc<Domain>| self.is_listed(domain, flags & list_flags::ALL);
@@ -244,7 +264,10 @@ impl Driver {
             "qemuDomainGetXMLDesc",
         )?;
         let inner = domain.lock();
-        let stored = inner.persistent.as_ref().filter(|_| flags & INACTIVE != 0);
+        let stored = match flags & INACTIVE {
+            0 => None,
+            _ => inner.stored()?,
+        };
         let (definition, view) = match stored {
             Some(stored) => (stored, View::Inactive),
             None if flags & INACTIVE == 0 && inner.is_active() => (definition(&inner)?, View::Live),
@@ -297,8 +320,8 @@ impl Driver {
 ///
 /// # Errors
 /// The domain is gone.
-pub fn definition(inner: &Inner) -> Result<&Arc<Definition>> {
-    inner.definition().ok_or_else(not_running)
+pub fn definition(inner: &Inner) -> Result<Arc<Definition>> {
+    inner.definition()?.ok_or_else(not_running)
 }
 
 #[cfg(test)]

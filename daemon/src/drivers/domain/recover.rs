@@ -9,33 +9,38 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch as watch_channel};
 use uuid::Uuid;
 use vmm_api::control::{Answer, Call, Failure};
-use xml_schemas::{Domain as Definition, Validation};
+use xml_schemas::Domain as Definition;
 
 use super::job::Work;
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{PausedReason, ShutoffReason, State};
+use super::stored::Stored;
 use super::{Driver, blocking, saved_image, watch};
 use crate::control;
 use crate::files::{self, Durability};
-use crate::store::{Identity, Loaded};
+use crate::store::{Loaded, Text};
 use crate::vmm_process::{self, Spawned, VmmProcess};
 
 /// How long the new daemon waits for the answers of all VMMs before it serves.
-const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 /// How long a VMM that cannot be reached may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// A VMM's answer to a new daemon's first question.
 type FirstAnswer = oneshot::Receiver<Result<Answer, Failure>>;
 
-/// Loads every definition and finds every running domain.
+/// Told when no client can take a running domain for one that is off: with the first question to its VMM, or dropped.
+type Known = oneshot::Sender<FirstAnswer>;
+
+/// Loads every definition and finds every running domain, all at once. What takes long (a process that has to end)
+/// goes on while clients are served.
 ///
 /// # Errors
 /// The folders cannot be read.
 pub async fn load(driver: &Arc<Driver>) -> io::Result<()> {
     load_definitions(driver)?;
-    let mut answers: Vec<FirstAnswer> = Vec::new();
+    let mut looked_at = Vec::new();
     for entry in fs::read_dir(driver.roots.live_domains())? {
         let path = entry?.path();
         if !path.is_dir() {
@@ -47,10 +52,19 @@ pub async fn load(driver: &Arc<Driver>) -> io::Result<()> {
             log::warn!("{}: left alone: it is no domain's", folder.0.display());
             continue;
         };
-        match find_running(driver, &folder, uuid).await {
-            Ok(answer) => answers.extend(answer),
-            Err(why) => log::error!("{}: {why}", folder.0.display()),
-        }
+        let (known, told) = oneshot::channel();
+        let driver = Arc::clone(driver);
+        tokio::spawn(async move {
+            if let Err(why) = find_running(&driver, &folder, uuid, known).await {
+                log::error!("{}: {why}", folder.0.display());
+            }
+        });
+        looked_at.push(told);
+    }
+    let mut answers: Vec<FirstAnswer> = Vec::new();
+    for told in looked_at {
+        // Dropped: it does not run.
+        answers.extend(told.await.ok());
     }
     // So that clients see what domains do now, rather than what they did when they were last
     // watched. One that does not answer is watched all the same.
@@ -68,25 +82,14 @@ pub async fn load(driver: &Arc<Driver>) -> io::Result<()> {
 
 fn load_definitions(driver: &Driver) -> io::Result<()> {
     let host = driver.host();
-    let parse = |text: &str| {
-        let parsed = Definition::parse(text, Validation::Lenient).map_err(|e| e.to_string())?;
-        let mut definition = parsed.domain;
-        if definition.uuid.is_none() {
-            // Written by hand; a made-up one would be another at each start.
-            return Err("it has no <uuid>".to_owned());
-        }
-        let filled = definition.fill_stored(&host, text.len());
-        filled.map_err(|e| e.to_string())?;
-        let identity = Identity {
-            name: definition.name.clone(),
-            uuid: definition.uuid.unwrap_or_default(),
-        };
-        Ok((identity, definition))
+    let load = |text: Text<'_>| {
+        let (who, stored) = Stored::load(text, &host)?;
+        Ok((who.clone(), (who, stored)))
     };
-    for Loaded { object, autostart } in driver.store.load(parse)? {
-        let name = object.name.clone();
-        if let Err(error) = driver.adopt(object, autostart) {
-            log::error!("domain '{name}': left out: {error}");
+    for Loaded { object, autostart } in driver.store.load(load)? {
+        let (who, stored) = object;
+        if let Err(error) = driver.adopt(&who, stored, autostart) {
+            log::error!("domain '{}': left out: {error}", who.name);
         }
     }
     Ok(())
@@ -97,7 +100,8 @@ async fn find_running(
     driver: &Arc<Driver>,
     folder: &Folder,
     uuid: Uuid,
-) -> Result<Option<FirstAnswer>, String> {
+    known: Known,
+) -> Result<(), String> {
     let record = match Record::read(folder) {
         Ok(record) => record,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -106,7 +110,7 @@ async fn find_running(
                 folder.0.display()
             );
             folder.remove();
-            return Ok(None);
+            return Ok(());
         }
         Err(error) => return Err(format!("left alone: {error}")),
     };
@@ -114,7 +118,7 @@ async fn find_running(
     let same_boot = record.boot_id == driver.boot_id;
     let Some(identity) = record.process else {
         abandon_start(folder, &record, same_boot).await;
-        return Ok(None);
+        return Ok(());
     };
     let process = if same_boot {
         vmm_process::find(identity).map_err(|e| format!("left alone: {e}"))?
@@ -130,11 +134,14 @@ async fn find_running(
         .pin_or_make(uuid, &definition.name)
         .map_err(|e| format!("left alone: {e}"))?;
     match process {
-        Some(process) => take_up(driver, &domain, folder, record, definition, process).await,
+        Some(process) => {
+            let found = (folder, record, definition, process);
+            take_up(driver, &domain, found, known).await
+        }
         None => {
             log::warn!("domain '{}' ended while no daemon watched", definition.name);
             ended_meanwhile(driver, &domain, folder, &record);
-            Ok(None)
+            Ok(())
         }
     }
 }
@@ -197,25 +204,29 @@ fn ended_meanwhile(driver: &Driver, domain: &Pinned, folder: &Folder, record: &R
 async fn take_up(
     driver: &Arc<Driver>,
     domain: &Pinned,
-    folder: &Folder,
-    record: Record,
-    definition: Definition,
-    process: Spawned,
-) -> Result<Option<FirstAnswer>, String> {
+    (folder, record, definition, process): (&Folder, Record, Definition, Spawned),
+    known: Known,
+) -> Result<(), String> {
+    // Until it is settled, nobody starts it again.
+    let _job = domain.job_of_arrival().await.map_err(|e| e.to_string())?;
     let process = process.watch().map_err(|(e, _)| e.to_string())?;
     let process = Arc::new(process);
     let name = definition.name.clone();
     let stream = files::connect_unix(&folder.control());
     let (control, frames) = match stream.and_then(control::open) {
         Ok(opened) => opened,
-        Err(error) => return Err(refused(driver, domain, folder, &record, &process, &error).await),
+        Err(error) => {
+            drop(known);
+            return Err(refused(driver, domain, folder, &record, &process, &error).await);
+        }
     };
     if record.state == STARTING_UP {
         // Nobody was told, and not an instruction of it has run.
         log::warn!("domain '{name}': ending a start that was cut short");
+        drop(known);
         end_now(&process).await;
         ended_meanwhile(driver, domain, folder, &record);
-        return Ok(None);
+        return Ok(());
     }
     saved_image::drop_taken(&driver.managed_save(&name));
     let (ended_sender, ended) = watch_channel::channel(false);
@@ -249,6 +260,8 @@ async fn take_up(
         });
     }
     let answer = control.send(Call::Query).map_err(|e| e.to_string())?;
+    // Nobody waits if the daemon is about to end again.
+    let _ = known.send(answer);
     log::info!(
         "domain '{name}' runs on (id {}, process {})",
         record.id,
@@ -296,7 +309,7 @@ async fn take_up(
             }
         });
     }
-    Ok(Some(answer))
+    Ok(())
 }
 
 async fn end_now(process: &VmmProcess) {
@@ -357,20 +370,19 @@ pub async fn autostart(driver: &Arc<Driver>) {
         Err(error) => return log::error!("no autostart: {error}"),
     }
     for domain in driver.registry.all() {
-        let definition = {
+        let name = {
             let inner = domain.lock();
-            if !inner.autostart || inner.is_active() {
+            if !inner.autostart || inner.is_active() || inner.persistent.is_none() {
                 continue;
             }
-            inner.persistent.clone()
+            inner.name.clone()
         };
-        let (Some(definition), Some(domain)) = (definition, driver.registry.pin(&domain)) else {
+        let Some(domain) = driver.registry.pin(&domain) else {
             continue;
         };
-        let result = driver.create(domain, 0).await;
-        match result {
-            Ok(()) => log::info!("domain '{}' started with the host", definition.name),
-            Err(error) => log::error!("autostart of domain '{}': {error}", definition.name),
+        match driver.create(domain, 0).await {
+            Ok(()) => log::info!("domain '{name}' started with the host"),
+            Err(error) => log::error!("autostart of domain '{name}': {error}"),
         }
     }
 }

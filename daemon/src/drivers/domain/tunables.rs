@@ -440,7 +440,7 @@ impl Driver {
         let (live, values) = {
             let inner = domain.lock();
             let (live, _) = impact(&inner, flags)?;
-            (live, kind.values(chosen(&inner, flags)?))
+            (live, kind.values(&*chosen(&inner, flags)?))
         };
         if live {
             return self.live_tunables(domain, kind, values);

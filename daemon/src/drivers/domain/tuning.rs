@@ -26,7 +26,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::events::DomainEvent;
 
 /// How long a VMM may take to give its counters.
-const STATS_LIMIT: Duration = Duration::from_secs(2);
+const STATS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The disk that a client means, by target or path.
 ///
@@ -134,7 +134,7 @@ impl Driver {
         let (stored, running) = {
             let inner = domain.lock();
             let (to_live, to_config) = impact(&inner, flags)?;
-            let stored = inner.persistent.as_ref().filter(|_| to_config).cloned();
+            let stored = if to_config { inner.stored()? } else { None };
             let running = inner.live.as_ref().filter(|_| to_live);
             (stored, running.map(|live| Arc::clone(&live.definition)))
         };
@@ -150,13 +150,13 @@ impl Driver {
             changed(running, View::Live)?;
             live(running).await?;
         }
-        if let Some(new) = &new_stored {
-            self.save(new.name.clone(), new.format(View::Inactive))
-                .await?;
-        }
+        let saved = match &new_stored {
+            Some(new) => Some(self.save(new).await?),
+            None => None,
+        };
         let mut inner = domain.lock();
-        if let Some(new) = new_stored {
-            inner.persistent = Some(new);
+        if saved.is_some() {
+            inner.persistent = saved;
         }
         if let (Some(_), Some(live)) = (running, inner.live.as_mut()) {
             // As it is now: events may have changed it meanwhile.
@@ -195,7 +195,7 @@ impl Driver {
         let inner = domain.lock();
         let definition = chosen(&inner, flags)?;
         let words = format!("disk '{disk}' was not found in the domain config");
-        Ok(find_disk(definition, disk, &words)?.iotune)
+        Ok(find_disk(&definition, disk, &words)?.iotune)
     }
 
     /// Changes those limits of a disk that `values` name; what was set otherwise goes with what
@@ -272,7 +272,7 @@ impl Driver {
             }
             Ok(())
         };
-        let target = find_disk(query::definition(&domain.lock())?, disk, &words)?.target;
+        let target = find_disk(&*query::definition(&domain.lock())?, disk, &words)?.target;
         self.modify(&domain, flags, machine, change).await?;
         let mut params = vec![TypedParam::new(
             "blkdeviotune.disk",
@@ -300,7 +300,7 @@ impl Driver {
         flags: u32,
     ) -> Result<(Option<Rate>, Option<Rate>)> {
         let inner = domain.lock();
-        let card = find_interface(chosen(&inner, flags)?, name)?;
+        let card = find_interface(&*chosen(&inner, flags)?, name)?;
         Ok((card.inbound, card.outbound))
     }
 

@@ -455,7 +455,7 @@ impl Driver {
         let count = definition.vcpu.max;
         Ok((0..count)
             .take(most)
-            .map(|n| cpus(definition, Threads::Vcpu(n)).unwrap_or_else(|| host.clone()))
+            .map(|n| cpus(&definition, Threads::Vcpu(n)).unwrap_or_else(|| host.clone()))
             .collect())
     }
 
@@ -466,7 +466,7 @@ impl Driver {
     pub fn emulator_pin(&self, domain: &Domain, flags: u32) -> Result<BTreeSet<u32>> {
         let inner = domain.lock();
         let definition = chosen(&inner, flags & (affect::LIVE | affect::CONFIG))?;
-        Ok(cpus(definition, Threads::Emulator)
+        Ok(cpus(&definition, Threads::Emulator)
             .unwrap_or_else(|| node::cpus_present().into_iter().collect()))
     }
 }

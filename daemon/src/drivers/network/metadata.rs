@@ -36,9 +36,7 @@ impl Driver {
                     .find(|e| e.namespace.as_deref() == Some(uri))?;
                 let mut element = found.clone();
                 strip_namespace(&mut element, uri);
-                let mut text = String::new();
-                dom::format_element(&mut text, &element, 0);
-                Some(text)
+                Some(dom::format_metadata(&element))
             }
         });
         found.ok_or_else(|| {

@@ -28,7 +28,8 @@ const DEFAULT: &str = "<network><name>default</name><forward mode='nat'/>\
 /// The definitions cannot be read.
 pub fn load(driver: &Arc<Driver>) -> io::Result<()> {
     let loaded = driver.store.load(|text| {
-        let definition = Definition::parse(text, Validation::Lenient).map_err(|e| e.to_string())?;
+        let definition =
+            Definition::parse(text.xml, Validation::Lenient).map_err(|e| e.to_string())?;
         let uuid = definition.uuid.ok_or("it has no uuid")?;
         let identity = Identity {
             name: definition.name.clone(),

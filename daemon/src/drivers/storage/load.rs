@@ -32,7 +32,7 @@ pub fn load(driver: &Arc<Driver>) -> io::Result<()> {
         };
         Ok((identity, pool))
     };
-    for loaded in driver.store.load(parse)? {
+    for loaded in driver.store.load(|text| parse(text.xml))? {
         let mut inner = Inner::new(Arc::new(loaded.object), true);
         inner.autostart = loaded.autostart;
         driver.pools().push(Pool::new(inner));

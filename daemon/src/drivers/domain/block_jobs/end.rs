@@ -180,7 +180,7 @@ impl Driver {
         let disk = super::images_of(domain, id).await?;
         let (persistent, live) = {
             let inner = domain.lock();
-            (inner.persistent.clone(), inner.live()?.definition.clone())
+            (inner.stored()?, inner.live()?.definition.clone())
         };
         let Some(target) = chain::target_of(&live, id) else {
             return Ok(());

@@ -81,8 +81,9 @@ impl Driver {
                 self.check_protection(domain.uuid, live.change_protection, client)?;
             }
             let definition = match flags & flags::OFFLINE {
-                0 => inner.definition().cloned(),
-                _ => inner.persistent.as_ref().or(inner.definition()).cloned(),
+                _ if inner.persistent.is_none() => inner.definition()?,
+                0 => inner.definition()?,
+                _ => inner.stored()?,
             };
             let running = inner.live.is_some();
             (definition, running, inner.persistent.is_some())

@@ -164,7 +164,7 @@ impl Plan {
         let has = |flag| flags & flag != 0;
         let (definition, state, running) = {
             let inner = domain.lock();
-            let definition = inner.definition().cloned();
+            let definition = inner.definition()?;
             (definition, inner.state, inner.live.is_some())
         };
         let definition = definition.ok_or_else(|| unknown(""))?;
@@ -347,7 +347,7 @@ impl Plan {
         let (persistent, live) = {
             let inner = domain.lock();
             let live = inner.live.as_ref().map(|live| Arc::clone(&live.definition));
-            (inner.persistent.clone(), live)
+            (inner.stored()?, live)
         };
         if to.is_empty() {
             return Ok((persistent, live));
@@ -629,10 +629,10 @@ pub(in crate::drivers::domain) async fn set_definitions(
     persistent: Option<Arc<Definition>>,
     live: Option<Arc<Definition>>,
 ) -> Result<()> {
-    if let Some(definition) = &persistent {
-        let text = definition.format(View::Inactive);
-        driver.save(definition.name.clone(), text).await?;
-    }
+    let stored = match &persistent {
+        Some(definition) => Some(driver.save(definition).await?),
+        None => None,
+    };
     let folder = domain
         .lock()
         .live
@@ -644,8 +644,8 @@ pub(in crate::drivers::domain) async fn set_definitions(
             .map_err(|e| Error::system("cannot write the domain's state", &e))?;
     }
     let mut inner = domain.lock();
-    if persistent.is_some() {
-        inner.persistent = persistent;
+    if stored.is_some() {
+        inner.persistent = stored;
     }
     if let (Some(definition), Ok(running)) = (live, inner.live_mut()) {
         running.definition = definition;

@@ -235,7 +235,7 @@ async fn external(
     .await??;
     killpoint("snapshot.committed");
     // Whoever named the overlay names what it was merged into; then it can go.
-    let persistent = domain.lock().persistent.clone();
+    let persistent = domain.lock().stored()?;
     let persistent = persistent.map(|definition| {
         let mut changed = Definition::clone(&definition);
         put_back(&mut changed, &merges);
@@ -373,9 +373,9 @@ async fn look(
     let mut inside: Vec<(PathBuf, String)> = Vec::new();
     {
         let inner = domain.lock();
-        let live = inner.live.as_ref().map(|live| &live.definition);
-        for definition in live.into_iter().chain(&inner.persistent) {
-            let all = disks::images(definition);
+        let live = inner.live.as_ref().map(|live| Arc::clone(&live.definition));
+        for definition in live.into_iter().chain(inner.stored()?) {
+            let all = disks::images(&definition);
             starts.extend(all.into_iter().map(|(path, format)| (path, format, None)));
         }
     }

@@ -106,7 +106,7 @@ pub(super) async fn revert(
         .map(|o| (o.disk.target.clone(), o.path.clone(), "qcow2".to_owned()))
         .collect();
     disks::redirect(&mut definition, &to);
-    let before = domain.lock().persistent.clone();
+    let before = domain.lock().stored()?;
     let definition = Arc::new(definition);
     if let Err(error) = set_definitions(driver, domain, Some(Arc::clone(&definition)), None).await {
         overlays.iter().for_each(Overlay::undo);
