@@ -188,6 +188,11 @@ pub struct Wanted {
     pub virttype: Option<String>,
 }
 
+/// Those that libvirt has a name for.
+const KNOWN_ARCHITECTURES: &str = "alpha armv6l armv7b armv7l aarch64 cris i686 ia64 itanium lm32 loongarch64 m68k \
+    microblaze microblazeel mips mipsel mips64 mips64el or32 parisc parisc64 ppc ppc64 ppc64le ppcemb riscv32 riscv64 \
+    s390 s390x sh4 sh4eb sparc sparc64 unicore32 x86_64 xtensa xtensaeb";
+
 /// `<domainCapabilities>`
 ///
 /// # Errors
@@ -196,6 +201,9 @@ pub fn domain(vmm: &Path, wanted: &Wanted) -> Result<String> {
     let bad = |text| Error::new(ErrorCode::INVALID_ARG, text);
     let path = vmm.display().to_string();
     let arch = wanted.arch.as_deref().unwrap_or("x86_64");
+    if !KNOWN_ARCHITECTURES.split(' ').any(|known| known == arch) {
+        return Err(bad(format!("unknown architecture: {arch}")));
+    }
     if !ARCHITECTURES.iter().any(|(known, _)| *known == arch) {
         return Err(Error::unsupported(format!(
             "unable to find any emulator to serve '{arch}' architecture"
@@ -339,6 +347,10 @@ mod tests {
         };
         assert!(of(None, None, Some("qemu")).is_ok());
         assert_eq!(of(Some("aarch64"), None, None).unwrap_err().code.0, 67);
+        assert_eq!(
+            of(Some("bogus"), None, None).unwrap_err().message,
+            "invalid argument: unknown architecture: bogus"
+        );
         assert_eq!(
             of(None, Some("foo"), None).unwrap_err().message,
             "invalid argument: the machine 'foo' is not supported by emulator '/vmm'"

@@ -120,6 +120,10 @@ fn events_through_stock_virsh() {
     rig.define(&xml);
     events.expect("event 'lifecycle' for domain 'guest': Defined Added", SOON);
     rig.vireo(&["start", "guest"]).ok();
+    events.expect(
+        "event 'lifecycle' for domain 'guest': Resumed Unpaused",
+        SOON,
+    );
     events.expect("event 'lifecycle' for domain 'guest': Started Booted", SOON);
     rig.vireo(&["suspend", "guest"]).ok();
     events.expect(

@@ -1,19 +1,16 @@
 //! The parts of virConnectGetAllDomainStats that concern devices.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rpc::args::DomainGetBlockInfoRet;
 use rpc::types::{TypedParam, TypedValue};
 use tokio::time::Instant;
-use vmm_api::control::{BalloonStats, DiskStats, NetStats};
+use vmm_api::control::{BalloonStats, DiskStats, NetStats, Stats};
 use xml_schemas::Domain as Definition;
 use xml_schemas::domain::device::{Disk, Interface};
 
 use super::Daemon;
 use super::devices::{memory_values, resident_kib, stored_info};
-use crate::drivers::domain::object::Domain;
-use crate::drivers::domain::query::definition;
 
 /// Which parts are wanted.
 #[derive(Debug, Clone, Copy)]
@@ -28,36 +25,20 @@ pub(super) struct Groups {
     pub backing: bool,
 }
 
-/// Those statistics; a VMM that does not answer costs its domain its counters only.
+/// Those statistics of a domain with that definition, whose process, if it runs, has said that.
 pub(super) async fn all_stats(
     daemon: &Daemon,
-    domain: &Domain,
+    (definition, pid, stats): (&Definition, Option<u32>, &Stats),
     groups: Groups,
     params: &mut Vec<TypedParam>,
 ) {
-    let (definition, pid) = {
-        let inner = domain.lock();
-        let Ok(definition) = definition(&inner) else {
-            return;
-        };
-        let pid = inner.live.as_ref().map(|live| live.process.identity().pid);
-        (Arc::clone(definition), pid)
-    };
-    let stats = match pid {
-        Some(_) => daemon
-            .domains
-            .device_stats(domain)
-            .await
-            .unwrap_or_default(),
-        None => vmm_api::control::Stats::default(),
-    };
     let stored = match pid {
-        None if groups.block => stored_sizes(daemon, &definition).await,
+        None if groups.block => stored_sizes(daemon, definition).await,
         _ => Vec::new(),
     };
     let mut add = |name: String, value: TypedValue| params.push(TypedParam::new(name, value));
     if groups.balloon {
-        balloon_stats(&definition, pid, stats.balloon, &mut add);
+        balloon_stats(definition, pid, stats.balloon, &mut add);
     }
     let of = |name: &'static str| {
         definition

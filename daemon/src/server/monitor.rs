@@ -1,5 +1,8 @@
 //! Domains: what only looks.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use rpc::args::*;
 use rpc::error::{ErrorCode, RemoteError};
 use rpc::procs;
@@ -7,6 +10,7 @@ use rpc::server::Router;
 use rpc::types::TypedParam;
 use rpc::xdr::CharList;
 use uuid::Uuid;
+use vmm_api::control::Stats;
 
 use super::{Answer, Call, Daemon, device_stats, reference};
 use crate::drivers::domain::dirtyrate::Status;
@@ -137,18 +141,36 @@ async fn get_messages(call: Call, args: DomainGetMessagesArgs) -> Answer<DomainG
     })
 }
 
-/// VIR_DOMAIN_CONTROL_OK: a call never waits for another one here longer than its own limit.
+/// Whether the VMM answers: asked, and not guessed.
 async fn get_control_info(
     call: Call,
     args: DomainGetControlInfoArgs,
 ) -> Answer<DomainGetControlInfoRet> {
     check_flags(args.flags, 0, "qemuDomainGetControlInfo")?;
+    // virDomainControlState, virDomainControlErrorReason
+    const OK: u32 = 0;
+    const JOB: u32 = 1;
+    const OCCUPIED: u32 = 2;
+    const ERROR: u32 = 3;
+    const MONITOR: u32 = 2;
     let domain = call.state().find(&args.dom)?;
     domain.lock().live()?;
+    let asked = Instant::now();
+    let says = call.state().domains.vcpu_times(&domain).await;
+    let job = domain.lock().live()?.work.since();
+    let (state, details, since) = match says {
+        Ok(_) => match job {
+            Some(began) => (JOB, 0, Some(began)),
+            None => (OK, 0, None),
+        },
+        Err(error) if error.code == ErrorCode::OPERATION_TIMEOUT => (OCCUPIED, 0, Some(asked)),
+        Err(_) => (ERROR, MONITOR, Some(asked)),
+    };
+    let since = since.map_or(Duration::ZERO, |since| since.elapsed());
     Ok(DomainGetControlInfoRet {
-        state: 0,
-        details: 0,
-        state_time: 0,
+        state,
+        details,
+        state_time: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
     })
 }
 
@@ -198,10 +220,22 @@ async fn get_all_domain_stats(
         daemon.domains.filter(found, filters)
     };
     let backing = args.flags & stats::BACKING != 0;
-    let mut records = Vec::with_capacity(chosen.len());
-    for domain in chosen {
+    // All VMMs are asked before the first answer is waited for: those that are silent cost no more than one does.
+    let ask = |domain: Arc<Domain>| {
+        let running = domain.lock().live.is_some();
+        let said =
+            running.then(|| tokio::spawn(ask_vmm(Arc::clone(daemon), domain.clone(), groups)));
+        (domain, said)
+    };
+    let asked: Vec<_> = chosen.into_iter().map(ask).collect();
+    let mut records = Vec::with_capacity(asked.len());
+    for (domain, said) in asked {
+        let said = match said {
+            Some(said) => said.await.unwrap_or_default(),
+            None => Said::default(),
+        };
         // One that is gone by now is left out.
-        if let Ok(params) = domain_stats(daemon, &domain, groups, backing).await {
+        if let Ok(params) = domain_stats(daemon, &domain, groups, backing, said).await {
             records.push(DomainStatsRecord {
                 dom: reference(domain.name()),
                 params: params.into(),
@@ -234,21 +268,55 @@ fn dirty_rate(domain: &Domain, params: &mut Vec<TypedParam>) {
     }
 }
 
+/// What a VMM says. One that does not answer costs its domain these values, not the client its answer.
+#[derive(Debug, Default)]
+struct Said {
+    vcpu_times: Vec<u64>,
+    devices: Stats,
+}
+
+async fn ask_vmm(daemon: Arc<Daemon>, domain: Arc<Domain>, groups: u32) -> Said {
+    let times = async {
+        match groups & stats::VCPU {
+            0 => Vec::new(),
+            _ => daemon.domains.vcpu_times(&domain).await.unwrap_or_default(),
+        }
+    };
+    let devices = async {
+        match groups & (stats::BALLOON | stats::INTERFACE | stats::BLOCK) {
+            0 => Stats::default(),
+            _ => daemon
+                .domains
+                .device_stats(&domain)
+                .await
+                .unwrap_or_default(),
+        }
+    };
+    let (vcpu_times, devices) = tokio::join!(times, devices);
+    Said {
+        vcpu_times,
+        devices,
+    }
+}
+
 async fn domain_stats(
     daemon: &Daemon,
     domain: &Domain,
     groups: u32,
     backing: bool,
+    said: Said,
 ) -> Result<Vec<TypedParam>, RemoteError> {
     let mut params = Vec::new();
-    let (pid, state, vcpu) = {
+    let (pid, state, definition) = {
         let inner = domain.lock();
-        let definition = definition(&inner)?;
-        (
-            inner.live.as_ref().map(|live| live.process.identity().pid),
-            inner.state,
-            (definition.vcpu.online(), definition.vcpu.max),
-        )
+        // Not read for who asks for none of it: a list of thousands of domains asks for their states.
+        let needed = stats::BALLOON | stats::VCPU | stats::INTERFACE | stats::BLOCK;
+        let definition = match groups & needed {
+            0 => None,
+            _ => Some(definition(&inner)?),
+        };
+        let pid = inner.live.as_ref().map(|live| live.process.identity().pid);
+        (pid, inner.state, definition)
     };
     let mut add = |name: &str, value: rpc::types::TypedValue| {
         params.push(TypedParam::new(name, value));
@@ -270,27 +338,25 @@ async fn domain_stats(
         block: !balloon && groups & stats::BLOCK != 0,
         backing,
     };
-    if groups & stats::BALLOON != 0 {
-        device_stats::all_stats(daemon, domain, device_groups(true), &mut params).await;
+    if let Some(definition) = definition.as_ref().filter(|_| groups & stats::BALLOON != 0) {
+        let from = (&**definition, pid, &said.devices);
+        device_stats::all_stats(daemon, from, device_groups(true), &mut params).await;
     }
     let mut add = |name: &str, value: rpc::types::TypedValue| {
         params.push(TypedParam::new(name, value));
     };
-    if groups & stats::VCPU != 0 {
-        add("vcpu.current", vcpu.0.into());
-        add("vcpu.maximum", vcpu.1.into());
-        // A VMM that does not answer costs its domain these values, not the client its answer.
-        let times = match pid {
-            Some(_) => daemon.domains.vcpu_times(domain).await.unwrap_or_default(),
-            None => Vec::new(),
-        };
-        for (number, time) in times.into_iter().enumerate() {
+    if let Some(definition) = definition.as_ref().filter(|_| groups & stats::VCPU != 0) {
+        add("vcpu.current", definition.vcpu.online().into());
+        add("vcpu.maximum", definition.vcpu.max.into());
+        for (number, time) in said.vcpu_times.iter().enumerate() {
             add(&format!("vcpu.{number}.state"), 1i32.into());
-            add(&format!("vcpu.{number}.time"), time.into());
+            add(&format!("vcpu.{number}.time"), (*time).into());
         }
     }
-    if groups & (stats::INTERFACE | stats::BLOCK) != 0 {
-        device_stats::all_stats(daemon, domain, device_groups(false), &mut params).await;
+    let others = groups & (stats::INTERFACE | stats::BLOCK);
+    if let Some(definition) = definition.as_ref().filter(|_| others != 0) {
+        let from = (&**definition, pid, &said.devices);
+        device_stats::all_stats(daemon, from, device_groups(false), &mut params).await;
     }
     if groups & stats::DIRTY_RATE != 0 {
         dirty_rate(domain, &mut params);

@@ -168,6 +168,11 @@ impl Work {
         self.last
     }
 
+    /// Since when a job runs, if one does.
+    pub fn since(&self) -> Option<Instant> {
+        self.running.map(|(_, since)| since)
+    }
+
     /// # Errors
     /// VIR_ERR_OPERATION_INVALID: there is one.
     pub fn check_none(&self) -> Result<()> {

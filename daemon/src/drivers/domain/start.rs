@@ -323,6 +323,10 @@ impl Started {
             }
             // One that arrives was told of when it was announced.
             if options.arriving.is_none() {
+                // libvirt's clients know it so: processors run first, and then it is said what runs.
+                if matches!(started, Lifecycle::StartedBooted) && !options.paused {
+                    told(DomainEvent::Lifecycle(Lifecycle::ResumedUnpaused));
+                }
                 told(DomainEvent::Lifecycle(started));
                 if options.paused {
                     told(DomainEvent::Lifecycle(suspended));
