@@ -13,6 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -90,12 +91,9 @@ struct Entry {
     payload: Vec<u8>,
 }
 
-/// The use of a segment that a change was written in.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    segment: usize,
-    epoch: Uuid,
-}
+/// The use of a segment that a change was written in: how many changes of it are not in their files yet.
+#[derive(Debug, Clone, Default)]
+struct Place(Arc<AtomicUsize>);
 
 #[derive(Debug)]
 struct Segments {
@@ -119,8 +117,8 @@ struct Segment {
     epoch: Uuid,
     /// Files that may not be on the disk as the segment says.
     touched: BTreeSet<String>,
-    /// Changes whose files are still being written.
-    unapplied: usize,
+    /// Changes whose files are still being written. Another one for each use.
+    unapplied: Place,
 }
 
 /// Files follow a change as long as this lives.
@@ -133,13 +131,11 @@ pub struct Applying {
 
 impl Drop for Applying {
     fn drop(&mut self) {
-        let mut segments = self.shared.segments();
-        let segment = &mut segments.all[self.place.segment];
-        if segment.epoch == self.place.epoch {
-            segment.unapplied = segment.unapplied.saturating_sub(1);
+        // Without the segments' lock, which is held while the disk writes: a change whose file is there is done, and
+        // does not wait for those behind it. The thread that syncs looks again by itself if it misses this.
+        if self.place.0.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.changed.notify_all();
         }
-        drop(segments);
-        self.shared.changed.notify_all();
     }
 }
 
@@ -334,6 +330,7 @@ impl Shared {
         }
         if segment.used == 0 {
             segment.epoch = Uuid::new_v4();
+            segment.unapplied = Place::default();
         }
         let mut bytes = Vec::with_capacity(length as usize);
         for entry in batch {
@@ -350,16 +347,13 @@ impl Shared {
         }
         segment.allocated = segment.allocated.max(segment.used + bytes.len() as u64);
         segment.used = end;
-        segment.unapplied += batch.len();
+        segment.unapplied.0.fetch_add(batch.len(), Ordering::AcqRel);
         segment
             .touched
             .extend(batch.iter().flat_map(|entry| entry.paths.iter().cloned()));
-        let epoch = segment.epoch;
+        let place = segment.unapplied.clone();
         guard.last = Instant::now();
-        Ok(Place {
-            segment: index,
-            epoch,
-        })
+        Ok(place)
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
@@ -397,7 +391,7 @@ impl Shared {
                 guard = self.waited(guard, left);
                 continue;
             };
-            if guard.all[index].unapplied > 0 {
+            if guard.all[index].unapplied.0.load(Ordering::Acquire) > 0 {
                 if guard.closing {
                     guard.attended = false;
                     return;
@@ -846,7 +840,12 @@ mod tests {
             drop(applying);
         });
         let segments = journal.shared.segments();
-        assert!(segments.all.iter().all(|segment| segment.unapplied == 0));
+        assert!(
+            segments
+                .all
+                .iter()
+                .all(|segment| segment.unapplied.0.load(Ordering::Acquire) == 0)
+        );
         assert!(lock(&journal.shared.queue).done.is_empty());
     }
 
