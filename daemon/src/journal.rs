@@ -101,6 +101,8 @@ struct Segments {
     active: usize,
     /// When the last change was written.
     last: Instant,
+    /// It was not alone.
+    crowd: bool,
     closing: bool,
     /// There is a thread that will look at the segments again.
     attended: bool,
@@ -159,6 +161,7 @@ impl Journal {
                 all: Default::default(),
                 active: 0,
                 last: Instant::now(),
+                crowd: false,
                 closing: false,
                 attended: false,
                 broken: None,
@@ -197,7 +200,12 @@ impl Journal {
                 return self.written(done);
             }
             if queue.waiting.iter().any(|entry| entry.number == number) {
-                break std::mem::take(&mut queue.waiting);
+                if segments.crowd {
+                    queue = self.shared.let_in(queue);
+                }
+                let batch = std::mem::take(&mut queue.waiting);
+                segments.crowd = batch.len() > 1;
+                break batch;
             }
             drop(queue);
             // Somebody has it who waits for room himself.
@@ -315,6 +323,18 @@ impl Shared {
             }
             guard = self.waited(guard, left);
         }
+    }
+
+    /// Lets those come in who are about to: there were several at once a moment ago, and one write does for all.
+    fn let_in<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        let mut before = 0;
+        while queue.waiting.len() > before {
+            before = queue.waiting.len();
+            drop(queue);
+            std::thread::yield_now();
+            queue = lock(&self.queue);
+        }
+        queue
     }
 
     /// Writes changes to the active segment, which has room.
