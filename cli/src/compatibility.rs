@@ -13,8 +13,6 @@ const IN_PART: &[(&str, &str)] = &[
         "start",
         "devices that need a screen are left out of the machine; others that are not there are refused by name",
     ),
-    ("setvcpus", FIXED),
-    ("setvcpu", FIXED),
     (
         "memtune",
         "a domain that starts without limits: memory from before the first one is not counted",
@@ -66,7 +64,6 @@ const NETWORKS: &str = "no forward mode hostdev, virtual ports, firewalld zones"
 const POOLS: &str = "types dir, fs, netfs";
 const SOURCES: &str = "of netfs pools";
 
-const FIXED: &str = "a running domain's vCPUs are fixed";
 const IOTHREADS: &str = "kept in definitions; the machine has none";
 const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy sources";
 

@@ -83,6 +83,8 @@ pub enum DomainEvent {
     AgentLifecycle(i32, i32),
     /// VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: its id.
     DeviceAdded(String),
+    /// VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: its id.
+    DeviceRemovalFailed(String),
     /// VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION: which one.
     MigrationIteration(i32),
     /// VIR_DOMAIN_EVENT_ID_JOB_COMPLETED: its statistics (VIR_DOMAIN_JOB_*).
@@ -119,6 +121,7 @@ impl DomainEvent {
             Self::DeviceAdded(_) => 19,
             Self::MigrationIteration(_) => 20,
             Self::JobCompleted(_) => 21,
+            Self::DeviceRemovalFailed(_) => 22,
             Self::MetadataChange { .. } => 23,
         }
     }

@@ -206,6 +206,7 @@ impl Cpu {
             deadline: u64::MAX,
         });
         cpu.set_cpuid(leaves);
+        cpu.set_tsc_offset(machine.tsc_offset());
         cpu.state_changed();
         cpu
     }

@@ -164,6 +164,11 @@ impl Machine {
         offset
     }
 
+    /// The offset for a vCPU that comes later: its TSC agrees with that of the others.
+    pub(crate) fn tsc_offset(&self) -> u64 {
+        lock(&self.tsc_set).unwrap_or(0)
+    }
+
     fn tell_all(&self, mail: Mail) {
         let peers = self.peers();
         for peer in &peers {

@@ -53,6 +53,7 @@ pub fn machine(kernel: Kernel, devices: Vec<DeviceConfig>) -> MachineConfig {
         backend: Backend::Soft,
         memory_bytes: 256 << 20,
         vcpus: 1,
+        vcpu_hotplug: None,
         cpu: CpuConfig::default(),
         boot: BootConfig {
             kernel: Some(Resource::Path(folder.join("vmlinuz"))),

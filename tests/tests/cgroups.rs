@@ -121,13 +121,14 @@ fn limits_hold_from_the_start_through_changes_and_restarts_to_the_end() {
     }
     let rig = Rig::new();
     let mut daemon = rig.daemon();
-    rig.define(&guest(
+    let limited = guest(
         &rig,
         "<cputune><shares>300</shares><quota>20000</quota><emulator_period>50000</emulator_period></cputune>\
          <memtune><hard_limit unit='MiB'>500</hard_limit></memtune>\
          <blkiotune><device><path>/nope</path><read_iops_sec>7</read_iops_sec></device></blkiotune>\
          <numatune><memory mode='strict' nodeset='0'/></numatune>",
-    ));
+    );
+    rig.define(&limited.replace("<vcpu>1<", "<vcpu current='1'>2<"));
     // A start that fails leaves no group behind.
     let refused = rig.vireo(&["start", "one"]).fails();
     assert!(
@@ -170,6 +171,13 @@ fn limits_hold_from_the_start_through_changes_and_restarts_to_the_end() {
         vcpus += usize::from(part == "vcpu0");
     }
     assert_eq!(vcpus, 1);
+    // One that comes later, too.
+    rig.vireo(&["setvcpus", "one", "2", "--live"]).ok();
+    assert_eq!(of("vcpu1"), ("100000".into(), "20000".into()));
+    let tasks = cpu.join("vcpu1");
+    let tasks = tasks.join(if first { "tasks" } else { "cgroup.threads" });
+    let thread = text(tasks);
+    assert_eq!(text(format!("/proc/{pid}/task/{thread}/comm")), "vcpu1");
 
     // Read back, changed live, told to who listens, and kept apart from the definition.
     let shown = rig.vireo(&["schedinfo", "one", "--live"]).ok();

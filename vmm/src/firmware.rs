@@ -85,9 +85,9 @@ pub fn items(
 ) -> Items {
     let mut items = Items::default();
     items.number(RAM_SIZE, memory.size().to_le_bytes());
-    let cpus = u16::try_from(config.vcpus).unwrap_or(u16::MAX);
-    items.number(CPUS, cpus.to_le_bytes());
-    items.number(MAX_CPUS, cpus.to_le_bytes());
+    let cpus = |count: u32| u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes();
+    items.number(CPUS, cpus(description.present()));
+    items.number(MAX_CPUS, cpus(description.vcpus));
     items.number(IRQ0_OVERRIDE, [1]);
     let mut map = Vec::new();
     for range in [memory.low(), memory.high()] {

@@ -28,6 +28,8 @@ pub enum Notice {
     BlockJob,
     /// The guest has switched off the slot before this bus.
     SlotOff(u8),
+    /// The guest has let go of a vCPU.
+    VcpuGone,
 }
 
 /// A bounded queue with a wake-up.
@@ -55,6 +57,10 @@ impl Notices {
         let is_balloon = |n: &Notice| matches!(n, Notice::Tell(Event::BalloonChange { .. }));
         if is_balloon(&notice) {
             queue.retain(|n| !is_balloon(n));
+        }
+        if notice == Notice::VcpuGone {
+            // Whoever hears of it looks which.
+            queue.retain(|n| *n != Notice::VcpuGone);
         }
         if queue.len() == KEPT {
             queue.pop_front();

@@ -1,9 +1,9 @@
 //! vCPU threads: running, stopping, and what they tell the event loop.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,17 @@ pub struct Stopped {
     pub watch: Option<u64>,
 }
 
+/// A possible vCPU's place. vCPUs come and go while the machine runs.
+#[derive(Debug, Default)]
+struct Seat {
+    /// Gets its thread out of the backend; none: the vCPU is not there.
+    kicker: Option<Arc<dyn Kicker>>,
+    /// Its thread is to end.
+    leaving: bool,
+    calls: VecDeque<Call>,
+    jobs: VecDeque<Job>,
+}
+
 #[derive(Debug)]
 struct GateState {
     mode: Mode,
@@ -103,9 +114,20 @@ struct GateState {
     debugger: Leave,
     /// A migration slows the guest down: nobody runs just now.
     braked: bool,
-    calls: Vec<VecDeque<Call>>,
+    /// Threads that wait.
     parked: usize,
-    jobs: Vec<VecDeque<Job>>,
+    seats: Vec<Seat>,
+}
+
+impl GateState {
+    fn kickers(&self) -> impl Iterator<Item = &Arc<dyn Kicker>> {
+        self.seats.iter().filter_map(|seat| seat.kicker.as_ref())
+    }
+
+    /// Threads that do not wait.
+    fn running(&self) -> usize {
+        self.kickers().count().saturating_sub(self.parked)
+    }
 }
 
 /// Where vCPU threads wait while the machine is stopped, and what they report.
@@ -131,13 +153,11 @@ enum Next {
 }
 
 impl Gate {
-    /// A closed gate for `vcpus` threads.
+    /// A closed gate for at most `vcpus` threads.
     ///
     /// # Errors
     /// No eventfd.
     pub fn new(vcpus: u32) -> Result<Self, Errno> {
-        let jobs = (0..vcpus).map(|_| VecDeque::new()).collect();
-        let calls = (0..vcpus).map(|_| VecDeque::new()).collect();
         let eventfd = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         Ok(Self {
             state: Mutex::new(GateState {
@@ -145,8 +165,7 @@ impl Gate {
                 parked: 0,
                 debugger: Leave::All,
                 braked: false,
-                calls,
-                jobs,
+                seats: (0..vcpus).map(|_| Seat::default()).collect(),
             }),
             changed: Condvar::new(),
             parking: Condvar::new(),
@@ -207,11 +226,20 @@ impl Gate {
             if state.mode == Mode::Quit {
                 return Next::Quit;
             }
-            if let Some(call) = state.calls.get_mut(index).and_then(VecDeque::pop_front) {
+            let GateState { mode, seats, .. } = &mut *state;
+            let Some(seat) = seats.get_mut(index) else {
+                return Next::Quit;
+            };
+            if seat.leaving {
+                *seat = Seat::default();
+                self.parking.notify_all();
+                return Next::Quit;
+            }
+            if let Some(call) = seat.calls.pop_front() {
                 return Next::Call(call);
             }
-            if matches!(state.mode, Mode::Run | Mode::Settle)
-                && let Some(job) = state.jobs.get_mut(index).and_then(VecDeque::pop_front)
+            if matches!(mode, Mode::Run | Mode::Settle)
+                && let Some(job) = seat.jobs.pop_front()
             {
                 return Next::Job(job);
             }
@@ -242,13 +270,49 @@ impl Gate {
             // Nobody waits any more: nobody misses it.
             let _ = sender.send(action(vcpu));
         }));
-        if let Some(calls) = lock(&self.state).calls.get_mut(index) {
-            calls.push_back(call);
+        match lock(&self.state).seats.get_mut(index) {
+            Some(seat) if seat.kicker.is_some() => seat.calls.push_back(call),
+            _ => return Err(std::io::Error::other(format!("there is no vCPU {index}"))),
         }
         self.changed.notify_all();
         receiver
             .recv_timeout(STOP_LIMIT)
             .map_err(|_| std::io::Error::other(format!("vCPU {index} does not answer")))
+    }
+
+    /// The vCPUs that are there.
+    fn present(&self) -> Vec<usize> {
+        let state = lock(&self.state);
+        let seats = state.seats.iter().enumerate();
+        seats
+            .filter(|(_, seat)| seat.kicker.is_some())
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    fn kick(&self) {
+        lock(&self.state).kickers().for_each(|kicker| kicker.kick());
+    }
+
+    /// Kicks all vCPUs until `done`; those that need not stop only look up.
+    fn kick_until(
+        &self,
+        limit: Duration,
+        done: impl Fn(&GateState) -> bool,
+    ) -> Result<(), MutexGuard<'_, GateState>> {
+        let deadline = Instant::now() + limit;
+        let mut state = lock(&self.state);
+        while !done(&state) {
+            if Instant::now() >= deadline {
+                return Err(state);
+            }
+            state.kickers().for_each(|kicker| kicker.kick());
+            let waited = self
+                .parking
+                .wait_timeout_while(state, KICK_AGAIN, |state| !done(state));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
     }
 
     fn set_leave(&self, leave: Leave) {
@@ -270,14 +334,13 @@ impl Gate {
 #[derive(Debug)]
 pub struct Debugger {
     gate: Arc<Gate>,
-    kickers: Vec<Arc<dyn Kicker>>,
 }
 
 impl Debugger {
-    /// How many vCPUs there are.
+    /// The vCPUs that are there.
     #[must_use]
-    pub fn vcpus(&self) -> usize {
-        self.kickers.len()
+    pub fn vcpus(&self) -> Vec<usize> {
+        self.gate.present()
     }
 
     /// Stops all vCPUs between two instructions; returns when they have.
@@ -286,7 +349,7 @@ impl Debugger {
     /// A vCPU is stuck in the backend.
     pub fn stop(&self) -> Result<(), NotStopping> {
         self.gate.set_leave(Leave::None);
-        stop(&self.gate, self.kickers.iter())
+        stop(&self.gate)
     }
 
     /// Lets all of them run, or only one.
@@ -327,7 +390,6 @@ impl Debugger {
 #[derive(Debug)]
 pub struct Brake {
     gate: Arc<Gate>,
-    kickers: Vec<Arc<dyn Kicker>>,
 }
 
 impl Brake {
@@ -337,7 +399,7 @@ impl Brake {
     /// A vCPU is stuck in the backend.
     pub fn pull(&self) -> Result<(), NotStopping> {
         lock(&self.gate.state).braked = true;
-        stop(&self.gate, self.kickers.iter())
+        stop(&self.gate)
     }
 
     /// They run as far as others let them.
@@ -348,30 +410,9 @@ impl Brake {
 }
 
 /// Kicks the vCPUs until all wait at the gate, which has been closed.
-fn stop<'a>(
-    gate: &Gate,
-    kickers: impl ExactSizeIterator<Item = &'a Arc<dyn Kicker>> + Clone,
-) -> Result<(), NotStopping> {
-    let count = kickers.len();
-    let deadline = Instant::now() + STOP_LIMIT;
-    loop {
-        for kicker in kickers.clone() {
-            kicker.kick();
-        }
-        let state = lock(&gate.state);
-        let (state, _) = gate
-            .parking
-            .wait_timeout_while(state, KICK_AGAIN, |s| s.parked < count)
-            .unwrap_or_else(PoisonError::into_inner);
-        let running = count - state.parked;
-        drop(state);
-        if running == 0 {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(NotStopping(running));
-        }
-    }
+fn stop(gate: &Gate) -> Result<(), NotStopping> {
+    let running = gate.kick_until(STOP_LIMIT, |state| state.running() == 0);
+    running.map_err(|state| NotStopping(state.running()))
 }
 
 impl Requests for Gate {
@@ -380,17 +421,21 @@ impl Requests for Gate {
     }
 }
 
-#[derive(Debug)]
-struct Thread {
-    handle: JoinHandle<()>,
-    kicker: Arc<dyn Kicker>,
-}
+/// Gives its vCPU back when it ends.
+type Thread = JoinHandle<Box<dyn Vcpu>>;
 
 /// All vCPU threads of a machine.
-#[derive(Debug)]
 pub struct Threads {
     gate: Arc<Gate>,
-    threads: Vec<Thread>,
+    bus: Arc<dyn Bus>,
+    ioapic: Arc<IoApic>,
+    threads: BTreeMap<usize, Thread>,
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Threads").field(&self.threads).finish()
+    }
 }
 
 /// A vCPU did not leave its `run`.
@@ -405,24 +450,80 @@ impl Threads {
     /// No thread.
     pub fn start(
         gate: &Arc<Gate>,
-        vcpus: Vec<Box<dyn Vcpu>>,
+        vcpus: impl IntoIterator<Item = (usize, Box<dyn Vcpu>)>,
         bus: &Arc<dyn Bus>,
         ioapic: &Arc<IoApic>,
     ) -> std::io::Result<Self> {
         virtio::worker::start_from_a_thread_of_its_own()?;
         let mut threads = Self {
             gate: gate.clone(),
-            threads: Vec::new(),
+            bus: bus.clone(),
+            ioapic: ioapic.clone(),
+            threads: BTreeMap::new(),
         };
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let kicker = vcpu.kicker();
-            let (gate, bus, ioapic) = (gate.clone(), bus.clone(), ioapic.clone());
-            let handle = std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .spawn(move || work(index, vcpu, &gate, &*bus, &ioapic))?;
-            threads.threads.push(Thread { handle, kicker });
+        for (index, vcpu) in vcpus {
+            threads.add(index, vcpu)?;
         }
         Ok(threads)
+    }
+
+    /// Starts the thread of another vCPU, which runs when the others do.
+    ///
+    /// # Errors
+    /// No thread; there is such a vCPU already.
+    pub fn add(&mut self, index: usize, vcpu: Box<dyn Vcpu>) -> std::io::Result<()> {
+        {
+            let mut state = lock(&self.gate.state);
+            match state.seats.get_mut(index) {
+                Some(seat) if seat.kicker.is_none() => seat.kicker = Some(vcpu.kicker()),
+                _ => return Err(std::io::Error::other(format!("vCPU {index} is taken"))),
+            }
+        }
+        let (gate, bus, ioapic) = (self.gate.clone(), self.bus.clone(), self.ioapic.clone());
+        let started = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || work(index, vcpu, &gate, &*bus, &ioapic));
+        match started {
+            Ok(thread) => {
+                self.threads.insert(index, thread);
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(seat) = lock(&self.gate.state).seats.get_mut(index) {
+                    *seat = Seat::default();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the thread of a vCPU; that vCPU.
+    ///
+    /// # Errors
+    /// It is stuck in the backend; its thread ends when it comes out.
+    pub fn remove(&mut self, index: usize) -> Result<Option<Box<dyn Vcpu>>, NotStopping> {
+        if let Some(seat) = lock(&self.gate.state).seats.get_mut(index) {
+            seat.leaving = true;
+        }
+        self.gate.changed.notify_all();
+        let gone = |state: &GateState| {
+            let seat = state.seats.get(index);
+            seat.is_none_or(|seat| seat.kicker.is_none())
+        };
+        self.gate
+            .kick_until(STOP_LIMIT, gone)
+            .map_err(|_| NotStopping(1))?;
+        let thread = self.threads.remove(&index).map(JoinHandle::join);
+        if let Some(Err(_)) = &thread {
+            log::error!("the thread of vCPU {index} panicked");
+        }
+        Ok(thread.and_then(Result::ok))
+    }
+
+    /// The vCPUs that are there.
+    #[must_use]
+    pub fn present(&self) -> Vec<usize> {
+        self.gate.present()
     }
 
     /// Lets all vCPUs run.
@@ -436,7 +537,7 @@ impl Threads {
     /// A vCPU is stuck in the backend.
     pub fn hold(&self) -> Result<(), NotStopping> {
         self.gate.set_mode(Mode::Hold);
-        stop(&self.gate, self.threads.iter().map(|thread| &thread.kicker))
+        stop(&self.gate)
     }
 
     /// A debugger's hold on them. `stopped`: it has them stand still from now on.
@@ -447,7 +548,6 @@ impl Threads {
         }
         Debugger {
             gate: self.gate.clone(),
-            kickers: self.threads.iter().map(|t| t.kicker.clone()).collect(),
         }
     }
 
@@ -456,7 +556,6 @@ impl Threads {
     pub fn brake(&self) -> Brake {
         Brake {
             gate: self.gate.clone(),
-            kickers: self.threads.iter().map(|t| t.kicker.clone()).collect(),
         }
     }
 
@@ -467,9 +566,8 @@ impl Threads {
     /// A job takes too long.
     pub fn settle(&self) -> Result<(), NotStopping> {
         self.gate.set_mode(Mode::Settle);
-        let count = self.threads.len();
         let busy = |state: &mut GateState| {
-            let idle = state.parked == count && state.jobs.iter().all(VecDeque::is_empty);
+            let idle = state.running() == 0 && state.seats.iter().all(|s| s.jobs.is_empty());
             state.mode == Mode::Settle && !idle
         };
         let state = lock(&self.gate.state);
@@ -478,7 +576,7 @@ impl Threads {
             .parking
             .wait_timeout_while(state, STOP_LIMIT, busy)
             .unwrap_or_else(PoisonError::into_inner);
-        let running = count - state.parked;
+        let running = state.running();
         drop(state);
         if timeout.timed_out() {
             return Err(NotStopping(running.max(1)));
@@ -501,40 +599,37 @@ impl Threads {
     /// Has all vCPUs stop for good, without waiting until they have.
     pub fn dismiss(&self) {
         self.gate.set_mode(Mode::Quit);
-        for thread in &self.threads {
-            thread.kicker.kick();
-        }
+        self.gate.kick();
     }
 
     /// Gives every vCPU a job, done as soon as it runs again, or now if it does.
     pub fn each<F: FnMut(usize) -> Job>(&self, mut job: F) {
         let mut state = lock(&self.gate.state);
-        for (index, jobs) in state.jobs.iter_mut().enumerate() {
-            jobs.push_back(job(index));
+        for (index, seat) in state.seats.iter_mut().enumerate() {
+            if seat.kicker.is_some() {
+                seat.jobs.push_back(job(index));
+            }
         }
         let running = state.mode == Mode::Run;
         drop(state);
         if running {
-            for thread in &self.threads {
-                thread.kicker.kick();
-            }
+            self.gate.kick();
         }
     }
 
     /// Jobs not begun are forgotten.
     pub fn forget_jobs(&self) {
-        for jobs in &mut lock(&self.gate.state).jobs {
-            jobs.clear();
+        for seat in &mut lock(&self.gate.state).seats {
+            seat.jobs.clear();
         }
     }
 
-    /// CPU time of each thread so far, nanoseconds.
+    /// CPU time of each thread so far, nanoseconds, by vCPU; 0 for one that is not there.
     #[must_use]
     pub fn cpu_times(&self) -> Vec<u64> {
-        self.threads
-            .iter()
-            .map(|thread| thread_time(&thread.handle))
-            .collect()
+        let seats = lock(&self.gate.state).seats.len();
+        let time = |index| self.threads.get(&index).map_or(0, thread_time);
+        (0..seats).map(time).collect()
     }
 }
 
@@ -542,21 +637,21 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.gate.set_mode(Mode::Quit);
         let deadline = Instant::now() + STOP_LIMIT;
-        for thread in self.threads.drain(..) {
-            while !thread.handle.is_finished() && Instant::now() < deadline {
-                thread.kicker.kick();
+        for (_, thread) in std::mem::take(&mut self.threads) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                self.gate.kick();
                 std::thread::sleep(Duration::from_micros(100));
             }
-            if !thread.handle.is_finished() {
+            if !thread.is_finished() {
                 log::error!("a vCPU thread does not end");
-            } else if thread.handle.join().is_err() {
+            } else if thread.join().is_err() {
                 log::error!("a vCPU thread panicked");
             }
         }
     }
 }
 
-fn thread_time(handle: &JoinHandle<()>) -> u64 {
+fn thread_time(handle: &Thread) -> u64 {
     if handle.is_finished() {
         return 0;
     }
@@ -583,11 +678,18 @@ pub fn nanoseconds(time: &libc::timespec) -> u64 {
         .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-fn work(index: usize, mut vcpu: Box<dyn Vcpu>, gate: &Gate, bus: &dyn Bus, ioapic: &IoApic) {
+/// Runs a vCPU until it is to end; the vCPU.
+fn work(
+    index: usize,
+    mut vcpu: Box<dyn Vcpu>,
+    gate: &Gate,
+    bus: &dyn Bus,
+    ioapic: &IoApic,
+) -> Box<dyn Vcpu> {
     let broken = |what: &str| gate.report(Message::Broken(format!("vCPU {index}: {what}")));
     loop {
         match gate.next(index) {
-            Next::Quit => return,
+            Next::Quit => return vcpu,
             Next::Run => {}
             Next::Call(Call(action)) => {
                 action(&mut *vcpu);

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use common::{Client, Rig, backends, guests, wait_for};
-use vmm_api::config::{Backend, Resource};
+use vmm_api::config::{Backend, Resource, VcpuHotplug};
 use vmm_api::control::{
     Answer, Call, Event, ExitCause, FromVmm, MachineState, MigrateOptions, Reply,
 };
@@ -600,6 +600,17 @@ fn a_machine_of_an_older_build_goes_on() {
     grows(&target, 20);
     assert!(target.serial().starts_with(char::from(*first)));
     in_order(&target.serial());
+    // At that time a machine had none but the vCPUs that it began with.
+    let mut target = reciting(Backend::Soft);
+    target.config.vcpus = 3;
+    let absent = [1, 2].into();
+    target.config.vcpu_hotplug = Some(VcpuHotplug { absent });
+    play(stored, &mut target);
+    grows(&target, 20);
+    let mut client = target.connect();
+    assert_eq!(client.status().vcpus, Some(vec![0]));
+    let refused = client.call(Call::PlugVcpus { vcpus: vec![1] });
+    assert!(refused.unwrap_err().contains("for good"));
 }
 
 #[test]

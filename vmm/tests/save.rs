@@ -293,7 +293,7 @@ fn what_does_not_fit_is_refused_with_the_reason_and_kept() {
         &image,
         "bytes of memory",
     );
-    refused(&|r| r.config.vcpus = 2, &image, "vcpu1");
+    refused(&|r| r.config.vcpus = 2, &image, "it has 1 vCPUs");
     refused(&|r| r.config.serials.clear(), &image, "uart0");
     let bytes = std::fs::read(&image).unwrap();
     let other = rig.path("other");

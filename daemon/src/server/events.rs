@@ -550,6 +550,14 @@ fn send_domain(
                 dev_alias: alias.clone(),
             },
         ),
+        DomainEvent::DeviceRemovalFailed(alias) => connection.send_event(
+            procs::DOMAIN_EVENT_CALLBACK_DEVICE_REMOVAL_FAILED,
+            &DomainEventCallbackDeviceRemovalFailedMsg {
+                callback_id,
+                dom,
+                dev_alias: alias.clone(),
+            },
+        ),
         DomainEvent::MigrationIteration(iteration) => connection.send_event(
             procs::DOMAIN_EVENT_CALLBACK_MIGRATION_ITERATION,
             &DomainEventCallbackMigrationIterationMsg {

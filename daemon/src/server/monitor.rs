@@ -346,9 +346,11 @@ async fn domain_stats(
         params.push(TypedParam::new(name, value));
     };
     if let Some(definition) = definition.as_ref().filter(|_| groups & stats::VCPU != 0) {
+        let online = definition.online_vcpus();
         add("vcpu.current", definition.vcpu.online().into());
         add("vcpu.maximum", definition.vcpu.max.into());
-        for (number, time) in said.vcpu_times.iter().enumerate() {
+        let times = (0..).zip(&said.vcpu_times);
+        for (number, time) in times.filter(|(number, _)| online.contains(number)) {
             add(&format!("vcpu.{number}.state"), 1i32.into());
             add(&format!("vcpu.{number}.time"), (*time).into());
         }

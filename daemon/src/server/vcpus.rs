@@ -107,11 +107,6 @@ fn maps(sets: &[BTreeSet<u32>], length: i32) -> Vec<u8> {
     sets.iter().take(most).flat_map(map).collect()
 }
 
-/// How many vCPUs a client wants to hear of, and may.
-fn wanted(asked: i32, there: u32) -> usize {
-    usize::try_from(asked).unwrap_or(0).min(there as usize)
-}
-
 async fn get_vcpus(call: Call, args: DomainGetVcpusArgs) -> Answer<DomainGetVcpusRet> {
     let domain = call.state().find(&args.dom)?;
     let (there, pid) = {
@@ -120,12 +115,14 @@ async fn get_vcpus(call: Call, args: DomainGetVcpusArgs) -> Answer<DomainGetVcpu
             let text = "cannot retrieve vcpu information for inactive domain";
             return Err(Error::invalid(text).into());
         };
-        let there = wanted(args.maxinfo, live.definition.vcpu.online());
-        (there, live.process.identity().pid)
+        let asked = usize::try_from(args.maxinfo).unwrap_or(0);
+        let there = live.definition.online_vcpus().into_iter().take(asked);
+        (there.collect::<Vec<u32>>(), live.process.identity().pid)
     };
-    let times = call.state().domains.vcpu_times(&domain).await?;
+    let domains = &call.state().domains;
+    let times = domains.vcpu_times(&domain).await?;
     let places = query::vcpu_places(pid);
-    let info = (0u32..).take(there).map(|number| VcpuInfo {
+    let info = there.iter().map(|&number| VcpuInfo {
         number,
         // VIR_VCPU_RUNNING
         state: 1,
@@ -133,16 +130,12 @@ async fn get_vcpus(call: Call, args: DomainGetVcpusArgs) -> Answer<DomainGetVcpu
         // VIR_VCPU_INFO_CPU_UNAVAILABLE where it cannot be told.
         cpu: places.get(&number).map_or(-2, |&cpu| vcpus(cpu)),
     });
+    let pins = domains.vcpu_pins(&domain, usize::MAX, affect::LIVE)?;
+    let pins = there.iter().filter_map(|&n| pins.get(n as usize).cloned());
+    let pins: Vec<_> = pins.collect();
     Ok(DomainGetVcpusRet {
         info: info.collect(),
-        cpumaps: maps(
-            &call
-                .state()
-                .domains
-                .vcpu_pins(&domain, there, affect::LIVE)?,
-            args.maplen,
-        )
-        .into(),
+        cpumaps: maps(&pins, args.maplen).into(),
     })
 }
 
@@ -224,7 +217,9 @@ pub(super) async fn set_in_guest(
 async fn set_vcpus(call: Call, args: DomainSetVcpusArgs) -> Answer<()> {
     let domain = call.state().pin(&args.dom)?;
     let domains = &call.state().domains;
-    Ok(domains.set_vcpus(domain, args.nvcpus, affect::LIVE).await?)
+    Ok(domains
+        .set_vcpus(domain, args.nvcpus, false, affect::LIVE)
+        .await?)
 }
 
 async fn set_vcpus_flags(call: Call, args: DomainSetVcpusFlagsArgs) -> Answer<()> {
@@ -266,7 +261,10 @@ async fn set_vcpus_flags(call: Call, args: DomainSetVcpusFlagsArgs) -> Answer<()
     if args.flags & MAXIMUM != 0 {
         domains.set_max_vcpus(domain, args.nvcpus, flags).await?;
     } else {
-        domains.set_vcpus(domain, args.nvcpus, flags).await?;
+        let hotpluggable = args.flags & HOTPLUGGABLE != 0;
+        domains
+            .set_vcpus(domain, args.nvcpus, hotpluggable, flags)
+            .await?;
     }
     Ok(())
 }

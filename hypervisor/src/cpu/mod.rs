@@ -436,6 +436,14 @@ fn xsave(leaves: &mut Leaves, offered: &Leaves, wanted: &WantedFeatures) {
 }
 
 impl CpuTemplate {
+    /// From what one vCPU of a guest has been shown, for others of the same guest.
+    pub fn shown(leaves: &[CpuidEntry], topology: Topology) -> Self {
+        Self {
+            leaves: Leaves::new(leaves.to_vec()),
+            topology,
+        }
+    }
+
     /// The leaves of the vCPU with this APIC id.
     pub fn for_vcpu(&self, apic_id: u32) -> Vec<CpuidEntry> {
         let topology = self.topology;

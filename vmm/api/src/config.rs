@@ -2,6 +2,7 @@
 //!
 //! Written by the daemon, or by hand. Unknown fields are refused.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -23,8 +24,11 @@ pub struct MachineConfig {
     pub backend: Backend,
     /// Guest RAM in bytes, a multiple of 4096.
     pub memory_bytes: u64,
-    /// vCPUs online at start.
+    /// vCPUs the machine can have.
     pub vcpus: u32,
+    /// Some of them may come and go while the machine runs; `None`: all are there for good.
+    #[serde(default)]
+    pub vcpu_hotplug: Option<VcpuHotplug>,
     /// CPU model and features.
     #[serde(default)]
     pub cpu: CpuConfig,
@@ -80,6 +84,15 @@ pub struct MachineConfig {
     /// (JSON; for a daemon that was away at that moment).
     #[serde(default)]
     pub exit_record: Option<Resource>,
+}
+
+/// vCPUs that come and go.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcpuHotplug {
+    /// Numbers of those that are not there at the start. The first vCPU always is.
+    #[serde(default)]
+    pub absent: BTreeSet<u32>,
 }
 
 /// A saved machine to go on with.

@@ -120,6 +120,17 @@ pub enum Call {
         /// The device.
         id: String,
     },
+    /// vCPUs come, one after the other; the guest is told. If one can't, those before it are there.
+    PlugVcpus {
+        /// Their numbers.
+        vcpus: Vec<u32>,
+    },
+    /// Asks the guest to let go of a vCPU: `Event::VcpuRemoved` follows, or `Event::VcpuKept` if it says
+    /// that it will not.
+    UnplugVcpu {
+        /// Its number.
+        vcpu: u32,
+    },
     /// Makes a disk larger, or (raw) smaller; the guest is told.
     ResizeDisk {
         /// The disk.
@@ -551,8 +562,11 @@ impl From<String> for Failure {
 pub struct Status {
     /// Running, paused...
     pub state: MachineState,
-    /// CPU time of all vCPU threads so far, nanoseconds.
+    /// CPU time of all vCPU threads so far, nanoseconds, by vCPU; 0 for one that is not there.
     pub vcpu_time_ns: Vec<u64>,
+    /// The vCPUs that are there; `None` from one that can't tell: all it gives times of.
+    #[serde(default)]
+    pub vcpus: Option<Vec<u32>>,
     /// CPU time of the whole process, nanoseconds.
     pub process_time_ns: u64,
     /// For each serial port: its pseudo-terminal's path, where it has one.
@@ -620,6 +634,16 @@ pub enum Event {
     DeviceRemoved {
         /// The device.
         id: String,
+    },
+    /// A vCPU has gone.
+    VcpuRemoved {
+        /// Its number.
+        vcpu: u32,
+    },
+    /// The guest will not let go of a vCPU that it was asked for.
+    VcpuKept {
+        /// Its number.
+        vcpu: u32,
     },
     /// A program in the guest opened or closed a channel (the guest agent, say).
     PortState {

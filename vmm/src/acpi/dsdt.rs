@@ -7,10 +7,10 @@ use acpi_tables::aml::{
     ResourceTemplate, Return, Scope, Uuid,
 };
 
-use super::Description;
-use crate::devices::{i8042, pm, pvpanic, rtc, uart};
+use super::{Description, cpus};
+use crate::devices::{cpus as registers, i8042, pm, pvpanic, rtc, uart};
 use crate::layout::PCI_LOW;
-use crate::num::low32;
+use crate::num::{low8, low32};
 use crate::pci;
 
 /// I/O APIC pins of PCI's INTx: slot S's pin P (0 is INTA#) is line `(S + P) % count`.
@@ -49,7 +49,7 @@ pub fn aml(machine: &Description, generation: Option<u64>) -> (Vec<u8>, Option<u
         &Package::new(vec![&pm::S5, &pm::S5, &0_u8, &0_u8]),
     ));
     let mut children = pci_bridge(machine);
-    children.extend(motherboard());
+    children.extend(motherboard(machine));
     for (index, (base, pin)) in uart::COM.iter().take(machine.serials).enumerate() {
         children.extend(serial(index, *base, *pin));
     }
@@ -60,6 +60,10 @@ pub fn aml(machine: &Description, generation: Option<u64>) -> (Vec<u8>, Option<u
     }
     if generation.is_some() {
         children.extend(generation_id());
+    }
+    if machine.absent.is_some() {
+        children.extend(cpus::devices(machine.vcpus));
+        out.extend(cpus::event());
     }
     out.extend(Scope::raw(Path::new("\\_SB_"), children));
     let place = generation.and_then(|offset| {
@@ -167,14 +171,20 @@ impl Aml for PciControl {
 }
 
 /// Ports and memory taken by no device a driver binds to: ECAM must be among them.
-fn motherboard() -> Vec<u8> {
+fn motherboard(machine: &Description) -> Vec<u8> {
     let ecam = Memory32Fixed::new(true, low32(pci::ECAM), pci::ECAM_LEN);
     let ports = IO::new(pm::BASE, pm::BASE, 1, 12);
+    let events = IO::new(pm::GPE_BASE, pm::GPE_BASE, 1, pm::GPE_LEN);
+    let vcpus = IO::new(registers::BASE, registers::BASE, 1, low8(registers::LEN));
+    let mut resources: Vec<&dyn Aml> = vec![&ecam, &ports];
+    if machine.absent.is_some() {
+        resources.extend([&events as &dyn Aml, &vcpus]);
+    }
     bytes(&Device::new(
         Path::new("MRES"),
         vec![
             &name("_HID", &EISAName::new("PNP0C02")),
-            &name("_CRS", &ResourceTemplate::new(vec![&ecam, &ports])),
+            &name("_CRS", &ResourceTemplate::new(resources)),
         ],
     ))
 }

@@ -133,6 +133,7 @@ mod tests {
     fn firmware_that_follows_the_script_gets_the_same_tables() {
         let machine = Description {
             vcpus: 3,
+            absent: Some([2].into()),
             serials: 2,
             pc: true,
             pvpanic: true,

@@ -1,11 +1,14 @@
 //! The machine described to the guest: ACPI tables (ACPI 6.5), or an Intel MP table without.
 
+mod cpus;
 mod dsdt;
 mod loader;
 pub mod mptable;
 
 pub use dsdt::{PCI_PINS, PciPins};
 pub use loader::files;
+
+use std::collections::BTreeSet;
 
 use acpi_tables::sdt::Sdt;
 
@@ -22,8 +25,10 @@ const OEM_REVISION: u32 = 1;
 /// What the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
-    /// vCPUs.
+    /// Possible vCPUs.
     pub vcpus: u32,
+    /// Those that are not there now, where they may come and go.
+    pub absent: Option<BTreeSet<u32>>,
     /// Serial ports, COM1 first.
     pub serials: usize,
     /// A PC/AT's interrupt controllers and timer are there.
@@ -34,6 +39,15 @@ pub struct Description {
     pub pci_high: Option<std::ops::Range<u64>>,
     /// Virtual machine generation id, in memory order.
     pub generation_id: Option<[u8; 16]>,
+}
+
+impl Description {
+    /// How many vCPUs are there.
+    #[must_use]
+    pub fn present(&self) -> u32 {
+        let absent = self.absent.iter().flatten();
+        absent.fold(self.vcpus, |count, _| count.saturating_sub(1))
+    }
 }
 
 /// Tables that do not fit.
@@ -100,7 +114,10 @@ impl Tables {
         dsdt.append_slice(&aml);
         let pointers = address.map(|at| (36 + at, 4));
         let dsdt = tables.put_table(&dsdt, pointers);
-        let fadt = tables.put_table(&fadt(facs, dsdt), [(36, 4), (40, 4), (140, 8)]);
+        let fadt = tables.put_table(
+            &fadt(facs, dsdt, machine.absent.is_some()),
+            [(36, 4), (40, 4), (140, 8)],
+        );
         let madt = tables.put_table(&madt(machine), []);
         let mcfg = tables.put_table(&mcfg(), []);
         let mut xsdt = table(*b"XSDT", 36, 1);
@@ -194,8 +211,8 @@ fn port(address: u16, bits: u8, access: u8) -> [u8; 12] {
     gas
 }
 
-/// Fixed description table (5.2.9).
-fn fadt(facs: u64, dsdt: u64) -> Sdt {
+/// Fixed description table (5.2.9), with or without general-purpose events.
+fn fadt(facs: u64, dsdt: u64, events: bool) -> Sdt {
     let mut fadt = table(*b"FACP", 276, 6);
     let (event, control, timer) = (pm::BASE, pm::BASE + pm::CONTROL, pm::BASE + pm::TIMER);
     fadt.write_u32(36, low32(facs));
@@ -223,9 +240,30 @@ fn fadt(facs: u64, dsdt: u64) -> Sdt {
     fadt.write_bytes(148, &port(event, 32, 2));
     fadt.write_bytes(172, &port(control, 16, 2));
     fadt.write_bytes(208, &port(timer, 32, 3));
+    if events {
+        fadt.write_u32(80, u32::from(pm::GPE_BASE));
+        fadt.write_u8(92, pm::GPE_LEN);
+        fadt.write_bytes(220, &port(pm::GPE_BASE, pm::GPE_LEN * 8, 1));
+    }
     fadt.write_bytes(268, b"VireoVMM");
     fadt.update_checksum();
     fadt
+}
+
+/// A vCPU's entry in the table of interrupt controllers (5.2.12.2, 5.2.12.12): one that is there, or one
+/// that may come.
+fn processor(id: u32, present: bool) -> Vec<u8> {
+    let flags: u8 = if present { 1 } else { 1 << 1 };
+    match u8::try_from(id) {
+        Ok(id) if id < 255 => vec![0, 8, id, id, flags, 0, 0, 0],
+        _ => {
+            let mut entry = vec![9, 16, 0, 0];
+            entry.extend(id.to_le_bytes());
+            entry.extend(u32::from(flags).to_le_bytes());
+            entry.extend(id.to_le_bytes());
+            entry
+        }
+    }
 }
 
 /// Interrupt controllers (5.2.12).
@@ -236,15 +274,8 @@ fn madt(machine: &Description) -> Sdt {
     madt.write_u32(40, machine.pc.into());
     let mut entries = Vec::new();
     for id in 0..machine.vcpus {
-        match u8::try_from(id) {
-            Ok(id) if id < 255 => entries.extend([0, 8, id, id, 1, 0, 0, 0]),
-            _ => {
-                entries.extend([9, 16, 0, 0]);
-                entries.extend(id.to_le_bytes());
-                entries.extend(1_u32.to_le_bytes());
-                entries.extend(id.to_le_bytes());
-            }
-        }
+        let absent = machine.absent.as_ref();
+        entries.extend(processor(id, !absent.is_some_and(|all| all.contains(&id))));
     }
     entries.extend([1, 12, 0, 0]);
     entries.extend(low32(ioapic::BASE).to_le_bytes());
@@ -284,6 +315,7 @@ mod tests {
     fn description(vcpus: u32) -> Description {
         Description {
             vcpus,
+            absent: None,
             serials: 4,
             pc: false,
             pvpanic: true,
@@ -323,6 +355,9 @@ mod tests {
     fn many_cpus_fit_or_are_refused() {
         let memory = GuestMemory::new(2 << 20).unwrap();
         write(&memory, &description(1024)).unwrap();
+        let mut pluggable = description(512);
+        pluggable.absent = Some((1..512).collect());
+        write(&memory, &pluggable).unwrap();
         assert!(matches!(
             write(&memory, &description(100_000)),
             Err(AcpiError::TooLarge(100_000))

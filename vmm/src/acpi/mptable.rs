@@ -11,20 +11,24 @@ pub const MAX_VCPUS: u32 = 32;
 
 const ISA_BUS: u8 = 0;
 
-/// Writes the floating pointer and the table.
+/// Writes the floating pointer and the table, with the vCPUs of these numbers.
 ///
 /// # Errors
 /// Guest memory ends below it.
-pub fn write(memory: &GuestMemory, vcpus: u32) -> Result<(), MemoryError> {
-    let vcpus = low8(vcpus.min(MAX_VCPUS));
-    let ioapic_id = vcpus;
+pub fn write(
+    memory: &GuestMemory,
+    vcpus: impl IntoIterator<Item = u32>,
+) -> Result<(), MemoryError> {
+    let vcpus = vcpus.into_iter().filter(|id| *id < MAX_VCPUS);
+    let vcpus: Vec<u8> = vcpus.map(low8).collect();
+    let ioapic_id = vcpus.iter().max().map_or(1, |last| last + 1);
     let mut entries = Vec::new();
     let mut count = 0_u16;
     let mut add = |entry: &[u8]| {
         entries.extend_from_slice(entry);
         count += 1;
     };
-    for id in 0..vcpus {
+    for id in vcpus {
         let flags = if id == 0 { 3 } else { 1 };
         let mut cpu = [0; 20];
         cpu[..4].copy_from_slice(&[0, id, 0x14, flags]);
@@ -74,7 +78,7 @@ mod tests {
     #[test]
     fn sums_to_zero_and_stays_below_640k() {
         let memory = GuestMemory::new(1 << 20).unwrap();
-        write(&memory, 1000).unwrap();
+        write(&memory, 0..1000).unwrap();
         let mut area = vec![0; 1024];
         memory.read(MP_TABLE, &mut area).unwrap();
         let length = usize::from(area.u16_at(20).unwrap());

@@ -1,7 +1,7 @@
 //! Firmware configuration (QEMU, docs/specs/fw_cfg.rst): items by number, and files by name,
 //! read a byte at a time through a port or by DMA. Firmware learns from it what the machine is.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use hypervisor::Flow;
 use serde::{Deserialize, Serialize};
@@ -101,8 +101,14 @@ impl Items {
 #[derive(Debug)]
 pub struct FwCfg {
     state: Mutex<FwCfgState>,
-    items: Vec<(u16, Vec<u8>)>,
+    items: Mutex<Arc<[(u16, Vec<u8>)]>>,
     memory: Box<dyn GuestMemory>,
+}
+
+fn item(items: &[(u16, Vec<u8>)], selector: u16) -> &[u8] {
+    let key = selector & !WRITE;
+    let found = items.iter().find(|(other, _)| *other == key);
+    found.map_or(&[], |(_, data)| data)
 }
 
 impl FwCfg {
@@ -110,7 +116,7 @@ impl FwCfg {
     pub fn new(items: Items, memory: Box<dyn GuestMemory>) -> Self {
         Self {
             state: Mutex::default(),
-            items: items.finish(),
+            items: Mutex::new(items.finish().into()),
             memory,
         }
     }
@@ -125,19 +131,15 @@ impl FwCfg {
         *lock(&self.state) = state;
     }
 
-    /// Power-on state.
-    pub fn reset(&self) {
+    /// Power-on state, and from now on these items.
+    pub fn reset(&self, items: Items) {
         *lock(&self.state) = FwCfgState::default();
-    }
-
-    fn item(&self, selector: u16) -> &[u8] {
-        let key = selector & !WRITE;
-        let found = self.items.iter().find(|(other, _)| *other == key);
-        found.map_or(&[], |(_, data)| data)
+        *lock(&self.items) = items.finish().into();
     }
 
     fn next(&self, state: &mut FwCfgState) -> u8 {
-        let byte = self.item(state.selector).get(to_usize(state.offset.into()));
+        let items = lock(&self.items);
+        let byte = item(&items, state.selector).get(to_usize(state.offset.into()));
         state.offset = state.offset.saturating_add(1);
         // Beyond the end there are zeros.
         byte.copied().unwrap_or(0)
@@ -148,7 +150,8 @@ impl FwCfg {
         let Ok(host) = self.memory.host(at, len.into()) else {
             return false;
         };
-        let item = self.item(state.selector);
+        let items = lock(&self.items).clone();
+        let item = item(&items, state.selector);
         let start = item.len().min(to_usize(state.offset.into()));
         let piece = &item[start..item.len().min(start + to_usize(len.into()))];
         // SAFETY: `host` has `len` bytes of guest RAM, which is never the target of a
@@ -328,7 +331,7 @@ mod tests {
         // A request outside RAM is nobody's.
         device.write(4, 4, u32::MAX);
         device.write(8, 4, u32::MAX);
-        device.reset();
+        device.reset(Items::default());
         assert_eq!(device.state(), FwCfgState::default());
     }
 }

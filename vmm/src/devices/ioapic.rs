@@ -164,11 +164,13 @@ impl IoApic {
         }
     }
 
-    /// Tells the backend when an entry's message changed.
+    /// Tells the backend when an entry's message changed. One that is masked while its interrupt is being
+    /// served, as handlers in threads have it, is acknowledged all the same.
     fn publish(&self, inner: &mut Inner) {
         let mut routes: Routes = [None; PINS as usize];
         for (route, entry) in routes.iter_mut().zip(&inner.state.entries) {
-            *route = message(*entry);
+            let served = entry & (LEVEL | REMOTE_IRR) == LEVEL | REMOTE_IRR;
+            *route = message(if served { entry & !MASKED } else { *entry });
         }
         if routes != inner.routes {
             inner.routes = routes;
@@ -350,6 +352,22 @@ mod tests {
         assert_eq!(vm.sent(), []);
         set_entry(&ioapic, 9, LEVEL | 0x40);
         assert_eq!(vm.sent().len(), 1);
+    }
+
+    #[test]
+    fn an_interrupt_that_is_masked_while_it_is_served_is_acknowledged() {
+        let (vm, ioapic) = ioapic();
+        set_entry(&ioapic, 9, LEVEL | 0x40);
+        ioapic.set(9, true);
+        assert_eq!(vm.sent().len(), 1);
+        set_entry(&ioapic, 9, LEVEL | MASKED | 0x40);
+        assert!(vm.routes()[9].is_some(), "the backend looks out for it");
+        ioapic.eoi(0x40);
+        assert_eq!(entry(&ioapic, 9) & REMOTE_IRR, 0);
+        set_entry(&ioapic, 9, LEVEL | MASKED | 0x40);
+        assert_eq!(vm.routes()[9], None);
+        set_entry(&ioapic, 9, LEVEL | 0x40);
+        assert_eq!(vm.sent().len(), 1, "still asserted");
     }
 
     #[test]

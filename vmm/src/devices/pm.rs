@@ -1,6 +1,7 @@
 //! ACPI fixed hardware (ACPI 6.5, 4.8.3): PM1a event and control blocks, PM timer.
 //!
-//! The machine is always in ACPI mode. Power button and soft-off are here; the timer's carry
+//! General-purpose events (4.8.4.1) are there beside them, for a machine that has any. The machine is
+//! always in ACPI mode. Power button and soft-off are here; the timer's carry
 //! raises no event (no driver waits for it, as the timer has 32 bits).
 
 use std::sync::{Arc, Mutex};
@@ -21,6 +22,10 @@ pub const CONTROL: u16 = 4;
 pub const TIMER: u16 = 8;
 /// Ports.
 pub const LEN: u32 = 12;
+/// General-purpose event block: status, enable, half of it each.
+pub const GPE_BASE: u16 = 0x610;
+/// Its ports.
+pub const GPE_LEN: u8 = 4;
 /// Pin of the system control interrupt.
 pub const SCI: u8 = 9;
 /// SLP_TYP value of S5, as `\_S5` says.
@@ -43,6 +48,19 @@ pub struct PmState {
     pub control: u16,
     /// Timer ticks at the state's taking.
     pub timer: u32,
+    /// General-purpose events' status.
+    #[serde(default)]
+    pub gpe_status: u16,
+    /// Those that raise the interrupt.
+    #[serde(default)]
+    pub gpe_enable: u16,
+}
+
+/// A general-purpose event; its bit's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gpe {
+    /// vCPUs have come, or are to go.
+    Cpus = 2,
 }
 
 #[derive(Debug)]
@@ -119,8 +137,46 @@ impl Pm {
         inner.state.enable & POWER_BUTTON != 0
     }
 
+    /// A general-purpose event happens.
+    pub fn raise(&self, event: Gpe) {
+        let mut inner = lock(&self.inner);
+        inner.state.gpe_status |= 1 << event as u16;
+        self.update(&inner.state);
+    }
+
     fn update(&self, state: &PmState) {
-        self.line.set(state.status & state.enable != 0);
+        let fixed = state.status & state.enable != 0;
+        self.line
+            .set(fixed || state.gpe_status & state.gpe_enable != 0);
+    }
+}
+
+/// The block of general-purpose events.
+#[derive(Debug)]
+pub struct Events(pub Arc<Pm>);
+
+impl Device for Events {
+    fn read(&self, offset: u32, _width: u8) -> u32 {
+        let inner = lock(&self.0.inner);
+        let register = match offset & !1 {
+            0 => inner.state.gpe_status,
+            _ => inner.state.gpe_enable,
+        };
+        u32::from(register >> ((offset & 1) * 8))
+    }
+
+    fn write(&self, offset: u32, _width: u8, value: u32) -> Flow {
+        let mut inner = lock(&self.0.inner);
+        let shift = (offset & 1) * 8;
+        let (value, mask) = (low16(value & 0xff) << shift, 0xff << shift);
+        let state = &mut inner.state;
+        match offset & !1 {
+            // A one clears it.
+            0 => state.gpe_status &= !value,
+            _ => state.gpe_enable = state.gpe_enable & !mask | value,
+        }
+        self.0.update(&inner.state);
+        Flow::Continue
     }
 }
 

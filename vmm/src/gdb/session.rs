@@ -108,7 +108,7 @@ impl<'a> Session<'a> {
 
     /// Tells every vCPU what to stop at; `step` is to stop after one instruction.
     fn arm(&self, step: Option<usize>) -> Result<()> {
-        for index in 0..self.debugger.vcpus() {
+        for index in self.debugger.vcpus() {
             let control = DebugControl {
                 single_step: step == Some(index),
                 ..self.control.clone()
@@ -276,7 +276,7 @@ impl<'a> Session<'a> {
             return Some(self.current);
         }
         let index = to_usize(number(text)?).checked_sub(1)?;
-        (index < self.debugger.vcpus()).then_some(index)
+        self.debugger.vcpus().contains(&index).then_some(index)
     }
 
     fn select(&mut self, rest: &[u8]) -> Next {
@@ -383,7 +383,8 @@ impl<'a> Session<'a> {
             "qC" => format!("QC{:x}", self.current + 1),
             "qAttached" => "1".into(),
             "qfThreadInfo" => {
-                let ids = (1..=self.debugger.vcpus()).map(|id| format!("{id:x}"));
+                let vcpus = self.debugger.vcpus().into_iter();
+                let ids = vcpus.map(|index| format!("{:x}", index + 1));
                 format!("m{}", ids.collect::<Vec<_>>().join(","))
             }
             "qsThreadInfo" => "l".into(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use hypervisor::cpu::{CpuRequest, Topology};
+use hypervisor::cpu::{CpuRequest, CpuTemplate, Topology};
 use hypervisor::{Bus, Vcpu, Vm};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -15,11 +15,13 @@ use vmm_api::migrate::StreamError;
 use super::devices::{Parts, PciDevices};
 use super::pc::Pc;
 use super::save::SavedVcpus;
+use super::vcpus::as_made;
 use super::{Devices, Machine, MachineError};
 use crate::acpi::{Description, mptable};
 use crate::bus::{Buses, Device, Space};
 use crate::chardev::{Channel, Link, Port, Receiver, Stdio, TOKENS};
 use crate::control::Control;
+use crate::devices::cpus::{self, Cpus};
 use crate::devices::debug::{DebugConsole, DebugExit, EXIT_LEN};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::ioapic::{self, IoApic};
@@ -34,6 +36,7 @@ use crate::loader::{Boot, Named};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::migrate::{Incoming, Permit, moment};
 use crate::notices::Notices;
+use crate::num::to_usize;
 use crate::pci::{self, Ecam};
 use crate::resource;
 use crate::state::image::Saved;
@@ -53,9 +56,6 @@ pub(super) const TOKEN_PERMIT: u64 = 5;
 pub(super) const TOKEN_WATCHDOGS: u64 = 0x80;
 /// First token of the channels; each has `chardev::TOKENS`.
 pub(super) const TOKEN_CHANNELS: u64 = 0x100;
-
-/// IA32_TIME_STAMP_COUNTER.
-const MSR_TSC: u32 = 0x10;
 
 pub(super) fn os(call: &'static str) -> impl FnOnce(Errno) -> MachineError {
     move |errno| MachineError::Os {
@@ -93,6 +93,15 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
             uart::COM.len()
         ));
     }
+    if let Some(hotplug) = &config.vcpu_hotplug {
+        if !config.acpi {
+            return bad("vCPUs can only come and go with ACPI".into());
+        }
+        let absent = &hotplug.absent;
+        if absent.contains(&0) || absent.last().is_some_and(|last| *last >= config.vcpus) {
+            return bad("absent vCPUs are among the others, but the first".into());
+        }
+    }
     if !config.acpi && config.vcpus > mptable::MAX_VCPUS {
         return bad(format!("more than {} vCPUs need ACPI", mptable::MAX_VCPUS));
     }
@@ -110,6 +119,12 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         return bad("standard input and output can serve one serial port only".into());
     }
     Ok(())
+}
+
+/// Numbers of the vCPUs that are there at the start.
+fn present(config: &MachineConfig) -> impl Iterator<Item = u32> + use<> {
+    let hotplug = config.vcpu_hotplug.clone().unwrap_or_default();
+    (0..config.vcpus).filter(move |id| !hotplug.absent.contains(id))
 }
 
 pub(super) fn named(at: &Resource) -> Result<Named, MachineError> {
@@ -263,7 +278,7 @@ impl Machine {
 
     /// The same; `permit` is the right to run a machine that comes from elsewhere, as soon as all of
     /// it has come.
-    fn build(config: MachineConfig, permit: &mut Option<Permit>) -> Result<Self, MachineError> {
+    fn build(mut config: MachineConfig, permit: &mut Option<Permit>) -> Result<Self, MachineError> {
         check(&config)?;
         if !config.acpi {
             log::warn!("without ACPI only kernels that read an MP table get interrupts of devices");
@@ -294,16 +309,17 @@ impl Machine {
             (Some(saved), Some(from)) => saved.memory(config.memory_bytes, from.copy)?,
             _ => GuestMemory::new(config.memory_bytes)?,
         });
-        let mut made = Vec::new();
+        let mut made = BTreeMap::new();
         if !config.incoming.is_empty() {
             let mut incoming = Incoming::open(&config.incoming)?;
             let failed = |error: StreamError| MachineError::Incoming(error.to_string());
             let open = |id: &str| super::devices::open_image(&config.devices, id);
             incoming.greet(&*vm, &config, &open).map_err(failed)?;
             // What takes long and needs nothing of the guest's is done while the guest still runs elsewhere.
-            for id in 0..config.vcpus {
+            for id in present(&config) {
                 let vcpu = vm.create_vcpu(id);
-                made.push(vcpu.inspect_err(|error| incoming.refuse(&error.to_string()))?);
+                let vcpu = vcpu.inspect_err(|error| incoming.refuse(&error.to_string()))?;
+                made.insert(id, vcpu);
             }
             vm.get_ready();
             let (sections, right) = incoming.receive(&memory).map_err(failed)?;
@@ -312,10 +328,10 @@ impl Machine {
         }
         let saved_vcpus = saved
             .as_mut()
-            .map(|saved| SavedVcpus::take(saved, config.vcpus))
+            .map(|saved| SavedVcpus::take(saved, &mut config))
             .transpose()?;
         if let Some(vcpus) = &saved_vcpus {
-            hypervisor::cpu::check_shown(&*vm, vcpus.cpuid(0))?;
+            hypervisor::cpu::check_shown(&*vm, vcpus.cpuid(0).unwrap_or_default())?;
         }
         if memory.size() < layout::ACPI_END {
             return Err(MemoryError::Size(memory.size()).into());
@@ -348,24 +364,30 @@ impl Machine {
             builder.watch(watchdog.device.alarm(), token)?;
         }
         moment("PCI devices are built");
+        let topology = Topology::flat(config.vcpus);
         let template = hypervisor::cpu::template(
             &*vm,
             &CpuRequest {
                 model: config.cpu.model.as_deref(),
                 features: &config.cpu.features,
-                topology: Topology::flat(config.vcpus),
+                topology,
             },
         )?;
-        let shown = |id| match &saved_vcpus {
-            // The guest has seen what it has seen.
-            Some(vcpus) => vcpus.cpuid(id).to_vec(),
-            None => template.for_vcpu(id),
+        // The guest has seen what it has seen, and is shown the like of vCPUs that are yet to come.
+        let seen = saved_vcpus.as_ref().and_then(|vcpus| vcpus.cpuid(0));
+        let template = seen.map_or(template, |leaves| CpuTemplate::shown(leaves, topology));
+        let shown = |id| {
+            let seen = saved_vcpus.as_ref().and_then(|vcpus| vcpus.cpuid(id));
+            seen.map_or_else(|| template.for_vcpu(id), <[_]>::to_vec)
         };
-        let sizes = shown(0)
+        let cpuid: Vec<_> = (0..config.vcpus).map(shown).collect();
+        let sizes = cpuid
             .iter()
+            .flatten()
             .find_map(|leaf| (leaf.function == 0x8000_0008).then_some(leaf.eax & 0xff));
         let description = Description {
             vcpus: config.vcpus,
+            absent: config.vcpu_hotplug.as_ref().map(|h| h.absent.clone()),
             serials: config.serials.len(),
             pc: config.boot.firmware.is_some(),
             pvpanic: config.pvpanic,
@@ -396,30 +418,34 @@ impl Machine {
             // only to copy from it while no vCPU runs.
             unsafe { vm.map_memory(rom.slot())? };
         }
-        let mut devices = build_devices(&mut builder, &config, &ioapic, &requests, pci, pc)?;
+        let tell = (&requests, &notices);
+        let mut devices = build_devices(&mut builder, &config, &ioapic, tell, pci, pc)?;
         if devices.pc.is_some() {
-            Pc::describe(&config, &memory, &devices.rtc);
+            Pc::describe(description.present(), &memory, &devices.rtc);
         }
 
         map(&*vm, &memory, false)?;
         moment("all devices are built");
-        let mut made = made.into_iter();
-        let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
-        let mut power_on = Vec::new();
-        let mut cpuid = Vec::new();
-        for id in 0..config.vcpus {
-            let mut vcpu = match made.next() {
+        let mut vcpus: Vec<(usize, Box<dyn Vcpu>)> = Vec::new();
+        let mut power_on = BTreeMap::new();
+        for id in present(&config) {
+            let mut vcpu = match made.remove(&id) {
                 Some(vcpu) => vcpu,
                 None => vm.create_vcpu(id)?,
             };
-            let leaves = shown(id);
-            vcpu.set_cpuid(&leaves)?;
-            let mut state = vcpu.state()?;
-            // Goes on through a reset: set again, vCPU by vCPU, the counters would differ.
-            state.msrs.retain(|(index, _)| *index != MSR_TSC);
-            power_on.push(state);
-            vcpus.push(vcpu);
-            cpuid.push(leaves);
+            let index = to_usize(id.into());
+            vcpu.set_cpuid(&cpuid[index])?;
+            power_on.insert(index, as_made(vcpu.state()?));
+            vcpus.push((index, vcpu));
+        }
+        let mut gone = BTreeMap::new();
+        if vm.backend() == hypervisor::Backend::Kvm {
+            // Made for nothing: the machine that came had let go of them.
+            for (id, mut vcpu) in made {
+                let index = to_usize(id.into());
+                vcpu.set_cpuid(&cpuid[index])?;
+                gone.insert(index, vcpu);
+            }
         }
         moment("vCPUs are made");
         let boot = kernel.map(|kernel| Boot {
@@ -463,6 +489,7 @@ impl Machine {
             description,
             power_on,
             cpuid,
+            gone,
             job: None,
             block_jobs: Vec::new(),
             ended_block_jobs: BTreeMap::new(),
@@ -547,7 +574,7 @@ fn build_devices(
     builder: &mut Builder,
     config: &MachineConfig,
     ioapic: &Arc<IoApic>,
-    requests: &Arc<dyn Requests>,
+    (requests, notices): (&Arc<dyn Requests>, &Arc<Notices>),
     pci: PciDevices,
     pc: Option<Pc>,
 ) -> Result<Devices, MachineError> {
@@ -568,6 +595,16 @@ fn build_devices(
     builder.port(i8042::COMMAND, 1, "i8042", command)?;
     builder.port(rtc::BASE, rtc::LEN, "RTC", rtc.clone())?;
     builder.port(pm::BASE, pm::LEN, "ACPI registers", pm.clone())?;
+    let cpus = config.vcpu_hotplug.as_ref().map(|hotplug| {
+        let present = (0..config.vcpus).map(|id| !hotplug.absent.contains(&id));
+        Arc::new(Cpus::new(present, pm.clone(), notices.clone()))
+    });
+    if let Some(cpus) = &cpus {
+        builder.port(cpus::BASE, cpus::LEN, "vCPU registers", cpus.clone())?;
+        let events = Arc::new(pm::Events(pm.clone()));
+        let len = pm::GPE_LEN.into();
+        builder.port(pm::GPE_BASE, len, "ACPI events", events)?;
+    }
     let root = pci.root.clone();
     builder.port(pci::PORTS, pci::PORTS_LEN, "PCI host bridge", root.clone())?;
     builder.mmio(pci::ECAM, pci::ECAM_LEN, "ECAM", Arc::new(Ecam(root)))?;
@@ -585,6 +622,7 @@ fn build_devices(
         uarts,
         i8042,
         pm,
+        cpus,
         rtc,
         pci,
         pc,

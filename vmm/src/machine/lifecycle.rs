@@ -22,21 +22,22 @@ impl Machine {
         } else if self.config.acpi {
             acpi::write(&self.memory, &self.description)?;
         } else {
-            mptable::write(&self.memory, self.config.vcpus)?;
+            mptable::write(&self.memory, self.present())?;
         }
         let mut first = Some(self.first_job()?);
         self.threads.forget_jobs();
-        let mut waiting = self.power_on.iter().map(cpu::waiting);
-        self.threads.each(|_| {
-            let others = waiting.next().unwrap_or_default();
-            first.take().unwrap_or_else(|| Job::Load(Box::new(others)))
+        let power_on = &self.power_on;
+        self.threads.each(|index| {
+            let waiting = || power_on.get(&index).map(cpu::waiting).unwrap_or_default();
+            let job = first.take();
+            job.unwrap_or_else(|| Job::Load(Box::new(waiting())))
         });
         Ok(())
     }
 
     /// What brings the first vCPU to its first instruction: of the kernel, or of the firmware.
     fn first_job(&self) -> Result<Job, MachineError> {
-        let first = self.power_on.first().cloned().unwrap_or_default();
+        let first = self.power_on.get(&0).cloned().unwrap_or_default();
         let Some(boot) = self.boot.clone() else {
             return Ok(Job::Load(Box::new(first)));
         };
@@ -100,6 +101,7 @@ impl Machine {
                 Notice::StandStill => self.stand_still(),
                 Notice::MemoryWritten => self.live_switch(),
                 Notice::SlotOff(index) => self.slot_off(index),
+                Notice::VcpuGone => self.let_vcpus_go(),
                 Notice::BlockJob => {}
                 Notice::Pause(event) => {
                     self.event(event);
@@ -163,9 +165,11 @@ impl Machine {
             uart.reset();
         }
         devices.ioapic.reset();
-        if let Some(pc) = &devices.pc {
-            pc.reset();
+        if let Some(cpus) = &devices.cpus {
+            cpus.reset();
         }
+        self.let_vcpus_go();
+        self.describe_vcpus();
         self.memory.clear()?;
         self.load()?;
         // The backend forgets what it knows of the old content.

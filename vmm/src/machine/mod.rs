@@ -13,6 +13,7 @@ mod peek;
 mod plug;
 mod run;
 mod save;
+mod vcpus;
 
 use build::waits;
 pub use run::block_signals;
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hypervisor::{CpuidEntry, VcpuState, Vm};
+use hypervisor::{CpuidEntry, Vcpu, VcpuState, Vm};
 use nix::sys::epoll::Epoll;
 use nix::sys::signalfd::SignalFd;
 use vmm_api::config::MachineConfig;
@@ -38,6 +39,7 @@ use crate::acpi::{AcpiError, Description};
 use crate::bus::Overlap;
 use crate::chardev::{Channel, CharError};
 use crate::control::Control;
+use crate::devices::cpus::Cpus;
 use crate::devices::i8042::I8042;
 use crate::devices::ioapic::IoApic;
 use crate::devices::pm::Pm;
@@ -124,6 +126,8 @@ struct Devices {
     uarts: Vec<Arc<Uart>>,
     i8042: Arc<I8042>,
     pm: Arc<Pm>,
+    /// Where vCPUs may come and go.
+    cpus: Option<Arc<Cpus>>,
     rtc: Arc<Rtc>,
     pci: PciDevices,
     /// With firmware.
@@ -159,10 +163,12 @@ pub struct Machine {
     /// The kernel; none with firmware.
     boot: Option<Arc<Boot>>,
     description: Description,
-    /// The vCPUs as the backend made them.
-    power_on: Vec<VcpuState>,
-    /// What each is shown.
+    /// The vCPUs that are or were there, as the backend made them.
+    power_on: BTreeMap<usize, VcpuState>,
+    /// What each possible one is shown.
     cpuid: Vec<Vec<CpuidEntry>>,
+    /// Those that have gone, where the backend can't make them again.
+    gone: BTreeMap<usize, Box<dyn Vcpu>>,
     /// A save or a dump that is being written.
     job: Option<RunningJob>,
     /// Disks' jobs.

@@ -8,7 +8,7 @@ use vmm_api::config::{FirmwareConfig, MachineConfig};
 use super::MachineError;
 use super::build::Builder;
 use crate::acpi::Description;
-use crate::devices::fw_cfg::{self, FwCfg};
+use crate::devices::fw_cfg::{self, FwCfg, Items};
 use crate::devices::i8042::{self, ControlA};
 use crate::devices::ioapic::IoApic;
 use crate::devices::pic::{self, Elcr, Output, Pic};
@@ -99,15 +99,15 @@ impl Pc {
     }
 
     /// Tells the clock's RAM how much memory there is.
-    pub(super) fn describe(config: &MachineConfig, memory: &GuestMemory, rtc: &Rtc) {
+    pub(super) fn describe(vcpus: u32, memory: &GuestMemory, rtc: &Rtc) {
         let high = memory.high();
-        rtc.describe(memory.low().end, high.end - high.start, config.vcpus);
+        rtc.describe(memory.low().end, high.end - high.start, vcpus);
     }
 
-    /// Power-on state.
-    pub(super) fn reset(&self) {
+    /// Power-on state; firmware is told these things of the machine.
+    pub(super) fn reset(&self, items: Items) {
         self.pit.reset();
         self.pic.reset();
-        self.fw_cfg.reset();
+        self.fw_cfg.reset(items);
     }
 }

@@ -181,6 +181,8 @@ impl Machine {
                 self.without_block_job(id)?;
                 self.remove_device(id)?;
             }
+            Call::PlugVcpus { vcpus } => self.plug_vcpus(vcpus)?,
+            Call::UnplugVcpu { vcpu } => self.ask_vcpu_back(*vcpu)?,
             Call::AddDevice(_) => return Err("a device comes with its descriptors".into()),
             Call::Pause => {
                 self.stay_paused();
@@ -309,6 +311,7 @@ impl Machine {
         Status {
             state: self.state,
             vcpu_time_ns: self.threads.cpu_times(),
+            vcpus: Some(self.present().collect()),
             process_time_ns: process_time(),
             serial_ptys: self.serial_ptys(),
             port_ptys: self.port_ptys(),

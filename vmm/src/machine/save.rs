@@ -1,6 +1,7 @@
 //! The states of the machine and its devices: taken for an image, taken over from one; and the jobs
 //! that write them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,13 +10,14 @@ use hypervisor::{CpuidEntry, VcpuState};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use serde::{Deserialize, Serialize};
 use virtio::Payload;
-use vmm_api::config::LifecycleAction;
+use vmm_api::config::{LifecycleAction, MachineConfig, VcpuHotplug};
 use vmm_api::control::{Answer, Call, Event, Failure, FromVmm, JobStatus, MachineState, Reply};
 use vmm_api::saved::{Section, write_end, write_section};
 
 use super::build::TOKEN_JOB;
 use super::{Machine, MachineError};
 use crate::control::Asked;
+use crate::devices::cpus::CpusState;
 use crate::migrate::Right;
 use crate::num::to_usize;
 use crate::state::core;
@@ -34,6 +36,9 @@ struct Facts {
     /// The paravirtual clock.
     clock: u64,
     on_poweroff: LifecycleAction,
+    /// The vCPUs that are there, where they may come and go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    present: Option<BTreeSet<u32>>,
 }
 
 /// A vCPU.
@@ -58,34 +63,69 @@ pub(super) struct RunningJob {
 /// What was saved of the vCPUs, needed before there are any.
 #[derive(Debug)]
 pub(super) struct SavedVcpus {
-    cpuid: Vec<Vec<CpuidEntry>>,
-    states: Vec<VcpuState>,
+    facts: Facts,
+    vcpus: BTreeMap<u32, SavedVcpu>,
 }
 
 impl SavedVcpus {
-    /// Takes them out of an image.
+    /// Takes them out of an image. Which of them are there, and whether they may come and go, is as it
+    /// was there.
     ///
     /// # Errors
-    /// There are more or fewer than `count`; one is not readable.
-    pub(super) fn take(saved: &mut Saved, count: u32) -> Result<Self, MachineError> {
+    /// There can be more or fewer than `config` says; one is not readable.
+    pub(super) fn take(
+        saved: &mut Saved,
+        config: &mut MachineConfig,
+    ) -> Result<Self, MachineError> {
+        let facts: Facts = saved.state("machine", VERSION)?;
+        let there = fit_vcpus(config, facts.vcpus, facts.present.as_ref())?;
         let mut all = Self {
-            cpuid: Vec::new(),
-            states: Vec::new(),
+            facts,
+            vcpus: BTreeMap::new(),
         };
-        for index in 0..count {
-            let vcpu: SavedVcpu = saved.state(&format!("vcpu{index}"), VERSION)?;
-            all.cpuid.push(vcpu.cpuid);
-            all.states.push(vcpu.state);
+        for id in there {
+            let vcpu = saved.state(&format!("vcpu{id}"), VERSION)?;
+            all.vcpus.insert(id, vcpu);
         }
         Ok(all)
     }
 
     /// What a vCPU's guest was shown.
-    pub(super) fn cpuid(&self, index: u32) -> &[CpuidEntry] {
-        self.cpuid
-            .get(to_usize(index.into()))
-            .map_or(&[], |leaves| leaves)
+    pub(super) fn cpuid(&self, id: u32) -> Option<&[CpuidEntry]> {
+        self.vcpus.get(&id).map(|vcpu| vcpu.cpuid.as_slice())
     }
+}
+
+/// Has `config` say what a machine that goes on has: `vcpus` of which those in `present` are there, or all
+/// for good. Those.
+fn fit_vcpus(
+    config: &mut MachineConfig,
+    vcpus: u32,
+    present: Option<&BTreeSet<u32>>,
+) -> Result<BTreeSet<u32>, MachineError> {
+    let other = |reason: String| Err(RestoreError::Other(reason).into());
+    let own = config.vcpus;
+    let Some(present) = present else {
+        // Builds before vCPUs could come and go saved a machine that has only those it began with.
+        let hotplug = config.vcpu_hotplug.take();
+        let absent = hotplug.map_or(0, |hotplug| hotplug.absent.len());
+        if to_usize(vcpus.into()) == to_usize(own.into()) - absent {
+            config.vcpus = vcpus;
+        }
+        if config.vcpus != vcpus {
+            return other(format!("it has {vcpus} vCPUs, this one {own}"));
+        }
+        return Ok((0..vcpus).collect());
+    };
+    if vcpus != own {
+        return other(format!("it can have {vcpus} vCPUs, this one {own}"));
+    }
+    if !present.contains(&0) || present.last().is_some_and(|last| *last >= vcpus) {
+        return other(format!("its vCPUs can't be {present:?} of {vcpus}"));
+    }
+    let absent = (0..vcpus).filter(|id| !present.contains(id)).collect();
+    config.vcpu_hotplug = Some(VcpuHotplug { absent });
+    Ok(present.clone())
 }
 
 fn section(id: impl Into<String>, state: &impl Serialize) -> Result<Section, String> {
@@ -120,6 +160,8 @@ impl Machine {
                 self.hold().map_err(|error| error.to_string())?;
             }
             self.threads.settle().map_err(|error| error.to_string())?;
+            // Those that the guest let go of in its last moment are not part of it.
+            self.let_vcpus_go();
             // What PCI functions have in hand: of a machine that never ran, too.
             self.hold().map_err(|error| error.to_string())?;
             if self.gate.is_quiet() {
@@ -140,12 +182,13 @@ impl Machine {
     }
 
     /// The vCPUs' states, while they stand still.
-    fn vcpu_states(&self) -> Result<Vec<VcpuState>, String> {
-        (0..self.cpuid.len())
-            .map(|index| {
-                let state = self.threads.call(index, |vcpu| vcpu.state());
+    fn vcpu_states(&self) -> Result<Vec<(u32, VcpuState)>, String> {
+        self.present()
+            .map(|id| {
+                let state = self.threads.call(to_usize(id.into()), |vcpu| vcpu.state());
                 let state = state.map_err(|error| error.to_string())?;
-                state.map_err(|error| format!("vCPU {index}: {error}"))
+                let state = state.map_err(|error| format!("vCPU {id}: {error}"))?;
+                Ok((id, state))
             })
             .collect()
     }
@@ -168,15 +211,17 @@ impl Machine {
             firmware: devices.pc.is_some(),
             clock,
             on_poweroff: self.config.on_poweroff,
+            present: devices.cpus.as_ref().map(|_| self.present().collect()),
         };
         let mut all = vec![section("machine", &facts)?];
         let states = self.vcpu_states()?;
-        for (index, (state, cpuid)) in states.into_iter().zip(&self.cpuid).enumerate() {
+        for (id, state) in states {
+            let cpuid = self.cpuid.get(to_usize(id.into()));
             let vcpu = SavedVcpu {
-                cpuid: cpuid.clone(),
+                cpuid: cpuid.cloned().unwrap_or_default(),
                 state,
             };
-            all.push(section(format!("vcpu{index}"), &vcpu)?);
+            all.push(section(format!("vcpu{id}"), &vcpu)?);
         }
         for (place, function) in devices.pci.root.placed() {
             let id = function_id(place);
@@ -194,6 +239,9 @@ impl Machine {
         }
         all.push(section("i8042", &self.keyboard_without_hands())?);
         all.push(section("pm", &devices.pm.state())?);
+        if let Some(cpus) = &devices.cpus {
+            all.push(section("cpus", &cpus.state())?);
+        }
         all.push(section("rtc", &devices.rtc.state())?);
         all.push(section("ioapic", &devices.ioapic.state())?);
         if let Some(pc) = &devices.pc {
@@ -212,27 +260,25 @@ impl Machine {
         mut saved: Saved,
         vcpus: SavedVcpus,
     ) -> Result<(), MachineError> {
-        let facts: Facts = saved.state("machine", VERSION)?;
-        let own = (
-            self.config.vcpus,
-            self.config.acpi,
-            self.devices.pc.is_some(),
-        );
-        if own != (facts.vcpus, facts.acpi, facts.firmware) {
+        let facts = vcpus.facts;
+        let own = (self.config.acpi, self.devices.pc.is_some());
+        if own != (facts.acpi, facts.firmware) {
             let reason = format!(
-                "vCPUs, ACPI, firmware: it has {}, {}, {}, this one {}, {}, {}",
-                facts.vcpus, facts.acpi, facts.firmware, own.0, own.1, own.2
+                "ACPI, firmware: it has {}, {}, this one {}, {}",
+                facts.acpi, facts.firmware, own.0, own.1
             );
             return Err(RestoreError::Other(reason).into());
         }
-        for (index, state) in vcpus.states.into_iter().enumerate() {
+        for (id, vcpu) in vcpus.vcpus {
+            let index = to_usize(id.into());
+            let state = vcpu.state;
             let set = self.threads.call(index, move |vcpu| vcpu.set_state(&state));
             let set = set.map_err(|source| MachineError::Os {
                 call: "restoring a vCPU",
                 source,
             })?;
             set.map_err(|error| RestoreError::State {
-                part: format!("vcpu{index}"),
+                part: format!("vcpu{id}"),
                 reason: error.to_string(),
             })?;
         }
@@ -258,6 +304,18 @@ impl Machine {
         }
         devices.i8042.load(saved.state("i8042", VERSION)?);
         devices.pm.load(saved.state("pm", VERSION)?);
+        if let Some(cpus) = &devices.cpus {
+            let state: CpusState = saved.state("cpus", VERSION)?;
+            let reason = match cpus.load(state) {
+                Ok(()) if cpus.present() == self.threads.present() => None,
+                Ok(()) => Some("it is of other vCPUs".to_owned()),
+                Err(reason) => Some(reason),
+            };
+            if let Some(reason) = reason {
+                let part = "cpus".to_owned();
+                return Err(RestoreError::State { part, reason }.into());
+            }
+        }
         devices.rtc.load(saved.state("rtc", VERSION)?);
         if let Some(pc) = &devices.pc {
             pc.fw_cfg.load(saved.state("fw_cfg", VERSION)?);
@@ -375,6 +433,7 @@ impl Machine {
             self.come_to_rest(tell)?;
         }
         let states = self.vcpu_states()?;
+        let states = states.into_iter().map(|(_, state)| state).collect();
         if !devices {
             return Ok((states, None));
         }

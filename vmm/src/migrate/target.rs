@@ -235,7 +235,10 @@ fn fits(hello: &Hello, vm: &dyn Vm, config: &MachineConfig) -> Result<(), String
         ));
     }
     let (own, its) = (config.vcpus, hello.vcpus);
-    if own != its {
+    // A build before vCPUs could come and go counts only those that its machine began with.
+    let absent = config.vcpu_hotplug.as_ref().map_or(0, |h| h.absent.len());
+    let there = to_usize(own.into()).saturating_sub(absent);
+    if own != its && there != to_usize(its.into()) {
         return Err(format!("the guest has {its} vCPUs there, {own} here"));
     }
     let leaf =

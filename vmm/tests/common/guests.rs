@@ -141,6 +141,44 @@ guest! {
 }
 
 guest! {
+    /// Says 'w' and looks after vCPUs 1 and 2: one that has come ('i') is started, and says 'A'; of
+    /// one that is to go ('r') it lets go ('e'), unless the machine's command line is "keep": then it
+    /// says so (`_OST`).
+    pluggable,
+    // What a vCPU does, in real mode: says its letter, halts.
+    "mov dword ptr [0x8000], 0xb003f8ba",
+    "mov dword ptr [0x8004], 0xf4faee41",
+    "mov dword ptr [0x8008], 0x0000fdeb",
+    "mov esi, [ebx + 24]",
+    "mov dx, 0x3f8", "mov al, 'w'", "out dx, al",
+    "2: mov ecx, 1",
+    "3: mov dx, 0x620", "mov eax, ecx", "out dx, eax",
+    "mov dx, 0x624", "in al, dx",
+    "test al, 2", "jnz 4f",
+    "test al, 4", "jnz 5f",
+    "6: inc ecx", "cmp ecx, 3", "jb 3b",
+    "jmp 2b",
+    "4: mov al, 2", "out dx, al",
+    "mov dx, 0x3f8", "mov al, 'i'", "out dx, al",
+    // INIT, and the start-up message for page 8.
+    "mov eax, ecx", "shl eax, 24",
+    "mov dword ptr [0xfee00310], eax", "mov dword ptr [0xfee00300], 0x4500",
+    "mov dword ptr [0xfee00310], eax", "mov dword ptr [0xfee00300], 0x4608",
+    "jmp 6b",
+    "5: mov al, 4", "out dx, al",
+    "mov dx, 0x3f8", "mov al, 'r'", "out dx, al",
+    "cmp byte ptr [esi], 'k'", "je 7f",
+    "mov dx, 0x624", "mov al, 8", "out dx, al",
+    "mov dx, 0x3f8", "mov al, 'e'", "out dx, al",
+    "jmp 6b",
+    "7: mov dx, 0x625", "mov al, 1", "out dx, al",
+    "mov dx, 0x628", "mov eax, 0x103", "out dx, eax",
+    "mov dx, 0x625", "mov al, 2", "out dx, al",
+    "mov dx, 0x628", "mov eax, 0x82", "out dx, eax",
+    "jmp 6b",
+}
+
+guest! {
     /// Writes dots to COM1 for ever.
     chatter,
     "mov dx, 0x3f8",

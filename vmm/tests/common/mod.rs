@@ -83,6 +83,7 @@ impl Rig {
             backend,
             memory_bytes: 16 << 20,
             vcpus: 1,
+            vcpu_hotplug: None,
             cpu: CpuConfig::default(),
             boot: BootConfig {
                 kernel: Some(Resource::Path(path)),

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::device::{Balloon, Disk, Interface, PciAddress, Rng, Vsock, Watchdog};
-use super::{BootDevice, CharDevice, CharSource, Domain, View, assign};
+use super::{BootDevice, CharDevice, CharSource, Domain, View, assign, vcpus};
 use crate::dom::{Element, MAX_DOCUMENT_BYTES, MAX_NODES};
 use crate::error::XmlError;
 use crate::grammar;
@@ -91,6 +91,7 @@ pub(super) fn fill(domain: &mut Domain, host: &HostFacts) -> Result<(), XmlError
     fill_os(domain)?;
     fill_boot(domain);
     check_vcpus(domain, host)?;
+    vcpus::fill(domain)?;
     if domain.memory.total_kib == 0 {
         return Err(XmlError::xml(
             "Memory size must be specified via <memory> or in the <numa> configuration",

@@ -12,6 +12,7 @@ mod os;
 mod parse;
 pub mod support;
 mod support_devices;
+mod vcpus;
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,6 +27,7 @@ pub use parse::check_name;
 pub(crate) use parse::metadata as kept_metadata;
 pub use support::{Startable, Unsupported};
 pub use uuid::Uuid;
+pub use vcpus::VcpuState;
 
 use crate::dom::Element;
 use crate::error::{Warning, XmlError};
@@ -141,13 +143,6 @@ pub struct Vcpu {
     pub auto_placement: bool,
     /// Host CPUs, as written.
     pub cpuset: Option<String>,
-}
-
-impl Vcpu {
-    /// vCPUs online at start.
-    pub fn online(&self) -> u32 {
-        self.current.unwrap_or(self.max)
-    }
 }
 
 /// What a life-cycle event does.
@@ -327,6 +322,10 @@ impl Domain {
     pub fn fill_stored(&mut self, host: &HostFacts, bytes: usize) -> Result<(), XmlError> {
         /// A document is not a hundred times as long as it came.
         const SHORT: usize = crate::dom::MAX_DOCUMENT_BYTES / 200;
+        if vcpus::fill(self).is_err() {
+            // Taken before it was looked at: the machine started with its first ones.
+            self.rest.retain(|e| e.name != "vcpus");
+        }
         defaults::fill(self, host)?;
         if bytes > SHORT {
             defaults::check_size(self)?;

@@ -275,7 +275,7 @@ fn part_of(threads: Threads) -> String {
 }
 
 fn make_parts(group: &Group, definition: &Definition) -> Result<()> {
-    for number in 0..definition.vcpu.online() {
+    for number in definition.online_vcpus() {
         group.make_part(&part_of(Threads::Vcpu(number)))?;
     }
     group.make_part(EMULATOR)
@@ -290,6 +290,24 @@ pub fn place(groups: &Groups, definition: &Definition, pid: u32) -> Result<()> {
         return Ok(());
     };
     for (thread, kind) in vcpus::new_threads(definition, pid)? {
+        group.take_thread(&part_of(kind), thread)?;
+    }
+    Ok(())
+}
+
+/// The same for the thread of one vCPU that has come.
+///
+/// # Errors
+/// The system's.
+pub fn place_one(groups: &Groups, definition: &Definition, pid: u32, number: u32) -> Result<()> {
+    let Some(group) = groups.get(Controller::Cpu) else {
+        return Ok(());
+    };
+    let kind = Threads::Vcpu(number);
+    group.make_part(&part_of(kind))?;
+    set_cpu(group, definition)?;
+    let threads = vcpus::new_threads(definition, pid)?;
+    for (thread, _) in threads.into_iter().filter(|(_, other)| *other == kind) {
         group.take_thread(&part_of(kind), thread)?;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! From a definition to a machine: the VMM's configuration, and every descriptor it needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use vmm_api::config::{
     Backend, BootConfig, CONFIG_VERSION, CharBackend, CpuConfig, LifecycleAction, MachineConfig,
-    Resource, SerialConfig,
+    Resource, SerialConfig, VcpuHotplug,
 };
 use vmm_api::devices::DeviceConfig;
 use xml_schemas::Domain;
@@ -22,6 +22,7 @@ use xml_schemas::domain::{
 };
 
 use super::devices::Surroundings;
+use super::vcpu_plug;
 use crate::cgroups::Groups;
 use crate::error::{Error, Result};
 use crate::files;
@@ -303,6 +304,12 @@ impl Builder {
             cmdline: live.os.cmdline.clone().unwrap_or_default(),
             no_unpack: false,
         };
+        if live.lists_vcpus() {
+            let mut states = live.vcpus();
+            vcpu_plug::put_in_order(&mut states);
+            live.list_vcpus(&states);
+        }
+        let (vcpus, vcpu_hotplug) = vcpus(&live)?;
         let serials = self.serials(&mut live)?;
         let devices = self.devices(&mut live)?;
         let config = MachineConfig {
@@ -314,7 +321,8 @@ impl Builder {
                 DomainType::Qemu => Backend::Soft,
             },
             memory_bytes: memory_bytes(live.memory.total_kib)?,
-            vcpus: live.vcpu.online(),
+            vcpus,
+            vcpu_hotplug,
             cpu: cpu(&live),
             boot,
             acpi: live.has_feature("acpi"),
@@ -578,6 +586,28 @@ fn open_pty() -> io::Result<(File, String)> {
         check(libc::tcsetattr(slave.as_raw_fd(), libc::TCSANOW, &settings))?;
     }
     Ok((master, path))
+}
+
+/// How many vCPUs the machine can have, and those that come and go.
+fn vcpus(domain: &Domain) -> Result<(u32, Option<VcpuHotplug>)> {
+    let states = domain.vcpus();
+    let numbered = (0..).zip(&states);
+    let absent = numbered.filter(|(_, vcpu)| !vcpu.online);
+    let absent: BTreeSet<u32> = absent.map(|(number, _)| number).collect();
+    let (most, online) = (domain.vcpu.max, domain.vcpu.online());
+    if absent.is_empty() && !states.iter().any(|vcpu| vcpu.hotpluggable) {
+        return Ok((most, None));
+    }
+    if domain.has_feature("acpi") {
+        return Ok((most, Some(VcpuHotplug { absent })));
+    }
+    // It is ACPI that tells a guest of them.
+    match absent.first() {
+        Some(first) if *first < online => Err(Error::unsupported(
+            "without ACPI a domain has the first ones of its vCPUs",
+        )),
+        _ => Ok((online, None)),
+    }
 }
 
 /// `<genid>`.

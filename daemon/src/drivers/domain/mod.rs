@@ -33,6 +33,7 @@ pub mod state;
 mod stored;
 pub mod tunables;
 pub mod tuning;
+mod vcpu_plug;
 pub mod vcpus;
 pub mod watch;
 mod written;

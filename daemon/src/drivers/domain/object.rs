@@ -128,6 +128,10 @@ pub struct Live {
     pub migration_ready: Option<tokio::sync::oneshot::Sender<()>>,
     /// Nobody is to change it until whoever migrates it has confirmed.
     pub change_protection: bool,
+    /// Its VMM knows of vCPUs that come and go.
+    pub vcpus_change: bool,
+    /// The vCPU that the guest would not let go of last.
+    pub vcpu_kept: Option<u32>,
     /// What is remembered of its disks' jobs.
     pub block_jobs: Vec<super::block_jobs::Pending>,
     /// What takes long on it: a save, a dump.

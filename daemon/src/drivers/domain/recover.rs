@@ -254,6 +254,8 @@ async fn take_up(
             console: None,
             migration_ready: None,
             change_protection: false,
+            vcpus_change: false,
+            vcpu_kept: None,
             block_jobs: Vec::new(),
             work: Work::left(saving.clone()),
             ended,

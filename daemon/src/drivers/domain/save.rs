@@ -402,8 +402,14 @@ pub(super) fn check_same(saved: &Definition, given: &Definition) -> Result<()> {
             &saved.memory.total_kib,
         );
     }
-    if saved.vcpu.online() != given.vcpu.online() {
-        return differ("vCPU count", &given.vcpu.online(), &saved.vcpu.online());
+    if saved.vcpu.max != given.vcpu.max {
+        return differ("vCPU max", &given.vcpu.max, &saved.vcpu.max);
+    }
+    let (own, its) = (saved.online_vcpus(), given.online_vcpus());
+    if let Some(number) = own.symmetric_difference(&its).next() {
+        return Err(Error::unsupported(format!(
+            "State of vCPU '{number}' differs between source and destination definitions"
+        )));
     }
     if saved.name != given.name {
         return differ("name", &given.name, &saved.name);

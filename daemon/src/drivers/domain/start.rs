@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch as watch_channel;
 use vmm_api::config::{MachineConfig, Resource, RestoreConfig};
-use vmm_api::control::{Call, Event, ExitRecord, FromVmm};
+use vmm_api::control::{Answer, Call, Event, ExitRecord, FromVmm};
 use xml_schemas::Domain as Definition;
 
 use super::devices::Surroundings;
@@ -21,7 +21,7 @@ use super::machine::{self, Machine, Made, Names};
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{Lifecycle, PausedReason, RunningReason, State};
-use super::{Driver, limits, saved_image, vcpus, watch};
+use super::{Driver, limits, saved_image, vcpu_plug, vcpus, watch};
 use crate::cgroups::Groups;
 use crate::control::{self, Control, ControlError, Frames};
 use crate::drivers::network::plug::Owner;
@@ -191,11 +191,11 @@ pub async fn start(
             let cancel = options.arriving.as_ref().map(|a| a.cancel.clone());
             wait_until_built(&control, &mut frames, &process, cancel)
                 .await
-                .map(|()| (control, frames))
+                .map(|vcpus| (control, frames, vcpus))
         }
         Err(error) => Err(Failure::Said(error.to_string())),
     };
-    let (control, frames) = match ready {
+    let (control, frames, vcpus) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             end_process(&process).await;
@@ -211,6 +211,7 @@ pub async fn start(
         process,
         control,
         frames,
+        vcpus,
     };
     started.run(driver, domain, options).await
 }
@@ -239,6 +240,8 @@ struct Started {
     process: Arc<VmmProcess>,
     control: Control,
     frames: Frames,
+    /// The vCPUs that it has, where it can tell.
+    vcpus: Option<Vec<u32>>,
 }
 
 impl Started {
@@ -250,6 +253,10 @@ impl Started {
     ) -> Result<()> {
         let folder = self.cleanup.folder.clone();
         let agent = shut_ports(&mut self.definition);
+        if let Some(there) = &self.vcpus {
+            // One that goes on has those that it had.
+            vcpu_plug::are(&mut self.definition, there);
+        }
         if options.from.as_ref().is_none_or(|from| !from.managed) {
             // One that was left from long ago must not be taken for this start's.
             saved_image::drop_taken(&driver.managed_save(&domain.name().name));
@@ -298,6 +305,8 @@ impl Started {
                 console: None,
                 migration_ready: None,
                 change_protection: false,
+                vcpus_change: self.vcpus.is_some(),
+                vcpu_kept: None,
                 block_jobs: Vec::new(),
                 work: Work::default(),
                 ended: ended.clone(),
@@ -448,13 +457,13 @@ impl Failure {
     }
 }
 
-/// Waits for the answer to a first question, which comes when the machine is built.
+/// Waits for the answer to a first question, which comes when the machine is built: the vCPUs it has.
 async fn wait_until_built(
     control: &Control,
     frames: &mut Frames,
     process: &VmmProcess,
     cancel: Option<watch_channel::Receiver<Option<&'static str>>>,
-) -> std::result::Result<(), Failure> {
+) -> std::result::Result<Option<Vec<u32>>, Failure> {
     // One that comes from elsewhere takes as long as its memory takes to come; whoever moves it
     // says when to give up.
     let limit = cancel.is_none().then_some(START_LIMIT);
@@ -490,7 +499,8 @@ async fn wait_until_built(
                     Err(error) => return Err(said(&error)),
                 },
                 answered = &mut answer => return match answered {
-                    Ok(Ok(_)) => Ok(()),
+                    Ok(Ok(Answer::Status(status))) => Ok(status.vcpus),
+                    Ok(Ok(_)) => Ok(None),
                     Ok(Err(failure)) => Err(Failure::Said(failure.message)),
                     Err(_) => Err(Failure::Ended(None)),
                 },

@@ -10,6 +10,7 @@ use rpc::types::{TypedParam, TypedValue};
 use xml_schemas::Domain as Definition;
 use xml_schemas::cpuset;
 use xml_schemas::dom::Element;
+use xml_schemas::domain::{VcpuState, View};
 
 use super::Driver;
 use super::metadata::{affect, chosen};
@@ -28,18 +29,10 @@ pub enum Threads {
 }
 
 /// Most vCPUs a definition may have: as many as any machine here.
-const MOST: u32 = xml_schemas::domain::MAX_VCPUS;
+pub(super) const MOST: u32 = xml_schemas::domain::MAX_VCPUS;
 
 fn invalid(text: impl Into<String>) -> Error {
     Error::new(ErrorCode::INVALID_ARG, text)
-}
-
-/// What is said where a running machine's processors would have to change.
-pub fn fixed() -> Error {
-    Error::new(
-        ErrorCode::OPERATION_UNSUPPORTED,
-        "the vCPUs of a running domain are fixed: use --config, and start it again",
-    )
 }
 
 /// The CPUs of the host that a definition lets these threads run on; `None`: any.
@@ -79,12 +72,12 @@ pub(super) fn threads(pid: u32) -> io::Result<Vec<(i32, Threads)>> {
 pub(super) fn new_threads(definition: &Definition, pid: u32) -> Result<Vec<(i32, Threads)>> {
     const LIMIT: Duration = Duration::from_secs(5);
     let deadline = Instant::now() + LIMIT;
-    let online = definition.vcpu.online() as usize;
+    let online = definition.online_vcpus();
     loop {
         let all =
             threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
-        let is_vcpu = |(_, kind): &&(i32, Threads)| matches!(kind, Threads::Vcpu(_));
-        if all.iter().filter(is_vcpu).count() >= online {
+        let there = |number: &u32| all.iter().any(|(_, kind)| *kind == Threads::Vcpu(*number));
+        if online.iter().all(there) {
             return Ok(all);
         }
         if Instant::now() >= deadline {
@@ -145,13 +138,39 @@ pub fn place(definition: &Definition, pid: u32) -> Result<()> {
     }
     let all = new_threads(definition, pid)?;
     schedule(definition, &all)?;
-    let kinds = (0..definition.vcpu.online()).map(Threads::Vcpu);
+    let kinds = definition.online_vcpus().into_iter().map(Threads::Vcpu);
     for kind in kinds.chain([Threads::Emulator]) {
         if let Some(cpus) = cpus(definition, kind) {
             pin_some(&all, kind, &cpus)?;
         }
     }
     Ok(())
+}
+
+/// The same for the thread of one vCPU that has come: it began as the one that made it runs.
+///
+/// # Errors
+/// As [`place`].
+pub fn place_one(definition: &Definition, pid: u32, number: u32) -> Result<()> {
+    let kind = Threads::Vcpu(number);
+    let mut own = new_threads(definition, pid)?;
+    own.retain(|(_, other)| *other == kind);
+    let of_others = || {
+        let pinned = cpus(definition, Threads::Emulator);
+        pinned.map(|_| node::cpus_present().into_iter().collect())
+    };
+    if let Some(cpus) = cpus(definition, kind).or_else(of_others) {
+        pin_some(&own, kind, &cpus)?;
+    }
+    let usual = (libc::SCHED_OTHER, 0);
+    let scheduler = match scheduler(definition, kind)? {
+        None => scheduler(definition, Threads::Emulator)?.map(|_| usual),
+        own => own,
+    };
+    match scheduler {
+        Some(scheduler) => set_scheduler(&own, &[(kind, scheduler)]),
+        None => Ok(()),
+    }
 }
 
 /// Whether a definition says anything of where and how threads run.
@@ -203,14 +222,18 @@ fn scheduler(definition: &Definition, threads: Threads) -> Result<Option<(libc::
 
 /// Gives a machine's threads the schedulers that its definition wants.
 fn schedule(definition: &Definition, all: &[(i32, Threads)]) -> Result<()> {
-    let online = definition.vcpu.online();
-    let wanted = (0..online).map(Threads::Vcpu).chain([Threads::Emulator]);
+    let online = definition.online_vcpus().into_iter();
+    let wanted = online.map(Threads::Vcpu).chain([Threads::Emulator]);
     let mut schedulers = Vec::new();
     for kind in wanted {
         if let Some(scheduler) = scheduler(definition, kind)? {
             schedulers.push((kind, scheduler));
         }
     }
+    set_scheduler(all, &schedulers)
+}
+
+fn set_scheduler(all: &[(i32, Threads)], schedulers: &[(Threads, (i32, i32))]) -> Result<()> {
     for &(thread, kind) in all {
         let wanted = schedulers.iter().find(|(wanted, _)| *wanted == kind);
         let Some((_, (policy, priority))) = wanted else {
@@ -232,55 +255,7 @@ fn schedule(definition: &Definition, all: &[(i32, Threads)]) -> Result<()> {
     Ok(())
 }
 
-/// What a definition's `<vcpus>` says of a vCPU; all of the first ones are there if it says nothing.
-fn is_enabled(definition: &Definition, number: u32) -> bool {
-    let listed = section(definition, "vcpus").and_then(|list| {
-        let id = number.to_string();
-        list.elements().find(|e| e.attr("id") == Some(&id))
-    });
-    match listed.and_then(|vcpu| vcpu.attr("enabled")) {
-        Some(enabled) => enabled == "yes",
-        None => number < definition.vcpu.online(),
-    }
-}
-
 impl Driver {
-    /// How many vCPUs a domain has.
-    ///
-    /// # Errors
-    /// VIR_ERR_INVALID_ARG for a number out of range; a running domain's cannot change.
-    pub async fn set_vcpus(self: &Arc<Self>, domain: Pinned, count: u32, flags: u32) -> Result<()> {
-        if count == 0 || count > MOST {
-            return Err(invalid(format!(
-                "argument out of range: {count}: a domain has 1 to {MOST} vCPUs"
-            )));
-        }
-        let live = async |running: &Definition| {
-            let most = running.vcpu.max;
-            if count > most {
-                return Err(invalid(format!(
-                    "requested vcpus is greater than max allowable vcpus for the live domain: {count} > {most}"
-                )));
-            }
-            if count == running.vcpu.online() {
-                return Ok(());
-            }
-            Err(fixed())
-        };
-        let change = |definition: &mut Definition| {
-            let most = definition.vcpu.max;
-            if count > most {
-                return Err(invalid(format!(
-                    "requested vcpus is greater than max allowable vcpus for the persistent domain: {count} > {most}"
-                )));
-            }
-            definition.vcpu.current = (count < most).then_some(count);
-            definition.rest.retain(|e| e.name != "vcpus");
-            Ok(())
-        };
-        self.modify(&domain, flags, live, change).await
-    }
-
     /// How many vCPUs a domain can have.
     ///
     /// # Errors
@@ -308,62 +283,21 @@ impl Driver {
             {
                 return Err(invalid("CPU topology doesn't match the desired vcpu count"));
             }
+            let listed = definition.lists_vcpus().then(|| definition.vcpus());
             let online = definition.vcpu.online().min(count);
             definition.vcpu.max = count;
-            definition.vcpu.current = (online < count).then_some(online);
-            definition.rest.retain(|e| e.name != "vcpus");
-            Ok(())
-        };
-        self.modify(&domain, flags, live, change).await
-    }
-
-    /// Which vCPUs a domain starts with.
-    ///
-    /// # Errors
-    /// VIR_ERR_INVALID_ARG for a vCPU that is not there; a running domain's cannot change.
-    pub async fn enable_vcpus(
-        self: &Arc<Self>,
-        domain: Pinned,
-        list: &str,
-        enable: bool,
-        flags: u32,
-    ) -> Result<()> {
-        let wanted = cpuset::parse(list)
-            .ok_or_else(|| invalid(format!("Failed to parse bitmap '{list}'")))?;
-        let Some(&last) = wanted.last() else {
-            return Err(invalid("no vcpus selected for modification"));
-        };
-        let live = async |_: &Definition| Err(fixed());
-        let change = |definition: &mut Definition| {
-            let most = definition.vcpu.max;
-            if last >= most {
-                return Err(invalid(format!(
-                    "vcpu {last} is not present in persistent config"
-                )));
-            }
-            if wanted.contains(&0) {
-                return Err(invalid("vCPU '0' can't be modified"));
-            }
-            let state: Vec<bool> = (0..most)
-                .map(|n| {
-                    (wanted.contains(&n) && enable)
-                        || (!wanted.contains(&n) && is_enabled(definition, n))
-                })
-                .collect();
-            let online = state.iter().filter(|on| **on).count();
-            definition.vcpu.current = u32::try_from(online).ok().filter(|n| *n < most);
-            sections::change(definition, "vcpus", |list| {
-                list.take_elements();
-                for (number, on) in state.iter().enumerate() {
-                    let yes = |yes| if yes { "yes" } else { "no" };
-                    list.push(
-                        Element::new("vcpu")
-                            .with_attr("id", number.to_string())
-                            .with_attr("enabled", yes(*on))
-                            .with_attr("hotpluggable", yes(number != 0)),
-                    );
+            match listed {
+                None => definition.first_vcpus(online),
+                Some(mut states) => {
+                    let new = VcpuState {
+                        online: false,
+                        hotpluggable: true,
+                        order: None,
+                    };
+                    states.resize(count as usize, new);
+                    definition.list_vcpus(&states);
                 }
-            });
+            }
             Ok(())
         };
         self.modify(&domain, flags, live, change).await
@@ -389,22 +323,14 @@ impl Driver {
             .live
             .as_ref()
             .map(|live| Arc::clone(&live.process));
-        let live = async |running: &Definition| {
-            let count = running.vcpu.online();
-            if let Threads::Vcpu(number) = threads
-                && number >= count
-            {
-                return Err(invalid(format!(
-                    "vcpu {number} is out of range of live cpu count {count}"
-                )));
-            }
+        let live = async |_: &Definition| {
             let Some(process) = process else {
                 return Err(super::object::not_running());
             };
             pin(process.identity().pid, threads, &cpus)
         };
         let text = cpuset::format(&cpus);
-        let change = |definition: &mut Definition| {
+        let change = |definition: &mut Definition, view| {
             let Threads::Vcpu(number) = threads else {
                 let pin = Element::new("emulatorpin").with_attr("cpuset", &text);
                 sections::set_child(definition, "cputune", "emulatorpin", Some(pin));
@@ -412,8 +338,12 @@ impl Driver {
             };
             let count = definition.vcpu.max;
             if number >= count {
+                let which = match view {
+                    View::Inactive => "persistent",
+                    _ => "live",
+                };
                 return Err(invalid(format!(
-                    "vcpu {number} is out of range of persistent cpu count {count}"
+                    "vcpu {number} is out of range of {which} cpu count {count}"
                 )));
             }
             sections::change(definition, "cputune", |tune| {
@@ -430,7 +360,7 @@ impl Driver {
             });
             Ok(())
         };
-        self.modify(&domain, flags, live, change).await?;
+        self.modify_each(&domain, flags, live, change).await?;
         let what = match threads {
             Threads::Vcpu(number) => format!("cputune.vcpupin{number}"),
             Threads::Emulator => "cputune.emulatorpin".to_owned(),

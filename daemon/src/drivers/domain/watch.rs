@@ -211,6 +211,10 @@ impl Watched {
             Event::DeviceRemoved { id } => {
                 self.driver.device_removed(&self.domain, &mut inner, id);
             }
+            Event::VcpuRemoved { vcpu } => self.driver.vcpu_removed(&mut inner, *vcpu),
+            Event::VcpuKept { vcpu } => {
+                self.driver.vcpu_kept(&self.domain, &mut inner, *vcpu);
+            }
             Event::BlockJob { id, kind, news } => {
                 let driver = &self.driver;
                 driver.block_job_news(&self.domain, &mut inner, id, *kind, news);
@@ -449,6 +453,7 @@ impl Watched {
             if let Some(open) = &status.open_ports {
                 self.ports_are(&mut inner, open);
             }
+            self.driver.vcpus_are(&mut inner, status.vcpus.as_deref());
             let state = caught_up(inner.state, machine);
             if machine == MachineState::Running {
                 inner.coming = None;
