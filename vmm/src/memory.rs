@@ -91,6 +91,9 @@ enum Backing {
     Own(File),
     /// A file's content, copied where it is written to.
     Private,
+    /// Nobody else's, and in huge pages where much comes at once. Which of them are there is said by
+    /// `/proc/self/pagemap`.
+    Anonymous(File),
 }
 
 /// All RAM of one guest.
@@ -113,6 +116,31 @@ impl GuestMemory {
         nix::unistd::ftruncate(&fd, len).map_err(os("ftruncate"))?;
         let map = Self::map(size, &fd, 0, MapFlags::MAP_SHARED)?;
         Ok(Self::of(size, map, Backing::Own(fd.into())))
+    }
+
+    /// `size` bytes of zeroed RAM for a machine that comes from elsewhere, most of it in large pieces: the host gives such
+    /// memory, and the processor finds it, much faster in huge pages, which a memfd has only where the host's owner says
+    /// so.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::new`].
+    pub fn arriving(size: u64) -> Result<Self, MemoryError> {
+        let Ok(pages) = File::open("/proc/self/pagemap") else {
+            return Self::new(size);
+        };
+        let length = Self::length(size)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping at an address the kernel picks.
+        match unsafe { mmap_anonymous(None, length, prot, flags) } {
+            Ok(base) => {
+                let len = length.get();
+                let map = Mapping { base, len };
+                Ok(Self::of(size, map, Backing::Anonymous(pages)))
+            }
+            // A host that promises no more than it has counts this in full, and a memfd as it is used.
+            Err(_) => Self::new(size),
+        }
     }
 
     /// `size` bytes of RAM whose content is at `offset` (whole pages) of `file`, which must not
@@ -142,6 +170,20 @@ impl GuestMemory {
         offset: i64,
         sharing: MapFlags,
     ) -> Result<Mapping, MemoryError> {
+        let length = Self::length(size)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = sharing | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address the kernel picks. Others may change a private
+        // mapping's file; guest RAM is memory that anyone may change at any time.
+        let base = unsafe { mmap(None, length, prot, flags, file, offset) }.map_err(os("mmap"))?;
+        Ok(Mapping {
+            base,
+            len: length.get(),
+        })
+    }
+
+    /// A size that this host can give.
+    fn length(size: u64) -> Result<NonZeroUsize, MemoryError> {
         if size == 0 || !size.is_multiple_of(PAGE) {
             return Err(MemoryError::Size(size));
         }
@@ -152,16 +194,7 @@ impl GuestMemory {
                 host: host >> 20,
             });
         }
-        let length = NonZeroUsize::new(to_usize(size)).ok_or(MemoryError::Size(size))?;
-        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = sharing | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address the kernel picks. Others may change a private
-        // mapping's file; guest RAM is memory that anyone may change at any time.
-        let base = unsafe { mmap(None, length, prot, flags, file, offset) }.map_err(os("mmap"))?;
-        Ok(Mapping {
-            base,
-            len: length.get(),
-        })
+        NonZeroUsize::new(to_usize(size)).ok_or(MemoryError::Size(size))
     }
 
     /// Size in bytes.
@@ -259,34 +292,31 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies `data` to `offset` of [`GuestMemory::bytes`]. Pages that were never touched are taken from the host without
-    /// being cleared first, and are mapped when they are touched: for much content that is not looked at here.
+    /// Whether its pages are a file's: the others are best written where they are mapped.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        matches!(self.backing, Backing::Own(_))
+    }
+
+    /// Copies `data` to `offset` of [`GuestMemory::bytes`]. A file's pages that were never touched are taken from the host
+    /// without being cleared first, and are mapped when they are touched: for much content that is not looked at here.
     ///
     /// # Errors
     /// Beyond RAM; the kernel's refusal.
     pub fn fill(&self, offset: u64, data: &[u8]) -> Result<(), MemoryError> {
-        let Backing::Own(file) = &self.backing else {
-            return self.put(offset, data);
-        };
         self.check(offset, data.len() as u64)?;
+        let Backing::Own(file) = &self.backing else {
+            // SAFETY: inside the mapping, as was just checked; `data` is no guest memory, as in `write`.
+            unsafe {
+                let target = self.map.base.as_ptr().cast::<u8>().add(to_usize(offset));
+                std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len());
+            }
+            return Ok(());
+        };
         file.write_all_at(data, offset).map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
             os("pwrite")(errno)
         })
-    }
-
-    /// The same; the pages are mapped then.
-    ///
-    /// # Errors
-    /// Beyond RAM.
-    pub fn put(&self, offset: u64, data: &[u8]) -> Result<(), MemoryError> {
-        self.check(offset, data.len() as u64)?;
-        // SAFETY: inside the mapping, as was just checked; `data` is no guest memory, as in `write`.
-        unsafe {
-            let target = self.map.base.as_ptr().cast::<u8>().add(to_usize(offset));
-            std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len());
-        }
-        Ok(())
     }
 
     /// Whether these bytes of [`GuestMemory::bytes`] are there.
@@ -337,8 +367,12 @@ impl GuestMemory {
     /// Beyond RAM; the kernel's refusal.
     pub fn zero_bytes(&self, offset: u64, len: u64) -> Result<(), MemoryError> {
         self.check(offset, len)?;
-        let Backing::Own(fd) = &self.backing else {
-            return self.zero(to_usize(offset), to_usize(len));
+        let fd = match &self.backing {
+            Backing::Own(fd) => fd,
+            Backing::Private => return self.zero(to_usize(offset), to_usize(len)),
+            Backing::Anonymous(_) => {
+                return self.advise(offset..offset + len, libc::MADV_DONTNEED);
+            }
         };
         let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
             return Err(MemoryError::Outside { start: offset, len });
@@ -392,8 +426,10 @@ impl GuestMemory {
     #[must_use]
     pub fn next_content(&self, offset: u64) -> Option<Range<u64>> {
         let size = self.size();
-        let Backing::Own(fd) = &self.backing else {
-            return (offset < size).then_some(offset..size);
+        let fd = match &self.backing {
+            Backing::Own(fd) => fd,
+            Backing::Private => return (offset < size).then_some(offset..size),
+            Backing::Anonymous(pages) => return self.next_there(pages, offset),
         };
         let seek = |from: u64, whence| {
             let from = i64::try_from(from).map_err(|_| Errno::EINVAL)?;
@@ -411,6 +447,77 @@ impl GuestMemory {
         }
         let end = seek(start, Whence::SeekHole).unwrap_or(size);
         Some(start..end.clamp(start, size))
+    }
+
+    /// The next range of anonymous RAM that has pages, in memory or swapped out (Documentation/admin-guide/mm/pagemap.rst).
+    /// Where that can't be read everything may hold something.
+    fn next_there(&self, pages: &File, offset: u64) -> Option<Range<u64>> {
+        /// Present, or swapped out.
+        const THERE: u64 = 1 << 63 | 1 << 62;
+        /// Entries read at first, and at most: what is there is often in one piece, and often not.
+        const FEW: usize = 64;
+        const MANY: usize = 8192;
+        let size = self.size();
+        let first = self.map.base.as_ptr().addr() as u64 / PAGE;
+        let last = size / PAGE;
+        let (mut page, mut start) = (offset / PAGE, None);
+        let mut entries = vec![0u8; FEW * 8];
+        while page < last {
+            let count = entries.len().min(to_usize(last - page) * 8);
+            let part = entries.get_mut(..count).unwrap_or(&mut []);
+            if let Err(error) = pages.read_exact_at(part, (first + page) * 8) {
+                log::debug!("/proc/self/pagemap: {error}");
+                return (offset < size).then_some(offset..size);
+            }
+            for entry in part.as_chunks::<8>().0 {
+                match (start, u64::from_ne_bytes(*entry) & THERE != 0) {
+                    (None, true) => start = Some(page * PAGE),
+                    (Some(start), false) => return Some(start..page * PAGE),
+                    _ => {}
+                }
+                page += 1;
+            }
+            if entries.len() < MANY * 8 {
+                entries.resize(entries.len() * 2, 0);
+            }
+        }
+        start.map(|start| start..size)
+    }
+
+    /// Much is about to come to this range of [`GuestMemory::bytes`]: huge pages are worth it there.
+    pub fn expect(&self, range: Range<u64>) {
+        /// What x86-64 has.
+        const HUGE: u64 = 2 << 20;
+        if !matches!(self.backing, Backing::Anonymous(_))
+            || self.check(range.start, range.end - range.start).is_err()
+        {
+            return;
+        }
+        // The host's huge pages, not the guest's, and only such as are all RAM.
+        let base = self.map.base.as_ptr().addr() as u64;
+        let start = ((base + range.start) / HUGE * HUGE).max(base) - base;
+        let end = ((base + range.end).next_multiple_of(HUGE) - base).min(self.size());
+        if let Err(error) = self.advise(start..end, libc::MADV_HUGEPAGE) {
+            // A kernel without them.
+            log::debug!("{error}");
+        }
+    }
+
+    fn advise(&self, range: Range<u64>, advice: libc::c_int) -> Result<(), MemoryError> {
+        self.check(range.start, range.end.saturating_sub(range.start))?;
+        let at = self
+            .map
+            .base
+            .as_ptr()
+            .cast::<u8>()
+            .wrapping_add(to_usize(range.start));
+        // SAFETY: inside the mapping, as was just checked; guest RAM is never the target of a reference, and may change at
+        // any time.
+        let result = unsafe { libc::madvise(at.cast(), to_usize(range.end - range.start), advice) };
+        match result {
+            0 => Ok(()),
+            _ => Err(os("madvise")(Errno::last())),
+        }
     }
 
     /// Bytes of RAM that are really there.
@@ -502,6 +609,48 @@ mod tests {
         ram.clear().unwrap();
         ram.read(0xff0, &mut back).unwrap();
         assert_eq!(back, [0; 32]);
+    }
+
+    #[test]
+    fn content_that_came_is_found_and_given_back() {
+        const CHUNK: u64 = 1 << 20;
+        for ram in [
+            GuestMemory::new(64 * CHUNK),
+            GuestMemory::arriving(64 * CHUNK),
+        ] {
+            let ram = ram.unwrap();
+            assert_eq!(ram.next_content(0), None);
+            // A single page, and more than two huge pages.
+            ram.fill(3 * PAGE, &[7; PAGE as usize]).unwrap();
+            ram.expect(20 * CHUNK..26 * CHUNK);
+            let much = vec![9; to_usize(6 * CHUNK)];
+            ram.fill(20 * CHUNK, &much).unwrap();
+            assert_eq!(ram.next_content(0), Some(3 * PAGE..4 * PAGE));
+            // Huge pages may hold more than was asked for.
+            let found = ram.next_content(4 * PAGE).unwrap();
+            assert!(
+                (18 * CHUNK..=20 * CHUNK).contains(&found.start),
+                "{found:?}"
+            );
+            assert!((26 * CHUNK..=28 * CHUNK).contains(&found.end), "{found:?}");
+            assert_eq!(ram.next_content(found.end), None);
+            assert_eq!(ram.next_content(23 * CHUNK), Some(23 * CHUNK..found.end));
+            let mut back = [0; 3];
+            ram.read(26 * CHUNK - 3, &mut back).unwrap();
+            assert_eq!(back, [9; 3]);
+            // Half of a huge page.
+            ram.discard(22 * CHUNK..23 * CHUNK).unwrap();
+            ram.read(22 * CHUNK, &mut back).unwrap();
+            assert_eq!(back, [0; 3]);
+            ram.read(23 * CHUNK, &mut back).unwrap();
+            assert_eq!(back, [9; 3]);
+            assert!(ram.fill(64 * CHUNK - 1, &[1; 2]).is_err());
+            ram.expect(63 * CHUNK..70 * CHUNK);
+            ram.clear().unwrap();
+            assert_eq!(ram.next_content(0), None);
+            ram.read(0, &mut back).unwrap();
+            assert_eq!(back, [0; 3]);
+        }
     }
 
     #[test]

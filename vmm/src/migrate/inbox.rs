@@ -58,6 +58,33 @@ impl<'a> Inbox<'a> {
     }
 }
 
+impl Inbox<'_> {
+    /// Exactly `len` bytes, to `to`.
+    ///
+    /// # Errors
+    /// The connection's; it ends or stalls.
+    ///
+    /// # Safety
+    /// `len` bytes from `to` on may be written until this returns, and are no reference's target.
+    pub unsafe fn read_to(&mut self, to: *mut u8, len: usize) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            if self.is_empty() && len - done >= BYTES {
+                // SAFETY: inside the bytes that the caller vouches for.
+                done += unsafe { self.link.receive_to(to.wrapping_add(done), len - done)? };
+                continue;
+            }
+            let part = self.part(len - done)?;
+            // SAFETY: as above, and not more than there are.
+            unsafe {
+                std::ptr::copy_nonoverlapping(part.as_ptr(), to.wrapping_add(done), part.len());
+            }
+            done += part.len();
+        }
+        Ok(())
+    }
+}
+
 impl Read for Inbox<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         // What is as long as the buffer need not go through it.

@@ -188,6 +188,25 @@ impl Link {
         Ok(())
     }
 
+    /// Receives at least one byte and at most `len` to `to`; how many.
+    ///
+    /// # Errors
+    /// The connection's; it ends or stalls.
+    ///
+    /// # Safety
+    /// `len` bytes from `to` on may be written until this returns, and are no reference's target.
+    pub unsafe fn receive_to(&self, to: *mut u8, len: usize) -> io::Result<usize> {
+        self.persist(|| {
+            // SAFETY: the bytes that the caller vouches for.
+            let got = unsafe { libc::recv(self.stream.as_raw_fd(), to.cast(), len, 0) };
+            match usize::try_from(got) {
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(got) => Ok(got),
+                Err(_) => Err(io::Error::last_os_error()),
+            }
+        })
+    }
+
     /// Whether the peer has closed its end, without waiting.
     pub fn is_closed(&self) -> bool {
         self.peek() == Some(0)

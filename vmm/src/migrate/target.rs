@@ -21,6 +21,9 @@ use crate::memory::{GuestMemory, Scratch};
 use crate::num::to_usize;
 use crate::resource;
 
+/// So many bytes of memory side by side with content are worth a huge page.
+const DENSE: u64 = vmm_api::saved::CHUNK;
+
 /// A machine that is coming, before its memory has.
 #[derive(Debug)]
 pub struct Incoming {
@@ -292,20 +295,8 @@ fn content(
         let len = u64::from(header.len);
         match header.kind {
             Kind::Pages if len > 8 => {
-                let [mut start, _] = words(inbox, 1)?;
-                let mut rest = len - 8;
-                check(memory, start, rest)?;
-                while rest > 0 {
-                    let part = inbox.part(to_usize(rest))?;
-                    let placed = match again {
-                        false => memory.fill(start, part),
-                        // What the guest has just used it uses again.
-                        true => memory.put(start, part),
-                    };
-                    placed.map_err(io::Error::other)?;
-                    start += part.len() as u64;
-                    rest -= part.len() as u64;
-                }
+                let [start, _] = words(inbox, 1)?;
+                pages(inbox, memory, start, len - 8, again)?;
             }
             Kind::Zero if len == 16 => {
                 let [start, len] = words(inbox, 2)?;
@@ -339,6 +330,36 @@ fn content(
     }
 }
 
+/// Receives whole pages. `again`: not for the first time.
+fn pages(
+    inbox: &mut Inbox<'_>,
+    memory: &GuestMemory,
+    start: u64,
+    len: u64,
+    again: bool,
+) -> Result<(), StreamError> {
+    check(memory, start, len)?;
+    if again || !memory.is_file() {
+        if !again && len >= DENSE {
+            memory.expect(start..start + len);
+        }
+        // What the guest has just used it uses again: mapped, as it is then.
+        let to = memory.bytes().0.wrapping_add(to_usize(start));
+        // SAFETY: guest memory, as was just checked, which no Rust reference ever points at, and which lives as long as
+        // `memory`.
+        unsafe { inbox.read_to(to, to_usize(len))? };
+        return Ok(());
+    }
+    let end = start + len;
+    let mut at = start;
+    while at < end {
+        let part = inbox.part(to_usize(end - at))?;
+        memory.fill(at, part).map_err(io::Error::other)?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
 fn packed(
     body: &[u8],
     memory: &GuestMemory,
@@ -361,6 +382,9 @@ fn packed(
     let got = context.decompress(out, data).map_err(|_| bad())?;
     if got != out.len() {
         return Err(bad());
+    }
+    if u64::from(len) >= DENSE {
+        memory.expect(start..start + u64::from(len));
     }
     Ok(memory.fill(start, out).map_err(io::Error::other)?)
 }
