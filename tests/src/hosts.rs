@@ -285,11 +285,12 @@ impl Guard {
         Self { said, port }
     }
 
-    /// What is typed in the guest.
+    /// What is typed in the guest: it is announced by an address of IPv6 only when nobody can have the same any more.
     pub fn command(&self, disks: &str) -> String {
         format!(
-            "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; \
-             ip addr add {GUEST}/24 dev eth0; ip link set eth0 up; /guard {SWITCH} {} {disks} &\r",
+            "ip addr add {GUEST}/24 dev eth0; ip link set eth0 up; \
+             until ip -6 addr show dev eth0 | grep fe80 | grep -qv tentative; do sleep 0.1; done; \
+             /guard {SWITCH} {} {disks} &\r",
             self.port
         )
     }

@@ -445,7 +445,7 @@ fn a_target_that_hangs_before_it_takes_over_is_waited_for_only_so_long() {
 #[test]
 fn disks_that_the_other_side_still_holds_are_taken_back_when_it_lets_go() {
     let (here, there) = (Rig::new(), Rig::new());
-    let stops = ("VIREO_STOP_AT", "vmm.incoming-ready");
+    let stops = ("VIREO_STOP_AT", "vmm.incoming-asking");
     let _daemons = [daemon(&here, None), daemon_with(&there, Some(stops))];
     let disk = here.path("disk.qcow2").display().to_string();
     here.vireo(&["image", "create", "-q", "-f", "qcow2", &disk, "1M"])
@@ -469,7 +469,7 @@ fn disks_that_the_other_side_still_holds_are_taken_back_when_it_lets_go() {
     };
     assert_eq!(here.state("tiny"), "paused (migrating)");
     let log = || std::fs::read_to_string(here.path("daemon.log")).unwrap();
-    eventually("it is tried", || log().contains("can't go on yet"));
+    eventually("it is tried", || log().contains("is in use by process"));
     assert_eq!(here.state("tiny"), "paused (migrating)");
     // SAFETY: takes numbers; the process is this test's own.
     unsafe { libc::kill(pid, libc::SIGCONT) };
