@@ -78,7 +78,9 @@ impl Host {
         ip(&format!("link set {here} up"));
         for line in [
             "ip link set lo up",
-            "ip link add br0 type bridge",
+            // An address of its own: otherwise it takes the lowest of its ports', which is the guest's tap's where eth0
+            // got a high one. The taps of all hosts have the same.
+            &format!("ip link add br0 address 52:54:00:97:01:{number:02x} type bridge"),
             "ip link set eth0 master br0",
             "ip link set eth0 up",
             &format!("ip addr add {}/24 dev br0", host.address()),
