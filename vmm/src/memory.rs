@@ -621,7 +621,7 @@ mod tests {
             let ram = ram.unwrap();
             assert_eq!(ram.next_content(0), None);
             // A single page, and more than two huge pages.
-            ram.fill(3 * PAGE, &[7; PAGE as usize]).unwrap();
+            ram.fill(3 * PAGE, &vec![7; to_usize(PAGE)]).unwrap();
             ram.expect(20 * CHUNK..26 * CHUNK);
             let much = vec![9; to_usize(6 * CHUNK)];
             ram.fill(20 * CHUNK, &much).unwrap();
