@@ -48,10 +48,13 @@ pub struct FwCfgState {
     pub dma_high: u32,
 }
 
+/// One: its number, and its bytes.
+type Item = (u16, Vec<u8>);
+
 /// The items: by number, bytes.
 #[derive(Debug, Default)]
 pub struct Items {
-    numbered: Vec<(u16, Vec<u8>)>,
+    numbered: Vec<Item>,
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -83,7 +86,7 @@ impl Items {
         out
     }
 
-    fn finish(mut self) -> Vec<(u16, Vec<u8>)> {
+    fn finish(mut self) -> Vec<Item> {
         self.files.sort_by_key(|(name, _)| *name);
         let directory = self.directory();
         self.number(SIGNATURE, *b"QEMU");
@@ -101,11 +104,11 @@ impl Items {
 #[derive(Debug)]
 pub struct FwCfg {
     state: Mutex<FwCfgState>,
-    items: Mutex<Arc<[(u16, Vec<u8>)]>>,
+    items: Mutex<Arc<[Item]>>,
     memory: Box<dyn GuestMemory>,
 }
 
-fn item(items: &[(u16, Vec<u8>)], selector: u16) -> &[u8] {
+fn item(items: &[Item], selector: u16) -> &[u8] {
     let key = selector & !WRITE;
     let found = items.iter().find(|(other, _)| *other == key);
     found.map_or(&[], |(_, data)| data)
