@@ -23,6 +23,12 @@ const INLINE_ALONE: u64 = 1 << 20;
 /// After so many requests in a row, each made when the one before had been answered, another is not
 /// expected while one is under way.
 const LONELY: u32 = 8;
+/// So many writes that make a file longer are in the ring at once: more would only be in one another's
+/// way at the file's lock, each with a thread of the kernel's.
+const GROWING: usize = 1;
+/// Where more wait, so many are done in `submit` or `complete` themselves for each that goes through
+/// the ring: to wake that thread takes longer than the write.
+const GROWN_HERE: usize = 8;
 /// A write in `submit` that takes longer than this had to wait for the disk (on a busy host it may
 /// merely have lost the CPU for as long): the next ones are left to others for a while.
 const SLOW: Duration = Duration::from_millis(4);
@@ -122,6 +128,11 @@ pub struct Queue {
     deadline: Option<Instant>,
     /// Submitted, and not yet given back.
     in_flight: usize,
+    /// Writes in the ring that make a file longer, and those that wait for their turn.
+    growing: usize,
+    /// Those done without it since the last that was.
+    grown_here: usize,
+    grow_next: VecDeque<(Request, Pending)>,
     /// So many in a row found nothing else under way.
     lonely: u32,
     /// The files take RWF_NOWAIT.
@@ -171,6 +182,9 @@ impl Queue {
             waiting: Default::default(),
             deadline: None,
             in_flight: 0,
+            growing: 0,
+            grown_here: 0,
+            grow_next: VecDeque::new(),
             lonely: 0,
             nowait: true,
             slow_until: None,
@@ -207,9 +221,9 @@ impl Queue {
         &self.shared.engine
     }
 
-    /// Takes a request. Waits for the disk for no longer than a short write takes, and for that
-    /// only if it is quick and nothing else is under way; what goes wrong is in its completion. Call
-    /// [`Queue::complete`] after the last one of a batch.
+    /// Takes a request. Waits for the disk for no longer than a few short writes take, and for that
+    /// only if they are quick; what goes wrong is in its completion. Call [`Queue::complete`] after
+    /// the last one of a batch.
     pub fn submit(&mut self, request: Request) {
         self.in_flight += 1;
         let pending = Pending {
@@ -309,6 +323,10 @@ impl Queue {
             pending.bytes <= most && !self.is_slow()
         };
         if plain.is_none() && write && !sync && claims {
+            if self.growing >= GROWING {
+                self.grow_next.push_back((request, pending));
+                return;
+            }
             plain = image.clone().claim(request.offset, pending.bytes);
             claimed = plain.is_some();
         }
@@ -322,7 +340,8 @@ impl Queue {
         let direct = plain.file().direct().is_some();
         // To make a file longer takes a thread, of ours or of the kernel's: to wake it costs a
         // writer who waits for each of its writes a third of the time.
-        let here = !direct || claimed && self.lonely >= LONELY;
+        let turn = self.growing == 0 && self.grown_here < GROWN_HERE;
+        let here = !direct || claimed && (turn || self.lonely >= LONELY);
         if here && pending.bytes <= most && !sync {
             let (file, offset) = (plain.file(), plain.offset());
             let done = if write {
@@ -331,6 +350,7 @@ impl Queue {
                 self.read_cached(file, offset, &request.bufs)
             };
             if done == Some(pending.bytes) {
+                self.grown_here += usize::from(direct);
                 let result = plain.end();
                 return self.finish(&pending, result);
             }
@@ -355,8 +375,13 @@ impl Queue {
             sync,
         };
         let hold = plain.into_hold();
+        if claimed {
+            self.growing += 1;
+            self.grown_here = 0;
+        }
         if let Err((transfer, (pending, hold), error)) = ring.start(transfer, (pending, hold)) {
             log::debug!("io_uring: {error}");
+            self.growing -= usize::from(claimed);
             drop(hold);
             let request = Request {
                 bufs: transfer.bufs,
@@ -450,10 +475,12 @@ impl Queue {
         let before = done.len();
         if let Some(mut ring) = self.ring.take() {
             let mut again = Vec::new();
+            let mut grown = 0;
             let result = ring.submit().and_then(|()| {
                 ring.take(
                     self.shared.event.as_fd(),
                     |transfer, (pending, hold), got| {
+                        grown += usize::from(matches!(hold, Hold::Mapping(_)));
                         if u64::try_from(got) == Ok(pending.bytes) {
                             let result = hold.end();
                             done.push(self.shared.completion(&pending, result));
@@ -467,6 +494,7 @@ impl Queue {
                 log::error!("io_uring: {error}");
             }
             self.ring = Some(ring);
+            self.growing -= grown;
             // Short ones (the file's end) and errors go the ordinary way once more, which knows
             // what to do and what to say.
             for (transfer, pending) in again {
@@ -479,6 +507,7 @@ impl Queue {
                 };
                 self.delegate(request, pending);
             }
+            self.grow();
         }
         done.append(&mut self.ready);
         {
@@ -489,6 +518,25 @@ impl Queue {
             }
         }
         self.in_flight -= done.len() - before;
+    }
+
+    /// Begins as many of the writes that make a file longer as have room beside those under way.
+    fn grow(&mut self) {
+        let mut room = GROWING.saturating_sub(self.growing);
+        let shared = self.shared.clone();
+        while room > 0
+            && let Some((request, pending)) = self.grow_next.pop_front()
+        {
+            let ready = self.ready.len();
+            self.transfer(&shared, request, pending);
+            // One that has ended already calls nobody for the next.
+            room -= usize::from(self.ready.len() == ready);
+        }
+        if let Some(ring) = &mut self.ring
+            && let Err(error) = ring.submit()
+        {
+            log::error!("io_uring: {error}");
+        }
     }
 
     /// Lets through what limits hold back, and waits up to `limit` until nothing is in flight.
