@@ -3,6 +3,8 @@
 mod common;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::router;
@@ -151,6 +153,47 @@ async fn a_call_that_waits_holds_no_other_up_and_a_panic_is_one_failed_call() {
         soon(waiting).await.unwrap(),
         Err(ClientError::Disconnected(_))
     ));
+}
+
+#[tokio::test]
+async fn large_calls_of_one_client_take_more_of_its_places() {
+    let counted = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let counts = Arc::clone(&counted);
+    let (router, _) = router();
+    let router = router.on(
+        procs::DOMAIN_DEFINE_XML,
+        move |_, _: DomainDefineXmlArgs| {
+            let counts = Arc::clone(&counts);
+            async move {
+                let now = counts[0].fetch_add(1, Ordering::SeqCst) + 1;
+                counts[1].fetch_max(now, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                counts[0].fetch_sub(1, Ordering::SeqCst);
+                Ok(DomainDefineXmlRet { dom: running() })
+            }
+        },
+    );
+    let config = ServerConfig {
+        max_client_requests: 4,
+        ..ServerConfig::default()
+    };
+    let client = client(&Server::new(router, config)).await;
+    for (length, most) in [(3 << 20, 2), (1000, 4)] {
+        counted[1].store(0, Ordering::SeqCst);
+        let call = |_| {
+            let client = client.clone();
+            let xml = "x".repeat(length);
+            tokio::spawn(async move {
+                let args = DomainDefineXmlArgs { xml };
+                client.call(procs::DOMAIN_DEFINE_XML, &args).await
+            })
+        };
+        let calls: Vec<_> = (0..6).map(call).collect();
+        for call in calls {
+            soon(call).await.unwrap().unwrap();
+        }
+        assert!(counted[1].load(Ordering::SeqCst) <= most, "{length}");
+    }
 }
 
 #[tokio::test]

@@ -260,13 +260,15 @@ fn undefine(shell: &mut Shell, args: &Args) -> Result {
     Ok(())
 }
 
+fn create(shell: &mut Shell, iface: Interface, failed: String) -> Result {
+    let asked = InterfaceCreateArgs { iface, flags: 0 };
+    shell.call(procs::INTERFACE_CREATE, &asked).context(failed)
+}
+
 fn start(shell: &mut Shell, args: &Args) -> Result {
     let iface = find(shell, args)?;
     let name = iface.name.clone();
-    let asked = InterfaceCreateArgs { iface, flags: 0 };
-    shell
-        .call(procs::INTERFACE_CREATE, &asked)
-        .context(format!("Failed to start interface {name}"))?;
+    create(shell, iface, format!("Failed to start interface {name}"))?;
     shell.out.print_extra(format!("Interface {name} started\n"));
     Ok(())
 }
@@ -379,13 +381,11 @@ fn bridge(shell: &mut Shell, args: &Args) -> Result {
         iface.name
     ));
     if !args.has("no-start") {
-        let asked = InterfaceCreateArgs {
-            iface: made,
-            flags: 0,
-        };
-        shell
-            .call(procs::INTERFACE_CREATE, &asked)
-            .context(format!("Failed to start bridge interface {name}"))?;
+        create(
+            shell,
+            made,
+            format!("Failed to start bridge interface {name}"),
+        )?;
         let said = format!("Bridge interface {name} started\n");
         shell.out.print_extra(said);
     }
@@ -436,13 +436,7 @@ fn unbridge(shell: &mut Shell, args: &Args) -> Result {
     let said = format!("Device {port} un-attached from bridge {name}\n");
     shell.out.print_extra(said);
     if !args.has("no-start") {
-        let asked = InterfaceCreateArgs {
-            iface: made,
-            flags: 0,
-        };
-        shell
-            .call(procs::INTERFACE_CREATE, &asked)
-            .context(format!("Failed to start interface {port}"))?;
+        create(shell, made, format!("Failed to start interface {port}"))?;
         shell.out.print_extra(format!("Interface {port} started\n"));
     }
     Ok(())

@@ -30,6 +30,9 @@ const OPEN_READ_ONLY: u32 = 1;
 /// `VIR_DRV_FEATURE_PROGRAM_KEEPALIVE`: who asks for it can answer our questions.
 const FEATURE_KEEPALIVE: i32 = 10;
 
+/// A call takes one of a client's places, and another one for each so many bytes of it.
+const SLOT_BYTES: usize = 1 << 20;
+
 /// How long a client that sends no more may take to read what is left for it.
 const PARTING: Duration = Duration::from_secs(10);
 
@@ -258,7 +261,15 @@ impl Connection {
                     let text = format!("Unexpected message status {}", i32::from(header.status));
                     return self.answer(header, Err(RemoteError::rpc(text))).await;
                 }
-                let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
+                // A large one takes more, lest a client have this process hold many of them.
+                let most =
+                    u32::try_from(config.max_client_requests.div_ceil(2)).unwrap_or(u32::MAX);
+                let size = u32::try_from(frame.payload.len() / SLOT_BYTES).unwrap_or(u32::MAX);
+                let slots = Arc::clone(slots);
+                let Ok(slot) = slots
+                    .acquire_many_owned(size.saturating_add(1).min(most.max(1)))
+                    .await
+                else {
                     return;
                 };
                 self.call(frame, service, config, slot);

@@ -76,6 +76,7 @@ pub struct ServerConfig {
     /// How long a client may take to open its connection.
     pub open_timeout: Duration,
     /// Calls of one client that run at one time; beyond that nothing is read from it.
+    /// A call takes one, and another one for each MiB of it, up to half of them.
     pub max_client_requests: usize,
     /// Open streams of one client.
     pub max_client_streams: usize,

@@ -28,8 +28,10 @@ impl Machine {
             return Err("a job is running".to_owned());
         }
         let runs = self.state == MachineState::Running;
-        if runs {
-            self.threads.hold().map_err(|error| error.to_string())?;
+        if runs && let Err(error) = self.threads.hold() {
+            // Those that do stand still were to for a moment only.
+            self.threads.run();
+            return Err(error.to_string());
         }
         let state = self.threads.call(0, |vcpu| vcpu.state());
         if runs {

@@ -1,5 +1,6 @@
 //! Which vCPUs a domain has: of a running one they come and go, in its definition they are listed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,10 +108,13 @@ fn note(definition: &mut Definition, number: u32, online: bool) {
     definition.list_vcpus(&states);
 }
 
-/// Has a definition say which vCPUs are there; whether it said otherwise.
+/// Has a definition say which vCPUs are there; whether it said otherwise. What a VMM says of others than the machine
+/// can have is nothing.
 pub(super) fn are(definition: &mut Definition, there: &[u32]) -> bool {
+    let most = definition.vcpu.max;
+    let there: BTreeSet<u32> = there.iter().copied().filter(|n| *n < most).collect();
     let known = definition.online_vcpus();
-    if known.iter().eq(there) {
+    if known == there {
         return false;
     }
     for number in &known {
@@ -118,7 +122,7 @@ pub(super) fn are(definition: &mut Definition, there: &[u32]) -> bool {
             note(definition, *number, false);
         }
     }
-    for number in there {
+    for number in &there {
         if !known.contains(number) {
             note(definition, *number, true);
         }
@@ -402,6 +406,7 @@ mod tests {
         let mut some = domain("<vcpu current='2'>4</vcpu>");
         assert!(!are(&mut some, &[0, 1]));
         assert!(!some.lists_vcpus());
+        assert!(!are(&mut some, &[1, 4, 0, u32::MAX, 1]));
         assert!(are(&mut some, &[0, 2, 3]));
         assert_eq!(some.online_vcpus(), [0, 2, 3].into());
         assert_eq!(orders(&some), [Some(1), None, Some(2), Some(3)]);
