@@ -38,7 +38,6 @@ const IN_PART: &[(&str, &str)] = &[
         "a running domain's network cards: the link's state only",
     ),
     ("change-media", "in definitions"),
-    ("send-key", "no codes of atset2, atset3, os_x and xt_kbd"),
     ("domstats", "nothing of vm"),
     ("blkdeviotune", "no groups of disks with common limits"),
     ("domiftune", "no floor"),
@@ -65,7 +64,7 @@ const POOLS: &str = "types dir, fs, netfs";
 const SOURCES: &str = "of netfs pools";
 
 const IOTHREADS: &str = "kept in definitions; the machine has none";
-const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy sources";
+const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy sources, channels";
 
 /// Commands that are answered with a refusal, and why.
 const REFUSED: &[(&str, &str)] = &[

@@ -12,7 +12,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::LifecycleAction;
-use crate::devices::{Bandwidth, DeviceConfig, DiskLimits, ErrorPolicy, WatchdogAction};
+use crate::devices::{
+    Bandwidth, ConsolePort, DeviceConfig, DiskLimits, ErrorPolicy, WatchdogAction,
+};
 use crate::migrate;
 
 /// Longest frame in bytes, without its length field.
@@ -115,9 +117,17 @@ pub enum Call {
     },
     /// Plugs a device into the empty slot of a root port. Descriptors in it count those passed along, from 0.
     AddDevice(Box<DeviceConfig>),
-    /// Asks the guest to let go of a device behind a root port: `Event::DeviceRemoved` follows, unless it refuses.
-    RemoveDevice {
+    /// Gives a virtio-serial device another port; the guest is told. Descriptors as for `AddDevice`.
+    AddPort {
         /// The device.
+        controller: String,
+        /// Its port.
+        port: Box<ConsolePort>,
+    },
+    /// Asks the guest to let go of a device behind a root port: `Event::DeviceRemoved` follows, unless it refuses.
+    /// A port of a virtio-serial device is taken from it without asking.
+    RemoveDevice {
+        /// The device, or the port.
         id: String,
     },
     /// vCPUs come, one after the other; the guest is told. If one can't, those before it are there.

@@ -72,7 +72,7 @@ impl DeviceConfig {
                     console
                         .ports
                         .iter_mut()
-                        .filter_map(|port| port.log.as_mut()),
+                        .flat_map(ConsolePort::resources_mut),
                 );
             }
             DeviceKind::RootPort(_) | DeviceKind::Balloon(_) | DeviceKind::Watchdog(_) => {}
@@ -371,6 +371,22 @@ pub struct ConsolePort {
     /// Everything the guest writes is appended here too.
     #[serde(default)]
     pub log: Option<Resource>,
+}
+
+impl ConsolePort {
+    /// Every file, socket and descriptor it is made from.
+    pub fn resources_mut(&mut self) -> Vec<&mut Resource> {
+        let mut all = Vec::new();
+        match &mut self.backend {
+            CharBackend::Null | CharBackend::Stdio => {}
+            CharBackend::Pty(master) => all.extend(master.as_mut()),
+            CharBackend::File(own)
+            | CharBackend::Listen { socket: own, .. }
+            | CharBackend::Connected(own) => all.push(own),
+        }
+        all.extend(self.log.as_mut());
+        all
+    }
 }
 
 /// A source of entropy.

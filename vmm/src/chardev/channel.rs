@@ -485,6 +485,15 @@ impl Channel {
         }
     }
 
+    /// Its port is gone: what it said is handed on as far as goes without waiting.
+    pub fn close(mut self, epoll: &Epoll) {
+        self.collect(epoll);
+        // The device may keep the port, which would wake the event loop for nobody.
+        if let Err(error) = epoll.delete(self.port.fd()) {
+            log::error!("epoll: {error}");
+        }
+    }
+
     /// Writes what is left, until `deadline` at the latest: the process ends.
     pub fn finish(&mut self, epoll: &Epoll, deadline: Instant) {
         self.collect(epoll);

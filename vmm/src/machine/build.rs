@@ -134,10 +134,15 @@ pub(super) fn named(at: &Resource) -> Result<Named, MachineError> {
     })
 }
 
+/// The first token of channel `index`.
+pub(super) fn token(index: usize) -> u64 {
+    TOKEN_CHANNELS + index as u64 * TOKENS
+}
+
 pub(super) struct Builder {
     pub(super) buses: Buses,
     epoll: Epoll,
-    channels: Vec<Channel>,
+    channels: BTreeMap<usize, Channel>,
 }
 
 impl Builder {
@@ -188,9 +193,9 @@ impl Builder {
         link: Link,
         log: Option<std::fs::File>,
     ) -> Result<(), crate::chardev::CharError> {
-        let token = TOKEN_CHANNELS + self.channels.len() as u64 * TOKENS;
-        self.channels
-            .push(Channel::new(&self.epoll, token, port, receiver, link, log)?);
+        let index = self.channels.len();
+        let channel = Channel::new(&self.epoll, token(index), port, receiver, link, log)?;
+        self.channels.insert(index, channel);
         Ok(())
     }
 
@@ -348,7 +353,7 @@ impl Machine {
         let mut builder = Builder {
             buses: Buses::default(),
             epoll,
-            channels: Vec::new(),
+            channels: BTreeMap::new(),
         };
         let notices = Arc::new(Notices::new().map_err(os("eventfd"))?);
         let parts = Parts {
@@ -481,6 +486,7 @@ impl Machine {
             gate,
             notices,
             devices,
+            next_channel: builder.channels.len(),
             channels: builder.channels,
             port_channels,
             open_ports: BTreeSet::new(),

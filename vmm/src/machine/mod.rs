@@ -152,7 +152,9 @@ pub struct Machine {
     gate: Arc<Gate>,
     notices: Arc<Notices>,
     devices: Devices,
-    channels: Vec<Channel>,
+    channels: BTreeMap<usize, Channel>,
+    /// No number is used twice: what the kernel still has to say of one that is gone reaches nobody.
+    next_channel: usize,
     /// Which channel is which virtio-serial port's, by the port's id.
     port_channels: Vec<(String, usize)>,
     /// Those that the guest has open.
@@ -207,7 +209,7 @@ impl Machine {
     /// The pseudo-terminals of the virtio-serial ports that have one, by their ids.
     fn port_ptys(&self) -> Vec<(String, String)> {
         let path = |(id, index): &(String, usize)| {
-            let path = self.channels.get(*index)?.pty_path()?;
+            let path = self.channels.get(index)?.pty_path()?;
             Some((id.clone(), path.to_owned()))
         };
         self.port_channels.iter().filter_map(path).collect()
@@ -232,7 +234,7 @@ impl Machine {
     pub fn serial_ptys(&self) -> Vec<Option<String>> {
         let uarts = self.devices.uarts.len();
         self.channels
-            .iter()
+            .values()
             .take(uarts)
             .map(|c| c.pty_path().map(str::to_owned))
             .collect()

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use vmm_api::config::Resource;
 use vmm_api::control::Event;
-use vmm_api::devices::DeviceConfig;
+use vmm_api::devices::{ConsolePort, DeviceConfig, DeviceKind};
 
 use super::Machine;
+use super::build::token;
+use crate::chardev::Channel;
 use crate::num::to_usize;
 
 /// Within five seconds another press of the button tells the guest to keep the device after all (6.7.1.5).
@@ -35,7 +37,7 @@ impl Machine {
             return Err(format!("its slot is taken by device '{}'", known.id));
         }
         let mut own = config.clone();
-        let handed = hand_over(&mut own, passed)?;
+        let handed = hand_over(own.resources_mut(), passed)?;
         let made = self.devices.pci.plug(&own);
         let left = handed.into_iter().filter(|fd| close_unused(*fd)).count();
         let function = made?;
@@ -47,6 +49,104 @@ impl Machine {
         }
         self.config.devices.push(own);
         Ok(())
+    }
+
+    /// Gives a virtio-serial device another port, with its host side on the event loop.
+    pub(super) fn add_port(
+        &mut self,
+        controller: &str,
+        port: &ConsolePort,
+        passed: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        let named = |known: &DeviceConfig| known.id == port.id;
+        let has = |ports: &[ConsolePort]| ports.iter().any(|known| known.id == port.id);
+        if self.config.devices.iter().any(|known| {
+            named(known) || matches!(&known.kind, DeviceKind::Console(own) if has(&own.ports))
+        }) {
+            return Err(format!("there is a device '{}' already", port.id));
+        }
+        let mut own = port.clone();
+        let handed = hand_over(own.resources_mut(), passed)?;
+        let made = self.devices.pci.plug_port(controller, &own);
+        let left = handed.into_iter().filter(|fd| close_unused(*fd)).count();
+        let pending = made?;
+        if left > 0 {
+            log::warn!("port {}: {left} descriptors were not used", own.id);
+        }
+        let index = self.next_channel;
+        let (receiver, link, log) = (Some(pending.end as _), pending.link, pending.log);
+        let channel = Channel::new(&self.epoll, token(index), pending.port, receiver, link, log);
+        let channel = match channel {
+            Ok(channel) => channel,
+            Err(error) => {
+                self.devices.pci.unplug_port(controller, own.number)?;
+                return Err(error.to_string());
+            }
+        };
+        self.next_channel += 1;
+        self.channels.insert(index, channel);
+        self.port_channels.push((own.id.clone(), index));
+        let mut devices = self.config.devices.iter_mut();
+        if let Some(device) = devices.find(|known| known.id == controller)
+            && let DeviceKind::Console(console) = &mut device.kind
+        {
+            console.ports.push(own);
+        }
+        Ok(())
+    }
+
+    /// Takes a port from its virtio-serial device, as a plug is pulled. False: there is no such port.
+    pub(super) fn remove_port(&mut self, id: &str) -> Result<bool, String> {
+        let mut found = None;
+        for device in &self.config.devices {
+            if let DeviceKind::Console(console) = &device.kind
+                && let Some(port) = console.ports.iter().find(|port| port.id == id)
+            {
+                found = Some((device.id.clone(), port.number));
+            }
+        }
+        let Some((controller, number)) = found else {
+            return Ok(false);
+        };
+        self.devices.pci.unplug_port(&controller, number)?;
+        // That somebody in the guest had it open is over before it is.
+        self.handle_notices();
+        for device in &mut self.config.devices {
+            if let DeviceKind::Console(console) = &mut device.kind {
+                console.ports.retain(|port| port.id != id);
+            }
+        }
+        self.close_port(id);
+        self.event(Event::DeviceRemoved { id: id.to_owned() });
+        Ok(true)
+    }
+
+    /// virtio-serial devices that are gone have taken their ports along.
+    fn close_ports_of(&mut self, ids: &[String]) {
+        let mut ports = Vec::new();
+        for device in &self.config.devices {
+            if let DeviceKind::Console(console) = &device.kind
+                && ids.contains(&device.id)
+            {
+                ports.extend(console.ports.iter().map(|port| port.id.clone()));
+            }
+        }
+        for id in ports {
+            self.close_port(&id);
+            self.event(Event::DeviceRemoved { id });
+        }
+    }
+
+    /// The host side of a port that is gone.
+    fn close_port(&mut self, id: &str) {
+        let Some(at) = self.port_channels.iter().position(|(own, _)| own == id) else {
+            return;
+        };
+        let (_, index) = self.port_channels.remove(at);
+        self.open_ports.remove(id);
+        if let Some(channel) = self.channels.remove(&index) {
+            channel.close(&self.epoll);
+        }
     }
 
     /// Asks the guest to let go of a device; [`Event::DeviceRemoved`] tells when it has.
@@ -79,6 +179,7 @@ impl Machine {
             .collect();
         self.abandon_block_jobs(&ids);
         self.devices.pci.unplug(index, &ids);
+        self.close_ports_of(&ids);
         if let Some(first) = ids.first() {
             self.forget_unplugged(first);
         }
@@ -110,10 +211,10 @@ impl Machine {
 
 /// Turns numbers of passed descriptors into those they have here, as if they had been inherited: whoever opens the
 /// resource takes each over, once.
-fn hand_over(config: &mut DeviceConfig, passed: Vec<OwnedFd>) -> Result<Vec<i32>, String> {
+fn hand_over(resources: Vec<&mut Resource>, passed: Vec<OwnedFd>) -> Result<Vec<i32>, String> {
     let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
     let mut used = vec![false; numbers.len()];
-    for resource in config.resources_mut() {
+    for resource in resources {
         let Resource::Fd(number) = resource else {
             return Err("a device of a running machine is made from descriptors only".into());
         };

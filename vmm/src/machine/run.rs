@@ -17,7 +17,7 @@ use super::build::{
 };
 use super::devices::net;
 use super::{CLOSING, Ending, FAREWELL, Machine, MachineError};
-use crate::chardev::{Outcome, TOKENS};
+use crate::chardev::{Channel, Outcome, TOKENS};
 use crate::control::{self, Asked};
 use crate::num::to_usize;
 use crate::vcpu::{Job, nanoseconds};
@@ -58,7 +58,7 @@ impl Machine {
                 Err(error) => self.end(ExitCause::Failed, format!("epoll_wait: {error}"), 1),
             }
             let now = Instant::now();
-            for channel in &mut self.channels {
+            for channel in self.channels.values_mut() {
                 channel.tick(&self.epoll, now);
             }
             self.let_go_of_keys();
@@ -73,7 +73,7 @@ impl Machine {
         }
         let channels = &self.channels;
         self.awaited
-            .retain(|index| !channels.get(*index).is_some_and(|c| c.is_connected()));
+            .retain(|index| channels.get(index).is_some_and(|c| !c.is_connected()));
         if self.awaited.is_empty() {
             self.starts_by_itself = false;
             self.resume();
@@ -82,7 +82,7 @@ impl Machine {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let deadlines = self.channels.iter().filter_map(|c| c.deadline());
+        let deadlines = self.channels.values().filter_map(Channel::deadline);
         let Some(deadline) = deadlines.chain(self.held_until()).min() else {
             return EpollTimeout::NONE;
         };
@@ -102,7 +102,7 @@ impl Machine {
             TOKEN_WATCHDOGS..TOKEN_CHANNELS => self.watchdog_rang(token - TOKEN_WATCHDOGS),
             TOKEN_CHANNELS..control::TOKEN => {
                 let index = to_usize((token - TOKEN_CHANNELS) / TOKENS);
-                if let Some(channel) = self.channels.get_mut(index)
+                if let Some(channel) = self.channels.get_mut(&index)
                     && channel.ready(&self.epoll, token, events) == Outcome::Quit
                 {
                     self.end(ExitCause::Stopped, "Ctrl-A x".into(), 0);
@@ -158,6 +158,9 @@ impl Machine {
             Call::AddDevice(config) => self
                 .add_device(config, asked.descriptors)
                 .map(|()| Answer::Done),
+            Call::AddPort { controller, port } => self
+                .add_port(controller, port, asked.descriptors)
+                .map(|()| Answer::Done),
             call => self.carry_out(call),
         };
         let result = result.map_err(Failure::from);
@@ -178,12 +181,16 @@ impl Machine {
         match call {
             Call::Query => return Ok(Answer::Status(self.status())),
             Call::RemoveDevice { id } => {
-                self.without_block_job(id)?;
-                self.remove_device(id)?;
+                if !self.remove_port(id)? {
+                    self.without_block_job(id)?;
+                    self.remove_device(id)?;
+                }
             }
             Call::PlugVcpus { vcpus } => self.plug_vcpus(vcpus)?,
             Call::UnplugVcpu { vcpu } => self.ask_vcpu_back(*vcpu)?,
-            Call::AddDevice(_) => return Err("a device comes with its descriptors".into()),
+            Call::AddDevice(_) | Call::AddPort { .. } => {
+                return Err("a device comes with its descriptors".into());
+            }
             Call::Pause => {
                 self.stay_paused();
                 self.pause()?;
@@ -330,7 +337,7 @@ impl Machine {
         let closed = self.close_images();
         let deadline = Instant::now() + FAREWELL;
         self.event(Event::Exiting(ending.record.clone()));
-        for channel in &mut self.channels {
+        for channel in self.channels.values_mut() {
             channel.finish(&self.epoll, deadline);
         }
         // A terminal gets its settings back.

@@ -165,7 +165,7 @@ impl Machine {
             // What PCI functions have in hand: of a machine that never ran, too.
             self.hold().map_err(|error| error.to_string())?;
             if self.gate.is_quiet() {
-                for channel in &mut self.channels {
+                for channel in self.channels.values_mut() {
                     channel.hand_on(&self.epoll);
                 }
                 return match self.ending {

@@ -14,7 +14,7 @@ use vmm_api::config::{
     Backend, BootConfig, CONFIG_VERSION, CharBackend, CpuConfig, LifecycleAction, MachineConfig,
     Resource, SerialConfig, VcpuHotplug,
 };
-use vmm_api::devices::DeviceConfig;
+use vmm_api::control::Call;
 use xml_schemas::Domain;
 use xml_schemas::domain::{
     CharDevice, CharSource, Clock, ClockOffset, DomainType, FeaturePolicy,
@@ -121,6 +121,10 @@ impl Made {
         own.links.extend(made.links);
         own.processes.extend(made.processes);
         own.outputs.extend(made.outputs);
+        // Parts of it that can go before it does.
+        for (alias, made) in made.devices {
+            self.add_device(&alias, made);
+        }
     }
 
     /// At the domain's end, or the device's. Blocks as long as threads of an ended process still hold its groups.
@@ -192,8 +196,10 @@ pub fn build(definition: &Domain, id: i32, around: Surroundings) -> Result<Machi
 /// One device for a machine that runs.
 #[derive(Debug)]
 pub struct Device {
+    /// Its id.
+    pub id: String,
     /// For the VMM; its descriptors count `descriptors`.
-    pub config: DeviceConfig,
+    pub call: Call,
     /// What it is made from.
     pub descriptors: Vec<OwnedFd>,
     /// What people call the descriptors, by number.
@@ -215,30 +221,14 @@ pub fn build_device(live: &mut Domain, at: usize, around: Surroundings) -> Resul
         around,
         next_image: next_image(live),
     };
-    match builder.one_device(live, at) {
-        Ok(mut config) => {
-            let mut names = Names::default();
-            for resource in config.resources_mut() {
-                let Resource::Fd(number) = resource else {
-                    continue;
-                };
-                let own = builder
-                    .descriptors
-                    .iter()
-                    .position(|fd| fd.as_raw_fd() == *number);
-                let own = own.and_then(|at| RawFd::try_from(at).ok());
-                let own = own.ok_or_else(|| Error::internal("a descriptor of a device is lost"))?;
-                let name = builder.names.0.iter().find(|(known, _)| known == number);
-                names.0.extend(name.map(|(_, name)| (own, name.clone())));
-                *number = own;
-            }
-            Ok(Device {
-                config,
-                descriptors: builder.descriptors,
-                names,
-                made: builder.made,
-            })
-        }
+    match builder.one(live, at) {
+        Ok((id, call, names)) => Ok(Device {
+            id,
+            call,
+            descriptors: builder.descriptors,
+            names,
+            made: builder.made,
+        }),
         Err(error) => {
             builder.made.undo();
             Err(error)
@@ -270,6 +260,37 @@ pub(super) struct Builder {
 }
 
 impl Builder {
+    /// The device at `at` of a running definition.
+    fn one(&mut self, live: &mut Domain, at: usize) -> Result<(String, Call, Names)> {
+        if live.devices.rest[at].name == "channel" {
+            let (controller, mut port) = self.one_port(live, at)?;
+            let names = self.count(port.resources_mut())?;
+            let (id, port) = (port.id.clone(), Box::new(port));
+            return Ok((id, Call::AddPort { controller, port }, names));
+        }
+        let mut config = self.one_device(live, at)?;
+        let names = self.count(config.resources_mut())?;
+        Ok((config.id.clone(), Call::AddDevice(Box::new(config)), names))
+    }
+
+    /// Has resources name their descriptors by their places among all. What people call those.
+    fn count(&self, resources: Vec<&mut Resource>) -> Result<Names> {
+        let mut names = Names::default();
+        for resource in resources {
+            let Resource::Fd(number) = resource else {
+                continue;
+            };
+            let mut all = self.descriptors.iter();
+            let own = all.position(|fd| fd.as_raw_fd() == *number);
+            let own = own.and_then(|at| RawFd::try_from(at).ok());
+            let own = own.ok_or_else(|| Error::internal("a descriptor of a device is lost"))?;
+            let name = self.names.0.iter().find(|(known, _)| known == number);
+            names.0.extend(name.map(|(_, name)| (own, name.clone())));
+            *number = own;
+        }
+        Ok(names)
+    }
+
     pub(super) fn pass(&mut self, descriptor: impl Into<OwnedFd>) -> Resource {
         let descriptor = descriptor.into();
         let number = descriptor.as_raw_fd();

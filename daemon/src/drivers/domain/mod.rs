@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod block_jobs;
+mod channels;
 pub mod console;
 pub mod define;
 pub mod devices;

@@ -9,13 +9,13 @@ use xml_schemas::domain::View;
 use xml_schemas::domain::device::{self, Interface, PciAddress};
 use xml_schemas::{Domain as Definition, Validation};
 
-use super::Driver;
 use super::devices::Surroundings;
 use super::lifecycle::ask;
-use super::machine;
+use super::machine::{self, Made};
 use super::metadata::impact;
 use super::object::{Domain, Inner, Pinned};
 use super::record::Folder;
+use super::{Driver, channels};
 use crate::control::ControlError;
 use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::drivers::network::plug::Owner;
@@ -129,6 +129,15 @@ fn find_alias(definition: &Definition, alias: &str) -> Result<usize> {
         .ok_or_else(|| missing(format!("no device found with alias {alias}")))
 }
 
+/// What comes and goes while the machine runs.
+fn pluggable(device: &Element) -> bool {
+    match device.name.as_str() {
+        "disk" | "interface" | "rng" => true,
+        "channel" => device.child("target").and_then(|t| t.attr("type")) == Some("virtio"),
+        _ => false,
+    }
+}
+
 /// Refuses what would be there twice.
 fn check_new(definition: &Definition, new: &Element) -> Result<()> {
     let mut all = definition
@@ -149,6 +158,17 @@ fn check_new(definition: &Definition, new: &Element) -> Result<()> {
                 return Err(Error::failed(format!(
                     "network interface with MAC address {address} already exists"
                 )));
+            }
+        }
+        "channel" => {
+            let virtio = |e: &Element| {
+                let target = e.child("target")?;
+                (target.attr("type") == Some("virtio"))
+                    .then(|| target.attr("name").map(str::to_owned))
+            };
+            let name = virtio(new).flatten();
+            if name.is_some() && all.any(|e| virtio(e).flatten() == name) {
+                return Err(Error::invalid("chardev already exists"));
             }
         }
         "memballoon" | "vsock" | "tpm" if all.any(|e| e.attr("model") != Some("none")) => {
@@ -232,6 +252,17 @@ fn placed(before: &Definition, mut after: Definition, kind: &str) -> Result<(Def
     };
     after.devices.rest.retain(|e| !is_new(e));
     after.devices.arrange();
+    let at = named(before, &mut after, kind)?;
+    let address = PciAddress::of(&after.devices.rest[at])?;
+    let bus = address.map(|address| address.bus.to_string());
+    if !bus.is_some_and(|bus| bus != "0" && buses.contains(&bus)) {
+        return Err(Error::internal("No more available PCI slots"));
+    }
+    Ok((after, at))
+}
+
+/// Gives the device that `after` has and `before` has not an id that no other device has. Where it is.
+pub(super) fn named(before: &Definition, after: &mut Definition, kind: &str) -> Result<usize> {
     // Those that run have ids; what else they say may be written otherwise now.
     let own = before.devices.rest.iter().filter(|e| e.name == kind);
     let known: Vec<&str> = own.filter_map(device::alias).collect();
@@ -241,11 +272,6 @@ fn placed(before: &Definition, mut after: Definition, kind: &str) -> Result<(Def
     let at = after.devices.rest.iter().position(is_plugged);
     let at = at.ok_or_else(|| Error::internal("the new device is not in the definition"))?;
     after.devices.assign_aliases();
-    let address = PciAddress::of(&after.devices.rest[at])?;
-    let bus = address.map(|address| address.bus.to_string());
-    if !bus.is_some_and(|bus| bus != "0" && buses.contains(&bus)) {
-        return Err(Error::internal("No more available PCI slots"));
-    }
     // An id that was another's, who has gone meanwhile, may be a third one's.
     let own = device::alias(&after.devices.rest[at])
         .unwrap_or_default()
@@ -264,7 +290,7 @@ fn placed(before: &Definition, mut after: Definition, kind: &str) -> Result<(Def
         let free = free.unwrap_or_else(|| own.clone());
         element.push(Element::new("alias").with_attr("name", free));
     }
-    Ok((after, at))
+    Ok(at)
 }
 
 /// The definitions that a change is for.
@@ -345,14 +371,17 @@ impl Driver {
         definition: &Definition,
         new: &Element,
     ) -> Result<()> {
-        if !matches!(new.name.as_str(), "disk" | "interface" | "rng") {
+        if !pluggable(new) {
             return Err(unsupported(format!(
                 "live attach of device '{}' is not supported",
                 new.name
             )));
         }
         let after = with_device(self, definition, View::Live, new)?;
-        let (mut after, at) = placed(definition, after, &new.name)?;
+        let (mut after, at) = match new.name.as_str() {
+            "channel" => channels::placed(definition, after)?,
+            kind => placed(definition, after, kind)?,
+        };
         if let Some(refused) = after.unsupported().first() {
             return Err(Error::unsupported(format!(
                 "Vireo does not have what this domain asks for: {refused}"
@@ -361,12 +390,12 @@ impl Driver {
         let around = self.surroundings(domain)?;
         let made = super::blocking(move || {
             let device = machine::build_device(&mut after, at, around)?;
+            channels::shut(&mut after.devices.rest[at..=at]);
             Ok::<_, Error>((after, device))
         });
         let (after, made) = made.await??;
         let control = domain.lock().live()?.control.clone();
-        let call = Call::AddDevice(Box::new(made.config.clone()));
-        let answer = match control.send_with(call, made.descriptors) {
+        let answer = match control.send_with(made.call, made.descriptors) {
             Ok(answer) => match tokio::time::timeout(PLUG_LIMIT, answer).await {
                 Ok(Ok(Ok(_))) => Ok(()),
                 Ok(Ok(Err(failure))) => Err(Error::failed(made.names.explain(&failure.message))),
@@ -382,20 +411,31 @@ impl Driver {
             made.made.undo();
             return Err(error);
         }
+        self.plugged(domain, &after.devices.rest[at], made.id, made.made)?;
+        if new.name == "channel" {
+            // The guest may have opened it before anybody here knew it.
+            self.look_at_ports(domain).await;
+        }
+        Ok(())
+    }
+
+    /// A running machine has got a device.
+    fn plugged(&self, domain: &Domain, device: &Element, id: String, made: Made) -> Result<()> {
         let mut inner = domain.lock();
         let name = domain.name_in(&inner);
         let live = inner.live_mut()?;
         // The definition may have changed meanwhile: only the device is new.
         let mut now = Definition::clone(&live.definition);
-        now.devices.rest.push(after.devices.rest[at].clone());
+        now.devices.rest.push(device.clone());
         now.devices.arrange();
         write(&now, &Folder(live.folder.clone()));
         live.definition = Arc::new(now);
-        for (alias, own) in made.made.devices {
+        live.made.folders.extend(made.folders);
+        for (alias, own) in made.devices {
             live.made.add_device(&alias, own);
         }
         self.write_record(&inner);
-        self.emit(&name, &DomainEvent::DeviceAdded(made.config.id));
+        self.emit(&name, &DomainEvent::DeviceAdded(id));
         Ok(())
     }
 
@@ -448,7 +488,7 @@ impl Driver {
         };
         if let Some(definition) = running {
             let device = &definition.devices.rest[which(&definition)?];
-            if !matches!(device.name.as_str(), "disk" | "interface" | "rng") {
+            if !pluggable(device) {
                 return Err(unsupported(format!(
                     "live detach of device '{}' is not supported",
                     device.name

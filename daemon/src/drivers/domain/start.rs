@@ -21,7 +21,7 @@ use super::machine::{self, Machine, Made, Names};
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{Lifecycle, PausedReason, RunningReason, State};
-use super::{Driver, limits, saved_image, vcpu_plug, vcpus, watch};
+use super::{Driver, channels, limits, saved_image, vcpu_plug, vcpus, watch};
 use crate::cgroups::Groups;
 use crate::control::{self, Control, ControlError, Frames};
 use crate::drivers::network::plug::Owner;
@@ -216,21 +216,6 @@ pub async fn start(
     started.run(driver, domain, options).await
 }
 
-/// Nothing in the guest has opened its channels yet; whether the agent's is among them.
-fn shut_ports(definition: &mut Definition) -> bool {
-    let mut agent = false;
-    let channels = definition.devices.rest.iter_mut();
-    for channel in channels.filter(|e| e.name == "channel") {
-        for target in channel.elements_mut().filter(|e| e.name == "target") {
-            if target.attr("type") == Some("virtio") {
-                target.set_attr("state", "disconnected");
-                agent |= target.attr("name") == Some(super::agent::CHANNEL);
-            }
-        }
-    }
-    agent
-}
-
 /// A machine that is built and waits for its first instruction.
 struct Started {
     id: i32,
@@ -252,7 +237,7 @@ impl Started {
         options: StartOptions,
     ) -> Result<()> {
         let folder = self.cleanup.folder.clone();
-        let agent = shut_ports(&mut self.definition);
+        let agent = channels::shut(&mut self.definition.devices.rest);
         if let Some(there) = &self.vcpus {
             // One that goes on has those that it had.
             vcpu_plug::are(&mut self.definition, there);

@@ -12,7 +12,7 @@ use vmm_api::control::{
 };
 use vmm_api::devices::{ErrorPolicy, WatchdogAction};
 use xml_schemas::domain::LifecycleAction as XmlAction;
-use xml_schemas::domain::device::{self, Disk};
+use xml_schemas::domain::device::Disk;
 
 use super::Driver;
 use super::job::{End, Operation};
@@ -219,7 +219,10 @@ impl Watched {
                 let driver = &self.driver;
                 driver.block_job_news(&self.domain, &mut inner, id, *kind, news);
             }
-            Event::PortState { id, open } => self.port_changed(&mut inner, id, *open),
+            Event::PortState { id, open } => {
+                self.driver
+                    .port_changed(&self.domain, &mut inner, id, *open);
+            }
             Event::MigrationRound(number) => {
                 let number = i32::try_from(*number).unwrap_or(i32::MAX);
                 self.emit(&inner, &DomainEvent::MigrationIteration(number));
@@ -346,54 +349,6 @@ impl Watched {
         }
     }
 
-    /// `state` in a running channel's target, and the guest agent's coming and going.
-    /// Ports may have been opened and closed while no daemon watched.
-    fn ports_are(&self, inner: &mut Inner, open: &[String]) {
-        let Some(live) = inner.live.as_ref() else {
-            return;
-        };
-        let channels = live.definition.devices.rest.iter();
-        let wrong = channels.filter(|e| e.name == "channel").filter_map(|e| {
-            let id = device::alias(e)?;
-            let known = e.child("target")?.attr("state") == Some("connected");
-            let is_open = open.iter().any(|port| port == id);
-            (known != is_open).then(|| (id.to_owned(), is_open))
-        });
-        let wrong: Vec<(String, bool)> = wrong.collect();
-        for (id, is_open) in wrong {
-            self.port_changed(inner, &id, is_open);
-        }
-    }
-
-    fn port_changed(&self, inner: &mut Inner, id: &str, open: bool) {
-        let Some(live) = inner.live.as_mut() else {
-            return;
-        };
-        let definition = Arc::make_mut(&mut live.definition);
-        let mut agent = false;
-        for channel in definition.devices.rest.iter_mut() {
-            if channel.name != "channel" || device::alias(channel) != Some(id) {
-                continue;
-            }
-            for target in channel.elements_mut().filter(|e| e.name == "target") {
-                let state = if open { "connected" } else { "disconnected" };
-                target.set_attr("state", state);
-                agent |= target.attr("name") == Some(super::agent::CHANNEL);
-            }
-        }
-        if let Err(error) = Folder(live.folder.clone()).write_definition(&live.definition) {
-            log::error!(
-                "domain '{}': cannot write its definition: {error}",
-                inner.name
-            );
-        }
-        if agent {
-            // VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_REASON_CHANNEL
-            let state = if open { 1 } else { 2 };
-            self.emit(inner, &DomainEvent::AgentLifecycle(state, 2));
-        }
-    }
-
     fn powered_off(&self, inner: &mut Inner) {
         let Some(live) = inner.live.as_mut() else {
             return;
@@ -451,7 +406,7 @@ impl Watched {
         let mut inner = self.domain.lock();
         if self.catching_up.swap(false, Ordering::Relaxed) {
             if let Some(open) = &status.open_ports {
-                self.ports_are(&mut inner, open);
+                self.driver.ports_are(&self.domain, &mut inner, open);
             }
             self.driver.vcpus_are(&mut inner, status.vcpus.as_deref());
             let state = caught_up(inner.state, machine);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::{Arc, OnceLock};
 
-use virtio::console::{Console, ConsoleOptions, HostPort, PortHandle, PortOptions};
+use virtio::console::{Console, ConsoleHandle, ConsoleOptions, HostPort, PortHandle, PortOptions};
 use vmm_api::control::Event;
 use vmm_api::devices::{ConsoleConfig, ConsolePort, DeviceConfig};
 
@@ -84,65 +84,87 @@ pub struct PendingPort {
     pub wait: bool,
 }
 
-impl Builder {
-    fn port(
-        &self,
-        device: &DeviceConfig,
-        config: &ConsolePort,
-    ) -> Result<PendingPort, MachineError> {
-        let failed = |error| failed(device, format!("{}: {error}", config.id));
-        // A terminal's user wants the last lines; a program's wants every byte.
-        let port = if config.console {
-            Port::new()
-        } else {
-            Port::lossless()
-        };
-        let port = Arc::new(port.map_err(failed)?);
-        let end = Arc::new(End {
-            id: config.id.clone(),
-            port: port.clone(),
-            device: OnceLock::new(),
-            notices: self.notices.clone(),
-        });
-        Ok(PendingPort {
-            id: config.id.clone(),
-            port,
-            end,
-            link: Link::open(&config.backend).map_err(failed)?,
-            log: config.log.as_ref().map(resource::open_append).transpose()?,
-            wait: crate::machine::waits(&config.backend),
-        })
-    }
+/// Where a port's device and host side meet.
+fn open(
+    config: &ConsolePort,
+    notices: &Arc<Notices>,
+) -> Result<PendingPort, Box<dyn std::error::Error>> {
+    // A terminal's user wants the last lines; a program's wants every byte.
+    let port = if config.console {
+        Port::new()?
+    } else {
+        Port::lossless()?
+    };
+    let port = Arc::new(port);
+    let end = Arc::new(End {
+        id: config.id.clone(),
+        port: port.clone(),
+        device: OnceLock::new(),
+        notices: notices.clone(),
+    });
+    Ok(PendingPort {
+        id: config.id.clone(),
+        port,
+        end,
+        link: Link::open(&config.backend)?,
+        log: config.log.as_ref().map(resource::open_append).transpose()?,
+        wait: crate::machine::waits(&config.backend),
+    })
+}
 
+fn options(config: &ConsolePort, pending: &PendingPort) -> PortOptions {
+    PortOptions {
+        number: config.number,
+        console: config.console,
+        name: config.name.clone(),
+        connected: false,
+        host: pending.end.clone(),
+    }
+}
+
+/// A port for a device that is there.
+pub(super) fn plug(
+    console: &ConsoleHandle,
+    config: &ConsolePort,
+    notices: &Arc<Notices>,
+) -> Result<PendingPort, String> {
+    let pending = open(config, notices).map_err(|error| error.to_string())?;
+    let options = options(config, &pending);
+    let handle = console
+        .add_port(options)
+        .map_err(|error| error.to_string())?;
+    // Nobody else has it yet.
+    let _ = pending.end.device.set(handle);
+    Ok(pending)
+}
+
+impl Builder {
     pub(super) fn console(
         &mut self,
         device: &DeviceConfig,
         config: &ConsoleConfig,
     ) -> Result<(), MachineError> {
         let mut ports = Vec::new();
-        let mut options = Vec::new();
         for port in &config.ports {
-            let pending = self.port(device, port)?;
-            options.push(PortOptions {
-                number: port.number,
-                console: port.console,
-                name: port.name.clone(),
-                connected: false,
-                host: pending.end.clone(),
-            });
-            ports.push((port.number, pending));
+            let pending = open(port, &self.notices)
+                .map_err(|error| failed(device, format!("{}: {error}", port.id)))?;
+            ports.push((port, pending));
         }
         let options = ConsoleOptions {
-            ports: options,
+            ports: ports
+                .iter()
+                .map(|(port, pending)| options(port, pending))
+                .collect(),
             max_ports: config.max_ports,
         };
         let console = Console::new(options).map_err(|error| failed(device, error))?;
         let handle = console.handle();
-        for (number, pending) in ports {
+        for (port, pending) in ports {
             // Nobody else has it yet.
-            let _ = pending.end.device.set(handle.port(number));
+            let _ = pending.end.device.set(handle.port(port.number));
             self.ports.push(pending);
         }
+        self.consoles.push((device.id.clone(), handle));
         self.virtio(device, Box::new(console))
     }
 }

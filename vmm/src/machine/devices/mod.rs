@@ -13,17 +13,18 @@ use std::time::Duration;
 use hypervisor::Vm;
 use images::engine::Meter;
 use virtio::balloon::BalloonHandle;
+use virtio::console::ConsoleHandle;
 use virtio::net::NetHandle;
 use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
 use virtio::rng::{Rate, Rng, Source};
 use virtio::vsock::{Vsock, VsockOptions};
 use vmm_api::control::Stats;
 use vmm_api::devices::{
-    DeviceConfig, DeviceKind, PciAddress, RngConfig, RootPortConfig, VsockConfig, WatchdogAction,
-    WatchdogConfig,
+    ConsolePort, DeviceConfig, DeviceKind, PciAddress, RngConfig, RootPortConfig, VsockConfig,
+    WatchdogAction, WatchdogConfig,
 };
 
-use self::console::PendingPort;
+pub use self::console::PendingPort;
 use self::disk::Disk;
 pub use self::disk::open_image;
 pub use self::disk_jobs::JobPlan;
@@ -58,6 +59,8 @@ pub struct PciDevices {
     pub nets: Vec<(String, NetHandle)>,
     /// The balloon, where there is one.
     pub balloon: Option<BalloonHandle>,
+    /// virtio-serial devices, by id.
+    consoles: Vec<(String, ConsoleHandle)>,
     /// Ports of virtio-serial devices, whose host sides go onto the event loop.
     pub ports: Vec<PendingPort>,
     /// Watchdogs.
@@ -127,6 +130,7 @@ struct Builder {
     disks: Vec<(String, Disk)>,
     nets: Vec<(String, NetHandle)>,
     balloon: Option<BalloonHandle>,
+    consoles: Vec<(String, ConsoleHandle)>,
     ports: Vec<PendingPort>,
     watchdogs: Vec<Watchdog>,
 }
@@ -146,6 +150,7 @@ impl Builder {
             disks: Vec::new(),
             nets: Vec::new(),
             balloon: None,
+            consoles: Vec::new(),
             ports: Vec::new(),
             watchdogs: Vec::new(),
         }
@@ -193,6 +198,7 @@ impl PciDevices {
             disks: builder.disks,
             nets: builder.nets,
             balloon: builder.balloon,
+            consoles: builder.consoles,
             ports: builder.ports,
             watchdogs: builder.watchdogs,
         })
@@ -252,7 +258,30 @@ impl PciDevices {
         // What refers to a device's insides goes with it.
         self.disks.retain(|(id, _)| !ids.contains(id));
         self.nets.retain(|(id, _)| !ids.contains(id));
+        self.consoles.retain(|(id, _)| !ids.contains(id));
         drop(functions);
+    }
+
+    /// Gives the virtio-serial device `controller` another port; its host side is for the caller to serve.
+    ///
+    /// # Errors
+    /// What can't be opened or plugged, in words for the caller.
+    pub fn plug_port(&self, controller: &str, port: &ConsolePort) -> Result<PendingPort, String> {
+        let console = find(&self.consoles, controller);
+        let console = console.ok_or_else(|| format!("there is no device '{controller}'"))?;
+        console::plug(console, port, &self.kit.notices)
+    }
+
+    /// Takes a port from the virtio-serial device `controller`.
+    ///
+    /// # Errors
+    /// It has none of that number, in words for the caller.
+    pub fn unplug_port(&self, controller: &str, number: u32) -> Result<(), String> {
+        let console = find(&self.consoles, controller);
+        let console = console.ok_or_else(|| format!("there is no device '{controller}'"))?;
+        console
+            .remove_port(number)
+            .map_err(|error| error.to_string())
     }
 
     /// The network card `id`.

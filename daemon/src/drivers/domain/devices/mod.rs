@@ -21,6 +21,7 @@ use xml_schemas::domain::{CharSource, SocketMode};
 pub use self::disk::{behind_image, image_info, limits as disk_limits, open_writable, peek};
 pub use self::net::{bandwidth, set_port};
 
+use super::channels::made_up;
 use super::machine::Builder;
 use crate::error::{Error, Result};
 use crate::files;
@@ -232,43 +233,10 @@ impl Builder {
             if element.name != "channel" || !virtio || display {
                 continue;
             }
-            let mut channel = Channel::read(element)?;
-            if channel.controller != index {
+            if Channel::read(element)?.controller != index {
                 continue;
             }
-            let id = id(element)?;
-            let name = channel.name.clone().unwrap_or_default();
-            if name.len() > 63 {
-                return Err(Error::unsupported(format!(
-                    "channel '{name}': its name has more than 63 bytes"
-                )));
-            }
-            if let CharSource::Unix { mode, path } = &mut channel.device.source
-                && *mode == SocketMode::Bind
-                && path.as_deref().is_none_or(|path| self.made_up(path))
-            {
-                let socket = self.channel_path(live, &name, &id)?;
-                set_source(
-                    &mut live.devices.rest[at],
-                    "path",
-                    &socket.display().to_string(),
-                );
-                *path = Some(socket.display().to_string());
-            }
-            let what = format!("channel '{name}'");
-            let (backend, pty) = self.backend(&what, &channel.device)?;
-            if let Some(pty) = pty {
-                set_source(&mut live.devices.rest[at], "path", &pty);
-            }
-            let log = self.log_file(&channel.device)?;
-            ports.push(ConsolePort {
-                id,
-                number: channel.port.unwrap_or(u32::MAX),
-                console: false,
-                name,
-                backend,
-                log,
-            });
+            ports.push(self.port(live, at)?);
         }
         for at in 0..live.devices.consoles.len() {
             let console = live.devices.consoles[at].clone();
@@ -309,16 +277,78 @@ impl Builder {
         Ok(ConsoleConfig { ports, max_ports })
     }
 
-    /// Whether a channel's path was chosen by a daemon, for a run that is over: the definition comes from a
-    /// saved image, say, or was taken from a running domain.
-    fn made_up(&self, path: &str) -> bool {
-        let folder = Path::new(path).parent();
-        folder.is_some_and(|folder| {
-            folder.parent() == Some(&self.around.channels)
-                && folder
-                    .file_name()
-                    .is_some_and(|name| name.as_encoded_bytes().starts_with(b"domain-"))
+    /// The channel at `at` of `live`, with what was made for it kept apart.
+    fn port(&mut self, live: &mut Domain, at: usize) -> Result<ConsolePort> {
+        let before = std::mem::take(&mut self.made);
+        let port = self.channel(live, at);
+        let mut own = std::mem::replace(&mut self.made, before);
+        // The folder is for all channels.
+        self.made.folders.append(&mut own.folders);
+        let alias = device::alias(&live.devices.rest[at]).unwrap_or_default();
+        self.made.add_device(alias, own);
+        port
+    }
+
+    fn channel(&mut self, live: &mut Domain, at: usize) -> Result<ConsolePort> {
+        let element = &live.devices.rest[at];
+        let mut channel = Channel::read(element)?;
+        let id = id(element)?;
+        let name = channel.name.clone().unwrap_or_default();
+        if name.len() > 63 {
+            return Err(Error::unsupported(format!(
+                "channel '{name}': its name has more than 63 bytes"
+            )));
+        }
+        if let CharSource::Unix { mode, path } = &mut channel.device.source
+            && *mode == SocketMode::Bind
+            && path
+                .as_deref()
+                .is_none_or(|path| made_up(&self.around.channels, path))
+        {
+            let socket = self.channel_path(live, &name, &id)?;
+            set_source(
+                &mut live.devices.rest[at],
+                "path",
+                &socket.display().to_string(),
+            );
+            *path = Some(socket.display().to_string());
+        }
+        let what = format!("channel '{name}'");
+        let (backend, pty) = self.backend(&what, &channel.device)?;
+        if let Some(pty) = pty {
+            set_source(&mut live.devices.rest[at], "path", &pty);
+        }
+        let log = self.log_file(&channel.device)?;
+        Ok(ConsolePort {
+            id,
+            number: channel.port.unwrap_or(u32::MAX),
+            console: false,
+            name,
+            backend,
+            log,
         })
+    }
+
+    /// The channel at `at` of `live`, and the id of the virtio-serial device whose port it is.
+    pub(super) fn one_port(
+        &mut self,
+        live: &mut Domain,
+        at: usize,
+    ) -> Result<(String, ConsolePort)> {
+        let index = Channel::read(&live.devices.rest[at])?
+            .controller
+            .to_string();
+        let mut all = live.devices.rest.iter();
+        let controller = all.find(|e| {
+            e.name == "controller"
+                && e.attr("type") == Some("virtio-serial")
+                && e.attr("index") == Some(&index)
+        });
+        let controller = controller.ok_or_else(|| {
+            Error::internal(format!("there is no virtio-serial controller {index}"))
+        })?;
+        let controller = id(controller)?;
+        Ok((controller, self.port(live, at)?))
     }
 
     fn channel_path(&mut self, live: &Domain, name: &str, id: &str) -> Result<PathBuf> {

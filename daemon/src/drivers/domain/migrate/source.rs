@@ -17,13 +17,13 @@ use xml_schemas::domain::device::Disk;
 
 use super::uri::Place;
 use super::{CONNECT_LIMIT, Params, check, flags, lock, storage, tls};
-use crate::drivers::domain::Driver;
 use crate::drivers::domain::block_jobs::without_block_job;
 use crate::drivers::domain::job::{self as jobs, Last, Operation};
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Pinned};
 use crate::drivers::domain::state::{PausedReason, State};
 use crate::drivers::domain::tuning;
+use crate::drivers::domain::{Driver, channels};
 use crate::error::{Error, ErrorCode, Result};
 use crate::killpoint::killpoint;
 
@@ -159,7 +159,10 @@ impl Driver {
                 crate::drivers::domain::save::check_same(definition, &given)?;
                 given.format(View::Inactive)
             }
-            None => storage::for_target(definition, along, flags).format(View::Inactive),
+            None => {
+                let told = storage::for_target(definition, along, flags);
+                channels::without_paths(told, &self.roots.channels()).format(View::Inactive)
+            }
         };
         Ok(Begun { xml, cookie })
     }
