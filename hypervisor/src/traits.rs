@@ -151,6 +151,12 @@ pub trait Vm: Send + Sync + std::fmt::Debug {
     /// Does once what otherwise the first instructions would wait for, where there is such a thing.
     fn get_ready(&self) {}
 
+    /// Where the code is that each vCPU has run lately, by its number, for [`Vcpu::decode_ahead`] of another machine with
+    /// the same memory; nothing where that would gain nothing.
+    fn recent_code(&self) -> Vec<(u32, Vec<u64>)> {
+        Vec::new()
+    }
+
     /// Delivers an MSI now.
     fn signal_msi(&self, msi: Msi) -> Result<()>;
 
@@ -273,6 +279,12 @@ pub trait Vcpu: Send + std::fmt::Debug {
     /// Has the guest know that the machine was stopped for a while, if it reads the paravirtual
     /// clock: its watchdogs then forgive the gap. Not while in `run`.
     fn was_stopped(&mut self) -> Result<()>;
+
+    /// Gets ready for code at these guest-physical addresses as long as `go_on` says so, where that gains something.
+    /// They may be wrong, and what is there may change afterwards if the VM is told (`Vm::memory_written`).
+    fn decode_ahead(&mut self, code: &[u64], go_on: &dyn Fn() -> bool) {
+        let _ = (code, go_on);
+    }
 
     /// Non-maskable interrupt.
     fn inject_nmi(&self) -> Result<()>;

@@ -328,6 +328,25 @@ impl CodeCache {
         }
     }
 
+    /// Where the blocks of 64-bit code begin that were jumped to lately.
+    pub(crate) fn recent(&self) -> Vec<u64> {
+        let all = self.jump.iter().filter_map(|entry| {
+            // SAFETY: as in `jump`; entries that never were in use are null.
+            let block = unsafe { entry.block.as_ref() }?;
+            (has_first_slot(block.mode) && !block.crosses && !block.stale.get())
+                .then_some(block.gpa)
+        });
+        let mut all: Vec<u64> = all.collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Whether there is a block from `gpa` in `mode`.
+    pub(crate) fn has(&self, gpa: u64, mode: u8) -> bool {
+        self.find(gpa, gpa, mode).is_some()
+    }
+
     /// The block decoded from `gpa` in `mode`. Once it was at `linear`, perhaps.
     pub(crate) fn find(&self, linear: u64, gpa: u64, mode: u8) -> Option<&Block> {
         // A way that has become void often leads where it did.

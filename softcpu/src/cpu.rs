@@ -214,8 +214,12 @@ impl Cpu {
     /// Sets what CPUID answers, and with it which instructions exist.
     pub fn set_cpuid(&mut self, leaves: &[Leaf]) {
         self.cpuid = Cpuid::new(leaves);
-        self.features = self.cpuid.features();
-        self.cache.clear();
+        let features = self.cpuid.features();
+        // What was decoded depends on nothing else.
+        if features != self.features {
+            self.features = features;
+            self.cache.clear();
+        }
     }
 
     /// Sets what an external debugger wants.

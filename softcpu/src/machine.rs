@@ -21,6 +21,8 @@ pub(crate) enum Mail {
     DirtyLog,
     /// Writes to a slot are recorded from now on, or no longer.
     Logging,
+    /// Somebody wants to know where its code is.
+    Recent,
 }
 
 /// A vCPU as others reach it.
@@ -33,6 +35,8 @@ pub(crate) struct Peer {
     seen: (Mutex<u64>, std::sync::Condvar),
     /// The vCPU is inside `run`.
     running: Mutex<bool>,
+    /// Its answer to `Mail::Recent`.
+    recent: Mutex<Vec<u64>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -50,6 +54,7 @@ impl Peer {
             mail: Mutex::default(),
             seen: (Mutex::new(0), std::sync::Condvar::new()),
             running: Mutex::new(false),
+            recent: Mutex::default(),
         }
     }
 
@@ -67,6 +72,10 @@ impl Peer {
     pub(crate) fn acknowledge(&self) {
         *lock(&self.seen.0) += 1;
         self.seen.1.notify_all();
+    }
+
+    pub(crate) fn tell_recent(&self, code: Vec<u64>) {
+        *lock(&self.recent) = code;
     }
 
     pub(crate) fn set_running(&self, running: bool) {
@@ -222,6 +231,17 @@ impl Machine {
         let log = self.memory.take_dirty(id)?;
         self.tell_all(Mail::DirtyLog);
         Ok(log)
+    }
+
+    /// The guest-physical addresses of the blocks of 64-bit code that each vCPU has run lately, by its number, for
+    /// `Cpu::decode_ahead` in another process. Of one that does not run nothing is known.
+    pub fn recent_code(&self) -> Vec<(u32, Vec<u64>)> {
+        for peer in self.peers() {
+            peer.tell_recent(Vec::new());
+        }
+        self.tell_all(Mail::Recent);
+        let taken = |peer: &Arc<Peer>| (peer.apic.id(), std::mem::take(&mut *lock(&peer.recent)));
+        self.peers().iter().map(taken).collect()
     }
 
     /// A device has written `len` bytes of RAM at `gpa`: dirty logs record it, and code decoded

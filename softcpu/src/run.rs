@@ -385,7 +385,7 @@ impl Cpu {
     }
 
     /// Acts on what other vCPUs and the machine have told.
-    fn take_mail(&mut self) {
+    pub(crate) fn take_mail(&mut self) {
         let mail = self.peer.take_mail();
         for message in mail {
             match message {
@@ -410,6 +410,7 @@ impl Cpu {
                     self.link = std::ptr::null_mut();
                 }
                 Mail::DirtyLog => self.clear_writes(),
+                Mail::Recent => self.peer.tell_recent(self.cache.recent()),
                 Mail::Logging => {
                     self.slots = self.machine.memory.snapshot();
                     self.flush_tlb_all();

@@ -300,6 +300,9 @@ impl Tlbs {
     pub(crate) fn slow_writes(&mut self, gpa: u64) -> bool {
         let mut found = false;
         for set in &mut self.data {
+            if set.used == [false; 2] {
+                continue;
+            }
             for (entry, aux) in set.write.iter_mut().zip(&set.write_aux) {
                 if aux.gpa() == gpa && entry.tag != EMPTY && entry.tag & SLOW == 0 {
                     entry.tag |= SLOW;

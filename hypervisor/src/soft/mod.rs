@@ -151,6 +151,10 @@ impl Vm for SoftVm {
         softcpu::get_ready();
     }
 
+    fn recent_code(&self) -> Vec<(u32, Vec<u64>)> {
+        self.machine.recent_code()
+    }
+
     fn signal_msi(&self, msi: Msi) -> Result<()> {
         send(&self.machine, msi);
         Ok(())

@@ -95,6 +95,10 @@ impl Vcpu for SoftVcpu {
         Ok(())
     }
 
+    fn decode_ahead(&mut self, code: &[u64], go_on: &dyn Fn() -> bool) {
+        self.cpu.decode_ahead(code, go_on);
+    }
+
     fn inject_nmi(&self) -> Result<()> {
         self.cpu.attention.raise(Attention::NMI);
         Ok(())

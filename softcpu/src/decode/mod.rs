@@ -26,6 +26,8 @@ pub(crate) const MODE_SEGMENTED: u8 = 16;
 /// Bit of a mode: 32-bit code all of whose segments but FS and GS span the 4 GiB from 0, as all operating
 /// systems have them: offsets are linear addresses, and no check can fail but at their very end.
 pub(crate) const MODE_FLAT: u8 = 32;
+/// The mode of 64-bit code.
+const MODE_64: u8 = 2 | 4;
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 48;
 /// So often code is read again that another vCPU changes meanwhile.
@@ -313,17 +315,37 @@ impl Cpu {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            if let Some(block) = self.try_decode(linear, gpa, mode, attempts > ATTEMPTS)? {
+            if let Some(block) = self.try_decode(Some(linear), gpa, mode, attempts > ATTEMPTS)? {
                 return Ok(block);
             }
         }
     }
 
+    /// Decodes what is likely to be run soon, from these guest-physical addresses, as long as `go_on` says so. They are
+    /// guesses: whatever is there is decoded as 64-bit code, found only by code that is at this address, and forgotten
+    /// like everything decoded when it is overwritten (`Machine::memory_written`).
+    pub fn decode_ahead(&mut self, places: &[u64], go_on: &dyn Fn() -> bool) {
+        // That memory was made known: it would be taken for a reason to forget everything later.
+        self.take_mail();
+        for &gpa in places {
+            if !go_on() || self.cache.full() {
+                return;
+            }
+            if self.slots.find(gpa).is_none() || self.cache.has(gpa, MODE_64) {
+                continue;
+            }
+            // What changes meanwhile, and what can't be decoded by itself, is decoded when it is run.
+            if let Err(error) = self.try_decode(None, gpa, MODE_64, false) {
+                log::trace!("decoding {gpa:#x} ahead: {error:?}");
+            }
+        }
+    }
+
     /// `None`: the code changed meanwhile. With `anyway` it is taken as it was read, and forgotten
-    /// at the next look at this vCPU's messages.
+    /// at the next look at this vCPU's messages. Without a linear address what goes on on another page is `None`, too.
     fn try_decode(
         &mut self,
-        linear: u64,
+        linear: Option<u64>,
         gpa: u64,
         mode: u8,
         anyway: bool,
@@ -365,6 +387,10 @@ impl Cpu {
                 self.cache.scratch = ops;
                 return Err(Exception::GP0);
             }
+            let Some(linear) = linear else {
+                self.cache.scratch = ops;
+                return Ok(None);
+            };
             let next_page = self.wrap_linear((linear & !0xfff).wrapping_add(4096));
             let gpa2 = self.translate_fetch(next_page)?;
             self.read_code(gpa2, &mut second);

@@ -34,11 +34,10 @@ pub(super) fn is_fp(insn: &Instruction) -> bool {
 /// Whether the vCPU's CPUID offers everything the instruction needs, and the host has it: a
 /// CPUID made for another host must not make this one fault.
 pub(super) fn offered(insn: &Instruction, features: &Features) -> bool {
-    static HOST: OnceLock<Features> = OnceLock::new();
-    let host = HOST.get_or_init(host_fp_features);
+    let host = host_fp_features();
     insn.cpuid_features()
         .iter()
-        .all(|&f| class(f).is_none_or(|word| word(features) && word(host)))
+        .all(|&f| class(f).is_none_or(|word| word(features) && word(&host)))
 }
 
 /// How to ask for a feature of this module; `None`: not one.
@@ -93,6 +92,12 @@ fn class(feature: CpuidFeature) -> Option<fn(&Features) -> bool> {
 ///
 /// AVX and what builds on it need the host's operating system to save its registers.
 pub fn host_fp_features() -> Features {
+    // On a host that is itself virtual each CPUID takes long.
+    static HOST: OnceLock<Features> = OnceLock::new();
+    *HOST.get_or_init(ask_host)
+}
+
+fn ask_host() -> Features {
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
     let leaf = |function: u32, index| {
         if __cpuid_count(function & 0x8000_0000, 0).eax >= function {

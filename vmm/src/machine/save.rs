@@ -130,13 +130,8 @@ fn fit_vcpus(
 
 fn section(id: impl Into<String>, state: &impl Serialize) -> Result<Section, String> {
     let id = id.into();
-    let state = serde_json::to_value(state).map_err(|error| format!("{id}: {error}"))?;
-    Ok(Section {
-        kind: id.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(),
-        id,
-        version: VERSION,
-        state,
-    })
+    let kind = id.trim_end_matches(|c: char| c.is_ascii_digit());
+    Section::new(&*id, kind, VERSION, state).map_err(|error| format!("{id}: {error}"))
 }
 
 fn function_id(place: crate::pci::Place) -> String {
@@ -226,12 +221,8 @@ impl Machine {
         for (place, function) in devices.pci.root.placed() {
             let id = function_id(place);
             let payload = function.save().map_err(|error| format!("{id}: {error}"))?;
-            all.push(Section {
-                id,
-                kind: payload.kind,
-                version: payload.version,
-                state: payload.state,
-            });
+            let section = Section::new(&*id, payload.kind, payload.version, &payload.state);
+            all.push(section.map_err(|error| format!("{id}: {error}"))?);
         }
         all.push(section("pci", &devices.pci.root.state())?);
         for (index, uart) in devices.uarts.iter().enumerate() {
@@ -286,17 +277,18 @@ impl Machine {
         for (place, function) in devices.pci.root.placed() {
             let id = function_id(place);
             let section = saved.take(&id)?;
+            let bad = |reason| RestoreError::State {
+                part: id.clone(),
+                reason,
+            };
+            let state = section.state().map_err(|error| bad(error.to_string()))?;
             let payload = Payload {
                 kind: section.kind,
                 version: section.version,
-                state: section.state,
+                state,
             };
-            function
-                .load(&payload)
-                .map_err(|error| RestoreError::State {
-                    part: id,
-                    reason: error.to_string(),
-                })?;
+            let loaded = function.load(&payload);
+            loaded.map_err(|error| bad(error.to_string()))?;
         }
         devices.pci.root.load(saved.state("pci", VERSION)?);
         for (index, uart) in devices.uarts.iter().enumerate() {

@@ -210,7 +210,7 @@ impl Saved {
                 section.version
             )));
         }
-        serde_json::from_value(section.state).map_err(|error| state(error.to_string()))
+        section.state().map_err(|error| state(error.to_string()))
     }
 
     /// Everything must have been taken.

@@ -6,6 +6,7 @@
 
 use std::io::{Read, Write};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{SavedError, damaged};
@@ -14,7 +15,7 @@ use super::{SavedError, damaged};
 const LONGEST: u32 = 128 << 20;
 
 /// The state of one part of a machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
     /// Which part: `vcpu0`, `ioapic`, or a device's id.
     pub id: String,
@@ -22,8 +23,65 @@ pub struct Section {
     pub kind: String,
     /// Version of the state's layout. Readers know older ones, and refuse newer ones.
     pub version: u32,
+    /// All of it as it is written. A guest waits for its states: they go from structs to text and back without a stop.
+    body: Vec<u8>,
+}
+
+#[derive(Serialize)]
+struct Whole<'a, T> {
+    id: &'a str,
+    kind: &'a str,
+    version: u32,
+    state: &'a T,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    id: String,
+    kind: String,
+    version: u32,
+    #[serde(rename = "state")]
+    _state: serde::de::IgnoredAny,
+}
+
+#[derive(Deserialize)]
+struct OnlyState<T> {
+    state: T,
+}
+
+impl Section {
+    /// Writes a state down.
+    ///
+    /// # Errors
+    /// It can't be.
+    pub fn new(
+        id: impl Into<String>,
+        kind: impl Into<String>,
+        version: u32,
+        state: &impl Serialize,
+    ) -> Result<Self, serde_json::Error> {
+        let (id, kind) = (id.into(), kind.into());
+        let body = serde_json::to_vec(&Whole {
+            id: &id,
+            kind: &kind,
+            version,
+            state,
+        })?;
+        Ok(Self {
+            id,
+            kind,
+            version,
+            body,
+        })
+    }
+
     /// The state.
-    pub state: serde_json::Value,
+    ///
+    /// # Errors
+    /// It is another.
+    pub fn state<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(&self.body).map(|OnlyState { state }| state)
+    }
 }
 
 /// Writes one.
@@ -31,7 +89,7 @@ pub struct Section {
 /// # Errors
 /// It is too long; the writer's refusal.
 pub fn write_section(to: &mut impl Write, section: &Section) -> Result<(), SavedError> {
-    let body = serde_json::to_vec(section).map_err(std::io::Error::from)?;
+    let body = &section.body;
     let len = u32::try_from(body.len())
         .ok()
         .filter(|len| *len <= LONGEST)
@@ -40,8 +98,8 @@ pub fn write_section(to: &mut impl Write, section: &Section) -> Result<(), Saved
             bytes: body.len() as u64,
         })?;
     to.write_all(&len.to_le_bytes())?;
-    to.write_all(&crc32c::crc32c(&body).to_le_bytes())?;
-    to.write_all(&body)?;
+    to.write_all(&crc32c::crc32c(body).to_le_bytes())?;
+    to.write_all(body)?;
     Ok(())
 }
 
@@ -80,9 +138,14 @@ pub fn read_section(from: &mut impl Read) -> Result<Option<Section>, SavedError>
     if crc32c::crc32c(&body) != sum {
         return Err(damaged("a state has another checksum"));
     }
-    let section =
+    let head: Head =
         serde_json::from_slice(&body).map_err(|error| damaged(format!("a state: {error}")))?;
-    Ok(Some(section))
+    Ok(Some(Section {
+        id: head.id,
+        kind: head.kind,
+        version: head.version,
+        body,
+    }))
 }
 
 fn early(error: std::io::Error) -> SavedError {

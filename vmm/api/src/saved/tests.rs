@@ -6,12 +6,7 @@ use std::os::unix::fs::FileExt;
 use super::*;
 
 fn section(id: &str) -> Section {
-    Section {
-        id: id.into(),
-        kind: "test".into(),
-        version: 3,
-        state: serde_json::json!({"a": [1, 2, 3]}),
-    }
+    Section::new(id, "test", 3, &serde_json::json!({"a": [1, 2, 3]})).unwrap()
 }
 
 fn temp() -> File {
@@ -88,10 +83,7 @@ fn states_may_come_last() {
     let mut sum = ChunkSum::default();
     sum.add(0, &page);
     plan.set_sum(0, sum);
-    let huge = Section {
-        state: "x".repeat(65 << 20).into(),
-        ..section("huge")
-    };
+    let huge = Section::new("huge", "test", 3, &"x".repeat(65 << 20)).unwrap();
     let error = plan.set_states(&file, true, &[huge]).unwrap_err();
     assert!(matches!(error, SavedError::TooMuch { .. }), "{error}");
     let sections = [section("one"), section("two")];
