@@ -239,6 +239,23 @@ impl GuestMemory {
         slots
     }
 
+    /// Where bytes of [`GuestMemory::bytes`] are in the guest: in one place, or in two around the hole.
+    #[must_use]
+    pub fn places(&self, start: u64, len: u64) -> Vec<(u64, u64)> {
+        let end = start.saturating_add(len).min(self.size());
+        let low = start..end.min(self.low);
+        let high = start.max(self.low)..end;
+        let gpa = |offset: u64| offset - self.low + HIGH_START;
+        let mut places = Vec::with_capacity(1);
+        if !low.is_empty() {
+            places.push((low.start, low.end - low.start));
+        }
+        if !high.is_empty() {
+            places.push((gpa(high.start), high.end - high.start));
+        }
+        places
+    }
+
     /// Offset in the file of a range that is all RAM.
     fn locate(&self, start: u64, len: u64) -> Result<usize, MemoryError> {
         let outside = || MemoryError::Outside { start, len };
@@ -680,6 +697,13 @@ mod tests {
             "crosses into the hole"
         );
         assert_eq!(ram.slots().len(), 2);
+        let around = ram.places(LOW_MAX - PAGE, 3 * PAGE);
+        assert_eq!(around, [(LOW_MAX - PAGE, PAGE), (HIGH_START, 2 * PAGE)]);
+        assert_eq!(ram.places(PAGE, PAGE), [(PAGE, PAGE)]);
+        assert_eq!(
+            ram.places(LOW_MAX + PAGE, u64::MAX),
+            [(HIGH_START + PAGE, (1 << 20) - PAGE)]
+        );
         assert_eq!(ram.next_content(0), Some(LOW_MAX..LOW_MAX + PAGE));
         ram.clear().unwrap();
         assert_eq!(ram.next_content(0), None);

@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{Rig, backends, guests, wait_for};
 use vmm_api::config::{Backend, Resource, RestoreConfig};
 use vmm_api::control::{Answer, Call, Event, MachineState};
-use vmm_api::saved::Image;
+use vmm_api::saved::{Image, Section};
 
 fn empty(path: &Path) -> File {
     File::options()
@@ -474,7 +474,10 @@ fn forged_states_do_no_harm_to_the_host() {
     for round in 0..rounds {
         let mut forged = sections.clone();
         let at = usize::try_from(random(forged.len() as u64)).unwrap();
-        forge(&mut forged[at].state, &mut random);
+        let part = &sections[at];
+        let mut state = part.state().unwrap();
+        forge(&mut state, &mut random);
+        forged[at] = Section::new(&*part.id, &*part.kind, part.version, &state).unwrap();
         let path = rig.path("forged");
         drop(std::fs::remove_file(&path));
         let file = empty(&path);

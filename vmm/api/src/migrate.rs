@@ -7,11 +7,13 @@
 //! ```text
 //! each connection   preamble          source's daemon → target's daemon: which migration this is
 //! the first one     hello             → what the machine is, and what its guest was shown of the CPU
-//!                   verdict           ← it fits, or why not; nothing has moved so far
+//!                   verdict           ← it fits, or why not, and what it takes besides; nothing has moved so far
 //! all               disk, disk zero   → the content of disks that go along, round by round, and
 //!                                       again what the guest writes meanwhile
 //!                   pages, zero,      → guest memory, round by round; a chunk of memory (or of a
 //!                   packed, round       disk) has one connection, so that later content comes later
+//! the first one     code              → where the guest's code is (hints, once, to whoever takes them)
+//!                   code taken        ← the target has got ready for it as far as it will
 //! the first one     state             → sections (`crate::saved`); the source stands still and has
 //!                                       let go of its disks
 //!                   verdict           ← the target has all of it, stands still too
@@ -27,6 +29,7 @@
 //! Left for later: post-copy (a kind that asks for a page), memory as a descriptor (a preamble
 //! with one).
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
@@ -36,6 +39,8 @@ use crate::saved::CHUNK;
 
 /// Longest JSON body, and longest row of sections in one frame.
 const TEXT_MOST: u32 = 4 << 20;
+/// Longest list of where code is.
+const CODE_MOST: u32 = 1 << 20;
 /// Most connections.
 pub const CONNECTIONS_MOST: u32 = 64;
 
@@ -71,10 +76,14 @@ pub enum Kind {
     Disk = 13,
     /// `u32` which of the hello's disks, `u64` offset, `u64` length: bytes that are zero.
     DiskZero = 14,
+    /// [`Code`].
+    Code = 15,
+    /// Nothing.
+    CodeTaken = 16,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Preamble,
         Self::Hello,
         Self::Verdict,
@@ -89,6 +98,8 @@ impl Kind {
         Self::Alive,
         Self::Disk,
         Self::DiskZero,
+        Self::Code,
+        Self::CodeTaken,
     ];
 
     /// The version this build writes, and the newest it reads.
@@ -105,7 +116,8 @@ impl Kind {
             Self::Zero => 16,
             Self::DiskZero => 20,
             Self::Round => 4,
-            Self::Ask | Self::Grant | Self::Running | Self::Alive => 0,
+            Self::Code => CODE_MOST,
+            Self::Ask | Self::Grant | Self::Running | Self::Alive | Self::CodeTaken => 0,
         }
     }
 }
@@ -246,7 +258,7 @@ pub fn expect(from: &mut impl Read, kind: Kind) -> Result<Vec<u8>, StreamError> 
         let header = Header::read(from)?;
         let body = header.body(from)?;
         return match header.kind {
-            Kind::Alive => continue,
+            Kind::Alive | Kind::CodeTaken => continue,
             got if got == kind => Ok(body),
             Kind::Verdict => {
                 let verdict: Verdict = parse(&body)?;
@@ -320,13 +332,97 @@ pub struct HelloDisk {
 pub struct Verdict {
     /// Why not; `None`: well.
     pub refused: Option<String>,
+    /// What the target takes besides what it has to, in the verdict on the hello. (Builds that know nothing of it read
+    /// over it, and send nothing of the kind.)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takes: Vec<Extra>,
+}
+
+/// What a target may take besides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extra {
+    /// [`Kind::Code`].
+    Code,
+    /// Something that this build does not know.
+    #[serde(untagged)]
+    Other(serde_json::Value),
+}
+
+/// Where the guest's code is: guest-physical addresses of what its vCPUs have run lately. Hints: a target may make use of
+/// them or not, and what is there may change until the guest stands still.
+///
+/// For each vCPU: `u32` its number, `u32` how many, and so many `u64`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Code {
+    /// Of each vCPU, by its number.
+    pub vcpus: BTreeMap<u32, Vec<u64>>,
+}
+
+impl Code {
+    /// Of these vCPUs, of each as much as fits.
+    #[must_use]
+    pub fn new(vcpus: impl IntoIterator<Item = (u32, Vec<u64>)>) -> Self {
+        let mut vcpus: BTreeMap<u32, Vec<u64>> = vcpus.into_iter().collect();
+        vcpus.retain(|_, places| !places.is_empty());
+        // Each vCPU's number and length take no more than an address.
+        let all = CODE_MOST as usize / 8;
+        let each = (all / vcpus.len().max(1)).saturating_sub(1);
+        for places in vcpus.values_mut() {
+            places.truncate(each);
+        }
+        Self { vcpus }
+    }
+
+    /// As a frame's body.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        for (id, places) in &self.vcpus {
+            body.extend(id.to_le_bytes());
+            body.extend(u32::try_from(places.len()).unwrap_or(0).to_le_bytes());
+            body.extend(places.iter().flat_map(|place| place.to_le_bytes()));
+        }
+        body
+    }
+
+    /// As it came.
+    ///
+    /// # Errors
+    /// It is not one.
+    pub fn decode(body: &[u8]) -> Result<Self, StreamError> {
+        let mut vcpus = BTreeMap::new();
+        let mut rest = body;
+        while let Some((head, after)) = rest.split_first_chunk::<8>() {
+            let [id, count] = [&head[..4], &head[4..]].map(|word| {
+                let word = word.try_into().map_or(0, u32::from_le_bytes);
+                word as usize
+            });
+            let Some((places, after)) = after.split_at_checked(count * 8) else {
+                return protocol("a list of code that ends too early");
+            };
+            let (places, _) = places.as_chunks::<8>();
+            let places = places.iter().map(|place| u64::from_le_bytes(*place));
+            if vcpus.insert(id as u32, places.collect()).is_some() {
+                return protocol(format!("two lists of code of vCPU {id}"));
+            }
+            rest = after;
+        }
+        match rest {
+            [] => Ok(Self { vcpus }),
+            _ => protocol("a list of code that ends too early"),
+        }
+    }
 }
 
 impl Verdict {
     /// Go on.
     #[must_use]
     pub fn well() -> Self {
-        Self { refused: None }
+        Self {
+            refused: None,
+            takes: Vec::new(),
+        }
     }
 
     /// No.
@@ -334,6 +430,7 @@ impl Verdict {
     pub fn refused(why: impl Into<String>) -> Self {
         Self {
             refused: Some(why.into()),
+            takes: Vec::new(),
         }
     }
 
@@ -362,6 +459,41 @@ mod tests {
         assert_eq!(verdict[8..], *br#"{"refused":null}"#);
         let got: Verdict = expect_json(&mut &verdict[..], Kind::Verdict).unwrap();
         assert_eq!(got, Verdict::well());
+    }
+
+    #[test]
+    fn what_a_target_takes_besides_is_told_to_whoever_knows_it() {
+        let takes = Verdict {
+            takes: vec![Extra::Code],
+            ..Verdict::well()
+        };
+        let text = serde_json::to_string(&takes).unwrap();
+        assert_eq!(text, r#"{"refused":null,"takes":["code"]}"#);
+        assert_eq!(parse::<Verdict>(text.as_bytes()).unwrap(), takes);
+        let newer = br#"{"refused":null,"takes":["tea",{"milk":1},"code"],"more":1}"#;
+        let newer: Verdict = parse(newer).unwrap();
+        assert!(newer.takes.contains(&Extra::Code));
+        newer.into_result().unwrap();
+    }
+
+    #[test]
+    fn lists_of_code_keep_their_layout_and_fit() {
+        let code = Code::new([(2, vec![0x1000, 0x2040]), (1, Vec::new()), (0, vec![7])]);
+        let body = code.encode();
+        assert_eq!(body[..16], [0, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(body.len(), 8 + 8 + 8 + 16);
+        assert_eq!(Code::decode(&body).unwrap(), code);
+        for cut in 1..body.len() {
+            let whole = cut == 16;
+            assert_eq!(Code::decode(&body[..cut]).is_ok(), whole, "{cut}");
+        }
+        let twice = [&body[..16], &body[..16]].concat();
+        assert!(Code::decode(&twice).is_err());
+        let endless = [[0xff; 8], [0; 8]].concat();
+        assert!(Code::decode(&endless).is_err());
+        let much = Code::new((0..255).map(|id| (id, vec![1; 10_000])));
+        assert!(frame(Kind::Code, &much.encode()).is_ok());
+        assert_eq!(much.vcpus.len(), 255);
     }
 
     #[test]

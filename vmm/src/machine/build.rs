@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use hypervisor::cpu::{CpuRequest, CpuTemplate, Topology};
-use hypervisor::{Bus, Vcpu, Vm};
+use hypervisor::{Bus, CpuidEntry, Vcpu, Vm};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use vmm_api::config::{Backend, CONFIG_VERSION, CharBackend, MachineConfig, Resource};
@@ -34,7 +34,8 @@ use crate::firmware::Rom;
 use crate::layout;
 use crate::loader::{Boot, Named};
 use crate::memory::{GuestMemory, MemoryError};
-use crate::migrate::{Incoming, Permit, moment};
+use crate::migrate::ahead::Vcpus;
+use crate::migrate::{Ahead, Incoming, Permit, moment};
 use crate::notices::Notices;
 use crate::num::to_usize;
 use crate::pci::{self, Ecam};
@@ -317,20 +318,24 @@ impl Machine {
             _ => GuestMemory::new(config.memory_bytes)?,
         });
         let mut made = BTreeMap::new();
+        let mut rom = None;
+        let mut is_mapped = false;
         if !config.incoming.is_empty() {
             let mut incoming = Incoming::open(&config.incoming)?;
             let failed = |error: StreamError| MachineError::Incoming(error.to_string());
             let open = |id: &str| super::devices::open_image(&config.devices, id);
-            incoming.greet(&*vm, &config, &open).map_err(failed)?;
+            let shown = incoming.greet(&*vm, &config, &open).map_err(failed)?;
             // What takes long and needs nothing of the guest's is done while the guest still runs elsewhere.
-            for id in present(&config) {
-                let vcpu = vm.create_vcpu(id);
-                let vcpu = vcpu.inspect_err(|error| incoming.refuse(&error.to_string()))?;
-                made.insert(id, vcpu);
-            }
-            vm.get_ready();
-            let (sections, right) = incoming.receive(&memory).map_err(failed)?;
+            let ready = get_ready(&config, &*vm, &memory, &shown);
+            let ready = ready.inspect_err(|error| incoming.refuse(&error.to_string()))?;
+            rom = ready.rom;
+            is_mapped = ready.is_mapped;
+            let ahead = Ahead::new(vm.clone(), ready.vcpus);
+            let received = incoming.receive(&memory, &ahead).map_err(failed);
+            let vcpus = ahead.finish();
+            let (sections, right) = received?;
             *permit = Some(right);
+            made = vcpus.map_err(MachineError::Incoming)?;
             saved = Some(Saved::received(sections));
         }
         let saved_vcpus = saved
@@ -405,25 +410,20 @@ impl Machine {
                 .map(generation_id)
                 .transpose()?,
         };
-        let (pc, mut rom) = match &config.boot.firmware {
-            Some(firmware) => (
-                Some(Pc::new(
-                    &mut builder,
-                    &config,
-                    (firmware, &description),
-                    &vm,
-                    &memory,
-                    &ioapic,
-                    &requests,
-                )?),
-                Some(Rom::read(&named(&firmware.rom)?)?),
-            ),
-            None => (None, None),
+        let pc = match &config.boot.firmware {
+            Some(firmware) => Some(Pc::new(
+                &mut builder,
+                &config,
+                (firmware, &description),
+                &vm,
+                &memory,
+                &ioapic,
+                &requests,
+            )?),
+            None => None,
         };
-        if let Some(rom) = &mut rom {
-            // SAFETY: as in `map`: the machine keeps the ROM as long as the VM, and refers to it
-            // only to copy from it while no vCPU runs.
-            unsafe { vm.map_memory(rom.slot())? };
+        if !is_mapped {
+            rom = map_rom(&config, &*vm)?;
         }
         let tell = (&requests, &notices);
         let mut devices = build_devices(&mut builder, &config, &ioapic, tell, pci, pc)?;
@@ -431,7 +431,9 @@ impl Machine {
             Pc::describe(description.present(), &memory, &devices.rtc);
         }
 
-        map(&*vm, &memory, false)?;
+        if !is_mapped {
+            map(&*vm, &memory, false)?;
+        }
         moment("all devices are built");
         let mut vcpus: Vec<(usize, Box<dyn Vcpu>)> = Vec::new();
         let mut power_on = BTreeMap::new();
@@ -525,6 +527,58 @@ impl Machine {
         }
         Ok(machine)
     }
+}
+
+/// What of a machine that is to come can be made before anything of it has.
+struct Ready {
+    vcpus: Vcpus,
+    rom: Option<Rom>,
+    /// RAM and ROM are known to the VM.
+    is_mapped: bool,
+}
+
+/// Makes that, for a guest that was `shown` this of its first CPU.
+fn get_ready(
+    config: &MachineConfig,
+    vm: &dyn Vm,
+    memory: &GuestMemory,
+    shown: &[CpuidEntry],
+) -> Result<Ready, MachineError> {
+    let mut ready = Ready {
+        vcpus: BTreeMap::new(),
+        rom: None,
+        // KVM would hear of each page that comes.
+        is_mapped: vm.backend() == hypervisor::Backend::Soft,
+    };
+    if ready.is_mapped {
+        ready.rom = map_rom(config, vm)?;
+        map(vm, memory, false)?;
+    }
+    for id in present(config) {
+        let mut vcpu = vm.create_vcpu(id)?;
+        if ready.is_mapped {
+            vcpu.set_cpuid(shown)?;
+        }
+        ready.vcpus.insert(id, vcpu);
+    }
+    vm.get_ready();
+    virtio::worker::start_from_a_thread_of_its_own().map_err(|source| MachineError::Os {
+        call: "starting a thread",
+        source,
+    })?;
+    Ok(ready)
+}
+
+/// Reads the firmware, if there is one, and makes it visible to the guest.
+fn map_rom(config: &MachineConfig, vm: &dyn Vm) -> Result<Option<Rom>, MachineError> {
+    let Some(firmware) = &config.boot.firmware else {
+        return Ok(None);
+    };
+    let mut rom = Rom::read(&named(&firmware.rom)?)?;
+    // SAFETY: as in `map`: the machine keeps the ROM as long as the VM, and refers to it only to copy from it while no vCPU
+    // runs.
+    unsafe { vm.map_memory(rom.slot())? };
+    Ok(Some(rom))
 }
 
 /// A UUID's text form as Windows keeps it in memory: the first three fields little-endian.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_api::migrate::{self, Kind, StreamError, Verdict};
 
 use crate::num::to_usize;
@@ -56,6 +57,19 @@ impl Link {
         Ok(link)
     }
 
+    /// Another way to the same connection, as patient as this one.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            stream: self.stream.try_clone()?,
+            job: self.job.clone(),
+            heedless: AtomicBool::new(self.heedless.load(Ordering::Relaxed)),
+            patience_ms: AtomicU64::new(self.patience_ms.load(Ordering::Relaxed)),
+        })
+    }
+
     /// Waiting ends when `job` is given up.
     pub fn heed(&mut self, job: Arc<Progress>) {
         self.job = Some(job);
@@ -75,6 +89,20 @@ impl Link {
     /// Whether the peer has sent something, or gone, without waiting.
     pub fn has_said(&self) -> bool {
         self.peek().is_some()
+    }
+
+    /// Whether the peer says something, or goes, within `limit`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn has_something_within(&self, limit: Duration) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, limit) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The refusal that a peer which is going sends last, if it comes within `limit`.

@@ -1,6 +1,7 @@
 //! A machine on its way to another process (`vmm_api::migrate` has the stream): the connection,
 //! and the two sides. What a machine's states are is `machine::save`'s business, as for saves.
 
+pub mod ahead;
 pub mod disks;
 mod inbox;
 pub mod link;
@@ -8,6 +9,7 @@ pub mod source;
 mod stuck;
 pub mod target;
 
+pub use ahead::Ahead;
 pub use source::{Right, Source, Tuning};
 pub use target::{Incoming, Permit};
 

@@ -9,9 +9,10 @@ use hypervisor::{CpuidEntry, Vm};
 use images::Image;
 use images::iovec::AlignedBuf;
 use vmm_api::config::{MachineConfig, Resource};
-use vmm_api::migrate::{self, Header, Hello, Kind, LAST_ROUND, StreamError, Verdict};
+use vmm_api::migrate::{self, Code, Header, Hello, Kind, LAST_ROUND, StreamError, Verdict};
 use vmm_api::saved::{PAGE, STATE_MOST, Section, read_section};
 
+use super::ahead::Ahead;
 use super::disks::{self, Coming};
 use super::inbox::Inbox;
 use super::link::Link;
@@ -65,7 +66,8 @@ impl Incoming {
         self.links.first().ok_or_else(none)
     }
 
-    /// Hears what the machine is, and says whether it fits: before anything else is sent.
+    /// Hears what the machine is, and says whether it fits: before anything else is sent. What its guest was shown of its
+    /// first CPU.
     ///
     /// # Errors
     /// It does not; the connection's.
@@ -74,33 +76,37 @@ impl Incoming {
         vm: &dyn Vm,
         config: &MachineConfig,
         open: OpenDisk<'_>,
-    ) -> Result<(), StreamError> {
+    ) -> Result<Vec<CpuidEntry>, StreamError> {
         let mut link = self.main()?;
         let hello: Hello = migrate::expect_json(&mut link, Kind::Hello)?;
         let come = |disk| Coming::new(disk, open(&disk.id)?);
         let fits = fits(&hello, vm, config)
             .and_then(|()| hello.disks.iter().map(come).collect::<Result<Vec<_>, _>>());
         let verdict = match &fits {
-            Ok(_) => Verdict::well(),
+            Ok(_) => Verdict {
+                takes: Ahead::takes(vm),
+                ..Verdict::well()
+            },
             Err(why) => Verdict::refused(why),
         };
         let frame = migrate::json_frame(Kind::Verdict, &verdict)?;
         io::Write::write_all(&mut link, &frame)?;
         self.disks = fits.map_err(StreamError::Refused)?;
         killpoint("vmm.incoming-greeted");
-        Ok(())
+        Ok(shown(&hello))
     }
 
-    /// Receives disks and guest memory, then the states; what is left is the right to run.
+    /// Receives disks and guest memory, then the states; what is left is the right to run. vCPUs get ready meanwhile.
     ///
     /// # Errors
     /// The connection's; a disk's; what the source should not have sent. The source is told.
     pub fn receive(
         mut self,
         memory: &GuestMemory,
+        ahead: &Ahead,
     ) -> Result<(BTreeMap<String, Section>, Permit), StreamError> {
         let disks = std::mem::take(&mut self.disks);
-        let received = self.row(memory, disks);
+        let received = self.row(memory, disks, ahead);
         let sections = received.inspect_err(|error| self.refuse(&error.to_string()))?;
         moment("the states are here");
         killpoint("vmm.incoming-received");
@@ -114,9 +120,16 @@ impl Incoming {
         &self,
         memory: &GuestMemory,
         disks: Vec<Coming>,
+        ahead: &Ahead,
     ) -> Result<BTreeMap<String, Section>, StreamError> {
         let mut inbox = Inbox::new(self.main()?).map_err(io::Error::other)?;
-        self.content(&mut inbox, memory, &disks)?;
+        let place = Place {
+            memory,
+            disks: &disks,
+            ahead,
+        };
+        self.content(&mut inbox, place)?;
+        ahead.enough();
         moment("the last pages are here");
         for disk in disks {
             disk.close()?;
@@ -133,8 +146,7 @@ impl Incoming {
     fn content(
         &self,
         first: &mut Inbox<'_>,
-        memory: &GuestMemory,
-        disks: &[Coming],
+        place: Place<'_>,
     ) -> Result<(), StreamError> {
         std::thread::scope(|scope| -> Result<(), StreamError> {
             let mut others = Vec::new();
@@ -143,12 +155,13 @@ impl Incoming {
                     .name("incoming".into())
                     .spawn_scoped(scope, || {
                         let inbox = Inbox::new(link).map_err(io::Error::other);
-                        let content = |mut inbox| content(&mut inbox, memory, disks);
+                        let content = |mut inbox| content(&mut inbox, place, None);
                         self.or_refuse(inbox.map_err(Into::into).and_then(content))
                     })?;
                 others.push(thread);
             }
-            let own = self.or_refuse(content(first, memory, disks));
+            let leads = self.links.first();
+            let own = self.or_refuse(content(first, place, leads));
             for thread in others {
                 let ended = |_| StreamError::Protocol("a receiving thread panicked".to_owned());
                 thread.join().map_err(ended)??;
@@ -244,6 +257,11 @@ fn fits(hello: &Hello, vm: &dyn Vm, config: &MachineConfig) -> Result<(), String
     if own != its && there != to_usize(its.into()) {
         return Err(format!("the guest has {its} vCPUs there, {own} here"));
     }
+    hypervisor::cpu::check_shown(vm, &shown(hello)).map_err(|error| error.to_string())
+}
+
+/// What the guest was shown of its first CPU.
+fn shown(hello: &Hello) -> Vec<CpuidEntry> {
     let leaf =
         |(function, index, [eax, ebx, ecx, edx]): &(u32, Option<u32>, [u32; 4])| CpuidEntry {
             function: *function,
@@ -254,8 +272,7 @@ fn fits(hello: &Hello, vm: &dyn Vm, config: &MachineConfig) -> Result<(), String
             ecx: *ecx,
             edx: *edx,
         };
-    let leaves: Vec<CpuidEntry> = hello.cpuid.iter().map(leaf).collect();
-    hypervisor::cpu::check_shown(vm, &leaves).map_err(|error| error.to_string())
+    hello.cpuid.iter().map(leaf).collect()
 }
 
 /// Whether these are whole pages of guest memory.
@@ -280,12 +297,25 @@ fn words(inbox: &mut Inbox<'_>, count: usize) -> Result<[u64; 2], StreamError> {
     Ok([0, 1].map(|n| words.get(n).map_or(0, |w| u64::from_le_bytes(*w))))
 }
 
-/// Receives memory and disks until no more comes on this connection.
+/// Where content goes.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    memory: &'a GuestMemory,
+    disks: &'a [Coming],
+    ahead: &'a Ahead,
+}
+
+/// Receives memory and disks until no more comes on this connection, which leads or not.
 fn content(
     inbox: &mut Inbox<'_>,
-    memory: &GuestMemory,
-    disks: &[Coming],
+    place: Place<'_>,
+    leads: Option<&Link>,
 ) -> Result<(), StreamError> {
+    let Place {
+        memory,
+        disks,
+        ahead,
+    } = place;
     let mut unpack: Option<(Scratch, zstd_safe::DCtx<'_>)> = None;
     let mut buffer: Option<AlignedBuf> = None;
     // A round is over.
@@ -297,15 +327,18 @@ fn content(
             Kind::Pages if len > 8 => {
                 let [start, _] = words(inbox, 1)?;
                 pages(inbox, memory, start, len - 8, again)?;
+                ahead.wrote(memory, start, len - 8);
             }
             Kind::Zero if len == 16 => {
                 let [start, len] = words(inbox, 2)?;
                 check(memory, start, len)?;
                 memory.zero_bytes(start, len).map_err(io::Error::other)?;
+                ahead.wrote(memory, start, len);
             }
             Kind::Packed if len > 12 => {
                 let body = header.body(inbox)?;
-                packed(&body, memory, &mut unpack)?;
+                let (start, len) = packed(&body, memory, &mut unpack)?;
+                ahead.wrote(memory, start, len);
             }
             Kind::Round if len == 4 => {
                 let body = header.body(inbox)?;
@@ -318,6 +351,9 @@ fn content(
             }
             Kind::Disk | Kind::DiskZero => disks::receive(disks, inbox, header, &mut buffer)?,
             Kind::Alive => {}
+            Kind::Code if let Some(link) = leads => {
+                ahead.begin(Code::decode(&header.body(inbox)?)?, link)?;
+            }
             Kind::Verdict => {
                 let verdict: Verdict = migrate::parse(&header.body(inbox)?)?;
                 verdict.into_result()?;
@@ -360,11 +396,12 @@ fn pages(
     Ok(())
 }
 
+/// Unpacks pages; which.
 fn packed(
     body: &[u8],
     memory: &GuestMemory,
     state: &mut Option<(Scratch, zstd_safe::DCtx<'_>)>,
-) -> Result<(), StreamError> {
+) -> Result<(u64, u64), StreamError> {
     let bad = || StreamError::Protocol("packed guest memory that can't be unpacked".to_owned());
     let (start, rest) = body.split_first_chunk::<8>().ok_or_else(bad)?;
     let (len, data) = rest.split_first_chunk::<4>().ok_or_else(bad)?;
@@ -386,7 +423,8 @@ fn packed(
     if u64::from(len) >= DENSE {
         memory.expect(start..start + u64::from(len));
     }
-    Ok(memory.fill(start, out).map_err(io::Error::other)?)
+    memory.fill(start, out).map_err(io::Error::other)?;
+    Ok((start, len.into()))
 }
 
 /// The row of sections.

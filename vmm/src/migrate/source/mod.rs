@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hypervisor::Vm;
 use vmm_api::control::{Event, MigrateOptions};
-use vmm_api::migrate::{self, Hello, Kind, LAST_ROUND, StreamError, Verdict};
+use vmm_api::migrate::{self, Code, Extra, Hello, Kind, LAST_ROUND, StreamError, Verdict};
 
 use super::disks;
 use super::link::{Link, STALL, says_gone};
@@ -38,6 +38,10 @@ const GONE: Duration = Duration::from_secs(2);
 const STILL: Duration = Duration::from_secs(15);
 /// How long a refusal may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the other side is given to get ready for the guest's code.
+const READY: Duration = Duration::from_millis(30);
+/// How long to wait between two looks.
+const READY_STEP: Duration = Duration::from_millis(10);
 /// How long to wait for a sign of a guest that has been given away: it runs nowhere else.
 const GIVEN: Duration = Duration::from_secs(600);
 
@@ -120,13 +124,32 @@ impl Source {
         let hello = migrate::json_frame(Kind::Hello, &self.hello)?;
         io::Write::write_all(&mut link, &hello)?;
         let verdict: Verdict = migrate::expect_json(&mut link, Kind::Verdict)?;
+        let takes_code = verdict.takes.contains(&Extra::Code);
         verdict.into_result()?;
         killpoint("vmm.migrate-greeted");
         moment("the other side has said that it fits");
         let setup_ms = milliseconds(began.elapsed());
         self.tuning.change(|status| status.setup_ms = setup_ms);
-        self.precopy(progress)?;
+        self.precopy(progress, takes_code)?;
         self.hand_over(progress)
+    }
+
+    /// Tells the other side where the guest's code is, so that it can get ready for that.
+    fn tell_code(&self) -> Result<(), StreamError> {
+        let code = Code::new(self.vm.recent_code());
+        let body = code.encode();
+        self.count_sent(body.len() as u64);
+        migrate::send(&mut self.main()?, Kind::Code, &body)
+    }
+
+    /// Gives the other side a moment to do so, while the guest runs.
+    fn await_code_taken(&self, progress: &Progress) -> Result<(), StreamError> {
+        let link = self.main()?;
+        let since = Instant::now();
+        while !link.has_something_within(READY_STEP)? && since.elapsed() < READY {
+            progress.check()?;
+        }
+        self.listen(link)
     }
 
     /// The machine stands still; the rest goes, then the right to run.

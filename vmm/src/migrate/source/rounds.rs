@@ -9,7 +9,7 @@ use vmm_api::saved::PAGE;
 
 use super::{Source, milliseconds};
 use crate::killpoint::killpoint;
-use crate::migrate::disks;
+use crate::migrate::{disks, moment};
 use crate::migrate::stuck::Stuck;
 use crate::notices::Notice;
 use crate::state::dirty::{self, count};
@@ -52,15 +52,20 @@ impl Dirty {
 impl Source {
     /// Sends memory while the guest runs, until the rest is small enough; slows it down where that
     /// is wished for.
-    pub(super) fn precopy(&self, progress: &Progress) -> Result<(), StreamError> {
+    /// `takes_code`: the other side wants to know where the guest's code is.
+    pub(super) fn precopy(
+        &self,
+        progress: &Progress,
+        takes_code: bool,
+    ) -> Result<(), StreamError> {
         if self.options.auto_converge.is_none() {
-            return self.rounds(progress);
+            return self.rounds(progress, takes_code);
         }
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let brake = std::thread::Builder::new().name("brake".into());
             brake.spawn_scoped(scope, || self.brake(&done))?;
-            let result = self.rounds(progress);
+            let result = self.rounds(progress, takes_code);
             done.store(true, Ordering::Relaxed);
             result
         })
@@ -84,7 +89,7 @@ impl Source {
     }
 
     /// Round after round.
-    fn rounds(&self, progress: &Progress) -> Result<(), StreamError> {
+    fn rounds(&self, progress: &Progress, takes_code: bool) -> Result<(), StreamError> {
         // Bytes a second; nothing is known yet.
         let mut rate = 0u64;
         let mut dirty = self.disks_first(progress)?;
@@ -133,6 +138,13 @@ impl Source {
                     self.slow_down();
                 }
             }
+        }
+        if takes_code {
+            self.tell_code()?;
+            self.round(&dirty, u32::MAX - 1, progress, true)?;
+            self.await_code_taken(progress)?;
+            moment("the other side knows the guest's code");
+            dirty = self.written()?;
         }
         // What was taken out of the log has to go, whatever comes after.
         self.round(&dirty, u32::MAX - 1, progress, true)

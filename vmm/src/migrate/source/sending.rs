@@ -167,7 +167,9 @@ impl Source {
                     }
                 };
                 for (first, count) in runs(&[*blocks]) {
-                    self.listen(link, index)?;
+                    if index == 0 {
+                        self.listen(link)?;
+                    }
                     progress.check()?;
                     let start = word as u64 * WORD + first * disks::BLOCK;
                     let len = count * disks::BLOCK;
@@ -182,11 +184,19 @@ impl Source {
         Ok(())
     }
 
-    /// Whether the other side has said no meanwhile.
-    fn listen(&self, link: &Link, index: usize) -> Result<(), StreamError> {
-        if index == 0 && link.has_said() {
-            let verdict: Verdict = migrate::expect_json(&mut &*link, Kind::Verdict)?;
-            verdict.into_result()?;
+    /// Whether the other side has said no meanwhile, on the connection that leads.
+    pub(super) fn listen(&self, mut link: &Link) -> Result<(), StreamError> {
+        if link.has_said() {
+            let header = Header::read(&mut link)?;
+            let body = header.body(&mut link)?;
+            match header.kind {
+                Kind::CodeTaken => {}
+                Kind::Verdict => migrate::parse::<Verdict>(&body)?.into_result()?,
+                kind => {
+                    let text = format!("{kind:?} in place of a verdict");
+                    return Err(StreamError::Protocol(text));
+                }
+            }
         }
         Ok(())
     }
@@ -211,7 +221,9 @@ impl Source {
                 continue;
             }
             progress.check()?;
-            self.listen(link, index)?;
+            if index == 0 {
+                self.listen(link)?;
+            }
             let at = chunk as u64 * CHUNK;
             match &mut packer {
                 Some(packer) => self.send_packed(link, at, words, packer)?,
