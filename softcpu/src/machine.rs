@@ -36,7 +36,7 @@ pub(crate) struct Peer {
     /// The vCPU is inside `run`.
     running: Mutex<bool>,
     /// Its answer to `Mail::Recent`.
-    recent: Mutex<Vec<u64>>,
+    recent: Mutex<Option<Vec<u64>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -75,7 +75,26 @@ impl Peer {
     }
 
     pub(crate) fn tell_recent(&self, code: Vec<u64>) {
-        *lock(&self.recent) = code;
+        *lock(&self.recent) = Some(code);
+    }
+
+    /// The answer to `Mail::Recent`, which was posted before: nothing of a vCPU that does not run, or is long in a
+    /// device's write.
+    fn await_recent(&self) -> Vec<u64> {
+        let mut seen = lock(&self.seen.0);
+        for _ in 0..20 {
+            if let Some(code) = lock(&self.recent).take() {
+                return code;
+            }
+            if !*lock(&self.running) {
+                break;
+            }
+            seen = match self.seen.1.wait_timeout(seen, Duration::from_millis(10)) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        Vec::new()
     }
 
     pub(crate) fn set_running(&self, running: bool) {
@@ -236,12 +255,13 @@ impl Machine {
     /// The guest-physical addresses of the blocks of 64-bit code that each vCPU has run lately, by its number, for
     /// `Cpu::decode_ahead` in another process. Of one that does not run nothing is known.
     pub fn recent_code(&self) -> Vec<(u32, Vec<u64>)> {
-        for peer in self.peers() {
-            peer.tell_recent(Vec::new());
+        let peers = self.peers();
+        for peer in &peers {
+            *lock(&peer.recent) = None;
+            peer.post(Mail::Recent);
         }
-        self.tell_all(Mail::Recent);
-        let taken = |peer: &Arc<Peer>| (peer.apic.id(), std::mem::take(&mut *lock(&peer.recent)));
-        self.peers().iter().map(taken).collect()
+        let told = |peer: &Arc<Peer>| (peer.apic.id(), peer.await_recent());
+        peers.iter().map(told).collect()
     }
 
     /// A device has written `len` bytes of RAM at `gpa`: dirty logs record it, and code decoded

@@ -147,6 +147,7 @@ fn fault(how: &[&str], here_dies: Option<&str>, there_dies: Option<&str>, runs: 
 fn the_sources_vmm_dies() {
     for (point, runs) in [
         ("vmm.migrate-greeted", Runs::Nowhere),
+        ("vmm.migrate-code", Runs::Nowhere),
         ("vmm.migrate-still", Runs::Nowhere),
         ("vmm.migrate-sent", Runs::Nowhere),
         ("vmm.migrate-asked", Runs::Nowhere),
@@ -162,6 +163,7 @@ fn the_sources_vmm_dies() {
 fn the_targets_vmm_dies() {
     for point in [
         "vmm.incoming-greeted",
+        "vmm.incoming-code",
         "vmm.incoming-received",
         "vmm.incoming-ready",
         "vmm.incoming-asked",

@@ -13,7 +13,7 @@ use vmm_api::control::{
     Answer, Call, Event, ExitCause, FromVmm, MachineState, MigrateOptions, Reply,
 };
 use vmm_api::devices::{DeviceConfig, DeviceKind, PciAddress};
-use vmm_api::migrate::{self, HEADER, Header, Kind, Verdict};
+use vmm_api::migrate::{self, Code, Extra, HEADER, Header, Kind, Verdict};
 
 const PLAIN: MigrateOptions = MigrateOptions {
     bandwidth: 0,
@@ -521,8 +521,13 @@ fn disks_that_do_not_fit_stay() {
     in_order(&source.serial());
 }
 
-/// Everything that a source sends before it gives its machine away, answered as a target would.
-fn overhear(mut far: &UnixStream) -> Vec<u8> {
+/// Everything that a source sends before it gives its machine away, answered as a target would that takes no more than it
+/// has to.
+fn overhear(far: &UnixStream) -> Vec<u8> {
+    overhear_taking(far, Vec::new())
+}
+
+fn overhear_taking(mut far: &UnixStream, takes: Vec<Extra>) -> Vec<u8> {
     let mut heard = Vec::new();
     let mut next = |far: &mut &UnixStream| {
         let mut head = [0; HEADER];
@@ -534,7 +539,12 @@ fn overhear(mut far: &UnixStream) -> Vec<u8> {
     };
     let well = migrate::json_frame(Kind::Verdict, &Verdict::well()).unwrap();
     assert_eq!(next(&mut far).0, Kind::Hello);
-    far.write_all(&well).unwrap();
+    let fits = Verdict {
+        takes,
+        ..Verdict::well()
+    };
+    let fits = migrate::json_frame(Kind::Verdict, &fits).unwrap();
+    far.write_all(&fits).unwrap();
     while next(&mut far) != (Kind::State, true) {}
     far.write_all(&well).unwrap();
     heard
@@ -548,8 +558,19 @@ fn play(stored: &[u8], target: &mut Rig) {
     let (hello, rest) = stored.split_at(HEADER + header.len as usize);
     near.write_all(hello).unwrap();
     let heard = |near: &mut &File, kind| migrate::expect(near, kind).unwrap();
-    assert_eq!(heard(&mut near, Kind::Verdict), br#"{"refused":null}"#);
-    near.write_all(rest).unwrap();
+    // What comes behind this is read over by those who don't know it.
+    let fits = heard(&mut near, Kind::Verdict);
+    assert!(fits.starts_with(br#"{"refused":null"#));
+    let mut rest = rest;
+    while let Some(head) = rest.first_chunk() {
+        let header = Header::decode(*head).unwrap();
+        let (frame, after) = rest.split_at(HEADER + header.len as usize);
+        near.write_all(frame).unwrap();
+        rest = after;
+        if header.kind == Kind::Code {
+            heard(&mut near, Kind::CodeTaken);
+        }
+    }
     assert_eq!(heard(&mut near, Kind::Verdict), br#"{"refused":null}"#);
     let mut client = target.connect();
     std::thread::scope(|scope| {
@@ -611,6 +632,112 @@ fn a_machine_of_an_older_build_goes_on() {
     assert_eq!(client.status().vcpus, Some(vec![0]));
     let refused = client.call(Call::PlugVcpus { vcpus: vec![1] });
     assert!(refused.unwrap_err().contains("for good"));
+}
+
+/// A machine on the software CPU that recites in 64-bit mode.
+fn reciting_long() -> Rig {
+    Rig::new(Backend::Soft, &guests::elf(guests::alphabet_long()))
+}
+
+fn frames(mut stream: &[u8]) -> Vec<(Kind, &[u8])> {
+    let mut all = Vec::new();
+    while let Some(head) = stream.first_chunk() {
+        let header = Header::decode(*head).unwrap();
+        let (frame, rest) = stream.split_at(HEADER + header.len as usize);
+        all.push((header.kind, frame));
+        stream = rest;
+    }
+    all
+}
+
+/// Where the code of a guest is that recites: 64-bit code of one page.
+fn is_its_code(place: u64) -> bool {
+    (0x10_0000..0x10_1000).contains(&place)
+}
+
+#[test]
+fn where_its_code_is_is_told_to_whoever_takes_it() {
+    let mut source = reciting_long();
+    source.start();
+    grows(&source, 40);
+    // Does not say that it is ready: it is not waited for.
+    for takes in [Vec::new(), vec![Extra::Code], vec![Extra::Other(1.into())]] {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (mut client, call) = begin(&source, PLAIN, &[File::from(OwnedFd::from(near))]);
+        let heard = overhear_taking(&far, takes.clone());
+        ready(&mut client, call).unwrap();
+        let all = frames(&heard);
+        let codes: Vec<_> = all
+            .iter()
+            .filter(|(kind, _)| *kind == Kind::Code)
+            .map(|(_, frame)| Code::decode(&frame[HEADER..]).unwrap())
+            .collect();
+        match &codes[..] {
+            [] => assert!(!takes.contains(&Extra::Code)),
+            [code] => {
+                assert!(takes.contains(&Extra::Code));
+                let places = &code.vcpus[&0];
+                assert!(places.iter().any(|at| is_its_code(*at)), "{places:x?}");
+            }
+            _ => panic!("{codes:?}"),
+        }
+        drop(far);
+        client.answer(call).unwrap_err();
+        grows(&source, 20);
+    }
+    in_order(&source.serial());
+}
+
+#[test]
+fn code_that_comes_again_after_it_was_decoded_ahead_is_what_runs() {
+    let mut source = reciting_long();
+    source.start();
+    grows(&source, 40);
+    let (near, far) = UnixStream::pair().unwrap();
+    let (mut client, call) = begin(&source, PLAIN, &[File::from(OwnedFd::from(near))]);
+    let heard = overhear_taking(&far, vec![Extra::Code]);
+    ready(&mut client, call).unwrap();
+    let all = frames(&heard);
+    let code = all.iter().find(|(kind, _)| *kind == Kind::Code).unwrap();
+    let mut code = Code::decode(&code.1[HEADER..]).unwrap();
+    let places = code.vcpus.get_mut(&0).unwrap();
+    // Hints, of whatever quality.
+    let ram = source.config.memory_bytes;
+    places.extend([0, 1, ram - 1, ram, ram + 4096, 0xfee0_0000, u64::MAX]);
+    places.extend((0..4096).map(|offset| 0x10_0000 + offset));
+    code.vcpus.insert(7, vec![0x10_0000]);
+    let code = migrate::frame(Kind::Code, &code.encode()).unwrap();
+    // Where it begins first, it would stop at once.
+    let stop = [&0x10_0000u64.to_le_bytes()[..], &[0xf4; 4096]].concat();
+    let stop = migrate::frame(Kind::Pages, &stop).unwrap();
+    let (hello, rest) = all.split_first().unwrap();
+    let mut stream = [hello.1, &stop, &code].concat();
+    for (kind, frame) in rest {
+        // (The source's own would be a second one, which is read over and not answered.)
+        if *kind != Kind::Code {
+            stream.extend(*frame);
+        }
+    }
+    let mut target = reciting_long();
+    play(&stream, &mut target);
+    grows(&target, 60);
+    in_order(&target.serial());
+    let said = source.serial() + &target.serial();
+    in_order(&said[said.len() - target.serial().len() - 1..]);
+    // What is no list is refused.
+    for wrong in [&[1, 2, 3, 4, 5][..], &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]] {
+        let mut target = reciting_long();
+        let near = await_machine(&mut target, 1);
+        let mut near = &near[0];
+        near.write_all(hello.1).unwrap();
+        migrate::expect(&mut near, Kind::Verdict).unwrap();
+        migrate::send(&mut near, Kind::Code, wrong).unwrap();
+        let error = migrate::expect(&mut near, Kind::Verdict).unwrap();
+        let error: Verdict = migrate::parse(&error).unwrap();
+        let error = error.into_result().unwrap_err().to_string();
+        assert!(error.contains("list of code"), "{error}");
+        target.wait();
+    }
 }
 
 #[test]

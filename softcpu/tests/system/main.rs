@@ -473,6 +473,34 @@ fn code_is_still_watched_after_writes_began_to_be_recorded() {
 }
 
 #[test]
+fn code_decoded_ahead_is_run_until_it_is_overwritten() {
+    // mov al, 1; hlt
+    let mut g = Guest::long(&[0xb0, 1, 0xf4]);
+    // Whatever else is said to be code.
+    let ram = rig::RAM as u64;
+    let mut places = vec![CODE, 1, ram - 1, ram, u64::MAX, CODE];
+    places.extend((0..0x3000).map(|offset| DATA + offset));
+    g.cpu.decode_ahead(&places, &|| true);
+    // Nobody says that this is overwritten: the vCPU can't know.
+    g.put(CODE + 1, &[3]);
+    g.halt();
+    // (Translating reads it once more.)
+    assert_eq!(g.rax() & 0xff, if rig::TRANSLATED { 3 } else { 1 });
+    let mut g = Guest::long(&[0xb0, 1, 0xf4]);
+    g.cpu.decode_ahead(&[CODE], &|| true);
+    g.put(CODE + 1, &[3]);
+    g.machine.memory_written(CODE + 1, 1);
+    g.halt();
+    assert_eq!(g.rax() & 0xff, 3);
+    // Not what there was no time for.
+    let mut g = Guest::long(&[0xb0, 1, 0xf4]);
+    g.cpu.decode_ahead(&[CODE], &|| false);
+    g.put(CODE + 1, &[3]);
+    g.halt();
+    assert_eq!(g.rax() & 0xff, 3);
+}
+
+#[test]
 fn written_pages_are_in_the_dirty_log_once_and_again() {
     // mov [rdi], al; hlt; mov [rdi], al; hlt
     let mut g = Guest::long(&[0x88, 0x07, 0xf4, 0x88, 0x07, 0xf4]);

@@ -258,8 +258,8 @@ pub fn expect(from: &mut impl Read, kind: Kind) -> Result<Vec<u8>, StreamError> 
         let header = Header::read(from)?;
         let body = header.body(from)?;
         return match header.kind {
-            Kind::Alive | Kind::CodeTaken => continue,
             got if got == kind => Ok(body),
+            Kind::Alive | Kind::CodeTaken => continue,
             Kind::Verdict => {
                 let verdict: Verdict = parse(&body)?;
                 verdict.into_result()?;

@@ -17,6 +17,7 @@ use vmm_api::migrate::{self, Code, Extra, Kind};
 use super::link::Link;
 use super::moment;
 use crate::devices::lock;
+use crate::killpoint::killpoint;
 use crate::memory::GuestMemory;
 
 /// vCPUs of a machine that is coming, by their number.
@@ -74,6 +75,7 @@ impl Ahead {
         // Before anything is read: see `wrote`.
         self.begun.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
+        killpoint("vmm.incoming-code");
         let enough = self.enough.clone();
         let link = link.try_clone()?;
         let work = move || {

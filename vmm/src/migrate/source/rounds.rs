@@ -142,6 +142,7 @@ impl Source {
         if takes_code {
             self.tell_code()?;
             self.round(&dirty, u32::MAX - 1, progress, true)?;
+            killpoint("vmm.migrate-code");
             self.await_code_taken(progress)?;
             moment("the other side knows the guest's code");
             dirty = self.written()?;
