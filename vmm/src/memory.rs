@@ -25,6 +25,8 @@ pub const LOW_MAX: u64 = 0xc000_0000;
 pub const HIGH_START: u64 = 0x1_0000_0000;
 /// Unit of guest memory.
 pub const PAGE: u64 = 4096;
+/// The host's huge pages: what x86-64 has.
+pub const HUGE: u64 = 2 << 20;
 
 /// What goes wrong with guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,30 @@ struct Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: access goes through raw pointers or `&mut`; see `GuestMemory` for the rules.
 unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// The first `len` bytes of it that begin with a huge page; the rest, of at least a huge page more, goes back.
+    fn aligned(mut self, len: usize) -> Self {
+        let skip = self.base.as_ptr().align_offset(to_usize(HUGE));
+        let Some(rest) = self.len.checked_sub(skip.saturating_add(len)) else {
+            return self;
+        };
+        let give_back = |at: NonNull<c_void>, len| {
+            // SAFETY: a part of the mapping, which nobody knows yet.
+            if len > 0
+                && let Err(error) = unsafe { munmap(at, len) }
+            {
+                log::error!("munmap: {error}");
+            }
+        };
+        // SAFETY: both are inside the mapping, or its end.
+        let (start, end) = unsafe { (self.base.byte_add(skip), self.base.byte_add(skip + len)) };
+        give_back(self.base, skip);
+        give_back(end, rest);
+        (self.base, self.len) = (start, len);
+        self
+    }
+}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
@@ -131,11 +157,12 @@ impl GuestMemory {
         let length = Self::length(size)?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        let more = length.saturating_add(to_usize(HUGE));
         // SAFETY: a new anonymous mapping at an address the kernel picks.
-        match unsafe { mmap_anonymous(None, length, prot, flags) } {
+        match unsafe { mmap_anonymous(None, more, prot, flags) } {
             Ok(base) => {
-                let len = length.get();
-                let map = Mapping { base, len };
+                let len = more.get();
+                let map = Mapping { base, len }.aligned(length.get());
                 Ok(Self::of(size, map, Backing::Anonymous(pages)))
             }
             // A host that promises no more than it has counts this in full, and a memfd as it is used.
@@ -503,8 +530,6 @@ impl GuestMemory {
 
     /// Much is about to come to this range of [`GuestMemory::bytes`]: huge pages are worth it there.
     pub fn expect(&self, range: Range<u64>) {
-        /// What x86-64 has.
-        const HUGE: u64 = 2 << 20;
         if !matches!(self.backing, Backing::Anonymous(_))
             || self.check(range.start, range.end - range.start).is_err()
         {

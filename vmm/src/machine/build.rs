@@ -313,8 +313,7 @@ impl Machine {
         let mut saved = config.restore.as_ref().map(Saved::open).transpose()?;
         let memory = Arc::new(match (&saved, &config.restore) {
             (Some(saved), Some(from)) => saved.memory(config.memory_bytes, from.copy)?,
-            _ if config.incoming.len() == 1 => GuestMemory::arriving(config.memory_bytes)?,
-            // Several threads that receive get in one another's way where they share huge pages.
+            _ if !config.incoming.is_empty() => GuestMemory::arriving(config.memory_bytes)?,
             _ => GuestMemory::new(config.memory_bytes)?,
         });
         let mut made = BTreeMap::new();

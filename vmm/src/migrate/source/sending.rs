@@ -13,7 +13,7 @@ use super::Source;
 use super::rounds::Dirty;
 use super::tuning::Tuning;
 use crate::devices::lock;
-use crate::memory::Scratch;
+use crate::memory::{HUGE, Scratch};
 use crate::migrate::disks::{self, WORD};
 use crate::migrate::link::{Link, PARTS_MOST, part};
 use crate::num::to_usize;
@@ -201,7 +201,7 @@ impl Source {
         Ok(())
     }
 
-    /// One connection's part of the pages: every so-many-th chunk.
+    /// One connection's part of the pages: every so-many-th pair of chunks, which is a huge page on the other side.
     fn share(
         &self,
         link: &Link,
@@ -212,12 +212,13 @@ impl Source {
         pace: &Pace,
     ) -> Result<(), StreamError> {
         const WORDS: usize = (CHUNK / PAGE / 64) as usize;
+        const UNIT: usize = (HUGE / CHUNK) as usize;
         let mut packer = match self.options.zstd_level {
             Some(level) => Some(Packer::new(level)?),
             None => None,
         };
         for (chunk, words) in dirty.chunks(WORDS).enumerate() {
-            if chunk % all != index || words.iter().all(|word| *word == 0) {
+            if chunk / UNIT % all != index || words.iter().all(|word| *word == 0) {
                 continue;
             }
             progress.check()?;
