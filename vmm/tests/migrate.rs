@@ -13,7 +13,7 @@ use vmm_api::control::{
     Answer, Call, Event, ExitCause, FromVmm, MachineState, MigrateOptions, Reply,
 };
 use vmm_api::devices::{DeviceConfig, DeviceKind, PciAddress};
-use vmm_api::migrate::{self, Code, Extra, HEADER, Header, Kind, Verdict};
+use vmm_api::migrate::{self, Code, Extra, HEADER, Header, Hello, Kind, Verdict};
 
 const PLAIN: MigrateOptions = MigrateOptions {
     bandwidth: 0,
@@ -724,6 +724,20 @@ fn code_that_comes_again_after_it_was_decoded_ahead_is_what_runs() {
     in_order(&target.serial());
     let said = source.serial() + &target.serial();
     in_order(&said[said.len() - target.serial().len() - 1..]);
+    // Where memory holds much is only a hint, too.
+    let mut vague: Hello = migrate::parse(&hello.1[HEADER..]).unwrap();
+    assert_eq!(vague.ram_bytes, ram);
+    let (much, all_of_it) = (u64::MAX, (0, ram));
+    vague.content = vec![(0, 0), (3, 7), (ram - 4096, 8192), (much, much), all_of_it];
+    for last in [(0, ram), (0, much), (1 << 60, 1), (ram, 2 << 20)] {
+        vague.content.push(last);
+        let vague = migrate::json_frame(Kind::Hello, &vague).unwrap();
+        let stream = [&vague, &stream[hello.1.len()..]].concat();
+        let mut target = reciting_long();
+        play(&stream, &mut target);
+        grows(&target, 30);
+        in_order(&target.serial());
+    }
     // What is no list is refused.
     for wrong in [&[1, 2, 3, 4, 5][..], &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]] {
         let mut target = reciting_long();

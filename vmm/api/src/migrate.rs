@@ -316,6 +316,9 @@ pub struct Hello {
     /// Disks whose content goes along.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<HelloDisk>,
+    /// Where guest memory holds much, as offset and length: a target may make room there before it comes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub content: Vec<(u64, u64)>,
 }
 
 /// A disk whose content goes along.

@@ -68,6 +68,8 @@ impl Machine {
             vcpus: self.config.vcpus,
             cpuid: shown.iter().map(leaf).collect(),
             disks: disks.iter().map(along).collect(),
+            // The job finds out.
+            content: Vec::new(),
         };
         let tuning = Arc::new(Tuning::new(&options));
         // One answer to one question: it never has to wait.

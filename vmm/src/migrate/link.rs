@@ -305,7 +305,9 @@ impl Write for &Link {
 /// daemons have that relay, holds no more than a fifth of what is sent in one call otherwise; TCP finds out by itself what
 /// it needs.
 fn room(stream: &UnixStream) {
-    use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, setsockopt, sockopt};
+    use nix::sys::socket::{
+        AddressFamily, SockaddrLike, SockaddrStorage, getsockname, setsockopt, sockopt,
+    };
     const BYTES: usize = 1 << 20;
     let family = getsockname::<SockaddrStorage>(stream.as_raw_fd()).map(|address| address.family());
     if family != Ok(Some(AddressFamily::Unix)) {

@@ -17,10 +17,12 @@ use super::disks::{self, Coming};
 use super::inbox::Inbox;
 use super::link::Link;
 use super::moment;
+use super::room::Room;
 use crate::killpoint::killpoint;
 use crate::memory::{GuestMemory, Scratch};
 use crate::num::to_usize;
 use crate::resource;
+use crate::state::dirty::DENSE_MOST;
 
 /// So many bytes of memory side by side with content are worth a huge page.
 const DENSE: u64 = vmm_api::saved::CHUNK;
@@ -30,6 +32,8 @@ const DENSE: u64 = vmm_api::saved::CHUNK;
 pub struct Incoming {
     links: Vec<Link>,
     disks: Vec<Coming>,
+    /// Where memory will hold much, says the source.
+    content: Vec<(u64, u64)>,
 }
 
 /// Opens the image of the disk with this id, or says why not.
@@ -58,6 +62,7 @@ impl Incoming {
         Ok(Self {
             links,
             disks: Vec::new(),
+            content: Vec::new(),
         })
     }
 
@@ -93,7 +98,10 @@ impl Incoming {
         io::Write::write_all(&mut link, &frame)?;
         self.disks = fits.map_err(StreamError::Refused)?;
         killpoint("vmm.incoming-greeted");
-        Ok(shown(&hello))
+        let leaves = shown(&hello);
+        self.content = hello.content;
+        self.content.truncate(DENSE_MOST);
+        Ok(leaves)
     }
 
     /// Receives disks and guest memory, then the states; what is left is the right to run. vCPUs get ready meanwhile.
@@ -127,6 +135,8 @@ impl Incoming {
             memory,
             disks: &disks,
             ahead,
+            room: &Room::default(),
+            is_expected: self.expect(memory),
         };
         self.content(&mut inbox, place)?;
         ahead.enough();
@@ -143,13 +153,27 @@ impl Incoming {
         Ok(sections)
     }
 
-    fn content(
-        &self,
-        first: &mut Inbox<'_>,
-        place: Place<'_>,
-    ) -> Result<(), StreamError> {
+    /// Has memory expect what the source says will come; whether it has said anything.
+    fn expect(&self, memory: &GuestMemory) -> bool {
+        for (start, len) in &self.content {
+            if let Some(end) = start.checked_add(*len) {
+                memory.expect(*start..end);
+            }
+        }
+        !self.content.is_empty()
+    }
+
+    fn content(&self, first: &mut Inbox<'_>, place: Place<'_>) -> Result<(), StreamError> {
         std::thread::scope(|scope| -> Result<(), StreamError> {
             let mut others = Vec::new();
+            // Several that receive are several that the host gives memory to.
+            if self.links.len() == 1 && !place.memory.is_file() {
+                let room = || place.room.make(place.memory, &self.content);
+                let thread = std::thread::Builder::new().name("room".into());
+                if let Err(error) = thread.spawn_scoped(scope, room) {
+                    log::debug!("a thread that makes room: {error}");
+                }
+            }
             for link in &self.links[1..] {
                 let thread = std::thread::Builder::new()
                     .name("incoming".into())
@@ -162,6 +186,7 @@ impl Incoming {
             }
             let leads = self.links.first();
             let own = self.or_refuse(content(first, place, leads));
+            place.room.enough();
             for thread in others {
                 let ended = |_| StreamError::Protocol("a receiving thread panicked".to_owned());
                 thread.join().map_err(ended)??;
@@ -303,6 +328,9 @@ struct Place<'a> {
     memory: &'a GuestMemory,
     disks: &'a [Coming],
     ahead: &'a Ahead,
+    room: &'a Room,
+    /// The memory knows where much will come.
+    is_expected: bool,
 }
 
 /// Receives memory and disks until no more comes on this connection, which leads or not.
@@ -315,6 +343,8 @@ fn content(
         memory,
         disks,
         ahead,
+        room,
+        is_expected,
     } = place;
     let mut unpack: Option<(Scratch, zstd_safe::DCtx<'_>)> = None;
     let mut buffer: Option<AlignedBuf> = None;
@@ -326,7 +356,9 @@ fn content(
         match header.kind {
             Kind::Pages if len > 8 => {
                 let [start, _] = words(inbox, 1)?;
-                pages(inbox, memory, start, len - 8, again)?;
+                let new = !again && !is_expected;
+                pages(inbox, memory, start, len - 8, (again, new))?;
+                room.reached(start.saturating_add(len));
                 ahead.wrote(memory, start, len - 8);
             }
             Kind::Zero if len == 16 => {
@@ -346,6 +378,7 @@ fn content(
                     return Ok(());
                 }
                 again = true;
+                room.enough();
                 // So that little is left to be written while the guest stands still.
                 disks.iter().try_for_each(Coming::flush)?;
             }
@@ -366,17 +399,17 @@ fn content(
     }
 }
 
-/// Receives whole pages. `again`: not for the first time.
+/// Receives whole pages. `again`: not for the first time; `new`: where nobody has expected them.
 fn pages(
     inbox: &mut Inbox<'_>,
     memory: &GuestMemory,
     start: u64,
     len: u64,
-    again: bool,
+    (again, new): (bool, bool),
 ) -> Result<(), StreamError> {
     check(memory, start, len)?;
     if again || !memory.is_file() {
-        if !again && len >= DENSE {
+        if new && len >= DENSE {
             memory.expect(start..start + len);
         }
         // What the guest has just used it uses again: mapped, as it is then.

@@ -3,8 +3,11 @@
 use hypervisor::Vm;
 use vmm_api::saved::PAGE;
 
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, HUGE};
 use crate::num::to_usize;
+
+/// Most ranges of [`dense`].
+pub const DENSE_MOST: usize = 4096;
 
 /// All pages that may hold something.
 #[must_use]
@@ -22,6 +25,27 @@ pub fn content(memory: &GuestMemory) -> Vec<u64> {
         at = range.end.max(at + PAGE);
     }
     dirty
+}
+
+/// The huge pages most of whose pages are set, as offset and length; not endlessly many.
+#[must_use]
+pub fn dense(words: &[u64]) -> Vec<(u64, u64)> {
+    const PAGES: u64 = HUGE / PAGE;
+    let mut all: Vec<(u64, u64)> = Vec::new();
+    for (index, words) in (0..).zip(words.chunks(to_usize(PAGES / 64))) {
+        if count(words) <= PAGES / 2 {
+            continue;
+        }
+        let start = index * HUGE;
+        match all.last_mut() {
+            Some((first, len)) if *first + *len == start => *len += HUGE,
+            _ => all.push((start, HUGE)),
+        }
+        if all.len() == DENSE_MOST {
+            break;
+        }
+    }
+    all
 }
 
 /// What was written since the last call; the dirty log is on.
@@ -77,5 +101,10 @@ mod tests {
         assert_eq!(runs(&[1 << 63, 1]), [(63, 2)]);
         assert_eq!(runs(&[0b1011, 0, 1 << 5]), [(0, 2), (3, 1), (133, 1)]);
         assert_eq!(count(&[0b1011, 0, 1 << 5]), 4);
+        let mut words = vec![u64::MAX; 3 * 8 + 4];
+        words[8..12].fill(0);
+        assert_eq!(dense(&words), [(0, HUGE), (2 * HUGE, HUGE)]);
+        words[8] = 1;
+        assert_eq!(dense(&words), [(0, 3 * HUGE)]);
     }
 }

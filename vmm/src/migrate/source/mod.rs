@@ -17,6 +17,7 @@ use crate::devices::lock;
 use crate::killpoint::killpoint;
 use crate::memory::GuestMemory;
 use crate::notices::{Notice, Notices};
+use crate::state::dirty;
 use crate::state::job::Progress;
 use crate::vcpu::Brake;
 
@@ -54,7 +55,7 @@ pub struct Source {
     pub memory: Arc<GuestMemory>,
     /// Its VM.
     pub vm: Arc<dyn Vm>,
-    /// What it is.
+    /// What it is, but for where its memory holds something.
     pub hello: Hello,
     /// How.
     pub options: MigrateOptions,
@@ -121,7 +122,12 @@ impl Source {
     fn all(&self, progress: &Progress) -> Result<(), StreamError> {
         let mut link = self.main()?;
         let began = Instant::now();
-        let hello = migrate::json_frame(Kind::Hello, &self.hello)?;
+        let content = dirty::content(&self.memory);
+        let hello = Hello {
+            content: dirty::dense(&content),
+            ..self.hello.clone()
+        };
+        let hello = migrate::json_frame(Kind::Hello, &hello)?;
         io::Write::write_all(&mut link, &hello)?;
         let verdict: Verdict = migrate::expect_json(&mut link, Kind::Verdict)?;
         let takes_code = verdict.takes.contains(&Extra::Code);
@@ -130,7 +136,7 @@ impl Source {
         moment("the other side has said that it fits");
         let setup_ms = milliseconds(began.elapsed());
         self.tuning.change(|status| status.setup_ms = setup_ms);
-        self.precopy(progress, takes_code)?;
+        self.precopy(progress, content, takes_code)?;
         self.hand_over(progress)
     }
 

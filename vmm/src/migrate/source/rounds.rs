@@ -9,8 +9,8 @@ use vmm_api::saved::PAGE;
 
 use super::{Source, milliseconds};
 use crate::killpoint::killpoint;
-use crate::migrate::{disks, moment};
 use crate::migrate::stuck::Stuck;
+use crate::migrate::{disks, moment};
 use crate::notices::Notice;
 use crate::state::dirty::{self, count};
 use crate::state::job::Progress;
@@ -52,20 +52,21 @@ impl Dirty {
 impl Source {
     /// Sends memory while the guest runs, until the rest is small enough; slows it down where that
     /// is wished for.
-    /// `takes_code`: the other side wants to know where the guest's code is.
+    /// `content`: the pages that held something since the log is on. `takes_code`: the other side wants to know where the guest's code is.
     pub(super) fn precopy(
         &self,
         progress: &Progress,
+        content: Vec<u64>,
         takes_code: bool,
     ) -> Result<(), StreamError> {
         if self.options.auto_converge.is_none() {
-            return self.rounds(progress, takes_code);
+            return self.rounds(progress, content, takes_code);
         }
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let brake = std::thread::Builder::new().name("brake".into());
             brake.spawn_scoped(scope, || self.brake(&done))?;
-            let result = self.rounds(progress, takes_code);
+            let result = self.rounds(progress, content, takes_code);
             done.store(true, Ordering::Relaxed);
             result
         })
@@ -89,13 +90,20 @@ impl Source {
     }
 
     /// Round after round.
-    fn rounds(&self, progress: &Progress, takes_code: bool) -> Result<(), StreamError> {
+    fn rounds(
+        &self,
+        progress: &Progress,
+        content: Vec<u64>,
+        takes_code: bool,
+    ) -> Result<(), StreamError> {
         // Bytes a second; nothing is known yet.
         let mut rate = 0u64;
         let mut dirty = self.disks_first(progress)?;
-        // What was written so far is part of the content.
-        self.written_pages()?;
-        dirty.pages = dirty::content(&self.memory);
+        // And what has been written meanwhile.
+        dirty.pages = self.written_pages()?;
+        for (word, content) in dirty.pages.iter_mut().zip(content) {
+            *word |= content;
+        }
         let mut extra = 0;
         let mut stuck = Stuck::new();
         for round in 0u32.. {
