@@ -84,10 +84,11 @@ impl Mapping {
             return self;
         };
         let give_back = |at: NonNull<c_void>, len| {
+            if len == 0 {
+                return;
+            }
             // SAFETY: a part of the mapping, which nobody knows yet.
-            if len > 0
-                && let Err(error) = unsafe { munmap(at, len) }
-            {
+            if let Err(error) = unsafe { munmap(at, len) } {
                 log::error!("munmap: {error}");
             }
         };
