@@ -89,6 +89,17 @@ pub enum DomainEvent {
     MigrationIteration(i32),
     /// VIR_DOMAIN_EVENT_ID_JOB_COMPLETED: its statistics (VIR_DOMAIN_JOB_*).
     JobCompleted(Vec<TypedParam>),
+    /// VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD
+    BlockThreshold {
+        /// The disk's target, or `vda[2]`: one of its images.
+        dev: String,
+        /// The image's file.
+        path: String,
+        /// The offset that was asked for.
+        threshold: u64,
+        /// Bytes beyond it.
+        excess: u64,
+    },
     /// VIR_DOMAIN_EVENT_ID_METADATA_CHANGE: virDomainMetadataType, and the namespace of an element.
     MetadataChange {
         /// 0 description, 1 title, 2 element.
@@ -123,6 +134,7 @@ impl DomainEvent {
             Self::JobCompleted(_) => 21,
             Self::DeviceRemovalFailed(_) => 22,
             Self::MetadataChange { .. } => 23,
+            Self::BlockThreshold { .. } => 24,
         }
     }
 }

@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::iovec::{self, AlignedBuf};
 use crate::{Error, IoBuf};
@@ -41,6 +41,15 @@ pub struct File {
     rmw: RwLock<()>,
     no_punch: AtomicBool,
     no_zero: AtomicBool,
+    /// The offset of `mark`; 0: there is none.
+    marked: AtomicU64,
+    mark: Mutex<Option<Arc<dyn Mark>>>,
+}
+
+/// Who wants to know when a file is first written beyond a place in it.
+pub trait Mark: Send + Sync + std::fmt::Debug {
+    /// A write that ends at `end`, beyond `at`, begins. Called once, by the thread that writes.
+    fn passed(&self, at: u64, end: u64);
 }
 
 impl File {
@@ -81,6 +90,8 @@ impl File {
             rmw: RwLock::new(()),
             no_punch: AtomicBool::new(false),
             no_zero: AtomicBool::new(false),
+            marked: AtomicU64::new(0),
+            mark: Mutex::default(),
         })
     }
 
@@ -162,6 +173,39 @@ impl File {
         Error::Io {
             what: format!("{what} {}", self.name),
             source,
+        }
+    }
+
+    /// Has the first write that ends beyond `at` told, once; in place of what was asked for before. 0: none is.
+    pub fn set_mark(&self, at: u64, mark: Arc<dyn Mark>) {
+        let mut own = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        *own = (at > 0).then_some(mark);
+        self.marked.store(at, Ordering::Release);
+    }
+
+    /// The offset that no write has passed yet; 0: nobody asked.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.marked.load(Ordering::Acquire)
+    }
+
+    /// A write that ends at `end` begins.
+    pub(crate) fn writing(&self, end: u64) {
+        let at = self.marked.load(Ordering::Relaxed);
+        if at == 0 || end <= at {
+            return;
+        }
+        let mut own = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another may have been asked for meanwhile, or another write was first.
+        let at = self.marked.load(Ordering::Acquire);
+        if at == 0 || end <= at {
+            return;
+        }
+        self.marked.store(0, Ordering::Release);
+        let mark = own.take();
+        drop(own);
+        if let Some(mark) = mark {
+            mark.passed(at, end);
         }
     }
 
@@ -305,6 +349,7 @@ impl File {
         self.check_writable()?;
         let len = iovec::total(bufs)?;
         let end = range_end(offset, len)?;
+        self.writing(end);
         let Some(align) = self.direct else {
             return self
                 .write_plain(offset, bufs, len)
@@ -462,6 +507,7 @@ impl File {
         if len == 0 {
             return Ok(());
         }
+        self.writing(end);
         let shared = self
             .direct
             .map(|_| self.rmw.read().unwrap_or_else(PoisonError::into_inner));

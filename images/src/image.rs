@@ -264,6 +264,11 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// As [`Image::write`]; `Error::Invalid` where the format can't.
     fn resize(&self, size: u64) -> Result<(), Error>;
 
+    /// The file that stores it; none where it is no single image.
+    fn own_file(&self) -> Option<&File> {
+        None
+    }
+
     /// Where a request for these bytes can go as one plain I/O, without this image's help; none
     /// when it can't. Nothing but the bytes themselves may have to change for a write.
     fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {

@@ -41,7 +41,7 @@ pub mod tree;
 mod workers;
 
 pub use error::Error;
-pub use file::{Alignment, File};
+pub use file::{Alignment, File, Mark};
 pub use image::{Cipher, Extent, Image, ImageInfo, IoBuf, Plain, read_bytes};
 pub use job::Job;
 pub use qcow2::Qcow2;

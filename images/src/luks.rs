@@ -583,6 +583,10 @@ impl Luks {
 }
 
 impl Image for Luks {
+    fn own_file(&self) -> Option<&crate::File> {
+        self.below.own_file()
+    }
+
     fn size(&self) -> u64 {
         // `Header::parse` has seen that the payload begins in the image; it may shrink.
         self.below.size().saturating_sub(self.payload) & !(SECTOR as u64 - 1)

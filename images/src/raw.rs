@@ -90,6 +90,10 @@ impl Raw {
 }
 
 impl Image for Raw {
+    fn own_file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+
     fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }

@@ -90,6 +90,9 @@ pub(super) async fn all_stats(
                 for (name, value) in block_values(stats) {
                     note(name, value.into());
                 }
+                if stats.threshold > 0 {
+                    note("threshold", stats.threshold.into());
+                }
             }
             let sizes = stored.iter().find(|(target, _)| *target == disk.target);
             if let Some((_, sizes)) = sizes {

@@ -506,6 +506,22 @@ fn send_domain(
                 status: *status,
             },
         ),
+        DomainEvent::BlockThreshold {
+            dev,
+            path,
+            threshold,
+            excess,
+        } => connection.send_event(
+            procs::DOMAIN_EVENT_BLOCK_THRESHOLD,
+            &DomainEventBlockThresholdMsg {
+                callback_id,
+                dom,
+                dev: dev.clone(),
+                path: Some(path.clone()),
+                threshold: *threshold,
+                excess: *excess,
+            },
+        ),
         DomainEvent::BalloonChange(kib) => send_either!(
             connection,
             callback,

@@ -8,8 +8,7 @@ use rpc::stream::Stream;
 use rpc::types;
 
 use super::{Answer, Call, Daemon};
-use crate::drivers::domain::dirtyrate;
-use crate::drivers::domain::tuning::find_disk;
+use crate::drivers::domain::{agent, dirtyrate};
 use crate::error::{Error, check_flags};
 
 /// Procedures whose only answer is why not, of running domains at least.
@@ -18,7 +17,6 @@ pub const REFUSED: &[i32] = &[
     procs::DOMAIN_OPEN_GRAPHICS.number(),
     procs::DOMAIN_OPEN_GRAPHICS_FD.number(),
     procs::DOMAIN_PM_SUSPEND_FOR_DURATION.number(),
-    procs::DOMAIN_SET_BLOCK_THRESHOLD.number(),
     procs::DOMAIN_BLOCK_COPY.number(),
     procs::DOMAIN_MIGRATE_GET_COMPRESSION_CACHE.number(),
     procs::DOMAIN_MIGRATE_SET_COMPRESSION_CACHE.number(),
@@ -107,7 +105,7 @@ async fn screenshot(
 ) -> Answer<DomainScreenshotRet> {
     check_flags(args.flags, 0, "qemuDomainScreenshot")?;
     running(&call, &args.dom)?;
-    Err(unsupported("no screens to take screenshot from"))
+    Err(Error::invalid("no screens to take screenshot from").into())
 }
 
 fn graphics(call: &Call, dom: &types::Domain, index: u32) -> RemoteError {
@@ -136,7 +134,13 @@ async fn open_channel(call: Call, args: DomainOpenChannelArgs, stream: Stream) -
 
 async fn pm_suspend(call: Call, args: DomainPmSuspendForDurationArgs) -> Answer<()> {
     check_flags(args.flags, 0, "qemuDomainPMSuspendForDuration")?;
-    running(&call, &args.dom)?;
+    // virNodeSuspendTarget
+    if args.target > 2 {
+        let text = format!("Unknown suspend target: {}", args.target);
+        return Err(Error::new(ErrorCode::INVALID_ARG, text).into());
+    }
+    // It is the agent that would be asked for it.
+    agent::socket(&*running(&call, &args.dom)?)?;
     Err(unsupported(
         "the machine has no sleep states: it can only be paused or saved",
     ))
@@ -149,11 +153,11 @@ async fn pm_wakeup(call: Call, args: DomainPmWakeupArgs) -> Answer<()> {
 }
 
 async fn set_block_threshold(call: Call, args: DomainSetBlockThresholdArgs) -> Answer<()> {
-    check_flags(args.flags, 0, "qemuDomainSetBlockThreshold")?;
-    let definition = running(&call, &args.dom)?;
-    let target = args.dev.split('[').next().unwrap_or_default();
-    find_disk(&definition, target, &format!("invalid path {target}"))?;
-    Err(unsupported("thresholds of block devices are not watched"))
+    let domain = call.state().pin(&args.dom)?;
+    let domains = &call.state().domains;
+    Ok(domains
+        .set_block_threshold(domain, &args.dev, args.threshold, args.flags)
+        .await?)
 }
 
 async fn start_dirty_rate_calc(call: Call, args: DomainStartDirtyRateCalcArgs) -> Answer<()> {
@@ -173,7 +177,7 @@ async fn get_launch_security_info(
     args: DomainGetLaunchSecurityInfoArgs,
 ) -> Answer<DomainGetLaunchSecurityInfoRet> {
     // No domain has memory of that kind: there is nothing to tell.
-    running(&call, &args.dom)?;
+    call.state().find(&args.dom)?;
     Ok(DomainGetLaunchSecurityInfoRet::default())
 }
 

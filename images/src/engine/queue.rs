@@ -337,6 +337,9 @@ impl Queue {
         }) else {
             return self.delegate(request, pending);
         };
+        if write {
+            plain.file().writing(plain.offset() + pending.bytes);
+        }
         let direct = plain.file().direct().is_some();
         // To make a file longer takes a thread, of ours or of the kernel's: to wake it costs a
         // writer who waits for each of its writes a third of the time.

@@ -483,6 +483,10 @@ impl Meta {
 }
 
 impl Image for Qcow2 {
+    fn own_file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+
     fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }

@@ -141,6 +141,16 @@ pub enum Call {
         /// Its number.
         vcpu: u32,
     },
+    /// The first write to the file of a disk's image that ends beyond an offset is told, once:
+    /// `Event::BlockThreshold`.
+    SetBlockThreshold {
+        /// The disk.
+        disk: String,
+        /// Which of its images; the one on top is 0.
+        image: u32,
+        /// The offset; 0: nothing is told.
+        bytes: u64,
+    },
     /// Makes a disk larger, or (raw) smaller; the guest is told.
     ResizeDisk {
         /// The disk.
@@ -475,6 +485,8 @@ pub struct DiskStats {
     pub allocation: u64,
     /// Highest byte offset in use in the image's file.
     pub physical: u64,
+    /// The offset in the image's file whose passing is told; 0: none.
+    pub threshold: u64,
 }
 
 /// A network card's counters, as the guest sees the directions.
@@ -670,6 +682,17 @@ pub enum Event {
         kind: BlockJobKind,
         /// The point.
         news: BlockJobNews,
+    },
+    /// A write to the file of one of a disk's images went beyond what was asked for.
+    BlockThreshold {
+        /// The disk.
+        id: String,
+        /// Which of its images it was then; the one on top is 0.
+        image: u32,
+        /// The offset that was asked for.
+        threshold: u64,
+        /// Bytes beyond it.
+        excess: u64,
     },
     /// A migration's round begins.
     MigrationRound(u32),

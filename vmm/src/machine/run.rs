@@ -262,6 +262,10 @@ impl Machine {
                 outbound,
             } => net::set_bandwidth(self.devices.pci.net(id)?, *inbound, *outbound),
             Call::SetDiskLimits { id, limits } => self.devices.pci.disk(id)?.set_limits(limits)?,
+            Call::SetBlockThreshold { disk, image, bytes } => {
+                let known = self.devices.pci.disk(disk)?;
+                known.set_threshold(disk, *image, *bytes, &self.notices)?;
+            }
             Call::JobStatus => return Ok(self.job_status()),
             Call::AbortJob => self.abort_job()?,
             Call::Claim => self.ask_to_run()?,

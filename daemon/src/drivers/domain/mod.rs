@@ -32,11 +32,13 @@ pub mod snapshot;
 pub mod start;
 pub mod state;
 mod stored;
+mod threshold;
 pub mod tunables;
 pub mod tuning;
 mod vcpu_plug;
 pub mod vcpus;
 pub mod watch;
+mod which_device;
 mod written;
 
 use std::fs;

@@ -15,6 +15,9 @@ use super::machine::{self, Made};
 use super::metadata::impact;
 use super::object::{Domain, Inner, Pinned};
 use super::record::Folder;
+use super::which_device::{
+    DOCUMENT, check_new, find, find_alias, in_definition, mac, parse, target,
+};
 use super::{Driver, channels};
 use crate::control::ControlError;
 use crate::drivers::domain::block_jobs::disk_without_block_job;
@@ -29,104 +32,8 @@ const UNPLUG_LIMIT: Duration = Duration::from_secs(10);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What people call one device of a document.
-const DOCUMENT: &str = "(device_definition)";
-
-/// A client's document of one device.
-///
-/// # Errors
-/// VIR_ERR_XML_ERROR for what is none.
-fn parse(xml: &str) -> Result<Element> {
-    Ok(dom::parse(xml, DOCUMENT)?)
-}
-
-fn missing(text: impl Into<String>) -> Error {
-    Error::new(ErrorCode::DEVICE_MISSING, text)
-}
-
 fn unsupported(text: impl Into<String>) -> Error {
     Error::new(ErrorCode::OPERATION_UNSUPPORTED, text)
-}
-
-/// Whether `have` says everything that `wanted` says.
-fn says(have: &Element, wanted: &Element) -> bool {
-    let attributes = wanted.attributes.iter();
-    let text = wanted.text();
-    have.name == wanted.name
-        && attributes
-            .clone()
-            .all(|(name, value)| have.attr(name) == Some(value))
-        && (text.trim().is_empty() || have.text().trim() == text.trim())
-        && wanted
-            .elements()
-            .all(|child| have.elements().any(|own| says(own, child)))
-}
-
-/// A disk's target.
-fn target(disk: &Element) -> Option<&str> {
-    disk.child("target")?.attr("dev")
-}
-
-fn mac(card: &Element) -> Option<String> {
-    Some(card.child("mac")?.attr("address")?.to_ascii_lowercase())
-}
-
-/// The device of a definition that a document means.
-///
-/// # Errors
-/// VIR_ERR_DEVICE_MISSING where there is none, VIR_ERR_OPERATION_FAILED where there are several.
-fn find(definition: &Definition, wanted: &Element) -> Result<usize> {
-    let all = &definition.devices.rest;
-    let of_kind = || (0..all.len()).filter(|at| all[*at].name == wanted.name);
-    if wanted.name == "disk" {
-        let dev = target(wanted)
-            .ok_or_else(|| Error::new(ErrorCode::XML_ERROR, "missing target information"))?;
-        return of_kind()
-            .find(|at| target(&all[*at]) == Some(dev))
-            .ok_or_else(|| missing(format!("disk {dev} not found")));
-    }
-    if let Some(alias) = device::alias(wanted)
-        && let Some(at) = of_kind().find(|at| device::alias(&all[*at]) == Some(alias))
-    {
-        return Ok(at);
-    }
-    let address = PciAddress::of(wanted)?;
-    if wanted.name == "interface" {
-        let wanted_mac = mac(wanted);
-        let matches = |at: &usize| {
-            let own = &all[*at];
-            own.attr("type") == wanted.attr("type")
-                && wanted_mac
-                    .as_ref()
-                    .is_none_or(|mac_| mac(own).as_ref() == Some(mac_))
-                && address.is_none_or(|a| PciAddress::of(own).ok().flatten() == Some(a))
-        };
-        let found: Vec<usize> = of_kind().filter(matches).collect();
-        return match (found.as_slice(), wanted_mac) {
-            ([at], _) => Ok(*at),
-            ([], Some(mac)) => Err(missing(format!(
-                "no device matching MAC address {mac} found"
-            ))),
-            ([], None) => Err(missing("no matching network device was found")),
-            _ => Err(Error::failed(
-                "multiple matching network devices were found",
-            )),
-        };
-    }
-    let mut plain = wanted.clone();
-    plain.take_children("alias");
-    let found = of_kind().find(|at| match address {
-        Some(address) => PciAddress::of(&all[*at]).ok().flatten() == Some(address),
-        None => says(&all[*at], &plain),
-    });
-    found.ok_or_else(|| missing(format!("matching {} device not found", wanted.name)))
-}
-
-/// The device with an alias.
-fn find_alias(definition: &Definition, alias: &str) -> Result<usize> {
-    let mut all = definition.devices.rest.iter();
-    all.position(|e| device::alias(e) == Some(alias))
-        .ok_or_else(|| missing(format!("no device found with alias {alias}")))
 }
 
 /// What comes and goes while the machine runs.
@@ -136,50 +43,6 @@ fn pluggable(device: &Element) -> bool {
         "channel" => device.child("target").and_then(|t| t.attr("type")) == Some("virtio"),
         _ => false,
     }
-}
-
-/// Refuses what would be there twice.
-fn check_new(definition: &Definition, new: &Element) -> Result<()> {
-    let mut all = definition
-        .devices
-        .rest
-        .iter()
-        .filter(|e| e.name == new.name);
-    match new.name.as_str() {
-        "disk" => {
-            let dev = target(new);
-            if let Some(dev) = dev.filter(|_| all.any(|e| target(e) == dev)) {
-                return Err(Error::invalid(format!("target {dev} already exists")));
-            }
-        }
-        "interface" => {
-            let address = mac(new);
-            if let Some(address) = address.as_ref().filter(|_| all.any(|e| mac(e) == address)) {
-                return Err(Error::failed(format!(
-                    "network interface with MAC address {address} already exists"
-                )));
-            }
-        }
-        "channel" => {
-            let virtio = |e: &Element| {
-                let target = e.child("target")?;
-                (target.attr("type") == Some("virtio"))
-                    .then(|| target.attr("name").map(str::to_owned))
-            };
-            let name = virtio(new).flatten();
-            if name.is_some() && all.any(|e| virtio(e).flatten() == name) {
-                return Err(Error::invalid("chardev already exists"));
-            }
-        }
-        "memballoon" | "vsock" | "tpm" if all.any(|e| e.attr("model") != Some("none")) => {
-            return Err(Error::invalid(format!(
-                "domain already has a {} device",
-                new.name
-            )));
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 /// A definition with one more device, which gets its defaults there.
@@ -479,7 +342,7 @@ impl Driver {
         let (stored, running) = meant(&domain.lock(), flags)?;
         let stored = match stored {
             Some(definition) => {
-                let at = which(&definition)?;
+                let at = which(&definition).map_err(in_definition)?;
                 let mut changed = Definition::clone(&definition);
                 changed.devices.rest.remove(at);
                 Some(changed)
@@ -521,7 +384,13 @@ impl Driver {
         let (stored, running) = meant(&domain.lock(), flags)?;
         let stored = match &stored {
             Some(definition) => {
-                let at = find(definition, &wanted)?;
+                let at = find(definition, &wanted).map_err(|error| match target(&wanted) {
+                    Some(dev) if wanted.name == "disk" => {
+                        let text = format!("target {dev} doesn't exist.");
+                        Error::new(ErrorCode::INVALID_ARG, text)
+                    }
+                    _ => in_definition(error),
+                })?;
                 let mut without = Definition::clone(definition);
                 let old = without.devices.rest.remove(at);
                 let mut new = wanted.clone();
@@ -539,7 +408,12 @@ impl Driver {
             None => None,
         };
         if let Some(definition) = running {
-            let at = find(&definition, &wanted)?;
+            let at = find(&definition, &wanted).map_err(|error| match target(&wanted) {
+                Some(dev) if wanted.name == "disk" => {
+                    Error::internal(format!("disk '{dev}' not found"))
+                }
+                _ => error,
+            })?;
             if wanted.name != "interface" {
                 return Err(unsupported(format!(
                     "live update of device '{}' is not supported",

@@ -223,6 +223,16 @@ impl Watched {
                 self.driver
                     .port_changed(&self.domain, &mut inner, id, *open);
             }
+            Event::BlockThreshold {
+                id,
+                image,
+                threshold,
+                excess,
+            } => {
+                let (which, far) = ((id.as_str(), *image), (*threshold, *excess));
+                self.driver
+                    .threshold_passed(&self.domain, &inner, which, far);
+            }
             Event::MigrationRound(number) => {
                 let number = i32::try_from(*number).unwrap_or(i32::MAX);
                 self.emit(&inner, &DomainEvent::MigrationIteration(number));
@@ -393,6 +403,18 @@ impl Watched {
         let event = guest_fault.then_some(Lifecycle::CrashedPanicked);
         self.change(inner, State::Crashed, event);
         self.ask();
+        self.dump_if_crashed(inner);
+    }
+
+    /// A crashed guest whose definition wants a dump of it.
+    fn dump_if_crashed(&self, inner: &Inner) {
+        let action = inner.live.as_ref().map(|live| live.definition.on_crash);
+        if inner.state == State::Crashed
+            && let Some(action) = action.filter(|action| action.dumps())
+        {
+            let restart = action == XmlAction::CoredumpRestart;
+            self.driver.dump_for_crash(&self.domain, restart);
+        }
     }
 
     /// Asks what the machine does now; [`Watched::is_now`] hears the answer.
@@ -413,7 +435,8 @@ impl Watched {
             if machine == MachineState::Running {
                 inner.coming = None;
             }
-            return self.change(&mut inner, state, None);
+            self.change(&mut inner, state, None);
+            return self.dump_if_crashed(&inner);
         }
         let state = match (machine, inner.state) {
             (

@@ -14,6 +14,7 @@ use super::{Builder, failed};
 use crate::machine::MachineError;
 use crate::migrate::disks::Noting;
 use crate::notices::{Notice, Notices};
+use crate::num::to_usize;
 use crate::state::switch::Top;
 use crate::storage::EngineStorage;
 
@@ -56,7 +57,36 @@ impl Disk {
             capacity: self.handle.capacity(),
             allocation: info.allocated,
             physical: info.end,
+            threshold: self.file_of(0, images::File::mark).unwrap_or(0),
         }
+    }
+
+    /// What `of` says of the file of image `index`, the one on top being 0.
+    fn file_of<T>(&self, index: usize, of: impl FnOnce(&images::File) -> T) -> Option<T> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.get(index)?.opened.image.own_file().map(of)
+    }
+
+    /// The first write beyond an offset in the file of image `index` is told.
+    ///
+    /// # Errors
+    /// It has no such image, in words for the caller.
+    pub fn set_threshold(
+        &self,
+        id: &str,
+        index: u32,
+        bytes: u64,
+        notices: &Arc<Notices>,
+    ) -> Result<(), String> {
+        let threshold = Arc::new(Threshold {
+            id: id.to_owned(),
+            image: index,
+            notices: notices.clone(),
+        });
+        self.file_of(to_usize(index.into()), |file| {
+            file.set_mark(bytes, threshold)
+        })
+        .ok_or_else(|| format!("disk '{id}' has no image {index} in a file"))
     }
 
     /// Its content, where writes can be noted.
@@ -111,6 +141,25 @@ impl Disk {
         }
         self.handle.set_capacity(bytes);
         Ok(())
+    }
+}
+
+/// Tells of a write beyond an offset.
+#[derive(Debug)]
+struct Threshold {
+    id: String,
+    image: u32,
+    notices: Arc<Notices>,
+}
+
+impl images::Mark for Threshold {
+    fn passed(&self, at: u64, end: u64) {
+        self.notices.send(Notice::Tell(Event::BlockThreshold {
+            id: self.id.clone(),
+            image: self.image,
+            threshold: at,
+            excess: end.saturating_sub(at),
+        }));
     }
 }
 
