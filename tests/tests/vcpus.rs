@@ -101,6 +101,49 @@ fn threads(rig: &Rig) -> Vec<(String, String)> {
     all
 }
 
+/// `<topology>`: what Linux makes of it, of a vCPU that comes later too.
+#[test]
+fn a_linux_guest_sees_sockets_cores_and_threads() {
+    let rig = Rig::new();
+    let cpu = |sockets: u32| {
+        let topology = format!("<topology sockets='{sockets}' dies='1' cores='2' threads='2'/>");
+        linux_guest("deb", Kernel::V6_12).replace(
+            "<vcpu>1</vcpu>",
+            &format!("<vcpu current='7'>8</vcpu>\n  <cpu mode='custom'>{topology}</cpu>"),
+        )
+    };
+    let odd = rig.write("odd.xml", cpu(3));
+    let error = rig.vireo(&["define", &odd]).fails();
+    assert!(
+        error.contains("unsupported configuration: CPU topology doesn't match maximum vcpu count"),
+        "{error}"
+    );
+    rig.define(&cpu(2));
+    let mut start = rig.command("vireo");
+    let mut terminal = ready(Terminal::start(start.args(["start", "deb", "--console"])));
+    let line = "cd /sys/devices/system/cpu; for c in cpu[0-9]*; do cd $c/topology; \
+                echo \"<${c#cpu} $(cat physical_package_id core_id thread_siblings_list \
+                core_siblings_list | tr '\\n' ' ')>\"; cd ../..; done; cd";
+    let seen = shell(&mut terminal, line);
+    for (cpu, package, threads, cores) in [
+        (0, 0, "0-1", "0-3"),
+        (3, 0, "2-3", "0-3"),
+        (5, 1, "4-5", "4-6"),
+        (6, 1, "6", "4-6"),
+    ] {
+        let own = format!("<{cpu} {package} ");
+        let found = seen.lines().find(|text| text.starts_with(&own));
+        let found = found.unwrap_or_else(|| panic!("no {own}: {seen}"));
+        assert!(found.ends_with(&format!(" {threads} {cores} >")), "{found}");
+    }
+    // The last one comes, as the second thread of its core.
+    rig.vireo(&["setvcpus", "deb", "8", "--live"]).ok();
+    guest_has(&mut terminal, "0-7");
+    let seen = shell(&mut terminal, line);
+    assert!(seen.contains(" 6-7 4-7 >"), "{seen}");
+    rig.vireo(&["destroy", "deb"]).ok();
+}
+
 #[test]
 fn a_linux_guest_gets_vcpus_and_lets_go_of_them() {
     let (one, other) = (Rig::new(), Rig::new());

@@ -477,6 +477,13 @@ impl CpuTemplate {
                 leaves.put(function, Some(index), regs);
             }
         }
+        // AMD's APM 3, E.4.7: threads of a package, and the bits of an APIC id that tell them apart.
+        let package = topology.threads * topology.cores;
+        if let Some(sizes) = leaves.get(0x8000_0008, 0).copied() {
+            let count = (package - 1).min(0xff) | topology.package_bits() << 12;
+            let ecx = if package > 1 { count } else { 0 };
+            leaves.put(0x8000_0008, None, [sizes.eax, sizes.ebx, ecx, sizes.edx]);
+        }
         if leaves.get(0x8000_001e, 0).is_some() {
             let core = apic_id >> topology.thread_bits();
             let threads = topology.threads - 1;

@@ -128,6 +128,23 @@ pub struct CpuConfig {
     /// Features switched on (`true`) or off beyond the model, by libvirt's names.
     #[serde(default)]
     pub features: Vec<(String, bool)>,
+    /// How the vCPUs are arranged; `None`: as cores of one socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<TopologyConfig>,
+}
+
+/// How vCPUs are arranged. The product is their number; the first ones share a core, then a socket. Where there is
+/// more than one socket, a socket has a power of two of cores; where there is more than one core, a core has a power of
+/// two of threads: a vCPU's number is its APIC id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopologyConfig {
+    /// Sockets.
+    pub sockets: u32,
+    /// Cores of a socket.
+    pub cores: u32,
+    /// Threads of a core.
+    pub threads: u32,
 }
 
 /// A file, socket or device the VMM uses.

@@ -375,7 +375,7 @@ impl Machine {
             builder.watch(watchdog.device.alarm(), token)?;
         }
         moment("PCI devices are built");
-        let topology = Topology::flat(config.vcpus);
+        let topology = topology(&config, saved_vcpus.is_some())?;
         let template = hypervisor::cpu::template(
             &*vm,
             &CpuRequest {
@@ -578,6 +578,38 @@ fn map_rom(config: &MachineConfig, vm: &dyn Vm) -> Result<Option<Rom>, MachineEr
     // runs.
     unsafe { vm.map_memory(rom.slot())? };
     Ok(Some(rom))
+}
+
+/// How the guest sees its vCPUs arranged. One that goes on, with fewer vCPUs than the definition has now, was built
+/// when all were cores of one socket.
+fn topology(config: &MachineConfig, goes_on: bool) -> Result<Topology, MachineError> {
+    let Some(wanted) = config.cpu.topology else {
+        return Ok(Topology::flat(config.vcpus));
+    };
+    let topology = Topology {
+        sockets: wanted.sockets,
+        cores: wanted.cores,
+        threads: wanted.threads,
+    };
+    let counts = [wanted.cores, wanted.threads];
+    let product = counts
+        .iter()
+        .try_fold(wanted.sockets, |all, count| all.checked_mul(*count));
+    if product != Some(config.vcpus) || config.vcpus == 0 {
+        if goes_on {
+            return Ok(Topology::flat(config.vcpus));
+        }
+        return Err(MachineError::Config(format!(
+            "topology {wanted:?} is not one of {} vCPUs",
+            config.vcpus
+        )));
+    }
+    if (0..config.vcpus).any(|id| topology.apic_id(id) != id) {
+        return Err(MachineError::Config(format!(
+            "topology {wanted:?}: cores and threads must be powers of two"
+        )));
+    }
+    Ok(topology)
 }
 
 /// A UUID's text form as Windows keeps it in memory: the first three fields little-endian.

@@ -378,7 +378,7 @@ impl<'t> Parser<'t> {
         let shown: String = line_text.chars().skip(from).take(CONTEXT).collect();
         let pointer = "-".repeat(column - from);
         let message = format!("{}:{line}: {reason}\n{shown}\n{pointer}^", self.what);
-        XmlError::verbatim(ErrorCode::Xml, ErrorDomain::Xml, message)
+        XmlError::verbatim(ErrorCode::XmlDetail, ErrorDomain::Xml, message)
             .at(u32::try_from(line).unwrap_or(u32::MAX))
     }
 }

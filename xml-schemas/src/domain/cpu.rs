@@ -49,6 +49,21 @@ pub struct CpuTopology {
     pub threads: u32,
 }
 
+impl CpuTopology {
+    /// How many vCPUs it has; none where nobody could count them.
+    pub fn vcpus(&self) -> Option<u32> {
+        let all = self.sockets.checked_mul(self.dies)?;
+        all.checked_mul(self.cores)?.checked_mul(self.threads)
+    }
+
+    /// Whether vCPUs that are numbered one after the other have a field for each level in their numbers.
+    pub fn is_even(&self) -> bool {
+        let cores = self.dies.saturating_mul(self.cores);
+        let (socket, core) = (self.sockets == 1, self.sockets == 1 && cores == 1);
+        (socket || cores.is_power_of_two()) && (core || self.threads.is_power_of_two())
+    }
+}
+
 /// `<cpu><feature>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuFeature {

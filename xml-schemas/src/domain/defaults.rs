@@ -92,6 +92,7 @@ pub(super) fn fill(domain: &mut Domain, host: &HostFacts) -> Result<(), XmlError
     fill_boot(domain);
     check_vcpus(domain, host)?;
     vcpus::fill(domain)?;
+    check_topology(domain)?;
     if domain.memory.total_kib == 0 {
         return Err(XmlError::xml(
             "Memory size must be specified via <memory> or in the <numa> configuration",
@@ -112,6 +113,17 @@ pub(super) fn fill(domain: &mut Domain, host: &HostFacts) -> Result<(), XmlError
     assign::assign(domain)?;
     domain.devices.arrange();
     Ok(())
+}
+
+/// A topology is one of all vCPUs that there can be.
+pub(super) fn check_topology(domain: &Domain) -> Result<(), XmlError> {
+    let topology = domain.cpu.as_ref().and_then(|cpu| cpu.topology);
+    match topology {
+        Some(topology) if topology.vcpus() != Some(domain.vcpu.max) => Err(XmlError::unsupported(
+            "CPU topology doesn't match maximum vcpu count",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What was taken must be readable again, and fit libvirt's protocol: indentation and escapes can

@@ -23,8 +23,8 @@ pub use char_device::{
 pub use cpu::{Cpu, CpuFeature, CpuModel, CpuTopology, FeaturePolicy};
 pub use defaults::{HostFacts, MAX_VCPUS, MachineName};
 pub use os::{BootDevice, Os};
-pub use parse::check_name;
 pub(crate) use parse::metadata as kept_metadata;
+pub use parse::{ARCHITECTURES, check_name};
 pub use support::{Startable, Unsupported};
 pub use uuid::Uuid;
 pub use vcpus::VcpuState;
@@ -163,6 +163,11 @@ pub enum LifecycleAction {
 }
 
 impl LifecycleAction {
+    /// A dump comes first.
+    pub fn dumps(self) -> bool {
+        matches!(self, Self::CoredumpDestroy | Self::CoredumpRestart)
+    }
+
     /// The name in documents.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -15,6 +15,47 @@ use crate::error::{ErrorCode, ErrorDomain, XmlError};
 use crate::grammar;
 use crate::units::{kib, number};
 
+/// virArch: what processors there are.
+pub const ARCHITECTURES: &[&str] = &[
+    "aarch64",
+    "alpha",
+    "armv6l",
+    "armv7b",
+    "armv7l",
+    "cris",
+    "i686",
+    "ia64",
+    "itanium",
+    "lm32",
+    "loongarch64",
+    "m68k",
+    "microblaze",
+    "microblazeel",
+    "mips",
+    "mips64",
+    "mips64el",
+    "mipsel",
+    "openrisc",
+    "parisc",
+    "parisc64",
+    "ppc",
+    "ppc64",
+    "ppc64le",
+    "ppcemb",
+    "riscv32",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sh4",
+    "sh4eb",
+    "sparc",
+    "sparc64",
+    "unicore32",
+    "x86_64",
+    "xtensa",
+    "xtensaeb",
+];
+
 /// Longest name: with `.xml` and a temporary file's suffix it must fit a file name.
 const MAX_NAME_BYTES: usize = 200;
 
@@ -29,6 +70,14 @@ pub(super) fn parse(xml: &str, validation: Validation, view: View) -> Result<Par
     }
     if let Some(features) = root.child("features") {
         known_features(features)?;
+    }
+    let kind = root.child("os").and_then(|os| os.child("type"));
+    if let Some(kind) = kind
+        && let Some(arch) = kind.attr("arch")
+        && !ARCHITECTURES.contains(&arch)
+    {
+        let text = format!("Unknown architecture {arch}");
+        return Err(XmlError::unsupported(text).at(kind.line));
     }
     let metadata = root.child("metadata").map(|m| metadata(m, &root));
     grammar::domain().normalize(&mut root);

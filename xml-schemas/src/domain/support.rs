@@ -103,12 +103,16 @@ pub(super) fn unsupported(domain: &Domain) -> Vec<Unsupported> {
         ("on_crash", domain.on_crash),
     ] {
         use LifecycleAction as Action;
-        if !matches!(action, Action::Destroy | Action::Restart | Action::Preserve) {
+        if action == Action::RenameRestart {
             found.push(Unsupported::new(format!("{name} '{}'", action.as_str())));
         }
     }
     if domain.memory.max.is_some() {
         found.push(Unsupported::new("maxMemory"));
+    }
+    if super::defaults::check_topology(domain).is_err() {
+        let reason = "it is not one of all vCPUs that there can be";
+        found.push(Unsupported::because("cpu topology", reason));
     }
     domain
         .rest
@@ -127,13 +131,19 @@ pub(super) fn unsupported(domain: &Domain) -> Vec<Unsupported> {
 
 pub(super) fn left_out(domain: &Domain) -> Vec<Unsupported> {
     let mut found = Vec::new();
-    if let Some(topology) = domain.cpu.as_ref().and_then(|c| c.topology)
-        && (topology.cores > 1 || topology.threads > 1 || topology.dies > 1)
-    {
-        found.push(Unsupported::because(
-            "cpu topology",
-            "the guest sees one core a socket",
-        ));
+    if let Some(topology) = domain.cpu.as_ref().and_then(|c| c.topology) {
+        if !topology.is_even() {
+            found.push(Unsupported::because(
+                "cpu topology",
+                "cores of several sockets, and threads of several cores, are powers of two here: the guest sees one \
+                 socket of cores",
+            ));
+        } else if topology.dies > 1 {
+            found.push(Unsupported::because(
+                "cpu topology dies",
+                "the guest sees one a socket",
+            ));
+        }
     }
     for device in &domain.devices.rest {
         if let Fate::LeftOut(what) = fate(device) {
@@ -406,7 +416,7 @@ mod tests {
             "<cputune><shares>5</shares><cachetune vcpus='0'>\
              <cache id='0' level='3' type='both' size='1'/></cachetune></cputune><features><acpi/><hyperv><vapic state='on'/>\
              </hyperv></features><clock offset='utc'><timer name='hpet' present='yes'/></clock>\
-             <on_crash>coredump-destroy</on_crash>",
+             <on_crash>rename-restart</on_crash>",
             "<disk type='file'><source file='/x'/><target dev='sda'/></disk>\
              <disk type='network'><source protocol='nbd' name='x'><host name='h'/></source><target dev='vdb'/></disk>\
              <disk type='file'><source file='/y'/><target dev='vdc'/>\
@@ -429,7 +439,7 @@ mod tests {
             [
                 "feature 'hyperv vapic'",
                 "timer 'hpet'",
-                "on_crash 'coredump-destroy'",
+                "on_crash 'rename-restart'",
                 "cputune cachetune",
                 "serial port 0",
                 "serial port 7",

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use vmm_api::config::{
     Backend, BootConfig, CONFIG_VERSION, CharBackend, CpuConfig, LifecycleAction, MachineConfig,
-    Resource, SerialConfig, VcpuHotplug,
+    Resource, SerialConfig, TopologyConfig, VcpuHotplug,
 };
 use vmm_api::control::Call;
 use xml_schemas::Domain;
@@ -670,6 +670,14 @@ fn cpu(domain: &Domain) -> CpuConfig {
             .filter(|model| custom && !model.name.is_empty())
             .map(|model| model.name.clone()),
         features: features.collect(),
+        topology: cpu
+            .topology
+            .filter(|topology| topology.vcpus() == Some(domain.vcpu.max) && topology.is_even())
+            .map(|topology| TopologyConfig {
+                sockets: topology.sockets,
+                cores: topology.dies * topology.cores,
+                threads: topology.threads,
+            }),
     }
 }
 
@@ -677,13 +685,14 @@ pub(super) fn action(element: &str, action: XmlAction) -> Result<LifecycleAction
     match action {
         XmlAction::Destroy => Ok(LifecycleAction::Destroy),
         XmlAction::Restart => Ok(LifecycleAction::Restart),
-        XmlAction::Preserve => Ok(LifecycleAction::Preserve),
-        XmlAction::RenameRestart | XmlAction::CoredumpDestroy | XmlAction::CoredumpRestart => {
-            Err(Error::unsupported(format!(
-                "{element} '{}': only destroy, restart and preserve",
-                action.as_str()
-            )))
+        // A daemon dumps what has been preserved, and does the rest.
+        XmlAction::Preserve | XmlAction::CoredumpDestroy | XmlAction::CoredumpRestart => {
+            Ok(LifecycleAction::Preserve)
         }
+        XmlAction::RenameRestart => Err(Error::unsupported(format!(
+            "{element} '{}': only destroy, restart and preserve",
+            action.as_str()
+        ))),
     }
 }
 

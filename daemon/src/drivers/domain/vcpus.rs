@@ -1,6 +1,6 @@
 //! Virtual CPUs: how many, and on which CPUs of the host their threads and the others run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::sync::Arc;
@@ -66,6 +66,37 @@ pub(super) fn threads(pid: u32) -> io::Result<Vec<(i32, Threads)>> {
     };
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
     Ok(tasks.filter_map(thread).collect())
+}
+
+/// What the host's scheduler says of a process's vCPUs, by their numbers: nanoseconds that they waited in its queue,
+/// as counted by its statistics (0 where it keeps none) and as each thread's own delay.
+pub fn vcpu_waits(pid: u32) -> BTreeMap<u32, (u64, u64)> {
+    let waits = |(id, kind)| {
+        let Threads::Vcpu(number) = kind else {
+            return None;
+        };
+        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/task/{id}/{name}")).ok();
+        let delay = read("schedstat").and_then(|text| text.split_whitespace().nth(1)?.parse().ok());
+        // `se.statistics.wait_sum : 12.345678`, in milliseconds.
+        let wait = read("sched").and_then(|text| {
+            let line = text.lines().find(|line| {
+                let name = line.split(':').next().unwrap_or_default().trim_end();
+                name == "wait_sum" || name.ends_with(".wait_sum")
+            })?;
+            let (whole, part) = line.split_once(':')?.1.trim().split_once('.')?;
+            let part = format!("{part:0<6}");
+            let nanos: u64 = part.get(..6)?.parse().ok()?;
+            whole
+                .parse::<u64>()
+                .ok()?
+                .checked_mul(1_000_000)?
+                .checked_add(nanos)
+        });
+        Some((number, (wait.unwrap_or(0), delay.unwrap_or(0))))
+    };
+    // A process that has gone has none.
+    let all = threads(pid).unwrap_or_default();
+    all.into_iter().filter_map(waits).collect()
 }
 
 /// As [`threads`], for a machine that was just built: each thread takes its name when it first runs.
@@ -279,7 +310,7 @@ impl Driver {
         let change = |definition: &mut Definition| {
             let cpu = definition.cpu.as_ref();
             if let Some(topology) = cpu.and_then(|cpu| cpu.topology)
-                && topology.sockets * topology.dies * topology.cores * topology.threads != count
+                && topology.vcpus() != Some(count)
             {
                 return Err(invalid("CPU topology doesn't match the desired vcpu count"));
             }
