@@ -43,11 +43,7 @@ const IN_PART: &[(&str, &str)] = &[
     ("domiftune", "no floor"),
     (
         "event",
-        "what can't happen here never comes: trays, sleep, memory failures, thresholds, changes of the clock",
-    ),
-    (
-        "set-lifecycle-action",
-        "of a running domain: destroy, restart, preserve",
+        "what can't happen here never comes: trays, sleep, memory failures, changes of the clock",
     ),
     ("net-create", NETWORKS),
     ("net-define", NETWORKS),
@@ -68,7 +64,6 @@ const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy s
 
 /// Commands that are answered with a refusal, and why.
 const REFUSED: &[(&str, &str)] = &[
-    ("domblkthreshold", "not watched yet"),
     ("dom-fd-associate", "disks are opened by the daemon"),
     ("nodedev-detach", "no VFIO yet"),
     ("nodedev-reattach", "no VFIO yet"),

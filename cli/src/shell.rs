@@ -34,6 +34,8 @@ pub struct Shell {
     keepalive: Keepalive,
     surroundings: Surroundings,
     connection: Option<Connection>,
+    /// The one before was lost.
+    lost: bool,
     leaving: bool,
     /// A daemon of ours that doesn't run is started.
     starts: bool,
@@ -64,6 +66,7 @@ impl Shell {
             keepalive: Keepalive::new(options.keepalive_interval, options.keepalive_count),
             surroundings: Surroundings::of_process(options.root.clone()),
             connection: None,
+            lost: false,
             leaving: false,
             starts: true,
         }
@@ -89,6 +92,7 @@ impl Shell {
         let connection = Connection::open(target, manner)
             .map_err(|failure| failure.context("failed to connect to the hypervisor"))?;
         self.connection = Some(connection);
+        self.lost = false;
         self.uri = wanted;
         self.readonly = readonly;
         Ok(())
@@ -132,8 +136,17 @@ impl Shell {
     pub fn connection(&mut self) -> Result<&mut Connection> {
         // A daemon that went away while nobody typed has lost nothing that the next command needs.
         if self.connection.as_ref().is_none_or(Connection::is_closed) {
-            self.connection = None;
-            self.connect(None, self.readonly)?;
+            self.lost |= self.connection.take().is_some();
+            let lost = self.lost && self.interactive;
+            self.connect(None, self.readonly).map_err(|mut failure| {
+                if let Some(first) = failure.lines.first_mut().filter(|_| lost) {
+                    *first = "Failed to reconnect to the hypervisor".into();
+                }
+                failure
+            })?;
+            if lost {
+                self.out.error("Reconnected to the hypervisor");
+            }
         }
         self.connection
             .as_mut()
@@ -210,6 +223,7 @@ impl Shell {
         if failure.disconnected {
             // The next command connects again.
             self.connection = None;
+            self.lost = true;
         }
     }
 

@@ -7,7 +7,7 @@ use hypervisor::cpu::models::{self, Model};
 use xml_schemas::dom::{self, Element};
 
 use crate::capabilities;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, ErrorDomain, Result};
 
 /// A CPU: what it is called and what it has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,6 +63,20 @@ impl CpuSet {
         }
     }
 
+    /// As [`CpuSet::parse`], of a client's document.
+    ///
+    /// # Errors
+    /// VIR_ERR_XML_DETAIL for what is no document, and those of [`CpuSet::parse`]; all of them are the CPU's.
+    pub fn read(text: &str) -> Result<Self> {
+        let of_cpu = |mut error: Error| {
+            error.domain = ErrorDomain::CPU;
+            error
+        };
+        let document = dom::parse(text, "(CPU_definition)");
+        let document = document.map_err(|error| of_cpu(error.into()))?;
+        Self::parse(&document).map_err(of_cpu)
+    }
+
     /// What a `<cpu>` asks for.
     ///
     /// # Errors
@@ -75,8 +89,18 @@ impl CpuSet {
         if let Some(arch) = cpu.child_text("arch")
             && !matches!(arch.trim(), "x86_64" | "i686")
         {
-            let text = format!("CPU arch {} does not match host arch", arch.trim());
+            let text = match xml_schemas::domain::ARCHITECTURES.contains(&arch.trim()) {
+                true => format!("CPU arch {} does not match host arch", arch.trim()),
+                false => format!("Unknown architecture {}", arch.trim()),
+            };
             return Err(Error::unsupported(text));
+        }
+        if let Some(other) = cpu
+            .attr("match")
+            .filter(|how| !matches!(*how, "minimum" | "exact" | "strict"))
+        {
+            let text = format!("Invalid value for attribute 'match' in element 'cpu': '{other}'.");
+            return Err(bad(text));
         }
         let model = cpu.child_text("model").map(|name| name.trim().to_owned());
         let mut found = Self {
@@ -94,8 +118,14 @@ impl CpuSet {
                 found.features.extend(model.features());
             }
         }
+        let mut named = BTreeSet::new();
         for feature in cpu.elements().filter(|e| e.name == "feature") {
             let name = feature.attr("name").unwrap_or_default();
+            if !named.insert(name) {
+                return Err(bad(format!(
+                    "CPU feature '{name}' specified more than once"
+                )));
+            }
             let known = features::all().find(|(known, _)| *known == name);
             let known = known.or_else(|| {
                 let place = features::find(name)?;
@@ -104,7 +134,7 @@ impl CpuSet {
             let wanted = match feature.attr("policy") {
                 None | Some("require" | "force") => true,
                 Some("optional" | "disable" | "forbid") => false,
-                Some(other) => return Err(bad(format!("Invalid CPU feature policy '{other}'"))),
+                Some(_) => return Err(Error::unsupported("Invalid CPU feature policy")),
             };
             match known {
                 Some((name, _)) if wanted => found.features.insert(name),
@@ -196,9 +226,20 @@ pub mod baseline_flags {
 /// # Errors
 /// No CPU, one that makes no sense, or none that all of them can be.
 pub fn baseline(documents: &[String], flags: u32, within: Option<&CpuSet>) -> Result<String> {
+    if documents.is_empty() {
+        let call = match within {
+            Some(_) => "virConnectBaselineHypervisorCPU",
+            None => "virConnectBaselineCPU",
+        };
+        return Err(Error {
+            code: ErrorCode::INVALID_ARG,
+            domain: ErrorDomain::DOMAIN,
+            message: format!("xmlCPUs in {call} must not be NULL"),
+        });
+    }
     let mut common: Option<CpuSet> = None;
     for text in documents {
-        let cpu = CpuSet::parse(&dom::parse(text, "(cpu)")?)?;
+        let cpu = CpuSet::read(text)?;
         common = Some(match common {
             None => cpu,
             Some(so_far) => {

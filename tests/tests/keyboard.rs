@@ -42,14 +42,19 @@ fn linux_is_typed_to_restarted_and_asked_for_help() {
             press(&[&format!("KEY_{}", letter.to_ascii_uppercase())]);
         }
         if upper {
-            press(&["0x3a"]);
+            press(&["--codeset", "xt_kbd", "0x3a"]);
         }
-        press(&["--codeset", "usb", "40"]);
+        // Enter, by other numbers each time.
+        if upper {
+            press(&["--codeset", "atset3", "0x5a"]);
+        } else {
+            press(&["--codeset", "os_x", "Return"]);
+        }
         terminal.expect(&format!("typed={line}="), SOON);
         terminal.expect("deb:/root# ", SOON);
     }
     if virsh {
-        for (codeset, code) in [("os_x", "5"), ("linux", "500")] {
+        for (codeset, code) in [("os_x", "114"), ("linux", "500")] {
             both_refuse(&rig, &["send-key", "deb", "--codeset", codeset, code]);
         }
     }

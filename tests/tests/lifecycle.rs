@@ -1,5 +1,7 @@
 //! How a guest's own power-off, reset, panic and triple fault end, on both CPUs.
 
+use std::fs;
+use std::io::Read;
 use std::time::Duration;
 
 use vireo_tests::{
@@ -91,6 +93,36 @@ fn panic_and_triple_fault() {
         rig.define(&with_action("preserve"));
         let terminal = start_and_press(&rig, "p");
         rig.wait_state("guest", "crashed (panicked)", SOON);
+        rig.vireo(&["destroy", "guest"]).ok();
+        drop(terminal);
+
+        // A dump comes first.
+        let dumps = || {
+            let found = fs::read_dir(rig.path("var/lib/vireo/dump"));
+            let paths = found.map(|all| all.map(|entry| entry.unwrap().path()).collect());
+            let paths: Vec<_> = paths.unwrap_or_default();
+            for path in &paths {
+                let mut start = [0; 4];
+                let mut file = fs::File::open(path).unwrap();
+                file.read_exact(&mut start).unwrap();
+                assert_eq!(&start, b"\x7fELF", "{}", path.display());
+            }
+            paths.len()
+        };
+        assert_eq!(dumps(), 0);
+        rig.define(&with_action("coredump-destroy"));
+        let terminal = start_and_press(&rig, "p");
+        rig.wait_state("guest", "shut off (crashed)", SOON);
+        assert_eq!(dumps(), 1);
+        drop(terminal);
+        rig.define(&with_action("destroy"));
+        let mut terminal = start_and_press(&rig, "z");
+        rig.vireo(&["set-lifecycle-action", "guest", "crash", "coredump-restart"])
+            .ok();
+        terminal.send("p");
+        terminal.expect("TINY", SOON);
+        rig.wait_state("guest", "running (booted)", SOON);
+        assert_eq!(dumps(), 2);
         rig.vireo(&["destroy", "guest"]).ok();
         drop(terminal);
 

@@ -410,10 +410,13 @@ fn blkdeviotune(shell: &mut Shell, args: &Args) -> Result {
             continue;
         };
         let value = size::parse(text, 1).map_err(|_| {
-            Failure::new(format!(
+            let mut failure = Failure::new(format!(
                 "Scaled numeric value '{text}' for <{name}> option is malformed or out of range"
-            ))
-            .context("Unable to parse integer parameter")
+            ));
+            failure
+                .lines
+                .push("Unable to parse integer parameter".into());
+            failure
         })?;
         values.push(TypedParam::new(name.replace('-', "_"), value));
     }

@@ -387,7 +387,15 @@ pub fn print_selected(shell: &mut Shell, args: &Args, xml: &str) -> Result {
     match args.text("xpath")? {
         None => shell.out.print(xml),
         Some(expression) => {
-            let selected = xpath::select(xml, expression).map_err(Failure::new)?;
+            let selected = match xpath::select(xml, expression) {
+                Ok(selected) => selected,
+                // virsh leaves the word to libxml2 here, and takes nothing for found.
+                Err(why) if why.starts_with("XPath error : ") => {
+                    eprintln!("{why}");
+                    return Ok(());
+                }
+                Err(why) => return Err(Failure::new(why)),
+            };
             let text = if args.has("wrap") {
                 selected.wrapped()
             } else {

@@ -82,7 +82,9 @@ pub const DOMXML_TO_NATIVE: Command = Command {
     description: "Writes a definition in another format.",
     options: &[
         data("format", "the format"),
-        text("domain", "the domain").values(crate::command::Values::Domains),
+        text("domain", "the domain")
+            .values(crate::command::Values::Domains)
+            .named_only(),
         text("xml", "or a file with a definition").values(crate::command::Values::Files),
     ],
     handler: domxml_to_native,

@@ -118,7 +118,13 @@ fn vcpucount(shell: &mut Shell, args: &Args) -> Result {
     args.exclusive("active", "maximum")?;
     args.exclusive("guest", "config")?;
     args.exclusive("live", "config")?;
-    let mut flags = affected(args)?;
+    args.exclusive("current", "config")?;
+    // virsh takes --current beside --live.
+    let mut flags = match (args.has("live"), args.has("config")) {
+        (true, _) => AFFECT_LIVE,
+        (_, true) => AFFECT_CONFIG,
+        _ => 0,
+    };
     let dom = find_domain(shell, args, ANY)?;
     // A daemon that knows the call says enough by itself.
     let too_old = |failure: Failure, line: String| match failure.code {

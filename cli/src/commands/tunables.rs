@@ -157,7 +157,7 @@ fn schedinfo(shell: &mut Shell, args: &Args) -> Result {
         };
         let bad = || {
             Failure::new(format!(
-                "Invalid value for field '{name}': expected {}",
+                "invalid argument: Invalid value for field '{name}': expected {}",
                 kind_of(&param.value)
             ))
         };

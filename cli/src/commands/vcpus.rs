@@ -91,7 +91,7 @@ pub const VCPUPIN: Command = Command {
     options: &[
         DOMAIN,
         number("vcpu", "the virtual CPU"),
-        text("cpulist", "CPUs of the host; without it, they are shown"),
+        text("cpulist", "CPUs of the host; without it, they are shown").allow_empty(),
         CONFIG,
         LIVE,
         CURRENT,
@@ -107,7 +107,7 @@ pub const EMULATORPIN: Command = Command {
     description: "Shows on which CPUs of the host a domain's other threads may run, or changes it.",
     options: &[
         DOMAIN,
-        text("cpulist", "CPUs of the host; without it, they are shown"),
+        text("cpulist", "CPUs of the host; without it, they are shown").allow_empty(),
         CONFIG,
         LIVE,
         CURRENT,

@@ -25,8 +25,13 @@ pub struct Selected {
 pub fn select(xml: &str, expression: &str) -> Result<Selected, String> {
     let root = xml_schemas::dom::parse(xml, "(definition_of_domain)")
         .map_err(|error| error.to_string())?;
-    let parsed =
-        parse::parse(expression).map_err(|why| format!("XPath error : {why}: {expression}"))?;
+    // As libxml2 says it: three lines, the last of which points at the place.
+    let parsed = parse::parse(expression).map_err(|(why, at)| {
+        let column = expression
+            .get(..at)
+            .map_or(0, |before| before.chars().count());
+        format!("XPath error : {why}\n{expression}\n{:column$}^", "")
+    })?;
     let tree = Tree::new(&root);
     match evaluate::evaluate(&tree, &parsed) {
         Ok(evaluate::Value::Nodes(nodes)) => Ok(Selected { tree, nodes }),

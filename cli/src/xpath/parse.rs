@@ -99,19 +99,20 @@ const OPERATORS_MAX: usize = 200;
 ///
 /// # Errors
 ///
-/// It is none; why, in a few words.
-pub fn parse(text: &str) -> Result<Expr, String> {
+/// It is none; why, in a few words, and at which byte.
+pub fn parse(text: &str) -> Result<Expr, (String, usize)> {
     let mut parser = Parser {
         rest: text,
         depth: 0,
         operators: 0,
     };
-    let expr = parser.binary(0)?;
+    let read = parser.binary(0);
     parser.blanks();
-    if parser.rest.is_empty() {
-        Ok(expr)
-    } else {
-        Err(invalid())
+    let at = text.len() - parser.rest.len();
+    match read {
+        Ok(expr) if parser.rest.is_empty() => Ok(expr),
+        Ok(_) => Err((invalid(), at)),
+        Err(why) => Err((why, at)),
     }
 }
 

@@ -8,7 +8,6 @@ use rpc::error::{ErrorCode, RemoteError};
 use rpc::procs;
 use rpc::server::Router;
 use rpc::types::{TypedParam, TypedValue};
-use xml_schemas::dom;
 
 use super::{Answer, Call, Daemon, count};
 use crate::cpus::{self, Comparison, CpuSet, baseline_flags};
@@ -279,9 +278,7 @@ async fn alloc_pages(_call: Call, args: NodeAllocPagesArgs) -> Answer<NodeAllocP
                 .ok()
                 .and_then(|t| t.trim().parse::<u64>().ok());
             let now = now.ok_or_else(|| {
-                RemoteError::from(Error::failed(format!(
-                    "page size {kib} is not available on node {cell}"
-                )))
+                RemoteError::from(Error::failed(format!("page size {kib} is not available")))
             })?;
             let wanted = if args.flags & SET != 0 {
                 pages
@@ -338,8 +335,7 @@ mod compare_flags {
 fn compare(have: &CpuSet, xml: &str, flags: u32) -> Answer<i32> {
     use compare_flags::{FAIL, VALIDATE};
     check_flags(flags, FAIL | VALIDATE, "qemuConnectCompareCPU")?;
-    let document = dom::parse(xml, "(CPU_definition)").map_err(Error::from)?;
-    let wanted = CpuSet::parse(&document)?;
+    let wanted = CpuSet::read(xml)?;
     let result = have.compare(&wanted);
     if result == Comparison::Incompatible && flags & FAIL != 0 {
         let missing = have.missing(&wanted);

@@ -16,6 +16,7 @@ use super::{Answer, Call, Daemon, device_stats, reference};
 use crate::drivers::domain::dirtyrate::Status;
 use crate::drivers::domain::object::{Domain, not_running};
 use crate::drivers::domain::query::{self, definition};
+use crate::drivers::domain::vcpus;
 use crate::error::{Error, check_flags};
 
 /// The functions that look at domains.
@@ -331,6 +332,8 @@ async fn domain_stats(
         add("cpu.time", time.total.into());
         add("cpu.user", time.user.into());
         add("cpu.system", time.system.into());
+        // There is no such monitoring.
+        add("cpu.cache.monitor.count", 0u32.into());
     }
     let device_groups = |balloon: bool| device_stats::Groups {
         balloon,
@@ -349,10 +352,15 @@ async fn domain_stats(
         let online = definition.online_vcpus();
         add("vcpu.current", definition.vcpu.online().into());
         add("vcpu.maximum", definition.vcpu.max.into());
+        let waits = pid.map(vcpus::vcpu_waits).unwrap_or_default();
         let times = (0..).zip(&said.vcpu_times);
         for (number, time) in times.filter(|(number, _)| online.contains(number)) {
             add(&format!("vcpu.{number}.state"), 1i32.into());
             add(&format!("vcpu.{number}.time"), (*time).into());
+            if let Some((wait, delay)) = waits.get(&number) {
+                add(&format!("vcpu.{number}.wait"), (*wait).into());
+                add(&format!("vcpu.{number}.delay"), (*delay).into());
+            }
         }
     }
     let others = groups & (stats::INTERFACE | stats::BLOCK);

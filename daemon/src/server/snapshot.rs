@@ -1,7 +1,7 @@
 //! Snapshots.
 
 use rpc::args::*;
-use rpc::error::{ErrorCode, ErrorDomain};
+use rpc::error::ErrorCode;
 use rpc::procs;
 use rpc::server::Router;
 use rpc::types;
@@ -187,8 +187,7 @@ async fn current(call: Call, args: DomainSnapshotCurrentArgs) -> Answer<DomainSn
     let domain = call.state().find(&args.dom)?;
     let current = call.state().domains.current_snapshot(&domain)?;
     let name = current.ok_or_else(|| {
-        Error::of(
-            ErrorDomain::DOMAIN_SNAPSHOT,
+        Error::new(
             ErrorCode::NO_DOMAIN_SNAPSHOT,
             "the domain does not have a current snapshot",
         )

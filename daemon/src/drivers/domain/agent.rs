@@ -37,7 +37,7 @@ fn silent(what: impl std::fmt::Display) -> Error {
 /// # Errors
 /// VIR_ERR_ARGUMENT_UNSUPPORTED where there is no such channel, VIR_ERR_AGENT_UNRESPONSIVE where no
 /// agent has opened it.
-fn socket(definition: &Definition) -> Result<&str> {
+pub fn socket(definition: &Definition) -> Result<&str> {
     let mut channels = definition.devices.rest.iter();
     let is_agent = |name: &xml_schemas::dom::Element| name.attr("name") == Some(CHANNEL);
     let found = channels.find_map(|channel| {

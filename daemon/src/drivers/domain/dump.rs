@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorCode, Result, check_flags};
 use crate::events::DomainEvent;
 use crate::logger;
 
-/// So many dumps that a guest's watchdog has asked for are kept: a guest could fill the disk.
-const WATCHDOG_DUMPS: usize = 5;
+/// So many dumps that a guest's watchdog, or its panic, has asked for are kept: a guest could fill the disk.
+const OWN_DUMPS: usize = 5;
 
 /// virDomainCoreDumpFlags
 mod flags {
@@ -46,7 +46,7 @@ impl Driver {
                 return;
             };
             let name = domain.name().name;
-            match driver.watchdog_dump_path(&name) {
+            match driver.dump_path(&name) {
                 Ok(Some(path)) => {
                     let to = path.display().to_string();
                     match driver.core_dump(pinned, to.clone(), 0, 0).await {
@@ -54,9 +54,9 @@ impl Driver {
                         Err(error) => log::error!("{name}: no dump for the watchdog: {error}"),
                     }
                 }
-                Ok(None) => log::error!(
-                    "{name}: no dump for the watchdog: there are {WATCHDOG_DUMPS} already"
-                ),
+                Ok(None) => {
+                    log::error!("{name}: no dump for the watchdog: there are {OWN_DUMPS} already")
+                }
                 Err(error) => log::error!("{name}: no dump for the watchdog: {error}"),
             }
             // Somebody may have resumed it, or paused it for a reason of their own.
@@ -70,8 +70,54 @@ impl Driver {
         });
     }
 
+    /// What `on_crash` asks for with `coredump-destroy` and `coredump-restart`, once the guest has crashed and is
+    /// preserved.
+    pub fn dump_for_crash(self: &Arc<Self>, domain: &Arc<Domain>, restart: bool) {
+        let (driver, domain) = (Arc::clone(self), Arc::clone(domain));
+        // Not at once: whoever calls holds the domain's lock.
+        tokio::spawn(async move {
+            let pin = || driver.registry.pin(&domain);
+            let (Some(pinned), Some(again)) = (pin(), pin()) else {
+                return;
+            };
+            let name = domain.name().name;
+            match driver.dump_path(&name) {
+                Ok(Some(path)) => {
+                    let to = path.display().to_string();
+                    match driver.core_dump(pinned, to.clone(), 0, 0).await {
+                        Ok(()) => log::warn!("{name} crashed: dumped to {to}"),
+                        Err(error) => log::error!("{name} crashed, and is not dumped: {error}"),
+                    }
+                }
+                Ok(None) => {
+                    log::error!("{name} crashed, and is not dumped: {OWN_DUMPS} dumps are there");
+                }
+                Err(error) => log::error!("{name} crashed, and is not dumped: {error}"),
+            }
+            // Somebody may have ended it, or reset it.
+            if domain.lock().state == State::Crashed
+                && let Err(error) = driver.after_dump(&again, !restart, restart).await
+            {
+                log::error!("{name}: it stays crashed after its dump: {error}");
+            }
+        });
+    }
+
+    /// What a dump's flags say comes after it.
+    async fn after_dump(&self, domain: &Pinned, crash: bool, reset: bool) -> Result<()> {
+        if crash {
+            domain.lock().live_mut()?.work.end = Some(End::Crashed);
+            return end(domain, false).await;
+        }
+        if reset {
+            domain.lock().live_mut()?.resetting = true;
+            ask(domain, Call::Reset).await?;
+        }
+        Ok(())
+    }
+
     /// Where the next one goes; none if there are enough.
-    fn watchdog_dump_path(&self, name: &str) -> std::io::Result<Option<PathBuf>> {
+    fn dump_path(&self, name: &str) -> std::io::Result<Option<PathBuf>> {
         let folder = self.roots.dumps();
         std::fs::create_dir_all(&folder)?;
         let own = format!("{name}-");
@@ -84,7 +130,7 @@ impl Driver {
             let time = file.to_str().and_then(|file| file.strip_prefix(&own));
             there += usize::from(time.is_some_and(|time| time.len() == now.len()));
         }
-        Ok((there < WATCHDOG_DUMPS).then(|| folder.join(own + &now)))
+        Ok((there < OWN_DUMPS).then(|| folder.join(own + &now)))
     }
 
     /// Dumps a domain to `to`. Always an ELF core; without "memory only" it holds the devices'
@@ -145,14 +191,6 @@ impl Driver {
             let event = DomainEvent::JobCompleted(statistics.params(true));
             self.emit(&domain.name(), &event);
         }
-        if has(CRASH) {
-            domain.lock().live_mut()?.work.end = Some(End::Crashed);
-            return end(&domain, false).await;
-        }
-        if has(RESET) {
-            domain.lock().live_mut()?.resetting = true;
-            ask(&domain, Call::Reset).await?;
-        }
-        Ok(())
+        self.after_dump(&domain, has(CRASH), has(RESET)).await
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpc::types::{TypedParam, TypedValue};
-use vmm_api::config::LifecycleAction;
 use vmm_api::control::{Answer, Call, Stats};
 use xml_schemas::Domain as Definition;
 use xml_schemas::dom::Element;
@@ -16,6 +15,7 @@ use xml_schemas::domain::device::{self, Disk, DiskSource, Interface, IoTune, Rat
 
 use super::devices::{bandwidth, disk_limits};
 use super::lifecycle::{ask, ask_within};
+use super::machine;
 use super::metadata::{chosen, impact};
 use super::object::{Domain, Pinned};
 use super::query;
@@ -506,18 +506,25 @@ impl Driver {
             5 => XmlAction::CoredumpRestart,
             _ => return Err(invalid("unknown lifecycle action")),
         };
+        if action == XmlAction::RenameRestart {
+            return Err(Error::unsupported(
+                "qemu driver doesn't support the 'rename-restart' action for \
+                 'on_reboot'/'on_poweroff'/'on_crash'",
+            ));
+        }
+        if kind != 2 && action.dumps() {
+            let names = ["poweroff", "reboot"];
+            let name = names
+                .get(usize::from(kind == 1))
+                .copied()
+                .unwrap_or_default();
+            return Err(Error::unsupported(format!(
+                "Lifecycle event '{name}' doesn't support '{}' action",
+                action.as_str()
+            )));
+        }
         let machine = async |_: &Definition| {
-            let action = match action {
-                XmlAction::Destroy => LifecycleAction::Destroy,
-                XmlAction::Restart => LifecycleAction::Restart,
-                XmlAction::Preserve => LifecycleAction::Preserve,
-                _ => {
-                    return Err(Error::unsupported(format!(
-                        "lifecycle action '{}'",
-                        action.as_str()
-                    )));
-                }
-            };
+            let action = machine::action("on_crash", action)?;
             let call = match kind {
                 0 => Call::OnPoweroff(action),
                 1 => Call::OnReboot(action),

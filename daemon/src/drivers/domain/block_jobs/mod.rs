@@ -148,7 +148,7 @@ struct Order {
 fn disk_of(domain: &Domain, path: &str) -> Result<Known> {
     let inner = domain.lock();
     let definition = &inner.live()?.definition;
-    let words = format!("invalid path: {path}");
+    let words = format!("disk '{path}' not found in domain");
     let disk = find_disk(definition, path, &words)?;
     let links = chain::links(definition, &disk.target);
     let cache = disk.cache.as_deref();

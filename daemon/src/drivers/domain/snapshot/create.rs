@@ -197,14 +197,14 @@ impl Plan {
             (Some(Place::External(Some(file))), false) if running => Some(PathBuf::from(file)),
             (Some(Place::External(_)), false) if !running => {
                 return Err(error(
-                    ErrorCode::CONFIG_UNSUPPORTED,
+                    ErrorCode::XML_ERROR,
                     "memory state cannot be saved with offline or disk-only snapshot",
                 ));
             }
             (Some(Place::Internal) | None, false) if running => Some(tree.memory(&name)),
             (Some(Place::External(_)), false) => {
                 return Err(error(
-                    ErrorCode::CONFIG_UNSUPPORTED,
+                    ErrorCode::XML_ERROR,
                     "memory state cannot be saved with offline or disk-only snapshot",
                 ));
             }

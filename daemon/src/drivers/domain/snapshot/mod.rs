@@ -60,7 +60,7 @@ fn error(code: ErrorCode, text: impl Into<String>) -> Error {
 }
 
 fn unknown(name: &str) -> Error {
-    error(
+    Error::new(
         ErrorCode::NO_DOMAIN_SNAPSHOT,
         format!("no domain snapshot with matching name '{name}'"),
     )
@@ -171,7 +171,7 @@ impl Driver {
         tree.get(name).ok_or_else(|| unknown(name))?;
         let parent = tree.parent(name).map(str::to_owned);
         parent.ok_or_else(|| {
-            error(
+            Error::new(
                 ErrorCode::NO_DOMAIN_SNAPSHOT,
                 format!("snapshot '{name}' does not have a parent"),
             )
