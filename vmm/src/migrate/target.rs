@@ -168,9 +168,11 @@ impl Incoming {
             let mut others = Vec::new();
             // Several that receive are several that the host gives memory to.
             if self.links.len() == 1 && !place.memory.is_file() {
+                place.room.set_busy(true);
                 let room = || place.room.make(place.memory, &self.content);
                 let thread = std::thread::Builder::new().name("room".into());
                 if let Err(error) = thread.spawn_scoped(scope, room) {
+                    place.room.set_busy(false);
                     log::debug!("a thread that makes room: {error}");
                 }
             }

@@ -242,7 +242,7 @@ impl Saved {
             .name("verify".into())
             .spawn(move || {
                 std::thread::sleep(AFTER);
-                super::idle();
+                idle();
                 let (at, size) = (image.header.ram_offset, image.header.ram_bytes);
                 if let Err(error) = ram::verify(&image.file, at, size, &image.sums, || true) {
                     damaged(image.failed(error).to_string());
@@ -258,5 +258,15 @@ impl SavedImage {
             name: self.name.clone(),
             source: error.into(),
         }
+    }
+}
+
+/// This thread gets what processor time nobody else wants.
+fn idle() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is the calling thread, and the struct lives for the call.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if result != 0 {
+        log::debug!("SCHED_IDLE: {}", io::Error::last_os_error());
     }
 }

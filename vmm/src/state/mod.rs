@@ -9,13 +9,3 @@ pub mod job;
 pub mod live;
 pub mod ram;
 pub mod switch;
-
-/// This thread gets what processor time nobody else wants.
-pub fn idle() {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: 0 is the calling thread, and the struct lives for the call.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
-    if result != 0 {
-        log::debug!("SCHED_IDLE: {}", std::io::Error::last_os_error());
-    }
-}
