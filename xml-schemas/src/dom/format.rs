@@ -99,21 +99,27 @@ pub fn escape_text(text: &str) -> String {
 }
 
 fn escape(out: &mut String, text: &str, place: Place, quote: Quote) {
-    for c in text.chars() {
-        match c {
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '&' => out.push_str("&amp;"),
+    let mut plain = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        let escaped = match byte {
+            b'<' => "&lt;",
+            b'>' => "&gt;",
+            b'&' => "&amp;",
             // libvirt escapes both quotes everywhere, libxml2 only the one it has to.
-            '"' if quote == Quote::Single || place == Place::Attribute => out.push_str("&quot;"),
-            '\'' if quote == Quote::Single => out.push_str("&apos;"),
+            b'"' if quote == Quote::Single || place == Place::Attribute => "&quot;",
+            b'\'' if quote == Quote::Single => "&apos;",
             // Unescaped, the next parse would read these as something else.
-            '\n' if place == Place::Attribute => out.push_str("&#10;"),
-            '\t' if place == Place::Attribute => out.push_str("&#9;"),
-            '\r' => out.push_str("&#13;"),
-            c => out.push(c),
-        }
+            b'\n' if place == Place::Attribute => "&#10;",
+            b'\t' if place == Place::Attribute => "&#9;",
+            b'\r' => "&#13;",
+            _ => continue,
+        };
+        // Each is one byte, and no part of a longer character.
+        out.push_str(&text[plain..at]);
+        out.push_str(escaped);
+        plain = at + 1;
     }
+    out.push_str(&text[plain..]);
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::device::{Balloon, Disk, Interface, PciAddress, Rng, Vsock, Watchdog};
-use super::{BootDevice, CharDevice, CharSource, Domain, View, assign, vcpus};
+use super::{BootDevice, CharDevice, CharSource, Domain, assign, vcpus};
 use crate::dom::{Element, MAX_DOCUMENT_BYTES, MAX_NODES};
 use crate::error::XmlError;
 use crate::grammar;
@@ -126,16 +126,16 @@ pub(super) fn check_topology(domain: &Domain) -> Result<(), XmlError> {
     }
 }
 
-/// What was taken must be readable again, and fit libvirt's protocol: indentation and escapes can
-/// make a document longer than it came.
-pub(super) fn check_size(domain: &Domain) -> Result<(), XmlError> {
-    let text = domain.format(View::Live);
-    let elements = text.matches('<').count();
+/// What was taken must be readable again, and fit libvirt's protocol.
+pub(super) fn check_text(text: &str) -> Result<(), XmlError> {
     // Half is spare: ids, aliases and paths of a running instance are still to come.
-    if text.len() > MAX_DOCUMENT_BYTES / 2 || elements > MAX_NODES / 2 {
+    let (bytes, nodes) = (MAX_DOCUMENT_BYTES / 2, MAX_NODES / 2);
+    let elements = || text.bytes().filter(|byte| *byte == b'<').count();
+    if text.len() > bytes || (text.len() > nodes && elements() > nodes) {
         return Err(XmlError::xml(format!(
-            "the definition is too long: {} bytes and {elements} elements",
-            text.len()
+            "the definition is too long: {} bytes and {} elements",
+            text.len(),
+            elements()
         )));
     }
     Ok(())

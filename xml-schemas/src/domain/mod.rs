@@ -307,35 +307,45 @@ impl Domain {
         format::format(self, view, false)
     }
 
+    /// What is stored of it, if it can be read again.
+    ///
+    /// # Errors
+    /// As [`Domain::check_size`].
+    pub fn stored_text(&self) -> Result<String, XmlError> {
+        let text = self.format(View::Inactive);
+        defaults::check_text(&text)?;
+        Ok(text)
+    }
+
+    /// Refuses a definition that could not be read again, or not be sent: indentation, escapes and what was filled in
+    /// make a document longer than it came.
+    ///
+    /// # Errors
+    /// VIR_ERR_XML_ERROR.
+    pub fn check_size(&self) -> Result<(), XmlError> {
+        defaults::check_text(&self.format(View::Live))
+    }
+
     /// Fills what a definition may leave out, as libvirt does at define: uuid, architecture,
     /// canonical machine name, emulator, MAC addresses, currentMemory, serial ports and consoles.
     ///
     /// # Errors
-    /// VIR_ERR_CONFIG_UNSUPPORTED for a machine, architecture or vCPU count that is not offered;
-    /// VIR_ERR_XML_ERROR if the document would be too long to be read again.
+    /// VIR_ERR_CONFIG_UNSUPPORTED for a machine, architecture or vCPU count that is not offered.
     pub fn fill_defaults(&mut self, host: &HostFacts) -> Result<(), XmlError> {
-        defaults::fill(self, host)?;
-        defaults::check_size(self)
+        defaults::fill(self, host)
     }
 
-    /// As [`Domain::fill_defaults`], of a definition that was stored as `bytes` bytes: its length
-    /// is looked at only where it is such that it could be too long. (That look costs as much as
-    /// all the rest, and a daemon that starts reads thousands of definitions.)
+    /// As [`Domain::fill_defaults`], of a definition that was stored by an earlier version, which may have taken what
+    /// this one refuses.
     ///
     /// # Errors
     /// As [`Domain::fill_defaults`].
-    pub fn fill_stored(&mut self, host: &HostFacts, bytes: usize) -> Result<(), XmlError> {
-        /// A document is not a hundred times as long as it came.
-        const SHORT: usize = crate::dom::MAX_DOCUMENT_BYTES / 200;
+    pub fn fill_stored(&mut self, host: &HostFacts) -> Result<(), XmlError> {
         if vcpus::fill(self).is_err() {
             // Taken before it was looked at: the machine started with its first ones.
             self.rest.retain(|e| e.name != "vcpus");
         }
-        defaults::fill(self, host)?;
-        if bytes > SHORT {
-            defaults::check_size(self)?;
-        }
-        Ok(())
+        defaults::fill(self, host)
     }
 
     /// What decides whether the domain can be started here: the devices left out of the machine

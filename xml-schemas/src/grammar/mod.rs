@@ -14,7 +14,7 @@ mod tests;
 
 use std::sync::OnceLock;
 
-use crate::dom::Element;
+use crate::dom::{Element, Node};
 use table::{Body, BodyRef, Item, Table};
 
 /// The table of one kind of document.
@@ -113,20 +113,27 @@ struct Allowed<'g> {
 
 impl Allowed<'_> {
     /// Where the table prints an attribute.
-    fn attribute_rank(&self, name: &str) -> (usize, usize) {
-        let first = self
-            .order
-            .iter()
-            .position(|o| o.strip_prefix('@') == Some(name));
-        let then = self.attributes.iter().position(|(n, ..)| *n == name);
-        (first.unwrap_or(usize::MAX), then.unwrap_or(usize::MAX))
+    fn attribute_rank(&self, name: &str) -> usize {
+        let is_it = |o: &&str| o.strip_prefix('@') == Some(name);
+        let then = || self.attributes.iter().position(|(n, ..)| *n == name);
+        self.rank(is_it, then)
     }
 
     /// Where the table prints a child.
-    fn child_rank(&self, name: &str) -> (usize, usize) {
-        let first = self.order.iter().position(|o| *o == name);
-        let then = self.children.iter().position(|c| c.name == name);
-        (first.unwrap_or(usize::MAX), then.unwrap_or(usize::MAX))
+    fn child_rank(&self, name: &str) -> usize {
+        let then = || self.children.iter().position(|c| c.name == name);
+        self.rank(|o| *o == name, then)
+    }
+
+    fn rank(
+        &self,
+        is_it: impl FnMut(&&str) -> bool,
+        then: impl FnOnce() -> Option<usize>,
+    ) -> usize {
+        match self.order.iter().position(is_it) {
+            Some(first) => first,
+            None => then().map_or(usize::MAX, |then| self.order.len() + then),
+        }
     }
 }
 
@@ -147,13 +154,9 @@ impl Grammar {
         let mut allowed = Allowed::default();
         // Every element of every document comes through here: its lists grow once.
         let is_attribute = |item: &&Item| matches!(item, Item::Attribute { .. });
-        let is_child = |item: &&Item| matches!(item, Item::Child { .. });
-        allowed
-            .attributes
-            .reserve_exact(body.iter().filter(is_attribute).count());
-        allowed
-            .children
-            .reserve_exact(body.iter().filter(is_child).count());
+        let attributes = body.iter().filter(is_attribute).count();
+        allowed.attributes.reserve_exact(attributes);
+        allowed.children.reserve_exact(body.len() - attributes);
         self.collect(body, element, &mut allowed);
         allowed
     }
@@ -238,23 +241,35 @@ impl Grammar {
     }
 
     fn arrange_in(&self, body: &Body, element: &mut Element) {
+        let has_children = element.elements().next().is_some();
+        // There is one order only, as with most elements of most documents.
+        if element.attributes.len() < 2 && !has_children {
+            return;
+        }
         let allowed = self.allowed(body, element);
         if allowed.any {
             return;
         }
-        element
-            .attributes
-            .sort_by_key(|(name, _)| allowed.attribute_rank(name));
-        if element.elements().next().is_none() {
+        let rank = |(name, _): &(String, String)| allowed.attribute_rank(name);
+        if !element.attributes.is_sorted_by_key(rank) {
+            element.attributes.sort_by_cached_key(rank);
+        }
+        if !has_children {
             return;
         }
-        let mut children = element.take_elements();
-        children.sort_by_key(|e| allowed.child_rank(&e.name));
-        for mut child in children {
+        let is_element = |node: &Node| matches!(node, Node::Element(_));
+        element.children.retain(is_element);
+        let rank = |node: &Node| match node {
+            Node::Element(child) => allowed.child_rank(&child.name),
+            Node::Text(_) | Node::Comment(_) => usize::MAX,
+        };
+        if !element.children.is_sorted_by_key(rank) {
+            element.children.sort_by_cached_key(rank);
+        }
+        for child in element.elements_mut() {
             if let Some(rule) = allowed.children.iter().find(|c| c.name == child.name) {
-                self.arrange_in(rule.body, &mut child);
+                self.arrange_in(rule.body, child);
             }
-            element.push(child);
         }
     }
 

@@ -42,14 +42,22 @@ const UNDEFINE_MANAGED_SAVE: u32 = 1;
 const UNDEFINE_SNAPSHOTS: u32 = 2;
 
 impl Driver {
+    /// A definition that came from outside, with all that it leaves to us.
     pub(super) fn parse(&self, xml: &str, validate: bool) -> Result<Definition> {
+        let definition = self.parse_any_length(xml, validate)?;
+        definition.check_size()?;
+        Ok(definition)
+    }
+
+    /// The same where what becomes of it is measured anyway.
+    fn parse_any_length(&self, xml: &str, validate: bool) -> Result<Definition> {
         let validation = if validate {
             Validation::Strict
         } else {
             Validation::Lenient
         };
         let parsed = Definition::parse(xml, validation)?;
-        let definition = self.refill(parsed.domain)?;
+        let definition = self.filled(parsed.domain)?;
         for warning in &parsed.warnings {
             log::warn!(
                 "domain '{}': kept out of its definition: {warning}",
@@ -60,7 +68,13 @@ impl Driver {
     }
 
     /// Fills what a parsed definition leaves to us.
-    pub(super) fn refill(&self, mut definition: Definition) -> Result<Definition> {
+    pub(super) fn refill(&self, definition: Definition) -> Result<Definition> {
+        let definition = self.filled(definition)?;
+        definition.check_size()?;
+        Ok(definition)
+    }
+
+    fn filled(&self, mut definition: Definition) -> Result<Definition> {
         definition.fill_defaults(&self.host())?;
         limits::check(&definition)?;
         Ok(definition)
@@ -72,7 +86,7 @@ impl Driver {
     /// The document's, a conflict with another domain, or the disk's. Nothing has changed then.
     pub async fn define(self: &Arc<Self>, xml: &str, flags: u32) -> Result<Arc<Domain>> {
         check_flags(flags, DEFINE_VALIDATE, "qemuDomainDefineXMLFlags")?;
-        let definition = self.parse(xml, flags & DEFINE_VALIDATE != 0)?;
+        let definition = self.parse_any_length(xml, flags & DEFINE_VALIDATE != 0)?;
         let uuid = definition.uuid.unwrap_or_default();
         let domain = self.registry.pin_or_make(uuid, &definition.name)?;
         let _job = domain.job_in_migration().await?;
@@ -97,17 +111,15 @@ impl Driver {
 
     /// Writes a definition to the store; gives what is kept of it.
     pub(super) async fn save(self: &Arc<Self>, definition: &Arc<Definition>) -> Result<Stored> {
-        let (driver, name) = (Arc::clone(self), definition.name.clone());
-        let stored = Stored::new(definition);
-        blocking(move || {
-            let saved = driver.store.save(&name, stored.text());
-            saved.map_err(|error| {
-                let path = driver.store.path(&name);
-                Error::system(format!("cannot write '{}'", path.display()), &error)
-            })?;
-            Ok(stored)
-        })
-        .await?
+        let stored = Stored::new(definition)?;
+        // Other threads take over what this one would do, rather than this call: it has nothing to wait for but the disk.
+        let saved =
+            tokio::task::block_in_place(|| self.store.save(&definition.name, stored.text()));
+        saved.map_err(|error| {
+            let path = self.store.path(&definition.name);
+            Error::system(format!("cannot write '{}'", path.display()), &error)
+        })?;
+        Ok(stored)
     }
 
     /// Starts a domain that exists only while it runs; or, if it is defined, starts it once with
@@ -275,10 +287,10 @@ impl Driver {
         }
         let mut renamed = Definition::clone(&definition);
         renamed.name.clone_from(&new);
+        let stored = Stored::new(&Arc::new(renamed))?;
         self.registry.claim_name(&domain, &new)?;
         let written = {
             let (driver, old, new) = (Arc::clone(self), old.name.clone(), new.clone());
-            let stored = Stored::new(&Arc::new(renamed));
             blocking(move || {
                 let written = driver.store.rename(&old, &new, stored.text());
                 written.map(|()| stored)

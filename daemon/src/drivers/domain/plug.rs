@@ -69,6 +69,7 @@ fn with_device(
     }
     let mut changed = parsed.domain;
     changed.fill_defaults(&driver.host())?;
+    changed.check_size()?;
     Ok(changed)
 }
 

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use uuid::Uuid;
-use xml_schemas::domain::{HostFacts, View};
+use xml_schemas::domain::HostFacts;
 use xml_schemas::{Domain as Definition, Validation, XmlError};
 
 use crate::store::{Identity, Text};
@@ -15,18 +15,21 @@ use crate::store::{Identity, Text};
 /// A definition in the store.
 #[derive(Debug)]
 pub struct Stored {
-    /// As [`Definition::format`] wrote it, with nothing left to fill.
+    /// As [`Definition::stored_text`] gave it, with nothing left to fill.
     text: Box<str>,
     parsed: Mutex<Weak<Definition>>,
 }
 
 impl Stored {
-    /// What is in the store now.
-    pub fn new(definition: &Arc<Definition>) -> Self {
-        Self {
-            text: definition.format(View::Inactive).into(),
+    /// What is in the store now, or about to be.
+    ///
+    /// # Errors
+    /// VIR_ERR_XML_ERROR if it is so long that it could not be read again.
+    pub fn new(definition: &Arc<Definition>) -> Result<Self, XmlError> {
+        Ok(Self {
+            text: definition.stored_text()?.into(),
             parsed: Mutex::new(Arc::downgrade(definition)),
-        }
+        })
     }
 
     /// What the store has at the daemon's start. Text that nobody has changed since it was written is not parsed for
@@ -51,10 +54,10 @@ impl Stored {
         let parsed = Definition::parse(text.xml, Validation::Lenient).map_err(|e| e.to_string())?;
         let mut definition = parsed.domain;
         let identity = known(definition.name.clone(), definition.uuid)?;
-        let filled = definition.fill_stored(host, text.xml.len());
-        filled.map_err(|e| e.to_string())?;
+        let filled = definition.fill_stored(host);
         // What had to be made up (a card's address) is the same from now on.
-        Ok((identity, Self::new(&Arc::new(definition))))
+        let stored = filled.and_then(|()| Self::new(&Arc::new(definition)));
+        Ok((identity, stored.map_err(|e| e.to_string())?))
     }
 
     /// The text that is in the store.
@@ -81,6 +84,7 @@ impl Stored {
 mod tests {
     use super::*;
     use crate::node;
+    use xml_schemas::domain::View;
 
     const XML: &str = "<domain type='qemu'><name>a</name>\
         <uuid>00000000-0000-0000-0000-000000000001</uuid><memory>1024</memory><os><type>hvm</type></os>\
