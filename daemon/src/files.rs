@@ -1,8 +1,10 @@
 //! Files that are there completely or not at all, and UNIX sockets whose paths may be long.
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -133,6 +135,21 @@ fn temp_name(folder: &Path) -> PathBuf {
 fn parent(path: &Path) -> io::Result<&Path> {
     path.parent()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path without a folder"))
+}
+
+/// What the file system that `path` is on says of itself.
+///
+/// # Errors
+/// The system's.
+pub fn file_system(path: &Path) -> io::Result<libc::statvfs> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: an all-zero statvfs is a valid value.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the name is terminated, and the structure lives here.
+    if unsafe { libc::statvfs(name.as_ptr(), &mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(stat)
 }
 
 /// Makes additions to and removals from `folder` survive a power cut.

@@ -4,9 +4,13 @@
 //! some time later, all at once, from a thread that holds nobody up. After a power cut the next daemon brings the files
 //! to what the journal says. Changes that come while another is being written are written together.
 //!
+//! A change whose maker waits for its files is made by him, between [`Journal::commit`] and his answer. A file's new
+//! text alone can be promised ([`Journal::promise`]): another thread ([`Followers`]) writes it within moments, as to
+//! make a file takes longer than to write it down here.
+//!
 //! Two segments take turns: while the files of one are being synced the other takes new changes. A segment that is done
-//! with is made void by its first bytes. Within one boot of the host nothing is ever brought back from it, as the files
-//! have what the page cache has: what somebody changed by hand after a `kill -9` stays.
+//! with is made void by its first bytes. Within one boot of the host the files have what the page cache has: what
+//! somebody changed by hand after a `kill -9` stays. Only promises that the daemon died before it kept are kept then.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::files::{self, Durability};
+use crate::followers::{Followers, Promise};
+use crate::killpoint::killpoint;
 
 /// A segment grows by so much, zeros ahead, so that most appends change nothing but data.
 const STEP: u64 = 256 << 10;
@@ -34,6 +40,8 @@ const RETRY: Duration = Duration::from_secs(30);
 /// A change waits so long for a segment with room.
 const ROOM_LIMIT: Duration = Duration::from_secs(60);
 const MAGIC: &[u8; 8] = b"vireoj1\n";
+/// Of a promise.
+const MAGIC_PROMISE: &[u8; 8] = b"vireoj2\n";
 /// Magic, epoch, boot, number, length, checksum of all that and the payload.
 const HEADER: usize = 8 + 16 + 16 + 8 + 4 + 4;
 
@@ -57,10 +65,31 @@ pub struct Change {
     pub to: Content,
 }
 
+impl Change {
+    /// Brings it into its file below `folder`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn make(&self, folder: &Path) -> io::Result<()> {
+        let path = folder.join(&self.path);
+        match &self.to {
+            Content::Text(text) => {
+                files::write_atomically(&path, text.as_bytes(), Durability::Process)
+            }
+            Content::Link => {
+                files::remove_if_there(&path)?;
+                symlink(above(&path), &path)
+            }
+            Content::Gone => files::remove_if_there(&path),
+        }
+    }
+}
+
 /// The journal of one folder.
 #[derive(Debug)]
 pub struct Journal {
     shared: Arc<Shared>,
+    followers: Followers,
     worker: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -70,8 +99,12 @@ struct Shared {
     boot: Uuid,
     queue: Mutex<Queue>,
     segments: Mutex<Segments>,
-    /// Something about the segments is different now.
+    /// What those who make changes wait for: others' changes are written, or there is room.
     changed: Condvar,
+    /// What the thread that syncs waits for: a segment is full, or the end.
+    work: Condvar,
+    /// Nothing of a segment is left to be brought into files.
+    applied: Condvar,
 }
 
 /// Changes that wait to be written.
@@ -87,6 +120,7 @@ struct Queue {
 #[derive(Debug)]
 struct Entry {
     number: u64,
+    promise: bool,
     paths: Vec<String>,
     payload: Vec<u8>,
 }
@@ -136,13 +170,24 @@ impl Drop for Applying {
         // Without the segments' lock, which is held while the disk writes: a change whose file is there is done, and
         // does not wait for those behind it. The thread that syncs looks again by itself if it misses this.
         if self.place.0.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.shared.changed.notify_all();
+            self.shared.applied.notify_all();
         }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn waited<'a>(
+    condition: &Condvar,
+    guard: MutexGuard<'a, Segments>,
+    limit: Duration,
+) -> MutexGuard<'a, Segments> {
+    condition
+        .wait_timeout(guard, limit)
+        .unwrap_or_else(PoisonError::into_inner)
+        .0
 }
 
 impl Journal {
@@ -167,9 +212,15 @@ impl Journal {
                 broken: None,
             }),
             changed: Condvar::new(),
+            work: Condvar::new(),
+            applied: Condvar::new(),
         };
-        shared.recover()?;
+        let kept = shared.folder.join(".journal").join("kept");
+        shared.recover(Followers::kept(&kept)?)?;
+        // Numbers begin anew, and all that there were are in their files.
+        files::remove_if_there(&kept)?;
         Ok(Self {
+            followers: Followers::new(shared.folder.clone(), kept),
             shared: Arc::new(shared),
             worker: Mutex::default(),
         })
@@ -180,24 +231,68 @@ impl Journal {
     /// # Errors
     /// The system's; the changes must not be made then.
     pub fn commit(&self, changes: &[Change]) -> io::Result<Applying> {
+        // What is still to be written there would undo them.
+        self.settle(changes)?;
+        self.write(changes, false).map(|(_, applying)| applying)
+    }
+
+    /// Waits until all that was promised by now is in its file; if that cannot be, at least what these changes change.
+    ///
+    /// # Errors
+    /// One of their files cannot be written.
+    pub fn settle(&self, changes: &[Change]) -> io::Result<()> {
+        self.followers.settle(changes, ROOM_LIMIT)
+    }
+
+    /// Makes the text of a file durable, and has it written there. Whoever promises something else of the same file
+    /// does so afterwards.
+    ///
+    /// # Errors
+    /// The system's; the file stays as it is then.
+    pub fn promise(&self, change: Change) -> io::Result<()> {
+        self.followers.check()?;
+        let (number, applying) = self.write(std::slice::from_ref(&change), true)?;
+        killpoint("store.promised");
+        self.followers.follow(Promise {
+            number,
+            change,
+            _applying: applying,
+        });
+        Ok(())
+    }
+
+    fn write(&self, changes: &[Change], promise: bool) -> io::Result<(u64, Applying)> {
         let payload = serde_json::to_vec(changes)?;
         let number = {
             let mut queue = lock(&self.shared.queue);
             queue.last += 1;
             let number = queue.last;
+            if promise {
+                self.followers.expect(number, changes);
+            }
             queue.waiting.push(Entry {
                 number,
+                promise,
                 paths: changes.iter().map(|change| change.path.clone()).collect(),
                 payload,
             });
             number
         };
+        let written = self.written(number);
+        if promise && written.is_err() {
+            self.followers.forget(number);
+        }
+        written.map(|applying| (number, applying))
+    }
+
+    /// Waits until a change is written, or writes it.
+    fn written(&self, number: u64) -> io::Result<Applying> {
         // Whoever gets here writes for all who wait behind.
         let mut segments = self.shared.segments();
         let batch = loop {
             let mut queue = lock(&self.shared.queue);
             if let Some(done) = queue.done.remove(&number) {
-                return self.written(done);
+                return self.applying(done);
             }
             if queue.waiting.iter().any(|entry| entry.number == number) {
                 if segments.crowd {
@@ -209,7 +304,7 @@ impl Journal {
             }
             drop(queue);
             // Somebody has it who waits for room himself.
-            segments = self.shared.waited(segments, ROOM_LIMIT);
+            segments = waited(&self.shared.changed, segments, ROOM_LIMIT);
         };
         let (mut segments, room) = self.shared.room(segments, length(&batch));
         let result = room.and_then(|()| self.shared.append(&mut segments, &batch));
@@ -226,7 +321,7 @@ impl Journal {
         // Not before they can find it: who looks in vain waits for this.
         drop(segments);
         self.shared.changed.notify_all();
-        self.written(own.unwrap_or(result))
+        self.applying(own.unwrap_or(result))
     }
 
     /// Makes durable that these files are as they are now: what was to change them failed.
@@ -244,7 +339,7 @@ impl Journal {
         self.commit(&back).map(drop)
     }
 
-    fn written(&self, done: Result<Place, String>) -> io::Result<Applying> {
+    fn applying(&self, done: Result<Place, String>) -> io::Result<Applying> {
         let place = done.map_err(io::Error::other)?;
         Ok(Applying {
             shared: Arc::clone(&self.shared),
@@ -274,13 +369,17 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
+        // What they cannot write keeps its segment.
+        let broken = self.followers.close();
         self.shared.segments().closing = true;
-        self.shared.changed.notify_all();
+        self.shared.work.notify_all();
+        self.shared.applied.notify_all();
         if let Some(thread) = lock(&self.worker).take()
             && thread.join().is_err()
         {
             log::error!("the journal's thread failed inside");
         }
+        drop(broken);
     }
 }
 
@@ -311,6 +410,7 @@ impl Shared {
             }
             if guard.all[1 - active].used == 0 {
                 guard.active = 1 - active;
+                self.work.notify_all();
                 return (guard, Ok(()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -321,7 +421,7 @@ impl Shared {
                 );
                 return (guard, Err(error));
             }
-            guard = self.waited(guard, left);
+            guard = waited(&self.changed, guard, left);
         }
     }
 
@@ -408,7 +508,7 @@ impl Shared {
                 active
             } else {
                 let left = IDLE.saturating_sub(guard.last.elapsed());
-                guard = self.waited(guard, left);
+                guard = waited(&self.work, guard, left);
                 continue;
             };
             if guard.all[index].unapplied.0.load(Ordering::Acquire) > 0 {
@@ -416,7 +516,7 @@ impl Shared {
                     guard.attended = false;
                     return;
                 }
-                guard = self.waited(guard, IDLE);
+                guard = waited(&self.applied, guard, IDLE);
                 continue;
             }
             let touched = std::mem::take(&mut guard.all[index].touched);
@@ -431,6 +531,7 @@ impl Shared {
                     log::error!("{}: cannot sync: {error}", self.folder.display());
                     guard.broken = Some(error.to_string());
                     guard.attended = false;
+                    self.changed.notify_all();
                     return;
                 }
                 Err(SyncError::Later(error)) => {
@@ -440,21 +541,10 @@ impl Shared {
                         guard.attended = false;
                         return;
                     }
-                    guard = self.waited(guard, RETRY);
+                    guard = waited(&self.work, guard, RETRY);
                 }
             }
         }
-    }
-
-    fn waited<'a>(
-        &'a self,
-        guard: MutexGuard<'a, Segments>,
-        limit: Duration,
-    ) -> MutexGuard<'a, Segments> {
-        self.changed
-            .wait_timeout(guard, limit)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
     }
 
     /// Files and folders reach the disk as they are now.
@@ -491,7 +581,9 @@ impl Shared {
     }
 
     /// Reads what an earlier journal left, brings it into the files if they may lack it, and voids it.
-    fn recover(&self) -> io::Result<()> {
+    ///
+    /// `kept` is up to which change the promises of this boot are in their files.
+    fn recover(&self, kept: u64) -> io::Result<()> {
         let mut records = Vec::new();
         let mut guard = self.segments();
         for index in 0..guard.all.len() {
@@ -519,9 +611,8 @@ impl Shared {
                     );
                     continue;
                 }
-                if record.boot != self.boot
-                    && let Err(error) = self.bring_back(change)
-                {
+                let missing = record.boot != self.boot || (record.promise && record.number > kept);
+                if missing && let Err(error) = self.bring_back(change) {
                     // One file that is in the way of another must not keep the daemon from starting.
                     let path = self.folder.join(&change.path);
                     log::error!("{}: cannot bring it back: {error}", path.display());
@@ -542,20 +633,14 @@ impl Shared {
             return Ok(());
         }
         let path = self.folder.join(&change.path);
-        log::info!("{}: brought back after a crash of the host", path.display());
+        log::info!(
+            "{}: brought to what was promised before a crash",
+            path.display()
+        );
         if let Some(folder) = path.parent() {
             files::make_folder(folder, 0o700)?;
         }
-        match &change.to {
-            Content::Text(text) => {
-                files::write_atomically(&path, text.as_bytes(), Durability::Process)
-            }
-            Content::Link => {
-                files::remove_if_there(&path)?;
-                symlink(above(&path), &path)
-            }
-            Content::Gone => files::remove_if_there(&path),
-        }
+        change.make(&self.folder)
     }
 
     /// What a file is now; `None` for what no change makes.
@@ -654,6 +739,7 @@ fn length(batch: &[Entry]) -> u64 {
 struct Record {
     boot: Uuid,
     number: u64,
+    promise: bool,
     changes: Vec<Change>,
 }
 
@@ -661,7 +747,7 @@ fn write_record(out: &mut Vec<u8>, epoch: Uuid, boot: Uuid, entry: &Entry) -> io
     let length = u32::try_from(entry.payload.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a change of over 4 GiB"))?;
     let from = out.len();
-    out.extend(MAGIC);
+    out.extend(if entry.promise { MAGIC_PROMISE } else { MAGIC });
     out.extend(epoch.as_bytes());
     out.extend(boot.as_bytes());
     out.extend(entry.number.to_le_bytes());
@@ -691,7 +777,8 @@ fn read_records(bytes: &[u8]) -> Vec<Record> {
 fn read_record(bytes: &[u8]) -> Option<(Record, Uuid, usize)> {
     let (header, rest) = bytes.split_at_checked(HEADER)?;
     let uuid = |at: usize| Uuid::from_slice(&header[at..at + 16]).ok();
-    if !header.starts_with(MAGIC) {
+    let promise = header.starts_with(MAGIC_PROMISE);
+    if !promise && !header.starts_with(MAGIC) {
         return None;
     }
     let (epoch, boot) = (uuid(8)?, uuid(24)?);
@@ -705,6 +792,7 @@ fn read_record(bytes: &[u8]) -> Option<(Record, Uuid, usize)> {
     let record = Record {
         boot,
         number,
+        promise,
         changes: serde_json::from_slice(payload).ok()?,
     };
     Some((record, epoch, HEADER + payload.len()))

@@ -10,6 +10,7 @@ mod drivers;
 mod error;
 mod events;
 mod files;
+mod followers;
 mod journal;
 mod killpoint;
 mod link;

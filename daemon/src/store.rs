@@ -115,6 +115,7 @@ impl Store {
         &self,
         parse: impl Fn(Text<'_>) -> Result<(Identity, T), String> + Sync,
     ) -> io::Result<Vec<Loaded<T>>> {
+        self.journal.settle(&[])?;
         let files = names(&self.folder, |kind, path| {
             kind.is_file() || (kind.is_symlink() && path.is_file())
         })?;
@@ -196,14 +197,39 @@ impl Store {
         }
     }
 
-    /// Writes the definition of `name`, new or changed.
+    /// Writes the definition of `name`, new or changed. It is durable then; its file is there some moments later.
     ///
     /// # Errors
     /// The system's; the old definition is there then.
     pub fn save(&self, name: &str, xml: &str) -> io::Result<()> {
-        let contents = with_header(xml);
-        let change = Self::file_change(name, Content::Text(contents.clone()));
-        self.change(&[change], || self.write(name, &contents))
+        self.check_place(name)?;
+        let change = Self::file_change(name, Content::Text(with_header(xml)));
+        self.journal.promise(change)
+    }
+
+    /// Looks at what could keep a file from being written, as long as its writer can be told.
+    fn check_place(&self, name: &str) -> io::Result<()> {
+        /// In bytes, of one file (ext4, XFS, btrfs, tmpfs).
+        const LONGEST_NAME: usize = 255;
+        let error = |number| Err(io::Error::from_raw_os_error(number));
+        if name.len() + ".xml".len() > LONGEST_NAME {
+            return error(libc::ENAMETOOLONG);
+        }
+        match self.path(name).symlink_metadata() {
+            Ok(there) if there.is_dir() => return error(libc::EISDIR),
+            Ok(_) => {}
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
+            Err(other) => return Err(other),
+        }
+        let disk = files::file_system(&self.folder)?;
+        if disk.f_flag & libc::ST_RDONLY != 0 {
+            return error(libc::EROFS);
+        }
+        // Some file systems do not count inodes.
+        if disk.f_bfree == 0 || (disk.f_files != 0 && disk.f_ffree == 0) {
+            return error(libc::ENOSPC);
+        }
+        Ok(())
     }
 
     fn write(&self, name: &str, contents: &str) -> io::Result<()> {
@@ -464,6 +490,7 @@ mod tests {
         let folder = TempFolder::new();
         let store = Store::open(folder.0.clone(), "").unwrap();
         store.save("a", "a 1").unwrap();
+        store.journal.settle(&[]).unwrap();
         let look = |name: &str| {
             let file = fs::read_to_string(folder.0.join(name)).unwrap();
             let text = without_header(&file);

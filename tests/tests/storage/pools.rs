@@ -21,7 +21,12 @@ fn a_pools_life() {
     let target = rig.path("p").display().to_string();
     let defined = rig.vireo(&["pool-define-as", "p", "dir", "--target", &target]);
     assert_eq!(defined.ok(), "Pool p defined\n\n");
-    assert!(rig.path("etc/vireo/storage/p.xml").exists());
+    // Durable by now; its file follows.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !rig.path("etc/vireo/storage/p.xml").exists() {
+        assert!(Instant::now() < deadline, "no file of the pool");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     assert_eq!(
         both_refuse(&rig, &["pool-start", "p"]),
         format!(

@@ -13,6 +13,7 @@ use xml_schemas::volume::{BackingStore, Time, Times, Volume, VolumeType};
 
 use super::{probe, system};
 use crate::error::Result;
+use crate::files;
 
 /// Bytes of `stat`'s blocks.
 const BLOCK: u64 = 512;
@@ -36,13 +37,7 @@ pub struct Scan {
 /// The system's.
 pub fn sizes(path: &str) -> Result<Sizes> {
     let cannot = |cause: &io::Error| system(format!("cannot statvfs path '{path}'"), cause);
-    let name = CString::new(path).map_err(|e| cannot(&e.into()))?;
-    // SAFETY: an all-zero statvfs is a valid value.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the name is terminated, and the structure lives here.
-    if unsafe { libc::statvfs(name.as_ptr(), &mut stat) } != 0 {
-        return Err(cannot(&io::Error::last_os_error()));
-    }
+    let stat = files::file_system(path.as_ref()).map_err(|error| cannot(&error))?;
     let capacity = stat.f_blocks.saturating_mul(stat.f_frsize);
     let available = stat.f_bfree.saturating_mul(stat.f_frsize);
     Ok(Sizes {
