@@ -6,8 +6,11 @@
 
 use std::path::PathBuf;
 
+use rpc::ssh::{Ssh, SshParts};
+use rpc::uri::Parts;
+
 use crate::failure::{Failure, Result};
-use crate::far::{Certificates, Ssh, SshParts};
+use crate::far::Certificates;
 
 /// A daemon and the way to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,7 +122,7 @@ impl Surroundings {
             None if self.superuser => "vireo:///system".into(),
             None => "vireo:///session".into(),
         };
-        let parts = Parts::parse(&chosen)?;
+        let parts = Parts::parse(&chosen).map_err(|error| Failure::new(error.to_string()))?;
         let name = parts.name();
         let socket_name = if readonly {
             "vireo-sock-ro"
@@ -202,6 +205,8 @@ impl Surroundings {
                     proxy: parts.option("proxy"),
                     socket: parts.option("socket"),
                     unverified: parts.flag("no_verify"),
+                    known_hosts: parts.option("known_hosts"),
+                    patience: None,
                     silent: parts.flag("no_tty"),
                     driver: parts.driver,
                     path: parts.path,
@@ -221,139 +226,6 @@ impl Surroundings {
             transport,
         })
     }
-}
-
-/// Options that tell this side how to reach the daemon, which does not hear of them.
-const OWN_OPTIONS: &[&str] = &[
-    "command",
-    "keyfile",
-    "known_hosts",
-    "known_hosts_verify",
-    "mode",
-    "name",
-    "netcat",
-    "no_tty",
-    "no_verify",
-    "pkipath",
-    "proxy",
-    "socket",
-    "sshauth",
-];
-
-/// The parts of a URI.
-struct Parts<'a> {
-    driver: &'a str,
-    transport: Option<&'a str>,
-    user: Option<&'a str>,
-    host: String,
-    port: Option<u16>,
-    path: &'a str,
-    /// Options that are for this side.
-    own: Vec<(&'a str, String)>,
-    /// Options that are for the daemon.
-    other: Vec<&'a str>,
-}
-
-impl<'a> Parts<'a> {
-    fn parse(uri: &'a str) -> Result<Self> {
-        let Some((scheme, rest)) = uri
-            .split_once("://")
-            .filter(|(scheme, _)| !scheme.is_empty())
-        else {
-            return Err(Failure::new(format!(
-                "no connection driver available for URI '{uri}' does not include a driver name"
-            )));
-        };
-        let malformed =
-            |why: &str| Failure::new(format!("invalid argument: malformed URI '{uri}': {why}"));
-        let (driver, transport) = match scheme.split_once('+') {
-            Some((driver, transport)) => (driver, Some(transport)),
-            None => (scheme, None),
-        };
-        let (rest, query) = match rest.split_once('?') {
-            Some((rest, query)) => (rest, query.split('#').next().unwrap_or_default()),
-            None => (rest, ""),
-        };
-        let slash = rest.find('/').unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(slash);
-        let (user, authority) = match authority.rsplit_once('@') {
-            Some((user, host)) => (Some(user), host),
-            None => (None, authority),
-        };
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(v6) => {
-                let (host, port) = v6
-                    .split_once(']')
-                    .ok_or_else(|| malformed("']' is missing"))?;
-                (host, port.strip_prefix(':'))
-            }
-            None => match authority.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (authority, None),
-            },
-        };
-        let port = port
-            .map(str::parse)
-            .transpose()
-            .map_err(|_| malformed("not a port number"))?;
-        let mut own = Vec::new();
-        let mut other = Vec::new();
-        for option in query.split(['&', ';']).filter(|option| !option.is_empty()) {
-            match option.split_once('=') {
-                Some((name, value)) if OWN_OPTIONS.contains(&name) => {
-                    let value = percent_decode(value).ok_or_else(|| malformed("bad % sequence"))?;
-                    own.push((name, value));
-                }
-                _ => other.push(option),
-            }
-        }
-        let host = percent_decode(host).ok_or_else(|| malformed("bad % sequence"))?;
-        Ok(Self {
-            driver,
-            transport,
-            user,
-            host,
-            port,
-            path,
-            own,
-            other,
-        })
-    }
-
-    /// The value of an option for this side.
-    fn option(&self, name: &str) -> Option<&str> {
-        let found = self.own.iter().find(|(option, _)| *option == name);
-        found.map(|(_, value)| value.as_str())
-    }
-
-    /// Whether an option for this side is on.
-    fn flag(&self, name: &str) -> bool {
-        self.option(name).is_some_and(|value| value != "0")
-    }
-
-    fn name(&self) -> String {
-        let mut name = format!("{}://{}", self.driver, self.path);
-        if !self.other.is_empty() {
-            name.push('?');
-            name.push_str(&self.other.join("&"));
-        }
-        name
-    }
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let high = char::from(rest.next()?).to_digit(16)?;
-            let low = char::from(rest.next()?).to_digit(16)?;
-            bytes.push(u8::try_from(high * 16 + low).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! | [`client`] | connecting, calling, event reception |
 //! | [`stream`] | raw data behind a call: consoles, uploads, downloads |
 //! | [`tls`] | certificates on both sides |
+//! | [`uri`], [`ssh`] | what a connection URI says, and the command that it means |
 //! | [`frame`], [`xdr`], [`transport`], [`limits`] | what the others are made of |
 //!
 //! # A server
@@ -74,8 +75,10 @@ pub mod limits;
 pub mod procs;
 mod queue;
 pub mod server;
+pub mod ssh;
 pub mod stream;
 pub mod tls;
 pub mod transport;
 pub mod types;
+pub mod uri;
 pub mod xdr;
