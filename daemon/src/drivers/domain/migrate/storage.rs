@@ -208,11 +208,15 @@ impl Driver {
                         .to_owned(),
                 );
             }
-            if disk.secret.is_some() || !matches!(disk.format.as_str(), "raw" | "qcow2") {
-                return refuse(format!(
-                    "cannot pre-create the image of disk '{target}': only plain raw and qcow2"
-                ));
-            }
+            let format = match (disk.format.as_str(), &disk.secret) {
+                ("luks", Some(_)) => "raw",
+                (format @ ("raw" | "qcow2"), _) => format,
+                _ => {
+                    return refuse(format!(
+                        "cannot pre-create the image of disk '{target}': only raw, qcow2 and luks"
+                    ));
+                }
+            };
             if matches!(disk.source, DiskSource::Block(_)) {
                 return refuse(format!(
                     "cannot precreate storage for disk '{target}': it is a block device"
@@ -235,10 +239,21 @@ impl Driver {
                     self.storage.by_target_path(&folder.to_string_lossy())?
                 }
             };
-            let mut element = Element::new("target")
-                .with_child(Element::new("format").with_attr("type", disk.format.clone()));
-            if disk.format == "qcow2" {
+            let mut element =
+                Element::new("target").with_child(Element::new("format").with_attr("type", format));
+            if format == "qcow2" {
                 element.push(Element::with_text("compat", "1.1"));
+            }
+            if let Some(used) = &disk.secret {
+                // As encrypted as it was, by the secret that this host has under that name.
+                let mut secret = Element::new("secret").with_attr("type", "passphrase");
+                for (name, value) in [("uuid", &used.uuid), ("usage", &used.usage)] {
+                    if let Some(value) = value {
+                        secret.set_attr(name, value);
+                    }
+                }
+                let encryption = Element::new("encryption").with_attr("format", &*used.format);
+                element.push(encryption.with_child(secret));
             }
             let volume = Element::new("volume")
                 .with_child(Element::with_text("name", name.clone()))
