@@ -1,18 +1,23 @@
-//! Named points at which a test can have the daemon die, as a power cut or `kill -9` would.
+//! Named points at which a test can have the daemon die, as a power cut or `kill -9` would, or stand still, as one that
+//! hangs.
 //!
-//! `VIREO_KILL_AT=NAME` in the daemon's environment; without it a point costs one comparison.
+//! `VIREO_KILL_AT=NAME` or `VIREO_STOP_AT=NAME` in its environment; without them a point costs a comparison.
 
 use std::sync::OnceLock;
 
-static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
+static CHOSEN: OnceLock<[Option<String>; 2]> = OnceLock::new();
 
-/// Dies here if the environment chose this point.
+/// Dies or stops here if the environment chose this point.
 pub fn killpoint(name: &str) {
-    let chosen = CHOSEN.get_or_init(|| std::env::var("VIREO_KILL_AT").ok());
-    if chosen.as_deref() == Some(name) {
-        // SAFETY: getpid and kill take and return plain numbers.
-        unsafe {
-            libc::kill(libc::getpid(), libc::SIGKILL);
+    let variables = ["VIREO_KILL_AT", "VIREO_STOP_AT"];
+    let chosen = CHOSEN.get_or_init(|| variables.map(|variable| std::env::var(variable).ok()));
+    for (chosen, signal) in chosen.iter().zip([libc::SIGKILL, libc::SIGSTOP]) {
+        if chosen.as_deref() == Some(name) {
+            // To this thread, which so does not go on until another one has taken the signal.
+            // SAFETY: takes and gives plain numbers.
+            unsafe {
+                libc::raise(signal);
+            }
         }
     }
 }

@@ -221,6 +221,11 @@ async fn serve(roots: Roots, config: &Config, timeout: Option<Duration>) -> Resu
         .await
         .map_err(cannot("cannot read the definitions"))?;
     storage::load(&driver.storage).map_err(cannot("cannot read the definitions of pools"))?;
+    match tokio::time::timeout(SETTLE_LIMIT, driver.settle_jobs()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::error!("cannot look for what became of migrations: {error}"),
+        Err(_) => log::warn!("what became of migrations is not known: a VMM does not end"),
+    }
     // Before a guest comes that has them made again.
     match tokio::time::timeout(SETTLE_LIMIT, driver.settle_volumes()).await {
         Ok(Ok(())) => {}

@@ -4,8 +4,7 @@
 
 use std::sync::OnceLock;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, raise};
 
 static CHOSEN: OnceLock<[Option<String>; 2]> = OnceLock::new();
 
@@ -15,9 +14,10 @@ pub fn killpoint(name: &str) {
     let chosen = CHOSEN.get_or_init(|| variables.map(|variable| std::env::var(variable).ok()));
     for (chosen, signal) in chosen.iter().zip([Signal::SIGKILL, Signal::SIGSTOP]) {
         if chosen.as_deref() == Some(name)
-            && let Err(error) = kill(Pid::this(), signal)
+            // To this thread, which so does not go on until another one has taken the signal.
+            && let Err(error) = raise(signal)
         {
-            log::error!("kill: {error}");
+            log::error!("raise: {error}");
         }
     }
 }

@@ -221,6 +221,9 @@ impl Driver {
         let mut inner = domain.lock();
         inner.persistent = None;
         inner.autostart = false;
+        if inner.live.is_none() {
+            self.forget_job(&domain);
+        }
         let name = domain.name_in(&inner);
         self.emit(&name, &DomainEvent::Lifecycle(Lifecycle::UndefinedRemoved));
         Ok(())

@@ -17,7 +17,7 @@ use crate::control::ControlError;
 use crate::error::{Error, ErrorCode, Result, check_flags};
 
 /// What a job does (virDomainJobOperation).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
     /// Saves the domain.
     Save = 2,
@@ -32,7 +32,7 @@ pub enum Operation {
 }
 
 /// How a job stands (virDomainJobType).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// There is none.
     None = 0,
@@ -118,6 +118,27 @@ impl Work {
         }
     }
 
+    /// The job that a predecessor began so long ago may still be under way.
+    pub fn goes_on(&mut self, operation: Operation, since: Duration) {
+        let now = Instant::now();
+        self.running = Some((operation, now.checked_sub(since).unwrap_or(now)));
+    }
+
+    /// Told when nobody is to wait for the job any longer.
+    pub fn given_up(&self) -> Arc<Notify> {
+        Arc::clone(&self.given_up)
+    }
+
+    /// The job before.
+    pub fn last(&self) -> Option<&Last> {
+        self.last.as_ref()
+    }
+
+    /// What is known of it from before this daemon.
+    pub fn remember(&mut self, last: Last) {
+        self.last = Some(last);
+    }
+
     /// Why the guest stands still, if a job is why.
     pub fn pauses(&self) -> Option<PausedReason> {
         Some(match self.running?.0 {
@@ -163,8 +184,14 @@ impl Work {
         });
     }
 
-    /// What outlives the domain's process.
-    pub fn into_last(self) -> Option<Last> {
+    /// What outlives the domain's process; whether that ended because the guest goes on elsewhere.
+    pub fn into_last(mut self, migrated: bool) -> Option<Last> {
+        let moves = self.is(Operation::MigrationOut) || self.is(Operation::MigrationIn);
+        if moves && migrated {
+            self.finish(Some(JobStatus::default()));
+        } else if moves {
+            self.fail(&Error::failed("domain is no longer running"));
+        }
         self.last
     }
 
@@ -369,6 +396,25 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long who looks at a job, or ends it, waits for the VMM.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
+/// What a job is told of that was given up before its VMM had begun with it.
+pub fn cancelled() -> Error {
+    Error::new(
+        ErrorCode::OPERATION_ABORTED,
+        "migration out job: canceled by client",
+    )
+}
+
+/// What has to be done first for a migration, unless that is given up meanwhile.
+///
+/// # Errors
+/// VIR_ERR_OPERATION_ABORTED: it was; else what went wrong.
+pub async fn unless<T>(given_up: &Notify, first: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        done = first => done,
+        () = given_up.notified() => Err(cancelled()),
+    }
+}
+
 /// A job's end, for who waits for it: as long as the VMM answers at all, and nobody has given the job up.
 pub async fn wait(
     domain: &Arc<Domain>,
@@ -412,7 +458,7 @@ pub async fn wait(
 }
 
 /// Comes back when the VMM has been silent for too long.
-async fn silence(domain: &Domain) -> Error {
+pub async fn silence(domain: &Domain) -> Error {
     const EVERY: Duration = Duration::from_secs(5);
     loop {
         tokio::time::sleep(EVERY).await;
@@ -485,7 +531,10 @@ impl Driver {
                     None => &mut inner.last_job,
                 };
                 let last = match flags & STATS_KEEP {
-                    0 => last.take(),
+                    0 => {
+                        self.forget_job(domain);
+                        last.take()
+                    }
                     _ => last.clone(),
                 };
                 return Ok(last.map_or_else(Told::nothing, |last| Told {
@@ -552,14 +601,15 @@ impl Driver {
             return Err(Error::invalid("no job is active on the domain"));
         };
         let migrates = matches!(operation, Operation::MigrationIn | Operation::MigrationOut);
-        let told = match migrates {
-            true => ask(&domain, Call::AbortJob).await,
-            false => ask_within(&domain, Call::AbortJob, LOOK_LIMIT).await,
-        };
-        match told {
+        match ask_within(&domain, Call::AbortJob, LOOK_LIMIT).await {
             Ok(_) => Ok(()),
             // It hears of that when it listens again; whoever waits for the job does not wait for it.
-            Err(error) if error.code == ErrorCode::OPERATION_TIMEOUT && !migrates => {
+            Err(error) if error.code == ErrorCode::OPERATION_TIMEOUT => {
+                given_up.notify_one();
+                Ok(())
+            }
+            // Before its VMM has begun with it.
+            Err(error) if error.message.contains("no job is running") && migrates => {
                 given_up.notify_one();
                 Ok(())
             }

@@ -12,6 +12,7 @@ pub mod firmware;
 pub mod guest_info;
 pub mod iothreads;
 pub mod job;
+mod job_note;
 pub mod keys;
 pub mod leases;
 pub mod lifecycle;
@@ -183,6 +184,7 @@ impl Driver {
         record.saving.clone_from(&live.work.saving);
         record.agent_timeout = inner.agent_timeout;
         record.migration = inner.migration;
+        record.arrival.clone_from(&live.arrival);
         if let Err(error) = record.write(&Folder(live.folder.clone())) {
             // The domain runs on; only the next daemon would show an older state of it.
             log::error!("domain '{}': cannot write its state: {error}", inner.name);

@@ -128,6 +128,8 @@ pub struct Live {
     pub migration_ready: Option<tokio::sync::oneshot::Sender<()>>,
     /// Nobody is to change it until whoever migrates it has confirmed.
     pub change_protection: bool,
+    /// It comes from elsewhere: what is to be done when it is this side's.
+    pub arrival: Option<super::record::ArrivalNote>,
     /// Its VMM knows of vCPUs that come and go.
     pub vcpus_change: bool,
     /// The vCPU that the guest would not let go of last.

@@ -42,9 +42,21 @@ pub struct Record {
     /// What its migrations keep to.
     #[serde(default)]
     pub migration: Limits,
+    /// It comes from elsewhere.
+    #[serde(default)]
+    pub arrival: Option<ArrivalNote>,
     /// To remove at its end.
     #[serde(flatten)]
     pub made: Made,
+}
+
+/// What is to be done with a guest that comes, as soon as it is this side's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArrivalNote {
+    /// What is stored then.
+    pub persistent: Option<String>,
+    /// It stays paused.
+    pub paused: bool,
 }
 
 impl Record {
@@ -60,6 +72,7 @@ impl Record {
             saving: None,
             agent_timeout: agent::usual_limit(),
             migration: Limits::default(),
+            arrival: None,
             made,
         }
     }

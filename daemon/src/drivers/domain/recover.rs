@@ -253,6 +253,7 @@ async fn take_up(
             resetting: false,
             console: None,
             migration_ready: None,
+            arrival: record.arrival.clone(),
             change_protection: false,
             vcpus_change: false,
             vcpu_kept: None,
@@ -299,6 +300,9 @@ async fn take_up(
         // The last daemon held it for a moment, and would have let it go.
         (None, Some(domain)) if held => drop(tokio::spawn(super::save::let_go(domain))),
         _ => {}
+    }
+    if record.arrival.is_some_and(|arrival| arrival.paused) {
+        driver.claim_arrival(domain);
     }
     if record.autodestroy {
         log::info!("domain '{name}': its creator's connection went with the last daemon");

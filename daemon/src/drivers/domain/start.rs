@@ -246,6 +246,9 @@ impl Started {
             // One that was left from long ago must not be taken for this start's.
             saved_image::drop_taken(&driver.managed_save(&domain.name().name));
         }
+        if options.arriving.is_none() {
+            driver.forget_job(domain);
+        }
         self.record.process = Some(self.process.identity());
         let written = folder
             .write_definition(&self.definition)
@@ -289,6 +292,7 @@ impl Started {
                 resetting: false,
                 console: None,
                 migration_ready: None,
+                arrival: None,
                 change_protection: false,
                 vcpus_change: self.vcpus.is_some(),
                 vcpu_kept: None,

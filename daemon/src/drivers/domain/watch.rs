@@ -166,6 +166,7 @@ impl Watched {
             Event::Resumed => {
                 // It has come.
                 inner.coming = None;
+                self.has_come(&mut inner);
                 if let Some(live) = inner.live.as_mut() {
                     live.disk_errors.clear();
                 }
@@ -434,6 +435,7 @@ impl Watched {
             let state = caught_up(inner.state, machine);
             if machine == MachineState::Running {
                 inner.coming = None;
+                self.has_come(&mut inner);
             }
             self.change(&mut inner, state, None);
             return self.dump_if_crashed(&inner);
@@ -457,6 +459,19 @@ impl Watched {
             self.driver.hub.emit(&name, &DomainEvent::Lifecycle(event));
         }
         self.driver.write_record(inner);
+    }
+
+    /// A guest that came runs here: where nobody waits for that any more, what else was wanted of its migration is
+    /// seen to now.
+    fn has_come(&self, inner: &mut Inner) {
+        let Some(live) = inner.live.as_mut() else {
+            return;
+        };
+        if !live.work.is(Operation::MigrationIn)
+            && let Some(arrival) = live.arrival.take()
+        {
+            self.driver.see_arrival_through(&self.domain, arrival);
+        }
     }
 
     fn finish(self, exit: Option<ExitRecord>, ending: Option<Ending>) {
@@ -551,7 +566,12 @@ pub fn finish(
         &words,
     );
     let groups = live.made.groups;
-    inner.last_job = live.work.into_last();
+    let migrated = matches!(reason, ShutoffReason::Migrated);
+    let moves = live.work.is(Operation::MigrationOut);
+    inner.last_job = live.work.into_last(migrated);
+    if moves {
+        driver.note_job_ended(domain, inner.last_job.as_ref());
+    }
     inner.state = State::Shutoff(reason);
     let name = domain.name_in(&inner);
     if let Some(before) = before {
@@ -562,6 +582,9 @@ pub fn finish(
     // One may have been made since.
     groups.remove();
     driver.registry.remove_if_unused(domain);
+    if !domain.lock().visible() {
+        driver.forget_job(domain);
+    }
 }
 
 /// Notes a domain's end in its log.

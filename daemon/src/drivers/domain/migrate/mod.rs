@@ -6,9 +6,12 @@
 //! processes decide which of them runs it. So whatever dies, and whatever the calls come to, it runs
 //! on one side.
 
+mod arrival;
 mod listener;
 mod peer;
+mod perform;
 mod source;
+mod ssh;
 mod storage;
 mod target;
 pub mod tls;

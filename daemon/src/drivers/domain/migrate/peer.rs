@@ -8,15 +8,22 @@ use rpc::args::{
     ConnectSupportsFeatureArgs, DomainMigrateFinish3ParamsArgs, DomainMigratePrepare3ParamsArgs,
 };
 use rpc::client::{Client, ClientConfig, ClientError};
-use rpc::procs;
+use rpc::procs::{self, Procedure};
 use rpc::transport::Transport;
+use rpc::uri::Parts;
+use rpc::xdr::{Decode, Encode};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::source::Begun;
-use super::{CONNECT_LIMIT, Params, flags, tls};
+use super::ssh::{self, Passing};
+use super::{CONNECT_LIMIT, Params, flags, lock, tls};
+use vmm_api::control::JobStatus;
+
 use crate::drivers::domain::Driver;
-use crate::drivers::domain::object::Pinned;
+use crate::drivers::domain::job as jobs;
+use crate::drivers::domain::object::{Live, Pinned};
 use crate::drivers::domain::state::State;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -25,8 +32,12 @@ const FEATURE_PARAMS: i32 = 13;
 /// Where daemons listen.
 const TCP_PORT: u16 = 16509;
 const TLS_PORT: u16 = 16514;
-/// How long the target may take for one call.
+/// How long the target may take for one call, as long as it shows signs of life meanwhile.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
+/// How long it may take to be there at all.
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
+/// How long it may go on about a guest that, as this side knows, does not come.
+const LEFT_LIMIT: Duration = Duration::from_secs(5);
 
 impl Driver {
     /// Moves a domain to the daemon at `uri`, all calls of it.
@@ -47,12 +58,33 @@ impl Driver {
             flags |= flags::PAUSED;
         }
         let begun = self.migrate_begin(domain, client, params, flags).await?;
-        let moved = self.move_begun(domain, client, uri, params, flags, begun);
-        let moved = moved.await;
+        // From now on it can be given up, and nobody else moves or changes it.
+        let given_up = match flags & flags::OFFLINE {
+            0 => {
+                let job = domain.job_in_migration().await;
+                job.and_then(|_job| self.job_begins(domain))
+            }
+            _ => Ok(Arc::default()),
+        };
+        let moved = match &given_up {
+            Ok(given_up) => {
+                let moving = self.move_begun(domain, client, uri, params, flags, begun, given_up);
+                moving.await
+            }
+            Err(error) => Err(error.clone()),
+        };
         self.end_protection(domain);
+        if let (Err(error), Ok(own)) = (&moved, &given_up) {
+            // What was in the way before the guest could move is told as a job that has failed, too.
+            let goes_on = |live: &Live| Arc::ptr_eq(&live.work.given_up(), own);
+            if domain.lock().live.as_ref().is_some_and(goes_on) {
+                self.job_failed(domain, error, JobStatus::default());
+            }
+        }
         moved
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what was begun, and for whom")]
     async fn move_begun(
         self: &Arc<Self>,
         domain: &Pinned,
@@ -61,16 +93,21 @@ impl Driver {
         params: &Params,
         flags: u64,
         begun: Begun,
+        given_up: &Notify,
     ) -> Result<()> {
-        let peer = connect(uri).await?;
-        let args = ConnectSupportsFeatureArgs {
-            feature: FEATURE_PARAMS,
+        let reaching = async {
+            let peer = Peer::connect(uri).await?;
+            let args = ConnectSupportsFeatureArgs {
+                feature: FEATURE_PARAMS,
+            };
+            let supported = peer.call(procs::CONNECT_SUPPORTS_FEATURE, &args).await?;
+            if supported.supported == 0 {
+                let text = format!("the daemon at '{uri}' does not know migration parameters");
+                return Err(Error::new(ErrorCode::OPERATION_UNSUPPORTED, text));
+            }
+            Ok(peer)
         };
-        let supported = call(peer.call(procs::CONNECT_SUPPORTS_FEATURE, &args)).await?;
-        if supported.supported == 0 {
-            let text = format!("the daemon at '{uri}' does not know migration parameters");
-            return Err(Error::new(ErrorCode::OPERATION_UNSUPPORTED, text));
-        }
+        let peer = jobs::unless(given_up, reaching).await?;
         let mut to_target = params.clone();
         to_target.dxml = Some(begun.xml);
         let prepare = DomainMigratePrepare3ParamsArgs {
@@ -78,13 +115,15 @@ impl Driver {
             cookie_in: begun.cookie.into(),
             flags: wire_flags(flags),
         };
-        let prepared = call(peer.call(procs::DOMAIN_MIGRATE_PREPARE3_PARAMS, &prepare)).await?;
+        // A target whose Prepare is given up hears of it by the end of the connection.
+        let preparing = peer.call(procs::DOMAIN_MIGRATE_PREPARE3_PARAMS, &prepare);
+        let prepared = jobs::unless(given_up, preparing).await?;
         let mut own = params.clone();
         if prepared.uri_out.is_some() {
             own.uri = prepared.uri_out;
         }
         let performed = self
-            .migrate_perform(domain, client, &own, flags, &prepared.cookie_out.0)
+            .perform(domain, client, &own, flags, &prepared.cookie_out.0, true)
             .await;
         let name = match &params.dname {
             Some(name) => name.clone(),
@@ -100,7 +139,35 @@ impl Driver {
             flags: wire_flags(flags),
             cancelled: i32::from(performed.is_err()),
         };
-        let finished = call(peer.call(procs::DOMAIN_MIGRATE_FINISH3_PARAMS, &finish)).await;
+        let failed = {
+            let all = lock(&self.migrations.outgoing);
+            all.get(&domain.uuid)
+                .map(|outgoing| outgoing.failed.clone())
+        };
+        let left = async {
+            let known = async {
+                let known = match failed {
+                    Some(mut failed) => failed.wait_for(|&failed| failed).await.is_ok(),
+                    None => false,
+                };
+                if !known {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = known => {}
+                // Its VMM does not listen either.
+                () = given_up.notified() => {}
+            }
+            tokio::time::sleep(LEFT_LIMIT).await;
+        };
+        let finished = tokio::select! {
+            finished = peer.call(procs::DOMAIN_MIGRATE_FINISH3_PARAMS, &finish) => finished,
+            () = left => Err(Error::new(
+                ErrorCode::OPERATION_TIMEOUT,
+                "the target's daemon does not say that the guest has not come",
+            )),
+        };
         // What went wrong first is what the caller hears.
         if let Err(error) = performed {
             self.migrate_confirm(domain, flags, true).await?;
@@ -116,9 +183,11 @@ impl Driver {
             }
             Err(error) => {
                 // If the target took it all the same, the two VMMs know.
-                self.migrate_confirm(domain, flags, true).await?;
+                let cancelled = self.confirm(domain, flags, true).await?;
                 if domain.lock().live.is_some() || flags & flags::OFFLINE != 0 {
-                    return Err(error);
+                    // Who has given it up knows why.
+                    let given_up = |error: &Error| error.code == ErrorCode::OPERATION_ABORTED;
+                    return Err(cancelled.filter(given_up).unwrap_or(error));
                 }
                 if flags & (flags::PERSIST_DEST | flags::UNDEFINE_SOURCE) == 0 {
                     return Ok(());
@@ -133,29 +202,16 @@ impl Driver {
     }
 }
 
-/// `HOST[:PORT]`, an IPv6 address in brackets.
-fn host_and_port(place: &str, usual: u16) -> Option<(String, u16)> {
-    let (host, port) = match place.strip_prefix('[') {
-        Some(inner) => {
-            let (host, after) = inner.split_once(']')?;
-            (host, after.strip_prefix(':'))
-        }
-        None => match place.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (place, None),
-        },
-    };
-    let port = port.map_or(Some(usual), |port| port.parse().ok())?;
-    Some((host.to_owned(), port))
-}
-
 /// The procedures have 32 bits of them.
 fn wire_flags(flags: u64) -> u32 {
     u32::try_from(flags).unwrap_or(u32::MAX)
 }
 
-async fn call<T>(calling: impl Future<Output = std::result::Result<T, ClientError>>) -> Result<T> {
-    match timeout(CALL_LIMIT, calling).await {
+async fn call<T>(
+    calling: impl Future<Output = std::result::Result<T, ClientError>>,
+    limit: Duration,
+) -> Result<T> {
+    match timeout(limit, calling).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(ClientError::Remote(error))) => Err(Error {
             code: error.code,
@@ -165,73 +221,107 @@ async fn call<T>(calling: impl Future<Output = std::result::Result<T, ClientErro
         Ok(Err(error)) => Err(Error::failed(format!("the target's daemon: {error}"))),
         Err(_) => Err(Error::new(
             ErrorCode::OPERATION_TIMEOUT,
-            "the target's daemon does not answer",
+            format!(
+                "the target's daemon has not answered for {} s",
+                limit.as_secs()
+            ),
         )),
     }
 }
 
-/// Opens `qemu+unix:///system?socket=PATH`, `qemu+tcp://HOST[:PORT]/system` or
-/// `qemu+tls://HOST[:PORT]/system` (or `vireo+…`). A host without a transport means TLS.
-async fn connect(uri: &str) -> Result<Client> {
-    let bad = |what: &str| {
-        let text = format!("peer-to-peer migration to '{uri}': {what}");
-        Error::new(ErrorCode::INVALID_ARG, text)
-    };
-    let (scheme, rest) = uri
-        .split_once("://")
-        .ok_or_else(|| bad("it is no URI of a daemon"))?;
-    let (driver, transport) = scheme.split_once('+').unwrap_or((scheme, ""));
-    if !matches!(driver, "qemu" | "vireo") {
-        return Err(bad("only qemu and vireo are supported"));
+/// A daemon that was reached.
+struct Peer {
+    client: Client,
+    /// ssh, where that passes on.
+    passing: Option<Passing>,
+}
+
+impl Peer {
+    async fn call<A: Encode, R: Decode>(&self, procedure: Procedure<A, R>, args: &A) -> Result<R> {
+        call(self.client.call(procedure, args), CALL_LIMIT).await
     }
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (host, path) = place.split_once('/').unwrap_or((place, "system"));
-    let name = format!("{driver}:///{path}");
-    let config = ClientConfig {
-        connect_timeout: CONNECT_LIMIT,
-        ..ClientConfig::default()
-    };
-    let unreachable = |error: ClientError| {
-        let text = format!("cannot connect to '{uri}': {error}");
-        Error::new(ErrorCode::OPERATION_FAILED, text)
-    };
-    let client = match transport {
-        "unix" => {
-            let socket = query
-                .split('&')
-                .find_map(|pair| pair.strip_prefix("socket="))
-                .ok_or_else(|| bad("the socket is missing"))?;
-            let connecting = Client::connect_unix(socket, config).await;
-            connecting.map_err(unreachable)?
+
+    /// Opens `qemu+unix:///system?socket=PATH`, or `qemu+tcp`, `qemu+tls` or `qemu+ssh` with a host (or `vireo+…`). A
+    /// host without a transport means TLS.
+    async fn connect(uri: &str) -> Result<Self> {
+        let bad = |what: &str| {
+            let text = format!("peer-to-peer migration to '{uri}': {what}");
+            Error::new(ErrorCode::INVALID_ARG, text)
+        };
+        let parts = Parts::parse(uri).map_err(|error| bad(&error.to_string()))?;
+        if !matches!(parts.driver, "qemu" | "vireo") {
+            return Err(bad("only qemu and vireo are supported"));
         }
-        "tcp" | "tls" | "" if !host.is_empty() => {
-            let private = transport != "tcp";
-            let usual = if private { TLS_PORT } else { TCP_PORT };
-            let (host, port) = host_and_port(host, usual).ok_or_else(|| bad("its port is none"))?;
-            let connecting = TcpStream::connect((host.as_str(), port));
-            let connecting = timeout(CONNECT_LIMIT, connecting).await;
-            let stream = connecting.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-            let stream = stream.map_err(|error| unreachable(error.into()))?;
-            let option = |name: &str| {
-                let mut all = query.split('&').filter_map(|pair| pair.split_once('='));
-                all.find(|(key, _)| *key == name).map(|(_, value)| value)
-            };
-            if private {
-                let verify = option("no_verify").is_none_or(|value| value == "0");
-                let folder = option("pkipath").map(std::path::Path::new);
-                let client = tls::client_of_daemons(folder, verify)?;
-                let secured = client.connect(&host, stream).await;
-                Client::new(secured.map_err(|e| unreachable(e.into()))?, config)
-            } else {
-                Client::new(Transport::new(stream), config)
+        let peer = Self::reach(uri, &parts, &bad).await?;
+        let name = parts.name();
+        let opened = call(peer.client.open(Some(&name), false), OPEN_LIMIT).await;
+        match (opened, &peer.passing) {
+            (Ok(()), _) => Ok(peer),
+            (Err(error), Some(ssh)) => {
+                let why = ssh.said().await.unwrap_or(error.message);
+                let text = format!("cannot connect to '{uri}': {why}");
+                Err(Error::new(ErrorCode::OPERATION_FAILED, text))
             }
+            (Err(error), None) => Err(error),
         }
-        other => {
-            return Err(bad(&format!(
-                "transport '{other}' is not supported between daemons: there are unix, tcp and tls"
-            )));
-        }
-    };
-    call(client.open(Some(&name), false)).await?;
-    Ok(client)
+    }
+
+    async fn reach(
+        uri: &str,
+        parts: &Parts<'_>,
+        bad: &(dyn Fn(&str) -> Error + Sync),
+    ) -> Result<Self> {
+        let config = ClientConfig {
+            connect_timeout: CONNECT_LIMIT,
+            ..ClientConfig::default()
+        };
+        let unreachable = |error: ClientError| {
+            let text = format!("cannot connect to '{uri}': {error}");
+            Error::new(ErrorCode::OPERATION_FAILED, text)
+        };
+        let mut passing = None;
+        let client = match parts.transport {
+            Some("unix") => {
+                let socket = parts.option("socket");
+                let socket = socket.ok_or_else(|| bad("the socket is missing"))?;
+                let connecting = Client::connect_unix(socket, config).await;
+                connecting.map_err(unreachable)?
+            }
+            Some("ssh") if !parts.host.is_empty() => {
+                if parts.option("command").is_some() {
+                    return Err(bad("a daemon runs no other command than ssh"));
+                }
+                let (client, ssh) = ssh::connect(parts, config)?;
+                passing = Some(ssh);
+                client
+            }
+            Some("tcp" | "tls") | None if !parts.host.is_empty() => {
+                let private = parts.transport != Some("tcp");
+                let usual = if private { TLS_PORT } else { TCP_PORT };
+                let (host, port) = (&parts.host, parts.port.unwrap_or(usual));
+                let connecting = TcpStream::connect((host.as_str(), port));
+                let connecting = timeout(CONNECT_LIMIT, connecting).await;
+                let stream =
+                    connecting.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+                let stream = stream.map_err(|error| unreachable(error.into()))?;
+                if private {
+                    let folder = parts.option("pkipath").map(std::path::Path::new);
+                    let client = tls::client_of_daemons(folder, !parts.flag("no_verify"))?;
+                    let secured = timeout(CONNECT_LIMIT, client.connect(host, stream)).await;
+                    let secured =
+                        secured.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+                    Client::new(secured.map_err(|e| unreachable(e.into()))?, config)
+                } else {
+                    Client::new(Transport::new(stream), config)
+                }
+            }
+            Some("tcp" | "tls" | "ssh") | None => return Err(bad("the host is missing")),
+            Some(other) => {
+                return Err(bad(&format!(
+                    "transport '{other}' is not supported between daemons: there are unix, tcp, tls and ssh"
+                )));
+            }
+        };
+        Ok(Self { client, passing })
+    }
 }

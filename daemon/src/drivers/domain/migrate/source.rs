@@ -1,28 +1,23 @@
-//! The side that a guest leaves: Begin, Perform, Confirm.
+//! The side that a guest leaves: Begin, Confirm, and what becomes of it if it does not go.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rpc::tls::TlsClient;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use uuid::Uuid;
-use vmm_api::control::{Answer, Call, Failure, JobStatus, MigrateOptions};
-use vmm_api::migrate::{self, Kind, Preamble};
+use vmm_api::control::{Answer, Call, Failure, JobStatus};
+use vmm_api::migrate;
 use xml_schemas::domain::View;
 use xml_schemas::domain::device::Disk;
 
-use super::uri::Place;
-use super::{CONNECT_LIMIT, Params, check, flags, lock, storage, tls};
+use super::{Params, check, flags, lock, storage};
 use crate::drivers::domain::block_jobs::without_block_job;
-use crate::drivers::domain::job::{self as jobs, Last, Operation};
+use crate::drivers::domain::job::{Last, Operation};
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Pinned};
 use crate::drivers::domain::state::{PausedReason, State};
-use crate::drivers::domain::tuning;
 use crate::drivers::domain::{Driver, channels};
 use crate::error::{Error, ErrorCode, Result};
 use crate::killpoint::killpoint;
@@ -33,7 +28,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(40);
 const BACK_LIMIT: Duration = Duration::from_secs(15);
 
 /// What a VMM answers to a migration.
-type Reply = oneshot::Receiver<std::result::Result<Answer, Failure>>;
+pub(super) type Reply = oneshot::Receiver<std::result::Result<Answer, Failure>>;
 /// The same, or it is gone.
 type Answered = std::result::Result<std::result::Result<Answer, Failure>, RecvError>;
 
@@ -41,11 +36,13 @@ type Answered = std::result::Result<std::result::Result<Answer, Failure>, RecvEr
 #[derive(Debug)]
 pub struct Outgoing {
     /// The connection whose end gives it up.
-    client: u64,
+    pub(super) client: u64,
     /// The VMM's last word.
-    reply: Option<Reply>,
+    pub(super) reply: Option<Reply>,
     /// The guest ran.
-    was_running: bool,
+    pub(super) was_running: bool,
+    /// Becomes true if nothing comes of it after all.
+    pub(super) failed: watch::Receiver<bool>,
 }
 
 /// What Begin gives.
@@ -168,7 +165,7 @@ impl Driver {
     }
 
     /// Whether a client may go on with a domain that may be protected.
-    fn check_protection(&self, uuid: Uuid, protected: bool, client: u64) -> Result<()> {
+    pub(super) fn check_protection(&self, uuid: Uuid, protected: bool, client: u64) -> Result<()> {
         let owner = lock(&self.migrations.protected).get(&uuid).copied();
         match protected && owner != Some(client) {
             true => Err(Error::invalid("another client migrates the domain")),
@@ -187,132 +184,32 @@ impl Driver {
         }
     }
 
-    /// Perform: moves the guest to the target that was prepared. On return both stand still, and
-    /// the target may take it.
-    ///
-    /// # Errors
-    /// It did not go; the guest runs on here.
-    pub async fn migrate_perform(
-        self: &Arc<Self>,
-        domain: &Pinned,
-        client: u64,
-        params: &Params,
-        flags: u64,
-        cookie: &[u8],
-    ) -> Result<Vec<u8>> {
-        check(flags)?;
-        if flags & flags::OFFLINE != 0 {
-            return Ok(Vec::new());
-        }
-        let place = Place::parse(params.uri.as_deref().ok_or_else(|| {
-            Error::new(
-                ErrorCode::INVALID_ARG,
-                "the target gave no URI for the guest",
-            )
-        })?)?;
-        let job = domain.job_in_migration().await?;
-        let limits = {
-            let inner = domain.lock();
-            let live = inner.live()?;
-            live.work.check_none()?;
-            self.check_protection(domain.uuid, live.change_protection, client)?;
-            inner.migration
-        };
-        without_block_job(domain).await?;
-        let along = {
-            let inner = domain.lock();
-            storage::chosen(&inner.live()?.definition, params, flags)?
-        };
-        let secure = match flags & flags::TLS {
-            0 => None,
-            _ => {
-                let certificates = self.migrations.certificates.get_or_init(Default::default);
-                let client = certificates.client()?;
-                Some((client, params.tls_destination.clone()))
-            }
-        };
-        let options = MigrateOptions {
-            bandwidth: match params.bandwidth {
-                Some(mib) if mib > 0 => mib.saturating_mul(1 << 20),
-                _ => limits.bandwidth,
-            },
-            downtime_ms: limits.downtime_ms,
-            zstd_level: params.packing(flags)?,
-            auto_converge: params.converge(flags)?,
-            direct: secure.is_none(),
-            disks: along
-                .iter()
-                .map(|disk| tuning::id(disk.alias.as_ref()))
-                .collect::<Result<_>>()?,
-            incremental: flags & flags::NON_SHARED_INC != 0,
-        };
-        let connections = params.connections(flags)?;
-        let (control, was_running) = {
-            let inner = domain.lock();
-            let running = matches!(inner.state, State::Running(_));
-            (inner.live()?.control.clone(), running)
-        };
-        let token = String::from_utf8_lossy(cookie).into_owned();
-        let secure = secure.as_ref();
-        let sockets = connect(&place, domain.uuid, &token, connections, secure).await?;
-        killpoint("migrate.connected");
-        let (ready_sender, ready) = oneshot::channel();
+    /// A migration of the domain is a job from now on; gives what is told when it is given up.
+    pub(super) fn job_begins(&self, domain: &Domain) -> Result<Arc<Notify>> {
+        let mut inner = domain.lock();
+        let running = matches!(inner.state, State::Running(_));
+        let live = inner.live_mut()?;
+        live.work.begin(Operation::MigrationOut)?;
+        let given_up = live.work.given_up();
+        self.note_job_begins(domain, running);
+        Ok(given_up)
+    }
+
+    /// It has come to nothing.
+    pub(in crate::drivers::domain) fn job_failed(
+        &self,
+        domain: &Domain,
+        error: &Error,
+        status: JobStatus,
+    ) {
+        let mut inner = domain.lock();
+        if let Ok(live) = inner.live_mut()
+            && live.work.is(Operation::MigrationOut)
         {
-            let mut inner = domain.lock();
-            let live = inner.live_mut()?;
-            live.work.begin(Operation::MigrationOut)?;
-            live.migration_ready = Some(ready_sender);
+            live.work.fail_at(error, status);
+            live.migration_ready = None;
+            self.note_job_ended(domain, live.work.last());
         }
-        let failed = async |error: Error, status: JobStatus, undecided: bool| {
-            if let Ok(live) = domain.lock().live_mut() {
-                live.work.fail_at(&error, status);
-                live.migration_ready = None;
-            }
-            // It was paused for this only, or its disks are still the other side's.
-            if was_running && !undecided {
-                self.go_on(domain).await;
-            }
-            error
-        };
-        if flags & flags::LIVE == 0
-            && was_running
-            && let Err(error) = ask(domain, Call::Pause).await
-        {
-            return Err(failed(error, JobStatus::default(), false).await);
-        }
-        let reply = match control.send_with(Call::Migrate(options), sockets) {
-            Ok(reply) => reply,
-            Err(error) => {
-                return Err(failed(jobs::not_begun(error), JobStatus::default(), false).await);
-            }
-        };
-        let mut reply = reply;
-        killpoint("migrate.moving");
-        // From here on the VMM itself refuses what can't be done meanwhile; what can (a suspend,
-        // say) does not wait for the end.
-        drop(job);
-        tokio::select! {
-            biased;
-            Ok(()) = ready => {}
-            answer = &mut reply => {
-                let (status, undecided) = (so_far(&answer), is_undecided(&answer));
-                return Err(failed(refusal(answer), status, undecided).await);
-            }
-        }
-        killpoint("migrate.performed");
-        let status = match ask(domain, Call::JobStatus).await {
-            Ok(Answer::Job(Some(status))) => status,
-            _ => JobStatus::default(),
-        };
-        lock(&self.migrations.outgoing).insert(
-            domain.uuid,
-            Outgoing {
-                client,
-                reply: Some(reply),
-                was_running,
-            },
-        );
-        serde_json::to_vec(&status).map_err(|error| Error::internal(error.to_string()))
     }
 
     /// Confirm: the target has the guest, or it is not to have it.
@@ -325,41 +222,62 @@ impl Driver {
         flags: u64,
         cancelled: bool,
     ) -> Result<()> {
+        self.confirm(domain, flags, cancelled).await.map(drop)
+    }
+
+    /// The same; says why the guest is still here, where that was heard from its VMM.
+    pub(super) async fn confirm(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        flags: u64,
+        cancelled: bool,
+    ) -> Result<Option<Error>> {
         check(flags)?;
         self.end_protection(domain);
         if flags & flags::OFFLINE != 0 {
             if !cancelled && flags & flags::UNDEFINE_SOURCE != 0 {
-                return self.undefine_moved(domain).await;
+                self.undefine_moved(domain).await?;
             }
-            return Ok(());
+            return Ok(None);
         }
         let outgoing = lock(&self.migrations.outgoing).remove(&domain.uuid);
         let Some(mut outgoing) = outgoing else {
             // It failed before it came so far, or was given up: the guest is here.
             return match cancelled {
-                true => Ok(()),
+                true => Ok(None),
                 false => Err(Error::invalid(
                     "no migration of this domain is to be confirmed",
                 )),
             };
         };
         if cancelled {
-            self.take_back(domain, &mut outgoing).await;
-            return Ok(());
+            return Ok(self.take_back(domain, &mut outgoing).await);
+        }
+        let undefine = flags & flags::UNDEFINE_SOURCE != 0;
+        if undefine {
+            // The other side has its definition: if this daemon dies now, the next one sees to the rest.
+            self.note_undefine(domain, true);
         }
         killpoint("migrate.finished");
         let gone = self.wait_until_gone(domain, &mut outgoing).await;
-        gone.map_err(|error| {
+        let mut done = gone.inspect_err(|error| {
             log::error!("domain '{}': {error}", domain.name().name);
-            error
-        })?;
-        if flags & flags::UNDEFINE_SOURCE != 0 {
-            self.undefine_moved(domain).await?;
+        });
+        if undefine {
+            if done.is_ok() {
+                done = self.undefine_moved(domain).await;
+            }
+            // What is defined by that name later is another one.
+            self.note_undefine(domain, false);
         }
-        Ok(())
+        done.map(|()| None)
     }
 
-    async fn undefine_moved(self: &Arc<Self>, domain: &Pinned) -> Result<()> {
+    /// It has a definition elsewhere.
+    pub(in crate::drivers::domain) async fn undefine_moved(
+        self: &Arc<Self>,
+        domain: &Pinned,
+    ) -> Result<()> {
         let all = crate::drivers::domain::define::UNDEFINE_ALL;
         match self.registry.pin(domain) {
             Some(pinned) => self.undefine(pinned, all).await,
@@ -372,15 +290,7 @@ impl Driver {
         let ended = domain.lock().live.as_ref().map(|live| live.ended.clone());
         if let Some(reply) = outgoing.reply.take() {
             match timeout(SETTLE_LIMIT, reply).await {
-                Ok(Ok(Ok(Answer::Job(status)))) => {
-                    let mut inner = domain.lock();
-                    if let Ok(live) = inner.live_mut() {
-                        live.work.finish(status);
-                    } else {
-                        let done = |status| Last::done(Operation::MigrationOut, status);
-                        inner.last_job = status.map(done);
-                    }
-                }
+                Ok(Ok(Ok(Answer::Job(status)))) => self.job_done(domain, status),
                 // Its connection ends with the process.
                 Ok(Err(_)) => {}
                 Ok(answer) => return Err(refusal(answer)),
@@ -404,9 +314,26 @@ impl Driver {
         Ok(())
     }
 
+    /// The guest runs elsewhere.
+    fn job_done(&self, domain: &Domain, status: Option<JobStatus>) {
+        let mut inner = domain.lock();
+        let inner = &mut *inner;
+        match &mut inner.live {
+            Some(live) => {
+                live.work.finish(status);
+                self.note_job_ended(domain, live.work.last());
+            }
+            None => {
+                let done = |status| Last::done(Operation::MigrationOut, status);
+                inner.last_job = status.map(done);
+                self.note_job_ended(domain, inner.last_job.as_ref());
+            }
+        }
+    }
+
     /// The guest is to run on here. Whether it can is for the two VMMs to say: if the target has it
-    /// already, it stays there.
-    async fn take_back(&self, domain: &Pinned, outgoing: &mut Outgoing) {
+    /// already, it stays there. Gives why it has not gone.
+    async fn take_back(&self, domain: &Pinned, outgoing: &mut Outgoing) -> Option<Error> {
         let name = domain.name().name;
         if let Err(error) = ask(domain, Call::AbortJob).await {
             log::debug!("domain '{name}': {error}");
@@ -416,9 +343,17 @@ impl Driver {
         let mut decided = true;
         if let Some(reply) = outgoing.reply.take() {
             match timeout(BACK_LIMIT, reply).await {
-                Ok(Ok(Ok(_))) => {
+                Ok(Ok(Ok(answer))) => {
                     log::warn!("domain '{name}' had been taken over by the target");
-                    decided = false;
+                    let status = match answer {
+                        Answer::Job(status) => status,
+                        _ => None,
+                    };
+                    self.job_done(domain, Some(status.unwrap_or_default()));
+                    if let Err(error) = self.wait_until_gone(domain, outgoing).await {
+                        log::error!("domain '{name}': {error}");
+                    }
+                    return None;
                 }
                 Ok(answer) => {
                     status = so_far(&answer);
@@ -433,18 +368,17 @@ impl Driver {
                 }
             }
         }
-        if let Ok(live) = domain.lock().live_mut() {
-            live.work.fail_at(&error, status);
-        }
+        self.job_failed(domain, &error, status);
         // One that was not moved live was paused before.
         if outgoing.was_running && decided {
             self.go_on(domain).await;
         }
+        Some(error)
     }
 
     /// The guest stands still for a migration that came to nothing: it goes on. Where the other side still has its disks,
     /// a while later; whoever moved it may be gone by then.
-    async fn go_on(&self, domain: &Domain) {
+    pub(in crate::drivers::domain) async fn go_on(&self, domain: &Domain) {
         const ATTEMPTS: u32 = 60;
         const INTERVAL: Duration = Duration::from_secs(1);
         let stands_still = |domain: &Domain, of: Option<i32>| {
@@ -557,12 +491,12 @@ impl Driver {
 }
 
 /// Whether the guest may run on the other side.
-fn is_undecided(answer: &Answered) -> bool {
+pub(super) fn is_undecided(answer: &Answered) -> bool {
     matches!(answer, Ok(Err(failure)) if failure.is_undecided())
 }
 
 /// How far a migration came that a VMM says has failed.
-fn so_far(answer: &Answered) -> JobStatus {
+pub(super) fn so_far(answer: &Answered) -> JobStatus {
     match answer {
         Ok(Err(failure)) => failure.job.unwrap_or_default(),
         _ => JobStatus::default(),
@@ -570,7 +504,7 @@ fn so_far(answer: &Answered) -> JobStatus {
 }
 
 /// What a VMM says against it.
-fn refusal(answer: Answered) -> Error {
+pub(super) fn refusal(answer: Answered) -> Error {
     match answer {
         Ok(Err(failure)) if failure.message.contains("it was given up") => Error::new(
             ErrorCode::OPERATION_ABORTED,
@@ -605,76 +539,4 @@ fn check_disks(definition: &xml_schemas::Domain, along: &[Disk]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Connects to the target and says who comes.
-async fn connect(
-    place: &Place,
-    uuid: Uuid,
-    token: &str,
-    total: u32,
-    secure: Option<&(TlsClient, Option<String>)>,
-) -> Result<Vec<OwnedFd>> {
-    let cannot = |error: &std::io::Error| {
-        Error::system(
-            format!("unable to connect to the target at '{place}'"),
-            error,
-        )
-    };
-    let mut sockets = Vec::new();
-    for index in 0..total {
-        let preamble = Preamble {
-            uuid: uuid.to_string(),
-            token: token.to_owned(),
-            index,
-            total,
-        };
-        let frame = migrate::json_frame(Kind::Preamble, &preamble)
-            .map_err(|error| Error::internal(error.to_string()))?;
-        let connecting = async {
-            Ok(match place {
-                Place::Unix(path) => {
-                    let mut stream = UnixStream::connect(path).await?;
-                    match secure {
-                        Some(secure) => seal(stream, secure, "localhost", &frame).await?,
-                        None => {
-                            stream.write_all(&frame).await?;
-                            OwnedFd::from(stream.into_std()?)
-                        }
-                    }
-                }
-                Place::Tcp { host, port } => {
-                    let port = port.ok_or(std::io::ErrorKind::AddrNotAvailable)?;
-                    let mut stream = TcpStream::connect((host.as_str(), port)).await?;
-                    stream.set_nodelay(true)?;
-                    match secure {
-                        Some(secure) => seal(stream, secure, host, &frame).await?,
-                        None => {
-                            stream.write_all(&frame).await?;
-                            OwnedFd::from(stream.into_std()?)
-                        }
-                    }
-                }
-            })
-        };
-        let socket = timeout(CONNECT_LIMIT, connecting).await;
-        let socket = socket.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        sockets.push(socket.map_err(|error| cannot(&error))?);
-    }
-    Ok(sockets)
-}
-
-/// TLS over a connection, which begins with these bytes.
-async fn seal(
-    stream: impl tls::Stream + 'static,
-    (client, name): &(TlsClient, Option<String>),
-    host: &str,
-    first: &[u8],
-) -> std::io::Result<OwnedFd> {
-    let mut stream = client
-        .secure(name.as_deref().unwrap_or(host), stream)
-        .await?;
-    stream.write_all(first).await?;
-    stream.flush().await?;
-    tls::join(stream)
 }

@@ -1,7 +1,7 @@
 //! The side that a guest comes to: Prepare, Finish.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use super::{Params, check, flags, lock, storage};
 use crate::drivers::domain::job as jobs;
 use crate::drivers::domain::lifecycle::end;
 use crate::drivers::domain::object::{Coming, Domain, Pinned};
+use crate::drivers::domain::record::ArrivalNote;
 use crate::drivers::domain::start::{self, Arrival, StartOptions};
 use crate::drivers::domain::state::{Lifecycle, PausedReason, State};
 use crate::drivers::domain::{Driver, job::Operation};
@@ -35,18 +36,20 @@ use crate::node;
 const AWAIT_LIMIT: Duration = Duration::from_secs(60);
 /// How long what was cancelled may take to be gone.
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
-/// How long the machine may take to be there, after the source says that all of it has gone.
-const ARRIVE_LIMIT: Duration = Duration::from_secs(60);
-
+/// How long the VMM may take to say that its machine is built, after it has told the source so: less than the source
+/// waits then.
+const ARRIVE_LIMIT: Duration = Duration::from_secs(20);
+/// From one look at whether the source is still there to the next.
+const SOURCE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the VMM may take to end by itself when it is not.
+const VOID_LIMIT: Duration = Duration::from_secs(3);
 /// How long the machine may take to hear from the source that it may run.
 const TAKE_LIMIT: Duration = Duration::from_secs(10);
-/// From the end of a VMM's connection to the end of the process.
-const GONE_LIMIT: Duration = Duration::from_secs(1);
 /// Why nothing comes of it, mostly.
 const CANCELLED: &str = "the migration was cancelled";
 
 /// What a VMM answers.
-type Answered = std::result::Result<std::result::Result<Answer, Failure>, RecvError>;
+pub(super) type Answered = std::result::Result<std::result::Result<Answer, Failure>, RecvError>;
 
 /// A domain that was prepared for.
 #[derive(Debug)]
@@ -54,7 +57,7 @@ pub struct Arriving {
     /// The connection that prepared it.
     client: u64,
     flags: u64,
-    domain: Pinned,
+    pub(super) domain: Pinned,
     /// What it is announced with; none offline.
     id: Option<i32>,
     /// To be stored.
@@ -310,7 +313,25 @@ impl Driver {
             }),
             ..StartOptions::default()
         };
-        let started = start::start(self, domain, &definition, options).await;
+        let started = {
+            let starting = start::start(self, domain, &definition, options);
+            tokio::pin!(starting);
+            let gone = async {
+                match &first {
+                    Some(first) => source_gone(first).await,
+                    None => std::future::pending().await,
+                }
+                // It says so itself, if it can.
+                tokio::time::sleep(VOID_LIMIT).await;
+            };
+            tokio::select! {
+                started = &mut starting => started,
+                () = gone => {
+                    self.give_up(domain, id, "the source of the migration has gone");
+                    starting.await
+                }
+            }
+        };
         if started.is_ok() && (cancel.borrow().is_some() || cancel.has_changed().is_err()) {
             // Its machine was faster.
             end(domain, false).await?;
@@ -365,10 +386,15 @@ impl Driver {
             Ok(Err(error)) => Err(Error::internal(error.to_string())),
             Err(_) => {
                 arriving.task = Some(task);
-                Err(Error::new(
-                    ErrorCode::OPERATION_TIMEOUT,
-                    "the guest did not arrive",
-                ))
+                if let Some(id) = arriving.id {
+                    let text = "its VMM did not say in time that the machine is built";
+                    self.give_up(&arriving.domain, id, text);
+                }
+                let text = format!(
+                    "waited {} s in vain for the domain's VMM to say that its machine is built",
+                    ARRIVE_LIMIT.as_secs()
+                );
+                Err(Error::new(ErrorCode::OPERATION_TIMEOUT, text))
             }
         };
         if let Err(error) = came {
@@ -378,12 +404,21 @@ impl Driver {
         let domain = Arc::clone(&arriving.domain);
         // It is the other daemon's word, for statistics only.
         let status: JobStatus = serde_json::from_slice(cookie).unwrap_or_default();
+        // If this daemon can't see it through, whoever finds the guest here knows what else is to be done.
+        let note = ArrivalNote {
+            persistent: (flags & flags::PERSIST_DEST != 0)
+                .then(|| arriving.persistent.format(View::Inactive)),
+            paused: flags & flags::PAUSED != 0,
+        };
         let begun = {
             let mut inner = domain.lock();
-            inner.live_mut().and_then(|live| {
+            let begun = inner.live_mut().and_then(|live| {
                 live.work.begin(Operation::MigrationIn)?;
+                live.arrival = Some(note);
                 Ok(live.control.clone())
-            })
+            });
+            self.write_record(&inner);
+            begun
         };
         killpoint("migrate.arrived");
         // Before it can have written to them: from then on nobody takes them away.
@@ -422,66 +457,7 @@ impl Driver {
         self.taken(arriving, flags, status, began, answered).await
     }
 
-    /// The VMM has answered whether it has taken the guest over.
-    async fn taken(
-        self: &Arc<Self>,
-        arriving: Arriving,
-        flags: u64,
-        mut status: JobStatus,
-        began: Instant,
-        answered: Answered,
-    ) -> Result<Arc<Domain>> {
-        let domain = Arc::clone(&arriving.domain);
-        let paused = flags & flags::PAUSED != 0;
-        let taken = match answered {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(failure)) => Err(Error::failed(failure.message)),
-            Err(_) => {
-                let ended = domain.lock().live.as_ref().map(|live| live.ended.clone());
-                if let Some(mut ended) = ended
-                    && timeout(GONE_LIMIT, ended.wait_for(|&ended| ended))
-                        .await
-                        .is_err()
-                {
-                    // It lives, and may have the guest: who watches it finds out.
-                    return Err(Error::failed(
-                        "the domain's VMM has closed its control connection: whether it has taken the guest over is \
-                         not known",
-                    ));
-                }
-                Err(Error::failed("domain is no longer running"))
-            }
-        };
-        if let Some(moved) = &mut status.migration {
-            // The guest has stood still at least since then.
-            let since = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            moved.downtime_ms = moved.downtime_ms.max(since).max(1);
-        }
-        if let Ok(live) = domain.lock().live_mut() {
-            live.work.finish(None);
-            live.work.took_over(status);
-        }
-        if let Err(error) = taken {
-            self.cancel(arriving).await;
-            return Err(error);
-        }
-        if paused {
-            let mut inner = domain.lock();
-            inner.state = State::Paused(PausedReason::User);
-            let event = DomainEvent::Lifecycle(Lifecycle::SuspendedPaused);
-            self.emit(&domain.name_in(&inner), &event);
-            self.write_record(&inner);
-        }
-        if flags & flags::PERSIST_DEST != 0 {
-            // It runs here whatever comes of this.
-            self.store(&arriving, flags)
-                .await
-                .map_err(|error| Error::new(ErrorCode::MIGRATE_PERSIST_FAILED, error.message))?;
-        }
-        Ok(domain)
-    }
-
-    async fn store(self: &Arc<Self>, arriving: &Arriving, flags: u64) -> Result<()> {
+    pub(super) async fn store(self: &Arc<Self>, arriving: &Arriving, flags: u64) -> Result<()> {
         if flags & flags::PERSIST_DEST == 0 {
             return Ok(());
         }
@@ -489,22 +465,25 @@ impl Driver {
         self.define(&xml, 0).await.map(drop)
     }
 
+    /// Whoever waits for it does so no longer.
+    fn give_up(&self, domain: &Domain, id: i32, because: &'static str) {
+        // Another one of that name may come by now.
+        let inner = domain.lock();
+        if let Some(coming) = inner.coming.as_ref().filter(|coming| coming.id == id) {
+            coming.given_up.send_if_modified(|why| {
+                let first = why.is_none();
+                why.get_or_insert(because);
+                first
+            });
+        }
+    }
+
     /// Nothing comes of it.
-    async fn cancel(&self, mut arriving: Arriving) {
+    pub(super) async fn cancel(&self, mut arriving: Arriving) {
         let Some(id) = arriving.id else { return };
         let domain = Arc::clone(&arriving.domain);
         let name = domain.name().name;
-        {
-            // Another one of that name may come by now.
-            let inner = domain.lock();
-            if let Some(coming) = inner.coming.as_ref().filter(|coming| coming.id == id) {
-                coming.given_up.send_if_modified(|why| {
-                    let first = why.is_none();
-                    why.get_or_insert(CANCELLED);
-                    first
-                });
-            }
-        }
+        self.give_up(&domain, id, CANCELLED);
         if let Some(task) = arriving.task.as_mut() {
             match timeout(CANCEL_LIMIT, task).await {
                 Ok(Ok(Ok(()))) => {}
@@ -552,6 +531,24 @@ fn active(name: &str) -> Error {
 /// Why nothing is to come of it.
 fn unwanted(why: Option<&'static str>) -> Error {
     Error::new(ErrorCode::OPERATION_ABORTED, why.unwrap_or(CANCELLED))
+}
+
+/// Comes back when the source has closed its end.
+async fn source_gone(connection: &OwnedFd) {
+    loop {
+        // Only its end is of interest: what comes is for somebody else.
+        let mut one = [libc::pollfd {
+            fd: connection.as_raw_fd(),
+            events: libc::POLLRDHUP,
+            revents: 0,
+        }];
+        // SAFETY: one entry, which lives here, and the descriptor in it is open; no time is waited.
+        let ready = unsafe { libc::poll(one.as_mut_ptr(), 1, 0) };
+        if ready > 0 {
+            return;
+        }
+        tokio::time::sleep(SOURCE_INTERVAL).await;
+    }
 }
 
 /// Tells the source why nothing comes of it.

@@ -39,7 +39,8 @@ impl Place {
             .strip_prefix("tcp:")
             .ok_or_else(|| bad("only tcp and unix are supported"))?;
         let rest = rest.strip_prefix("//").unwrap_or(rest);
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        // As in libvirt: a path or a query says nothing.
+        let rest = rest.split(['/', '?']).next().unwrap_or(rest);
         let (host, port) = match rest.strip_prefix('[') {
             Some(inner) => {
                 let (host, after) = inner
@@ -104,6 +105,7 @@ mod tests {
         for (text, place) in [
             ("tcp:b", tcp("b", None)),
             ("tcp://b/", tcp("b", None)),
+            ("tcp://b:5/x?a=b", tcp("b", Some(5))),
             ("tcp:b:49152", tcp("b", Some(49152))),
             ("tcp://[::1]:7", tcp("::1", Some(7))),
             ("unix:///run/x", Place::Unix("/run/x".into())),
