@@ -8,8 +8,10 @@ pub mod certificates;
 mod guests;
 pub mod hosts;
 mod machine;
+pub mod moves;
 pub mod namespace;
 mod rig;
+pub mod sshd;
 mod terminal;
 
 pub use guests::{Kernel, linux_guest, tiny_guest, tiny_guest_with_panic_port, tiny_kernel};

@@ -284,6 +284,58 @@ fn whatever_goes_wrong_it_runs_on_one_side() {
     assert!(one.processes("vireo-vmm").is_empty());
 }
 
+/// All of a host's processes at once.
+fn dies(rig: &Rig) {
+    for program in ["vireod", "vireo-vmm"] {
+        for pid in rig.processes(program) {
+            // SAFETY: takes numbers; the process is this test's own.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+    let deadline = Instant::now() + SOON;
+    while !rig.processes("vireo-vmm").is_empty() {
+        assert!(Instant::now() < deadline, "it does not die");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_host_that_dies_takes_only_along_what_ran_there() {
+    for how in [&[][..], &["--p2p"]] {
+        let (one, other) = two();
+        busy_guest(&one, "tiny");
+        let mut child = slow_move(&one, &other, "tiny", how);
+        dies(&other);
+        assert!(!child.wait().unwrap().success());
+        running_here_only(&one, &other, "tiny");
+        answers(&one, "tiny");
+        let told = one
+            .vireo(&["domjobinfo", "tiny", "--completed", "--rawstats"])
+            .ok();
+        assert!(told.contains("errmsg: "), "{told}");
+        // It is up again, and the guest can go.
+        let mut child = slow_move(&one, &other, "tiny", how);
+        dies(&one);
+        assert!(!child.wait().unwrap().success());
+        let deadline = Instant::now() + SOON;
+        while !other.processes("vireo-vmm").is_empty() {
+            assert!(Instant::now() < deadline, "the target waits for ever");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let list = other.vireo(&["list", "--all", "--name"]).ok();
+        assert_eq!(list.trim(), "", "{list}");
+        let state = one.state("tiny");
+        assert!(state.starts_with("shut off"), "{state}");
+        let told = one
+            .vireo(&["domjobinfo", "tiny", "--completed", "--rawstats"])
+            .ok();
+        assert!(
+            told.contains("errmsg: migration failed: domain is no longer running"),
+            "{told}"
+        );
+    }
+}
+
 #[test]
 fn only_one_moves_it_and_nobody_changes_it_meanwhile() {
     let (one, other) = two();

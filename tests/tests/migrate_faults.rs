@@ -1,54 +1,8 @@
 //! What goes wrong while a guest moves, at every phase: it runs on one side, or nowhere where the side died that had
 //! the right to run it; and nothing is left behind.
 
-use std::process::Child;
-use std::time::{Duration, Instant};
-
-use vireo_tests::{Rig, Terminal, tiny_guest};
-
-const SOON: Duration = Duration::from_secs(60);
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// It echoes what is typed.
-fn answers(rig: &Rig, name: &str) {
-    let mut terminal = Terminal::start(rig.command("vireo").args(["console", name]));
-    terminal.expect("Escape character", SOON);
-    terminal.wait_raw(SOON);
-    terminal.send("xyz");
-    terminal.expect("xyz", SOON);
-    terminal.send("\x1d");
-    terminal.wait(SOON);
-}
-
-/// A daemon that, or one of whose VMMs, dies at a point.
-fn daemon(rig: &Rig, dies_at: Option<&str>) -> Child {
-    daemon_with(rig, dies_at.map(|point| ("VIREO_KILL_AT", point)))
-}
-
-fn daemon_with(rig: &Rig, variable: Option<(&str, &str)>) -> Child {
-    let log = std::fs::File::create(rig.path("daemon.log")).unwrap();
-    let mut command = rig.command("vireod");
-    if let Some((name, value)) = variable {
-        command.env(name, value);
-    }
-    let child = command
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    eventually("a daemon", || {
-        std::os::unix::net::UnixStream::connect(rig.socket()).is_ok()
-    });
-    child
-}
+use vireo_tests::moves::{answers, daemon, daemon_with, eventually, is_there};
+use vireo_tests::{Rig, tiny_guest};
 
 /// Where the guest is to be after all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,11 +13,6 @@ enum Runs {
     There,
     /// Its side died, and had the right to run it.
     Nowhere,
-}
-
-fn is_there(rig: &Rig) -> bool {
-    let list = rig.vireo(&["list", "--name"]).ok();
-    list.lines().any(|line| line == "tiny")
 }
 
 /// Moves a guest from one Vireo to another, which die at these points, and looks where it runs.

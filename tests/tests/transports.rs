@@ -1,11 +1,12 @@
 //! The ways to the daemon beside its socket: ports, TLS, ssh, polkit; with our client and with stock virsh.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vireo_tests::certificates::certificates;
+use vireo_tests::sshd::Sshd;
 use vireo_tests::{Rig, Run, left_out, tiny_guest, which};
 
 /// Starts the daemon with these arguments and waits until it says that it serves `what`; returns the port.
@@ -116,99 +117,12 @@ fn certificates_open_the_tls_port_to_both_clients() {
     assert_ne!(stock(&rig, &uri("qemu", &others), &list).status, 0);
 }
 
-/// An ssh server of the test's own on the loopback.
-struct Sshd {
-    child: Child,
-    port: u16,
-    key: PathBuf,
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Sshd {
-    fn start(rig: &Rig) -> Self {
-        let folder = rig.path("ssh");
-        fs::create_dir_all(&folder).unwrap();
-        for key in ["host", "user"] {
-            let made = Command::new("ssh-keygen")
-                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-                .arg(folder.join(key))
-                .status();
-            assert!(made.unwrap().success());
-        }
-        // Where the parent of its sessions lives; distributions make it at boot.
-        fs::create_dir_all("/run/sshd").unwrap();
-        fs::copy(folder.join("user.pub"), folder.join("authorized")).unwrap();
-        let own = rig.command("vireo");
-        let bin = Path::new(own.get_program()).parent().unwrap();
-        // As on a host without libvirt whose owner wants stock clients to find ours.
-        fs::create_dir_all(rig.path("bin")).unwrap();
-        let helper = bin.join("vireo-ssh-helper");
-        std::os::unix::fs::symlink(helper, rig.path("bin/virt-ssh-helper")).unwrap();
-        // A free port: found, let go, and taken again at once.
-        for _ in 0..10 {
-            let port = std::net::TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port();
-            let config = format!(
-                "ListenAddress 127.0.0.1:{port}\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\n\
-                 StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\n\
-                 PermitRootLogin prohibit-password\n\
-                 SetEnv VIREO_ROOT={1} PATH={2}:{1}/bin:/usr/bin:/bin VIREO_TEST_RIG={3}\n",
-                folder.display(),
-                rig.root().display(),
-                bin.display(),
-                rig.root().file_name().unwrap().to_str().unwrap(),
-            );
-            fs::write(folder.join("config"), config).unwrap();
-            let mut child = Command::new("/usr/sbin/sshd")
-                .arg("-D")
-                .arg("-e")
-                .arg("-f")
-                .arg(folder.join("config"))
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(fs::File::create(folder.join("log")).unwrap())
-                .spawn()
-                .unwrap();
-            let deadline = Instant::now() + Duration::from_secs(10);
-            while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
-                if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return Sshd {
-                        child,
-                        port,
-                        key: folder.join("user"),
-                    };
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        panic!(
-            "sshd does not listen: {}",
-            fs::read_to_string(folder.join("log")).unwrap_or_default()
-        );
-    }
-}
-
 #[test]
 fn ssh_leads_to_the_daemon_which_is_started_there() {
-    // SAFETY: geteuid takes nothing and cannot fail.
-    let superuser = unsafe { libc::geteuid() } == 0;
-    if !superuser || !Path::new("/usr/sbin/sshd").exists() || !which("ssh") {
-        left_out("a connection through ssh needs root, ssh and sshd");
-        return;
-    }
     let rig = Rig::new();
-    let sshd = Sshd::start(&rig);
+    let Some(sshd) = Sshd::start(&rig) else {
+        return;
+    };
     let options = format!(
         "keyfile={}&no_verify=1&no_tty=1&known_hosts=/dev/null",
         sshd.key.display()

@@ -126,6 +126,8 @@ impl Driver {
 
     /// It has come so far.
     pub(super) fn note_job_so_far(&self, domain: &Domain, status: JobStatus) {
+        // Whoever changes the note has the lock.
+        let _inner = domain.lock();
         if let Some(mut note) = self.read_job_note(domain.uuid) {
             note.status = status;
             self.write_job_note(domain.uuid, &note);
@@ -134,6 +136,7 @@ impl Driver {
 
     /// Whether its definition is to go with it.
     pub(super) fn note_undefine(&self, domain: &Domain, undefine: bool) {
+        let _inner = domain.lock();
         if let Some(mut note) = self.read_job_note(domain.uuid) {
             note.undefine = undefine;
             self.write_job_note(domain.uuid, &note);

@@ -156,7 +156,10 @@ impl Driver {
                     Err(error) => log::debug!("domain '{}': {error}", domain.name().name),
                 }
             }
-            driver.is_here_paused(&domain);
+            // Somebody may have resumed it by now.
+            if domain.lock().state == State::Paused(PausedReason::Migration) {
+                driver.is_here_paused(&domain);
+            }
             let arrival = domain
                 .lock()
                 .live
