@@ -546,14 +546,6 @@ impl GuestMemory {
         }
     }
 
-    /// Has the host give memory for this range of [`GuestMemory::bytes`] now, whatever is there already.
-    ///
-    /// # Errors
-    /// Beyond RAM; it has none; it can't do such a thing.
-    pub fn make_room(&self, range: Range<u64>) -> Result<(), MemoryError> {
-        self.advise(range, libc::MADV_POPULATE_WRITE)
-    }
-
     fn advise(&self, range: Range<u64>, advice: libc::c_int) -> Result<(), MemoryError> {
         self.check(range.start, range.end.saturating_sub(range.start))?;
         let at = self

@@ -316,7 +316,7 @@ pub struct Hello {
     /// Disks whose content goes along.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<HelloDisk>,
-    /// Where guest memory holds much, as offset and length: a target may make room there before it comes.
+    /// Where guest memory holds much, as offset and length: a target may get ready for it before it comes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub content: Vec<(u64, u64)>,
 }

@@ -5,7 +5,6 @@ pub mod ahead;
 pub mod disks;
 mod inbox;
 pub mod link;
-mod room;
 pub mod source;
 mod stuck;
 pub mod target;

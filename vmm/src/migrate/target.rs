@@ -17,7 +17,6 @@ use super::disks::{self, Coming};
 use super::inbox::Inbox;
 use super::link::Link;
 use super::moment;
-use super::room::Room;
 use crate::killpoint::killpoint;
 use crate::memory::{GuestMemory, Scratch};
 use crate::num::to_usize;
@@ -135,7 +134,6 @@ impl Incoming {
             memory,
             disks: &disks,
             ahead,
-            room: &Room::default(),
             is_expected: self.expect(memory),
         };
         self.content(&mut inbox, place)?;
@@ -166,16 +164,6 @@ impl Incoming {
     fn content(&self, first: &mut Inbox<'_>, place: Place<'_>) -> Result<(), StreamError> {
         std::thread::scope(|scope| -> Result<(), StreamError> {
             let mut others = Vec::new();
-            // Several that receive are several that the host gives memory to.
-            if self.links.len() == 1 && !place.memory.is_file() {
-                place.room.set_busy(true);
-                let room = || place.room.make(place.memory, &self.content);
-                let thread = std::thread::Builder::new().name("room".into());
-                if let Err(error) = thread.spawn_scoped(scope, room) {
-                    place.room.set_busy(false);
-                    log::debug!("a thread that makes room: {error}");
-                }
-            }
             for link in &self.links[1..] {
                 let thread = std::thread::Builder::new()
                     .name("incoming".into())
@@ -188,7 +176,6 @@ impl Incoming {
             }
             let leads = self.links.first();
             let own = self.or_refuse(content(first, place, leads));
-            place.room.enough();
             for thread in others {
                 let ended = |_| StreamError::Protocol("a receiving thread panicked".to_owned());
                 thread.join().map_err(ended)??;
@@ -330,7 +317,6 @@ struct Place<'a> {
     memory: &'a GuestMemory,
     disks: &'a [Coming],
     ahead: &'a Ahead,
-    room: &'a Room,
     /// The memory knows where much will come.
     is_expected: bool,
 }
@@ -345,7 +331,6 @@ fn content(
         memory,
         disks,
         ahead,
-        room,
         is_expected,
     } = place;
     let mut unpack: Option<(Scratch, zstd_safe::DCtx<'_>)> = None;
@@ -360,7 +345,6 @@ fn content(
                 let [start, _] = words(inbox, 1)?;
                 let new = !again && !is_expected;
                 pages(inbox, memory, start, len - 8, (again, new))?;
-                room.reached(start.saturating_add(len));
                 ahead.wrote(memory, start, len - 8);
             }
             Kind::Zero if len == 16 => {
@@ -380,7 +364,6 @@ fn content(
                     return Ok(());
                 }
                 again = true;
-                room.enough();
                 // So that little is left to be written while the guest stands still.
                 disks.iter().try_for_each(Coming::flush)?;
             }
