@@ -92,9 +92,11 @@ fn a_target_that_hangs_when_it_has_built_the_machine_is_waited_for_only_so_long(
 
 #[test]
 fn whoever_gives_up_a_migration_is_heard_while_the_target_hangs() {
+    // Its VMM, when the machine is built; its daemon, when the guest is to run there.
     for (point, how) in [
         ("vmm.incoming-ready", &["--live"][..]),
         ("vmm.incoming-ready", &["--live", "--p2p"]),
+        ("migrate.finishing", &["--live", "--p2p"]),
     ] {
         let what = format!("{point} {how:?}");
         let (here, there) = two(None, Some(("VIREO_STOP_AT", point)));
@@ -122,6 +124,29 @@ fn whoever_gives_up_a_migration_is_heard_while_the_target_hangs() {
         for pid in there.processes("vireod") {
             signal(pid, libc::SIGCONT);
         }
+        runs_only(&here, &there, &what);
+        here.vireo(&["destroy", "tiny"]).ok();
+    }
+}
+
+#[test]
+fn whoever_gives_up_a_migration_is_heard_while_the_source_hangs() {
+    for how in [&["--live"][..], &["--live", "--p2p"]] {
+        let what = format!("{how:?}");
+        let (here, there) = two(Some(("VIREO_STOP_AT", "vmm.migrate-greeted")), None);
+        let client = begins(&here, &there, how);
+        let [pid] = here.processes("vireo-vmm")[..] else {
+            panic!("{what}: no guest");
+        };
+        eventually(&format!("{what}: it hangs"), || hangs(pid));
+        here.vireo(&["domjobabort", "tiny"]).ok();
+        let said = fails(client);
+        assert!(said.contains("canceled by client"), "{what}: {said}");
+        assert!(completed(&here).contains("Cancelled"), "{what}");
+        eventually(&format!("{what}: the target has nothing"), || {
+            there.processes("vireo-vmm").is_empty() && !is_there(&there)
+        });
+        signal(pid, libc::SIGCONT);
         runs_only(&here, &there, &what);
         here.vireo(&["destroy", "tiny"]).ok();
     }
