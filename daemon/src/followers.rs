@@ -110,7 +110,12 @@ impl Followers {
     /// # Errors
     /// An earlier one is not, and why.
     pub fn check(&self) -> io::Result<()> {
-        self.shared.state().check()
+        let mut state = self.shared.state();
+        if state.broken.is_some() && !state.attended {
+            // There was no thread that would try again.
+            state = self.shared.keep(state);
+        }
+        state.check()
     }
 
     /// Has a file written.

@@ -46,19 +46,9 @@ impl Driver {
                 return;
             };
             let name = domain.name().name;
-            match driver.dump_path(&name) {
-                Ok(Some(path)) => {
-                    let to = path.display().to_string();
-                    match driver.core_dump(pinned, to.clone(), 0, 0).await {
-                        Ok(()) => log::warn!("{name}: the watchdog was not fed: dumped to {to}"),
-                        Err(error) => log::error!("{name}: no dump for the watchdog: {error}"),
-                    }
-                }
-                Ok(None) => {
-                    log::error!("{name}: no dump for the watchdog: there are {OWN_DUMPS} already")
-                }
-                Err(error) => log::error!("{name}: no dump for the watchdog: {error}"),
-            }
+            driver
+                .own_dump(pinned, &name, "its watchdog was not fed")
+                .await;
             // Somebody may have resumed it, or paused it for a reason of their own.
             let waits = matches!(
                 domain.lock().state,
@@ -68,6 +58,21 @@ impl Driver {
                 log::error!("{name}: it stays paused after the watchdog's dump: {error}");
             }
         });
+    }
+
+    /// Dumps a domain without anybody waiting for it; what came of it is in the log.
+    async fn own_dump(self: &Arc<Self>, domain: Pinned, name: &str, why: &str) {
+        let to = match self.dump_path(name) {
+            Ok(Some(path)) => path.display().to_string(),
+            Ok(None) => {
+                return log::error!("{name}: {why}: no dump: there are {OWN_DUMPS} already");
+            }
+            Err(error) => return log::error!("{name}: {why}: no dump: {error}"),
+        };
+        match self.core_dump(domain, to.clone(), 0, 0).await {
+            Ok(()) => log::warn!("{name}: {why}: dumped to {to}"),
+            Err(error) => log::error!("{name}: {why}: no dump: {error}"),
+        }
     }
 
     /// What `on_crash` asks for with `coredump-destroy` and `coredump-restart`, once the guest has crashed and is
@@ -81,19 +86,7 @@ impl Driver {
                 return;
             };
             let name = domain.name().name;
-            match driver.dump_path(&name) {
-                Ok(Some(path)) => {
-                    let to = path.display().to_string();
-                    match driver.core_dump(pinned, to.clone(), 0, 0).await {
-                        Ok(()) => log::warn!("{name} crashed: dumped to {to}"),
-                        Err(error) => log::error!("{name} crashed, and is not dumped: {error}"),
-                    }
-                }
-                Ok(None) => {
-                    log::error!("{name} crashed, and is not dumped: {OWN_DUMPS} dumps are there");
-                }
-                Err(error) => log::error!("{name} crashed, and is not dumped: {error}"),
-            }
+            driver.own_dump(pinned, &name, "it crashed").await;
             // Somebody may have ended it, or reset it.
             if domain.lock().state == State::Crashed
                 && let Err(error) = driver.after_dump(&again, !restart, restart).await
