@@ -1,7 +1,9 @@
 //! Files that follow what the journal has promised of them.
 //!
-//! One thread writes them, in the order of the promises, while there are any. How far it is stands in a file of its own,
-//! which is not synced: a daemon that finds itself in the same boot of the host sees what the one before had not done.
+//! One thread writes them, in the order of the promises. One that comes alone is written at once; where one follows upon
+//! another it waits for a moment without any, as long as nobody waits for the files: to make one takes the kernel, and
+//! hence a processor, longer than to promise it. How far it is stands in a file of its own, which is not synced: a daemon
+//! that finds itself in the same boot of the host sees what the one before had not done.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -17,6 +19,10 @@ use crate::journal::{Applying, Change};
 
 /// The thread ends when there was nothing to do for so long.
 const IDLE: Duration = Duration::from_secs(1);
+/// Promises that come within so much of each other are of one burst.
+const BURST: Duration = Duration::from_millis(2);
+/// A promise of a burst is kept after so much, whatever comes.
+const LATE: Duration = Duration::from_millis(500);
 /// A file that cannot be written is tried again so much later.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -27,6 +33,8 @@ pub struct Promise {
     pub number: u64,
     /// The file.
     pub change: Change,
+    /// When it was made.
+    pub made: Instant,
     /// Its segment is kept for as long as this lives.
     pub _applying: Applying,
 }
@@ -56,6 +64,13 @@ struct State {
     open: BTreeMap<u64, String>,
     /// The last number there was.
     last: u64,
+    /// Up to this number somebody waits for the files.
+    awaited: u64,
+    /// The last promise came closely upon another one, and when it came.
+    burst: bool,
+    newest: Option<Instant>,
+    /// The thread sleeps until a burst is over.
+    resting: bool,
     /// Why the first of the queue cannot be written.
     broken: Option<String>,
     kept: Option<File>,
@@ -113,6 +128,7 @@ impl Followers {
         let mut state = self.shared.state();
         if state.broken.is_some() && !state.attended {
             // There was no thread that would try again.
+            state.burst = false;
             state = self.shared.keep(state);
         }
         state.check()
@@ -121,10 +137,15 @@ impl Followers {
     /// Has a file written.
     pub fn follow(&self, promise: Promise) {
         let mut state = self.shared.state();
+        let before = state.newest.replace(promise.made);
+        state.burst = before.is_some_and(|before| promise.made.duration_since(before) < BURST);
         state.queue.push_back(promise);
         if state.attended {
+            let resting = state.resting;
             drop(state);
-            self.shared.work.notify_one();
+            if !resting {
+                self.shared.work.notify_one();
+            }
             return;
         }
         let shared = Arc::clone(&self.shared);
@@ -140,9 +161,18 @@ impl Followers {
             Err(error) => {
                 log::error!("cannot start the thread that writes definitions: {error}");
                 // Whoever promises writes, too.
+                state.burst = false;
                 drop(self.shared.keep(state));
             }
         }
+    }
+
+    /// Has all that was promised up to this number kept without delay: the journal needs the room.
+    pub fn hurry(&self, number: u64) {
+        let mut state = self.shared.state();
+        state.awaited = state.awaited.max(number);
+        drop(state);
+        self.shared.work.notify_one();
     }
 
     /// Waits until all that was promised by now is kept; if that cannot be, what was promised of these files must be.
@@ -152,6 +182,10 @@ impl Followers {
     pub fn settle(&self, changes: &[Change], limit: Duration) -> io::Result<()> {
         let mut state = self.shared.state();
         let (deadline, last) = (Instant::now() + limit, state.last);
+        state.awaited = last;
+        if state.resting {
+            self.shared.work.notify_one();
+        }
         while state
             .open
             .first_key_value()
@@ -218,10 +252,16 @@ impl Shared {
             if state.closing {
                 return;
             }
-            let limit = if state.broken.is_some() { RETRY } else { IDLE };
+            let rest = state.rest();
+            let limit = match &state.broken {
+                Some(_) => RETRY,
+                None => rest.unwrap_or(IDLE),
+            };
+            state.resting = rest.is_some();
             let waited = self.work.wait_timeout(state, limit);
             let timeout;
             (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            state.resting = false;
             if state.queue.is_empty() && timeout.timed_out() {
                 state.attended = false;
                 return;
@@ -229,9 +269,11 @@ impl Shared {
         }
     }
 
-    /// Writes all files there are, up to the first that cannot be.
+    /// Writes all files that are due, up to the first that cannot be.
     fn keep<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        while let Some(promise) = state.queue.pop_front() {
+        while state.rest().is_none()
+            && let Some(promise) = state.queue.pop_front()
+        {
             drop(state);
             let made = promise.change.make(&self.folder);
             state = self.state();
@@ -260,6 +302,17 @@ impl Shared {
 }
 
 impl State {
+    /// How long the first of the queue waits for the end of a burst.
+    fn rest(&self) -> Option<Duration> {
+        let first = self.queue.front()?;
+        if !self.burst || self.closing || first.number <= self.awaited {
+            return None;
+        }
+        let age = self.newest?.elapsed();
+        let left = LATE.checked_sub(first.made.elapsed())?;
+        Some(BURST.checked_sub(age)?.min(left))
+    }
+
     /// Notes how far it is: up to this number no promise is open.
     fn note(&mut self, path: &Path) -> io::Result<()> {
         let kept = match self.open.first_key_value() {
@@ -337,6 +390,39 @@ mod tests {
         // Nothing is left to do.
         let kept = Followers::kept(&folder.0.join(".journal/kept")).unwrap();
         assert!(kept >= 200, "{kept}");
+    }
+
+    #[test]
+    fn a_burst_is_kept_when_it_is_over_and_when_its_room_is_needed() {
+        let folder = TempFolder::new();
+        let journal = Journal::open(folder.0.clone(), BOOT).unwrap();
+        // Several times what both segments hold.
+        let long = "x".repeat(100_000);
+        for number in 0..100 {
+            let name = number.to_string();
+            journal.promise(text(&name, &long)).unwrap();
+        }
+        until(|| folder.0.join("99").is_file());
+        for number in 0..100 {
+            let path = folder.0.join(number.to_string());
+            assert_eq!(fs::read_to_string(path).unwrap(), long);
+        }
+        // Others wait for what is promised, not for the end of a burst that does not end.
+        let busy = std::sync::atomic::AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while busy.load(std::sync::atomic::Ordering::Relaxed) {
+                    journal.promise(text("busy", "1")).unwrap();
+                }
+            });
+            for number in 0..20 {
+                journal.promise(text("mine", &number.to_string())).unwrap();
+                drop(journal.commit(&[text("other", "1")]).unwrap());
+                let mine = fs::read_to_string(folder.0.join("mine")).unwrap();
+                assert_eq!(mine, number.to_string());
+            }
+            busy.store(false, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 
     #[test]

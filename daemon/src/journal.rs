@@ -144,6 +144,14 @@ struct Segments {
     broken: Option<String>,
 }
 
+impl Segments {
+    /// Whether the active one has no room for so many bytes.
+    fn needs_another(&self, length: u64) -> bool {
+        let used = self.all[self.active].used;
+        used > 0 && used + length > FULL
+    }
+}
+
 #[derive(Debug, Default)]
 struct Segment {
     file: Option<File>,
@@ -256,6 +264,7 @@ impl Journal {
         self.followers.follow(Promise {
             number,
             change,
+            made: Instant::now(),
             _applying: applying,
         });
         Ok(())
@@ -306,6 +315,9 @@ impl Journal {
             // Somebody has it who waits for room himself.
             segments = waited(&self.shared.changed, segments, ROOM_LIMIT);
         };
+        if segments.needs_another(length(&batch)) {
+            self.followers.hurry(number);
+        }
         let (mut segments, room) = self.shared.room(segments, length(&batch));
         let result = room.and_then(|()| self.shared.append(&mut segments, &batch));
         if result.is_ok() && !segments.attended {
@@ -405,7 +417,7 @@ impl Shared {
                 let error = io::Error::other(format!("an earlier change is not synced: {why}"));
                 return (guard, Err(error));
             }
-            if guard.all[active].used == 0 || guard.all[active].used + length <= FULL {
+            if !guard.needs_another(length) {
                 return (guard, Ok(()));
             }
             if guard.all[1 - active].used == 0 {

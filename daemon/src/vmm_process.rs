@@ -389,7 +389,8 @@ mod tests {
         let folder = TempFolder::new();
         let target: OwnedFd = File::create(folder.0.join("out")).unwrap().into();
         let number = target.as_raw_fd();
-        let script = format!("echo \"$@\" >&{number}; exit 3");
+        // Not `>&N`, which this shell knows up to 9 only.
+        let script = format!("echo \"$@\" >/proc/self/fd/{number}; exit 3");
         let process = launch_script(&folder.0, &script, vec![target]);
         let process = process.watch().unwrap();
         assert_eq!(process.ended().await, Some(Ending::Status(3)));
