@@ -172,7 +172,7 @@ impl Client {
         let stream = tokio::time::timeout(config.connect_timeout, connecting)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        Ok(Client::new(stream.into(), config))
+        Ok(Client::new(Transport::unix(stream)?, config))
     }
 
     /// A client on a connection that is there already. Must be called within a tokio runtime.
@@ -180,7 +180,7 @@ impl Client {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let inner = Arc::new(Inner {
             config,
-            queue: Arc::default(),
+            queue: Arc::new(Queue::new(&transport)),
             streams: Streams::default(),
             serial: AtomicU32::new(0),
             waiting: Mutex::new(Some(Waiting::new())),
@@ -455,8 +455,8 @@ async fn run(transport: Transport, task: Task) {
 }
 
 async fn write(mut sink: Sink, queue: &Queue) -> String {
-    while let Some(frame) = queue.next().await {
-        if let Err(error) = sink.send(&frame).await {
+    while let Some(next) = queue.next().await {
+        if let Err(error) = sink.send(&next).await {
             return format!("Cannot write data: {error}");
         }
     }

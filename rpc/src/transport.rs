@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream as Socket;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use crate::frame::{Decoded, Frame, FrameDecoder, FrameError};
+use crate::queue::Outgoing;
 
 /// Who is at the other end of a Unix socket, as the kernel says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +25,8 @@ pub struct Peer {
     pub pid: Option<i32>,
 }
 
-/// A connection's bytes. Make one from a [`UnixStream`] by `into()`, or from anything else by [`Transport::new`].
+/// A connection's bytes. Make one from a [`UnixStream`] by [`Transport::unix`], or from anything else by
+/// [`Transport::new`].
 #[derive(Debug)]
 pub struct Transport {
     pub(crate) source: Source,
@@ -31,27 +35,31 @@ pub struct Transport {
     pub(crate) secure: bool,
 }
 
-impl From<UnixStream> for Transport {
-    fn from(stream: UnixStream) -> Self {
+impl Transport {
+    /// A transport that can pass descriptors, and knows its peer. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn unix(stream: UnixStream) -> io::Result<Self> {
         let peer = stream.peer_cred().ok().map(|it| Peer {
             uid: it.uid(),
             gid: it.gid(),
             pid: it.pid(),
         });
-        let stream = Arc::new(stream);
-        Transport {
+        // Without an interest in writing: that would wake a thread each time that the peer has read something.
+        let socket = watch(stream.into_std()?, Interest::READABLE)?;
+        let socket = Arc::new(socket);
+        Ok(Transport {
             source: Source {
-                kind: SourceKind::Unix(Arc::clone(&stream)),
+                kind: SourceKind::Unix(Arc::clone(&socket)),
                 decoder: FrameDecoder::new(),
             },
-            sink: Sink(SinkKind::Unix(stream)),
+            sink: Sink(SinkKind::Unix(Direct(socket))),
             peer,
             secure: true,
-        }
+        })
     }
-}
 
-impl Transport {
     /// A transport that can pass no descriptors and knows no peer.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Sync + 'static) -> Self {
         let (read, write) = tokio::io::split(stream);
@@ -87,7 +95,7 @@ pub enum ReadError {
 }
 
 enum SourceKind {
-    Unix(Arc<UnixStream>),
+    Unix(Arc<AsyncFd<Socket>>),
     Other(Box<dyn AsyncRead + Send + Sync + Unpin>),
 }
 
@@ -139,22 +147,18 @@ impl Source {
     async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match &mut self.kind {
             SourceKind::Other(stream) => stream.read(buf).await,
-            SourceKind::Unix(stream) => loop {
-                stream.readable().await?;
-                match stream.try_read(buf) {
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    other => return other,
-                }
-            },
+            SourceKind::Unix(socket) => {
+                let read = |mut socket: &Socket| io::Read::read(&mut socket, buf);
+                socket.async_io(Interest::READABLE, read).await
+            }
         }
     }
 
     async fn receive_fd(&mut self) -> io::Result<OwnedFd> {
         match &self.kind {
-            SourceKind::Unix(stream) => {
-                stream
-                    .async_io(Interest::READABLE, || receive_fd(stream.as_raw_fd()))
-                    .await
+            SourceKind::Unix(socket) => {
+                let receive = |socket: &Socket| receive_fd(socket.as_raw_fd());
+                socket.async_io(Interest::READABLE, receive).await
             }
             SourceKind::Other(_) => Err(io::Error::new(
                 ErrorKind::Unsupported,
@@ -167,12 +171,12 @@ impl Source {
     pub(crate) async fn hang_up(&self) {
         /// How often it is looked at while there is something to read, which would end any wait at once.
         const INTERVAL: Duration = Duration::from_millis(200);
-        let SourceKind::Unix(stream) = &self.kind else {
+        let SourceKind::Unix(socket) = &self.kind else {
             return std::future::pending().await;
         };
         loop {
-            match stream.ready(Interest::READABLE).await {
-                Ok(ready) if !ready.is_read_closed() => {}
+            match socket.ready(Interest::READABLE).await {
+                Ok(guard) if !guard.ready().is_read_closed() => {}
                 _ => return,
             }
             tokio::time::sleep(INTERVAL).await;
@@ -180,8 +184,65 @@ impl Source {
     }
 }
 
+/// A socket that says when it can be read or written.
+fn watch(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: a socket owns its descriptor, and gives the same one for as long as it lives; nobody gets it mutably.
+    let watched = unsafe { AsyncFd::register_with_interest(socket, interest) };
+    Ok(watched?)
+}
+
+/// A Unix socket that somebody writes to at once.
+#[derive(Debug, Clone)]
+pub(crate) struct Direct(Arc<AsyncFd<Socket>>);
+
+impl Direct {
+    /// Writes as much as there is room for, which may be nothing.
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut socket = self.0.get_ref();
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match io::Write::write(&mut socket, &bytes[sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(more) => sent += more,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Waits until there is room.
+    async fn room(&self) -> io::Result<()> {
+        // A descriptor of its own, which can be watched for that.
+        let socket = self.0.get_ref().as_fd().try_clone_to_owned()?;
+        let socket = watch(Socket::from(socket), Interest::WRITABLE)?;
+        socket.writable().await.map(drop)
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        loop {
+            bytes = &bytes[self.write(bytes)?..];
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            self.room().await?;
+        }
+    }
+
+    async fn send_fd(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        loop {
+            match send_fd(self.0.as_raw_fd(), fd) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.room().await?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+}
+
 enum SinkKind {
-    Unix(Arc<UnixStream>),
+    Unix(Direct),
     Other(Box<dyn AsyncWrite + Send + Sync + Unpin>),
 }
 
@@ -195,40 +256,39 @@ impl fmt::Debug for Sink {
 }
 
 impl Sink {
-    /// Sends a message and its descriptors.
-    pub(crate) async fn send(&mut self, frame: &Frame) -> io::Result<()> {
-        let bytes = frame
-            .to_wire()
-            .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+    /// The way around the task that writes, where there is one.
+    pub(crate) fn direct(&self) -> Option<Direct> {
+        match &self.0 {
+            SinkKind::Unix(direct) => Some(direct.clone()),
+            SinkKind::Other(_) => None,
+        }
+    }
+
+    /// Sends a message and its descriptors, or what is left of one.
+    pub(crate) async fn send(&mut self, what: &Outgoing) -> io::Result<()> {
+        let wire;
+        let (bytes, fds) = match what {
+            Outgoing::Rest(bytes) => (bytes, &[][..]),
+            Outgoing::Frame(frame) => {
+                wire = frame
+                    .to_wire()
+                    .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+                (&wire, &frame.fds[..])
+            }
+        };
         match &mut self.0 {
+            SinkKind::Other(_) if !fds.is_empty() => Err(io::Error::new(
+                ErrorKind::Unsupported,
+                "this connection cannot pass file descriptors",
+            )),
             SinkKind::Other(stream) => {
-                if !frame.fds.is_empty() {
-                    return Err(io::Error::new(
-                        ErrorKind::Unsupported,
-                        "this connection cannot pass file descriptors",
-                    ));
-                }
-                stream.write_all(&bytes).await?;
+                stream.write_all(bytes).await?;
                 stream.flush().await
             }
-            SinkKind::Unix(stream) => {
-                let mut rest = &bytes[..];
-                while !rest.is_empty() {
-                    stream.writable().await?;
-                    match stream.try_write(rest) {
-                        Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                        Ok(sent) => rest = &rest[sent..],
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                for fd in &frame.fds {
-                    use std::os::fd::AsFd;
-                    stream
-                        .async_io(Interest::WRITABLE, || {
-                            send_fd(stream.as_raw_fd(), fd.as_fd())
-                        })
-                        .await?;
+            SinkKind::Unix(socket) => {
+                socket.write_all(bytes).await?;
+                for fd in fds {
+                    socket.send_fd(fd.as_fd()).await?;
                 }
                 Ok(())
             }

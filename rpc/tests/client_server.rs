@@ -15,6 +15,7 @@ use rpc::frame::{Frame, FrameDecoder, Header, MessageType, Status};
 use rpc::procs;
 use rpc::server::{Call, Keepalive, Router, Server, ServerConfig, SocketAccess};
 use rpc::stream::{Stream, StreamError, StreamEvent};
+use rpc::transport::Transport;
 use rpc::types::Domain;
 use rpc::xdr::from_bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,7 +36,7 @@ fn soon<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
 fn connect(server: &Server, access: SocketAccess) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = server.clone();
-    tokio::spawn(async move { server.serve(theirs.into(), access).await });
+    tokio::spawn(async move { server.serve(Transport::unix(theirs).unwrap(), access).await });
     ours
 }
 
@@ -45,7 +46,7 @@ fn test_server() -> Server {
 
 async fn client(server: &Server) -> Client {
     let client = Client::new(
-        connect(server, SocketAccess::ReadWrite).into(),
+        Transport::unix(connect(server, SocketAccess::ReadWrite)).unwrap(),
         ClientConfig::default(),
     );
     soon(client.open(Some("vireo:///system"), false))
@@ -200,12 +201,12 @@ async fn large_calls_of_one_client_take_more_of_its_places() {
 async fn a_read_only_connection_touches_nothing() {
     let server = test_server();
     let by_socket = Client::new(
-        connect(&server, SocketAccess::ReadOnly).into(),
+        Transport::unix(connect(&server, SocketAccess::ReadOnly)).unwrap(),
         ClientConfig::default(),
     );
     soon(by_socket.open(None, false)).await.unwrap();
     let by_wish = Client::new(
-        connect(&server, SocketAccess::ReadWrite).into(),
+        Transport::unix(connect(&server, SocketAccess::ReadWrite)).unwrap(),
         ClientConfig::default(),
     );
     soon(by_wish.open(None, true)).await.unwrap();
@@ -870,7 +871,7 @@ async fn a_server_that_never_says_anything_is_given_up() {
         keepalive: Some(keepalive),
         ..ClientConfig::default()
     };
-    let client = Client::new(ours.into(), config);
+    let client = Client::new(Transport::unix(ours).unwrap(), config);
     let error = soon(client.open(None, false)).await.unwrap_err();
     assert!(error.to_string().contains("keepalive timeout"), "{error}");
     drop(theirs);

@@ -332,7 +332,11 @@ fn as_nobody(server: &Server, entrance: Entrance) -> Option<UnixStream> {
     }
     let theirs = UnixStream::from_std(theirs).unwrap();
     let server = server.clone();
-    tokio::spawn(async move { server.serve(theirs.into(), entrance).await });
+    tokio::spawn(async move {
+        server
+            .serve(Transport::unix(theirs).unwrap(), entrance)
+            .await
+    });
     Some(UnixStream::from_std(ours).unwrap())
 }
 
@@ -350,7 +354,7 @@ async fn nothing_is_served_before_polkit_agrees() {
         println!("left out: a client that is not root needs the right to become another user");
         return;
     };
-    let client = Client::new(stream.into(), ClientConfig::default());
+    let client = Client::new(Transport::unix(stream).unwrap(), ClientConfig::default());
     let types = soon(client.call(procs::AUTH_LIST, &()))
         .await
         .unwrap()
@@ -388,9 +392,13 @@ async fn nothing_is_served_before_polkit_agrees() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn({
             let server = server.clone();
-            async move { server.serve(theirs.into(), entrance).await }
+            async move {
+                server
+                    .serve(Transport::unix(theirs).unwrap(), entrance)
+                    .await
+            }
         });
-        let root = Client::new(ours.into(), ClientConfig::default());
+        let root = Client::new(Transport::unix(ours).unwrap(), ClientConfig::default());
         soon(root.open(None, false)).await.unwrap();
         assert_eq!(polkit.asked.load(Ordering::SeqCst), 2);
     }
@@ -399,7 +407,11 @@ async fn nothing_is_served_before_polkit_agrees() {
 fn connect(server: &Server) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = server.clone();
-    tokio::spawn(async move { server.serve(theirs.into(), SocketAccess::ReadWrite).await });
+    tokio::spawn(async move {
+        server
+            .serve(Transport::unix(theirs).unwrap(), SocketAccess::ReadWrite)
+            .await
+    });
     ours
 }
 
@@ -411,11 +423,17 @@ async fn clients_that_do_not_open_wait_for_each_other_and_not_for_ever() {
         ..Default::default()
     };
     let server = Server::new(router().0, config);
-    let opened = Client::new(connect(&server).into(), ClientConfig::default());
+    let opened = Client::new(
+        Transport::unix(connect(&server)).unwrap(),
+        ClientConfig::default(),
+    );
     soon(opened.open(None, false)).await.unwrap();
     let mut idle = [connect(&server), connect(&server)];
     // The third has to wait until these are given up; who is in goes on.
-    let late = Client::new(connect(&server).into(), ClientConfig::default());
+    let late = Client::new(
+        Transport::unix(connect(&server)).unwrap(),
+        ClientConfig::default(),
+    );
     soon(opened.call(procs::DOMAIN_LOOKUP_BY_NAME, &by_name("idle")))
         .await
         .unwrap();
@@ -447,7 +465,7 @@ async fn a_server_that_does_not_answer_is_given_up() {
         }),
         ..Default::default()
     };
-    let client = Client::new(ours.into(), config);
+    let client = Client::new(Transport::unix(ours).unwrap(), config);
     // A server that opens the connection and then falls silent.
     tokio::spawn(async move {
         let mut decoder = FrameDecoder::new();
@@ -517,7 +535,10 @@ fn sparse_router() -> Router<common::Daemon> {
 #[tokio::test]
 async fn holes_are_passed_where_they_were_asked_for_and_nowhere_else() {
     let server = Server::new(sparse_router(), ServerConfig::default());
-    let client = Client::new(connect(&server).into(), ClientConfig::default());
+    let client = Client::new(
+        Transport::unix(connect(&server)).unwrap(),
+        ClientConfig::default(),
+    );
     soon(client.open(None, false)).await.unwrap();
     let mut args = StorageVolUploadArgs {
         vol: StorageVol::default(),

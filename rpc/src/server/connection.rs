@@ -1,7 +1,10 @@
 //! One client.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -89,7 +92,7 @@ impl Connection {
                 opened: AtomicBool::new(false),
                 keepalive: AtomicBool::new(false),
                 heard: Mutex::new(Instant::now()),
-                queue: Arc::default(),
+                queue: Arc::new(Queue::new(transport)),
                 streams: Streams::default(),
             }),
         }
@@ -176,8 +179,8 @@ impl Connection {
     }
 
     async fn write(&self, mut sink: Sink) {
-        while let Some(frame) = self.inner.queue.next().await {
-            if let Err(error) = sink.send(&frame).await {
+        while let Some(next) = self.inner.queue.next().await {
+            if let Err(error) = sink.send(&next).await {
                 log::debug!("client {}: cannot send: {error}", self.inner.id);
                 return;
             }
@@ -425,9 +428,9 @@ impl Connection {
             fds: frame.fds,
             stream,
         });
-        // In a task of its own, so that a mistake that panics is one client's failed call and no more.
-        let response = tokio::spawn(call).await.unwrap_or_else(|error| {
-            log::error!("{} failed: {error}", info.name);
+        // A mistake that panics is one client's failed call and no more.
+        let response = caught(call).await.unwrap_or_else(|panic| {
+            log::error!("{} failed: {panic}", info.name);
             let text = format!("{} failed unexpectedly", info.function());
             Err(RemoteError::new(
                 ErrorCode::INTERNAL_ERROR,
@@ -533,6 +536,23 @@ impl Connection {
             }
         }
     }
+}
+
+/// What a future gives, or what it says when it panics.
+async fn caught<T>(mut future: Pin<Box<dyn Future<Output = T> + Send>>) -> Result<T, String> {
+    std::future::poll_fn(|context| {
+        // Nobody sees the future again after it has panicked: it is dropped.
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
+        match polled {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().copied();
+                let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+                Poll::Ready(Err(text.unwrap_or("a panic").to_owned()))
+            }
+        }
+    })
+    .await
 }
 
 /// `REMOTE_AUTH_NONE`: nothing is to be proved.

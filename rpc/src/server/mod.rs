@@ -218,7 +218,12 @@ impl Server {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         let (server, entrance) = (self.clone(), entrance.clone());
-                        tokio::spawn(async move { server.serve(stream.into(), entrance).await });
+                        tokio::spawn(async move {
+                            match Transport::unix(stream) {
+                                Ok(transport) => server.serve(transport, entrance).await,
+                                Err(error) => log::warn!("cannot serve a connection: {error}"),
+                            }
+                        });
                     }
                     Err(error) => {
                         log::warn!("cannot accept a connection: {error}");
