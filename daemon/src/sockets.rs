@@ -1,10 +1,12 @@
 //! The one daemon of a root, and its sockets.
 
 use std::ffi::CString;
+use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixListener;
 
@@ -20,10 +22,10 @@ pub struct Lock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another daemon has it.
-    #[error("another vireod (process {pid}) serves {root} already")]
+    #[error("another vireod{pid} serves {root} already")]
     Taken {
-        /// Its process id, as it says.
-        pid: String,
+        /// Its process, as it says.
+        pid: Process,
         /// The folder.
         root: String,
     },
@@ -37,6 +39,34 @@ pub enum LockError {
     },
 }
 
+/// A daemon's process, if it has said which.
+#[derive(Debug)]
+pub struct Process(Option<u32>);
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, " (process {pid})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How long one who has just become the daemon may take to write down who it is.
+const NAMED_LIMIT: Duration = Duration::from_secs(1);
+/// From one look at that to the next.
+const NAMED_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Who has written its process id there: one that lives.
+fn named(file: &File) -> Option<u32> {
+    let mut text = [0; 32];
+    let len = file.read_at(&mut text, 0).ok()?;
+    let text = std::str::from_utf8(text.get(..len)?).ok()?;
+    let (first, _) = text.split_once('\n')?;
+    let pid: u32 = first.parse().ok()?;
+    Path::new("/proc").join(first).exists().then_some(pid)
+}
+
 /// Becomes the one daemon of the root whose live state is in `run`.
 ///
 /// # Errors
@@ -47,7 +77,7 @@ pub fn lock(run: &Path) -> Result<Lock, LockError> {
         path: path.display().to_string(),
         error,
     };
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -55,21 +85,28 @@ pub fn lock(run: &Path) -> Result<Lock, LockError> {
         .mode(0o644)
         .open(&path)
         .map_err(system)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            // Only for the message.
-            let _ = (&file).take(32).read_to_string(&mut pid);
-            return Err(LockError::Taken {
-                pid: pid.trim().to_owned(),
-                root: run.display().to_string(),
-            });
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(fs::TryLockError::WouldBlock) => {
+                let pid = named(&file);
+                if pid.is_none() && since.elapsed() < NAMED_LIMIT {
+                    std::thread::sleep(NAMED_INTERVAL);
+                    continue;
+                }
+                return Err(LockError::Taken {
+                    pid: Process(pid),
+                    root: run.display().to_string(),
+                });
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(system(error)),
         }
-        Err(fs::TryLockError::Error(error)) => return Err(system(error)),
     }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
+    // The first line is always whole, whoever reads it meanwhile.
+    let own = format!("{}\n", std::process::id());
+    file.write_all_at(own.as_bytes(), 0)
+        .and_then(|()| file.set_len(own.len() as u64))
         .map_err(system)?;
     Ok(Lock { _file: file })
 }
@@ -130,6 +167,30 @@ mod tests {
         assert!(error.contains(&format!("process {pid}")), "{error}");
         drop(held);
         lock(&folder.0).unwrap();
+    }
+
+    /// One that has just begun may not have said yet who it is; nor is one that has died the one that serves.
+    #[test]
+    fn who_the_first_is_may_come_later() {
+        let folder = TempFolder::new();
+        let path = folder.0.join("vireod.pid");
+        for before in ["", "999999999\n"] {
+            fs::write(&path, before).unwrap();
+            let first = OpenOptions::new().write(true).open(&path).unwrap();
+            first.try_lock().unwrap();
+            let error = lock(&folder.0).unwrap_err().to_string();
+            assert!(error.starts_with("another vireod serves "), "{error}");
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(100));
+                    let pid = format!("{}\n", std::process::id());
+                    first.write_all_at(pid.as_bytes(), 0).unwrap();
+                });
+                let error = lock(&folder.0).unwrap_err().to_string();
+                let pid = std::process::id();
+                assert!(error.contains(&format!("(process {pid})")), "{error}");
+            });
+        }
     }
 
     #[tokio::test]
