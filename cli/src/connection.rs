@@ -173,6 +173,23 @@ impl Connection {
             .map_err(failure)
     }
 
+    /// Calls a procedure on `other`, which is served in the background, and serves this connection meanwhile: its daemon
+    /// would take the silence for death.
+    ///
+    /// # Errors
+    ///
+    /// The daemon's refusal, or the connection's end.
+    pub fn call_on<A: Encode, R: Decode>(
+        &self,
+        other: &Self,
+        procedure: Procedure<A, R>,
+        args: &A,
+    ) -> Result<R> {
+        other.check_access(procedure.number())?;
+        let calling = other.client.call(procedure, args);
+        self.runtime.block_on(calling).map_err(failure)
+    }
+
     /// Calls a procedure once for each of these, without waiting for one answer before the next call: a question about
     /// each of many domains costs one way there and back for a great many of them. Answers are in the order of the calls.
     ///

@@ -382,7 +382,8 @@ fn migrate(shell: &mut Shell, args: &Args) -> Result {
         cookie_in: begun.cookie_out,
         flags,
     };
-    let prepared = match far.call(procs::DOMAIN_MIGRATE_PREPARE3_PARAMS, &prepare) {
+    let procedure = procs::DOMAIN_MIGRATE_PREPARE3_PARAMS;
+    let prepared = match shell.connection()?.call_on(&far, procedure, &prepare) {
         Ok(prepared) => prepared,
         Err(error) => {
             confirm(shell, &dom, &params, flags, true)?;
@@ -418,13 +419,21 @@ fn migrate(shell: &mut Shell, args: &Args) -> Result {
         flags,
         cancelled: i32::from(failed.is_some()),
     };
-    let finished = far.call(procs::DOMAIN_MIGRATE_FINISH3_PARAMS, &finish);
+    let procedure = procs::DOMAIN_MIGRATE_FINISH3_PARAMS;
+    let finished = shell.connection()?.call_on(&far, procedure, &finish);
     if let Some(error) = failed {
         confirm(shell, &dom, &params, flags, true)?;
         return Err(error);
     }
-    confirm(shell, &dom, &params, flags, finished.is_err())?;
-    finished.map(drop)
+    let confirmed = confirm(shell, &dom, &params, flags, finished.is_err());
+    // What went wrong first is what the user hears; what comes of it may be worth a word, too.
+    match (finished, confirmed) {
+        (Err(mut error), Err(later)) => {
+            error.lines.extend(later.lines);
+            Err(error)
+        }
+        (finished, confirmed) => finished.map(drop).and(confirmed),
+    }
 }
 
 fn confirm(
