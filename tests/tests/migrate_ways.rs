@@ -218,3 +218,71 @@ fn encrypted_disks_go_along_and_are_encrypted_there() {
         answers(&here, "tiny");
     }
 }
+
+/// What a client would have the guest be at the target is what it is: libvirt's words for what is not.
+#[test]
+fn a_definition_of_another_machine_is_refused() {
+    let (here, there) = (Rig::new(), Rig::new());
+    let _daemons = [daemon(&here, None), daemon(&there, None)];
+    let cpu = "<cpu mode='custom' match='exact'><model>Nehalem</model>\
+               <feature policy='disable' name='vmx'/><feature policy='disable' name='sse4.2'/></cpu>";
+    let xml = tiny_guest(&here, "tiny", "qemu");
+    here.define(&xml.replace("</os>", &format!("</os>{cpu}")));
+    here.vireo(&["start", "tiny"]).ok();
+    answers(&here, "tiny");
+    let own = here.vireo(&["dumpxml", "--migratable", "tiny"]).ok();
+    let (uri, at) = (there.uri(), place(&there));
+    let moves = |xml: &str, p2p: bool| {
+        let file = here.write("given.xml", xml);
+        let mut args = vec!["migrate", "--live", "tiny", &uri, "--migrateuri", &at];
+        args.extend(["--xml", &file]);
+        if p2p {
+            args.push("--p2p");
+        }
+        here.vireo(&args)
+    };
+    let feature = |name: &str| {
+        let at = own.find(name).unwrap();
+        let (start, end) = (own[..at].rfind("<feature").unwrap(), own[at..].find("/>"));
+        own[start..at + end.unwrap() + 2].to_owned()
+    };
+    for (from, to, words) in [
+        (
+            "type='qemu'",
+            "type='kvm'",
+            "Target domain virt type kvm does not match source qemu",
+        ),
+        (
+            "Nehalem",
+            "Westmere",
+            "Target CPU model Westmere does not match source Nehalem",
+        ),
+        (
+            "sse4.2",
+            "sse4.1",
+            "Target CPU feature sse4.1 does not match source sse4.2",
+        ),
+        (
+            &feature("vmx"),
+            "",
+            "Target CPU feature count 1 does not match source 2",
+        ),
+        (
+            &feature("vmx"),
+            "<feature policy='force' name='vmx'/>",
+            "Target CPU feature policy force does not match source disable",
+        ),
+    ] {
+        let given = own.replacen(from, to, 1);
+        assert_ne!(given, own, "{words}");
+        for p2p in [false, true] {
+            let said = moves(&given, p2p).fails();
+            assert!(said.contains("unsupported configuration: "), "{said}");
+            assert!(said.contains(words), "{said}");
+        }
+    }
+    answers(&here, "tiny");
+    assert!(!is_there(&there));
+    moves(&own, false).ok();
+    answers(&there, "tiny");
+}

@@ -6,6 +6,7 @@
 //! processes decide which of them runs it. So whatever dies, and whatever the calls come to, it runs
 //! on one side.
 
+mod abi;
 mod arrival;
 mod listener;
 mod peer;

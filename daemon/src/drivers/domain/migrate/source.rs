@@ -12,7 +12,7 @@ use vmm_api::migrate;
 use xml_schemas::domain::View;
 use xml_schemas::domain::device::Disk;
 
-use super::{Params, check, flags, lock, storage};
+use super::{Params, abi, check, flags, lock, storage};
 use crate::drivers::domain::block_jobs::without_block_job;
 use crate::drivers::domain::job::{Last, Operation};
 use crate::drivers::domain::lifecycle::ask;
@@ -153,7 +153,7 @@ impl Driver {
         let xml = match &params.dxml {
             Some(text) => {
                 let given = self.parse(text, false)?;
-                crate::drivers::domain::save::check_same(definition, &given)?;
+                abi::check(definition, &given)?;
                 given.format(View::Inactive)
             }
             None => {
