@@ -2,8 +2,10 @@
 //! hangs.
 //!
 //! `VIREO_KILL_AT=NAME` or `VIREO_STOP_AT=NAME` in its environment; without them a point costs a comparison.
+//! `VIREO_LIMIT=NAME=SECONDS` makes a limit shorter that a test could not wait for.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 static CHOSEN: OnceLock<[Option<String>; 2]> = OnceLock::new();
 
@@ -20,4 +22,14 @@ pub fn killpoint(name: &str) {
             }
         }
     }
+}
+
+/// The limit of this name: as it is, unless the environment has another one for a test.
+pub fn limit(name: &str, usual: Duration) -> Duration {
+    let chosen = std::env::var("VIREO_LIMIT").ok();
+    let seconds = chosen.as_deref().and_then(|chosen| {
+        let (named, seconds) = chosen.split_once('=')?;
+        seconds.parse().ok().filter(|_| named == name)
+    });
+    seconds.map_or(usual, Duration::from_secs)
 }

@@ -43,12 +43,15 @@ pub fn daemon(rig: &Rig, dies_at: Option<&str>) -> Child {
 
 /// A daemon with something in its environment.
 pub fn daemon_with(rig: &Rig, variable: Option<(&str, &str)>) -> Child {
+    daemon_with_all(rig, variable.as_slice())
+}
+
+/// A daemon with these in its environment.
+pub fn daemon_with_all(rig: &Rig, variables: &[(&str, &str)]) -> Child {
     let log = File::create(rig.path("daemon.log")).unwrap();
     let mut command = rig.command("vireod");
-    if let Some((name, value)) = variable {
-        command.env(name, value);
-    }
     let child = command
+        .envs(variables.iter().copied())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
         .spawn()

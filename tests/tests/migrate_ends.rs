@@ -2,12 +2,19 @@
 //! told, and whoever has had enough is heard.
 
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
-use vireo_tests::moves::{answers, daemon, daemon_with, eventually, hangs, is_there};
+use vireo_tests::moves::{
+    answers, daemon, daemon_with, daemon_with_all, eventually, hangs, is_there,
+};
 use vireo_tests::{Rig, tiny_guest};
 
 const RESUMED: &str = "migrate.resumed";
 const GRANTED: &str = "vmm.incoming-granted";
+/// No wait for somebody who hangs is longer, on a machine that does much else, too.
+const LONG: Duration = Duration::from_secs(90);
+/// What is said of one who does.
+const SILENT: [&str; 2] = ["in vain", "keepalive"];
 
 fn place(rig: &Rig) -> String {
     format!("unix://{}", rig.path("incoming").display())
@@ -296,4 +303,167 @@ fn the_next_daemon_tells_what_became_of_a_migration() {
     here.vireo(&["start", "tiny"]).ok();
     here.kill_daemon();
     assert!(!completed(&here).contains("Completed"));
+}
+
+/// Its daemon hangs when the guest is to run there, and has not been told so yet; it comes round, or is killed.
+#[test]
+fn a_targets_daemon_that_hangs_before_the_guest_runs_there_is_waited_for_only_so_long() {
+    std::thread::scope(|scope| {
+        for how in [&["--live"][..], &["--live", "--p2p"]] {
+            for (number, name) in [(libc::SIGCONT, "comes round"), (libc::SIGKILL, "dies")] {
+                scope.spawn(move || {
+                    let what = format!("{how:?}: it {name}");
+                    let (here, there) = two(None, Some(("VIREO_STOP_AT", "migrate.finishing")));
+                    let began = Instant::now();
+                    let said = moves(&here, &there, how).fails();
+                    assert!(began.elapsed() < LONG, "{what}: {:?}", began.elapsed());
+                    assert!(
+                        SILENT.iter().any(|words| said.contains(words)),
+                        "{what}: {said}"
+                    );
+                    // It runs on here whatever the target's daemon does.
+                    eventually(&what, || here.state("tiny").starts_with("running"));
+                    answers(&here, "tiny");
+                    let told = completed(&here);
+                    assert!(told.contains("in vain"), "{what}: {told}");
+                    for pid in there.processes("vireod") {
+                        signal(pid, number);
+                    }
+                    runs_only(&here, &there, &what);
+                    here.vireo(&["destroy", "tiny"]).ok();
+                });
+            }
+        }
+    });
+}
+
+/// The same when the guest runs there already.
+#[test]
+fn a_targets_daemon_that_hangs_when_the_guest_runs_there_keeps_nobody() {
+    std::thread::scope(|scope| {
+        for how in [&["--live"][..], &["--live", "--p2p"]] {
+            for (number, name) in [(libc::SIGCONT, "comes round"), (libc::SIGKILL, "dies")] {
+                scope.spawn(move || {
+                    let what = format!("{how:?}: it {name}");
+                    let (here, there) = two(None, Some(("VIREO_STOP_AT", RESUMED)));
+                    let began = Instant::now();
+                    let moved = moves(&here, &there, how);
+                    assert!(began.elapsed() < LONG, "{what}: {:?}", began.elapsed());
+                    // Whoever has both daemons' words knows that it went well.
+                    assert_eq!(
+                        moved.status == 0,
+                        how.contains(&"--p2p"),
+                        "{what}: {moved:?}"
+                    );
+                    assert!(here.processes("vireo-vmm").is_empty(), "{what}");
+                    assert!(!is_there(&here), "{what}");
+                    for pid in there.processes("vireod") {
+                        signal(pid, number);
+                    }
+                    runs_only(&there, &here, &what);
+                    there.vireo(&["destroy", "tiny"]).ok();
+                });
+            }
+        }
+    });
+}
+
+/// Nobody is to change it, and so it is a job from the beginning: which can be given up before anything moves.
+#[test]
+fn a_protected_migration_is_given_up_before_the_guest_moves() {
+    let (here, there) = two(None, Some(("VIREO_STOP_AT", "migrate.prepared")));
+    let client = begins(&here, &there, &["--live", "--change-protection"]);
+    let [pid] = there.processes("vireod")[..] else {
+        panic!("no daemon");
+    };
+    eventually("the target is being prepared", || hangs(pid));
+    let job = here.vireo(&["domjobinfo", "tiny"]).ok();
+    assert!(job.contains("Outgoing migration"), "{job}");
+    let said = here.vireo(&["reset", "tiny"]).fails();
+    assert!(said.contains("domain is being migrated"), "{said}");
+    here.vireo(&["domjobabort", "tiny"]).ok();
+    // It has ended by that.
+    let told = completed(&here);
+    assert!(told.contains("Cancelled"), "{told}");
+    assert!(told.contains("operation: 5"), "{told}");
+    let said = here.vireo(&["domjobabort", "tiny"]).fails();
+    assert!(said.contains("no job is active"), "{said}");
+    here.vireo(&["reset", "tiny"]).ok();
+    signal(pid, libc::SIGCONT);
+    let said = fails(client);
+    assert!(said.contains("canceled by client"), "{said}");
+    runs_only(&here, &there, "it is given up");
+    // Nothing is in the way of another one, or left of it.
+    there.kill_daemon();
+    drop(daemon(&there, None));
+    moves(&here, &there, &["--live", "--change-protection"]).ok();
+    runs_only(&there, &here, "later");
+    for words in ["Completed", "Outgoing migration"] {
+        assert!(completed(&here).contains(words));
+    }
+}
+
+/// Nor is it in the way when its client goes, or the target refuses.
+#[test]
+fn a_protected_migration_ends_with_its_client_or_with_the_targets_refusal() {
+    let (here, there) = two(None, Some(("VIREO_STOP_AT", "migrate.prepared")));
+    let how = ["--live", "--change-protection"];
+    let mut client = begins(&here, &there, &how);
+    let [pid] = there.processes("vireod")[..] else {
+        panic!("no daemon");
+    };
+    eventually("the target is being prepared", || hangs(pid));
+    client.kill().unwrap();
+    client.wait().unwrap();
+    eventually("its job has ended", || {
+        here.vireo(&["reset", "tiny"]).status == 0
+    });
+    assert!(completed(&here).contains("Failed"));
+    signal(pid, libc::SIGCONT);
+    runs_only(&here, &there, "its client has gone");
+    there.kill_daemon();
+    drop(daemon(&there, None));
+    // Somebody listens there already: no place for a guest.
+    let taken = std::os::unix::net::UnixListener::bind(there.path("incoming")).unwrap();
+    moves(&here, &there, &how).fails();
+    here.vireo(&["reset", "tiny"]).ok();
+    drop(taken);
+    std::fs::remove_file(there.path("incoming")).unwrap();
+    moves(&here, &there, &how).ok();
+    runs_only(&there, &here, "later");
+}
+
+#[test]
+fn a_source_that_hangs_while_its_guest_stands_still_is_given_up() {
+    // A minute is too long for a test.
+    let point = ("VIREO_STOP_AT", "vmm.migrate-still");
+    for how in [&["--live"][..], &["--live", "--p2p"]] {
+        let what = format!("{how:?}");
+        let (here, there) = (Rig::new(), Rig::new());
+        drop(daemon_with_all(
+            &here,
+            &[point, ("VIREO_LIMIT", "silence=3")],
+        ));
+        drop(daemon(&there, None));
+        here.define(&tiny_guest(&here, "tiny", "qemu"));
+        here.vireo(&["start", "tiny"]).ok();
+        answers(&here, "tiny");
+        let began = Instant::now();
+        let said = moves(&here, &there, how).fails();
+        assert!(began.elapsed() < LONG, "{what}: {:?}", began.elapsed());
+        assert!(said.contains("has not answered for 3s"), "{what}: {said}");
+        let [pid] = here.processes("vireo-vmm")[..] else {
+            panic!("{what}: no guest");
+        };
+        assert!(hangs(pid), "{what}");
+        assert!(completed(&here).contains("Failed"), "{what}");
+        // The target does not wait for it.
+        eventually(&format!("{what}: the target has nothing"), || {
+            there.processes("vireo-vmm").is_empty() && !is_there(&there)
+        });
+        // It hears of that when it comes round.
+        signal(pid, libc::SIGCONT);
+        runs_only(&here, &there, &what);
+        here.vireo(&["destroy", "tiny"]).ok();
+    }
 }

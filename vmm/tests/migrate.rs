@@ -260,22 +260,44 @@ fn only_a_guest_that_was_given_away_may_be_elsewhere() {
     assert_eq!(said.undecided, Some(false));
     assert!(!said.is_undecided());
     grows(&source, 10);
-    // Somebody may be between the two: that the connection ends does not say that the other side has.
-    let relayed = MigrateOptions {
-        direct: false,
-        ..PLAIN
+    let given = || {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (mut client, call) = begin(&source, PLAIN, &[File::from(OwnedFd::from(near))]);
+        overhear(&far);
+        ready(&mut client, call).unwrap();
+        let early = client.call(Call::Settle { gone: true }).unwrap_err();
+        assert_eq!(early, "the guest was not given away");
+        migrate::send(&mut &far, Kind::Ask, &[]).unwrap();
+        migrate::expect(&mut &far, Kind::Grant).unwrap();
+        (client, far)
     };
-    let (near, far) = UnixStream::pair().unwrap();
-    let (mut client, call) = begin(&source, relayed, &[File::from(OwnedFd::from(near))]);
-    overhear(&far);
-    ready(&mut client, call).unwrap();
-    migrate::send(&mut &far, Kind::Ask, &[]).unwrap();
-    migrate::expect(&mut &far, Kind::Grant).unwrap();
-    drop(far);
+    // Nothing comes any more; whoever has asked the other side knows that it has not got it.
+    let (mut client, far) = given();
+    let mut other = source.connect();
+    other.call(Call::Settle { gone: false }).unwrap();
     let said = failure(&mut client);
-    assert_eq!(said.undecided, Some(true), "{said:?}");
-    assert!(said.message.contains(migrate::UNKNOWN), "{said:?}");
-    assert_eq!(client.state(), MachineState::Paused);
+    assert_eq!(said.undecided, Some(false), "{said:?}");
+    drop(far);
+    grows(&source, 10);
+    // Somebody may be between the two: that the connection ends does not say that the other side has.
+    for gone in [false, true] {
+        let (mut client, far) = given();
+        drop(far);
+        let said = failure(&mut client);
+        assert_eq!(said.undecided, Some(true), "{said:?}");
+        assert!(said.message.contains(migrate::UNKNOWN), "{said:?}");
+        assert_eq!(client.state(), MachineState::Paused);
+        // Until somebody knows.
+        client.call(Call::Settle { gone }).unwrap();
+        if !gone {
+            client.call(Call::Resume).unwrap();
+            grows(&source, 10);
+            client.call(Call::Settle { gone: true }).unwrap_err();
+        }
+    }
+    source.wait();
+    assert_eq!(source.record().cause, ExitCause::Migrated);
+    in_order(&source.serial());
 }
 
 #[test]

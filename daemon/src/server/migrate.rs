@@ -58,7 +58,7 @@ async fn begin3(call: Call, args: DomainMigrateBegin3Args) -> Answer<DomainMigra
     let begun = call
         .state()
         .domains
-        .migrate_begin(&domain, call.connection().id(), &params, args.flags)
+        .migrate_begin_for(&domain, call.connection().id(), &params, args.flags)
         .await?;
     Ok(DomainMigrateBegin3Ret {
         cookie_out: begun.cookie.into(),
@@ -75,7 +75,7 @@ async fn begin3_params(
     let begun = call
         .state()
         .domains
-        .migrate_begin(&domain, call.connection().id(), &params, args.flags.into())
+        .migrate_begin_for(&domain, call.connection().id(), &params, args.flags.into())
         .await?;
     Ok(DomainMigrateBegin3ParamsRet {
         cookie_out: begun.cookie.into(),

@@ -196,6 +196,13 @@ pub enum Call {
     /// Takes a machine that came from elsewhere over for good, without running it. (`Resume` does
     /// that too.)
     Claim,
+    /// Of a machine that gave the right to run away and does not know whether it arrived: the other side has the guest
+    /// (`gone`: the process ends), or never had it, and never will (this side has it again; a migration that still waits
+    /// for a sign of it fails). Only who has asked the other side may say so.
+    Settle {
+        /// The other side has it.
+        gone: bool,
+    },
     /// Changes what the running migration keeps to.
     SetMigration {
         /// Bytes a second, 0: no limit.
@@ -359,8 +366,7 @@ pub struct MigrateOptions {
     /// The guest is slowed down where it writes faster than can be sent: percent at first, and what
     /// is added each time.
     pub auto_converge: Option<(u8, u8)>,
-    /// Nobody is between the two processes: a connection that is closed says that the other
-    /// process is gone.
+    /// For VMMs of earlier builds, which took a closed connection for the other process's end where this was true: never.
     pub direct: bool,
     /// Ids of disks whose content goes along; the others are the same files on both sides.
     #[serde(default)]
@@ -698,6 +704,9 @@ pub enum Event {
     MigrationRound(u32),
     /// The other side of a migration has everything; both stand still.
     MigrationReady,
+    /// A machine that came from elsewhere was given the right to run: told before its first step. One whose process ends
+    /// without that has never run.
+    TookOver,
     /// The process ends now; nothing follows.
     Exiting(ExitRecord),
 }

@@ -26,6 +26,11 @@
 //! source gives it away with `grant`, once, and the target runs only when it has it. If the stream
 //! breaks before, the source goes on.
 //!
+//! If it breaks between `grant` and `running`, only the target knows: it has got the grant and runs, or has seen the end
+//! of the stream instead and never will. The source stands still meanwhile. Its daemon asks the target's, at the place
+//! where the guest went: a connection whose preamble has the index [`ASKS`] is answered with a verdict, as soon as it is
+//! known (well: it has come; refused: it never will).
+//!
 //! Left for later: post-copy (a kind that asks for a page), memory as a descriptor (a preamble
 //! with one).
 
@@ -289,6 +294,9 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, StreamError> {
     serde_json::from_slice(body).map_err(|error| StreamError::Protocol(error.to_string()))
 }
 
+/// The index of a connection that brings nothing: it asks what became of the guest.
+pub const ASKS: u32 = u32::MAX;
+
 /// Which migration a connection belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preamble {
@@ -296,7 +304,7 @@ pub struct Preamble {
     pub uuid: String,
     /// The secret that the target gave to whoever may come.
     pub token: String,
-    /// Which of the connections this is, from 0.
+    /// Which of the connections this is, from 0; or [`ASKS`].
     pub index: u32,
     /// How many there are.
     pub total: u32,

@@ -506,6 +506,7 @@ impl Machine {
             live_save: None,
             without_disks: false,
             permit: None,
+            undecided: false,
             state: MachineState::Paused,
             was_stopped: false,
             devices_paused: false,

@@ -64,6 +64,7 @@ impl Machine {
     /// Lets the vCPUs run.
     pub(super) fn resume(&mut self) {
         self.state = MachineState::Running;
+        self.undecided = false;
         if std::mem::take(&mut self.devices_paused) {
             self.devices.pci.root.functions().for_each(|f| f.resume());
         }

@@ -1,18 +1,21 @@
 //! A machine that moves to another process, or comes from one.
 
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use vmm_api::control::{ExitCause, MachineState, MigrateOptions};
+use vmm_api::control::{Event, ExitCause, MachineState, MigrateOptions};
 use vmm_api::migrate::{CONNECTIONS_MOST, Hello, HelloDisk};
 use vmm_api::saved::{write_end, write_section};
 
 use super::build::{self, TOKEN_PERMIT, os};
 use super::{Machine, MachineError};
+use crate::killpoint::killpoint;
 use crate::migrate::disks;
 use crate::migrate::link::Link;
 use crate::migrate::{Permit, Right, Source, Tuning, moment};
@@ -30,6 +33,8 @@ pub(super) struct Leaving {
     stands_still: bool,
     /// Disks that go along.
     disks: Vec<disks::Leaving>,
+    /// The connection that leads.
+    line: UnixStream,
 }
 
 impl Machine {
@@ -49,6 +54,9 @@ impl Machine {
         if connections.is_empty() || connections.len() > CONNECTIONS_MOST as usize {
             return Err(format!("{} connections", connections.len()));
         }
+        let line = connections.first().ok_or("no connection")?.try_clone();
+        // Any stream socket: the call that is made on it is the same.
+        let line = UnixStream::from(line.map_err(words)?);
         let links = connections.into_iter().map(Link::new);
         let links = links.collect::<Result<Vec<_>, _>>().map_err(words)?;
         let leaf = |leaf: &hypervisor::CpuidEntry| {
@@ -100,6 +108,7 @@ impl Machine {
                     states: sender,
                     stands_still: false,
                     disks,
+                    line,
                 });
                 Ok(job)
             }
@@ -203,6 +212,8 @@ impl Machine {
             return true;
         };
         leaving.disks.iter().for_each(|disk| disk.image.note(false));
+        // The other side may wait for its end before it lets go of the disks.
+        drop(leaving.line);
         match (result, leaving.tuning.right()) {
             (Ok(()), _) | (_, Right::Given) => {
                 let message = "the guest goes on in another process".to_owned();
@@ -210,8 +221,9 @@ impl Machine {
                 false
             }
             (Err(error), Right::Unknown) => {
-                // Never two: it stays as it is, for a person to decide.
+                // Never two: it stays as it is until somebody knows.
                 log::error!("{}: {error}", self.config.name);
+                self.undecided = true;
                 false
             }
             (Err(_), Right::Own) => {
@@ -229,6 +241,28 @@ impl Machine {
                 true
             }
         }
+    }
+
+    /// Whoever has asked the other side knows whether it has the guest.
+    pub(super) fn settle(&mut self, gone: bool) -> Result<(), String> {
+        let waiting = self.leaving.as_ref();
+        let waiting = waiting.filter(|leaving| leaving.tuning.right() == Right::Given);
+        if waiting.is_none() && !self.undecided {
+            return Err("the guest was not given away".to_owned());
+        }
+        if gone {
+            let message = "the guest goes on in another process".to_owned();
+            self.end(ExitCause::Migrated, message, 0);
+            return Ok(());
+        }
+        self.undecided = false;
+        if let Some(leaving) = waiting {
+            leaving.tuning.was_not_taken();
+            // The job waits for a sign of it no longer.
+            let over = leaving.line.shutdown(Shutdown::Both);
+            over.map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// Takes the disks back that were let go of, before anything runs.
@@ -282,6 +316,10 @@ impl Machine {
             let why = format!("the source keeps the guest: {error}");
             self.end(ExitCause::Failed, why.clone(), 1);
             why
-        })
+        })?;
+        // Whoever hears that the process has ended knows by this whether the guest can have run.
+        self.event(Event::TookOver);
+        killpoint("vmm.incoming-taken");
+        Ok(())
     }
 }

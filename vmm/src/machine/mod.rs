@@ -185,6 +185,8 @@ pub struct Machine {
     without_disks: bool,
     /// It came from another process, which has not given it away yet.
     permit: Option<Permit>,
+    /// Whether another process has the guest is not known.
+    undecided: bool,
     state: MachineState,
     /// The guest ran, and was stopped by its owner.
     was_stopped: bool,

@@ -269,6 +269,7 @@ impl Machine {
             Call::JobStatus => return Ok(self.job_status()),
             Call::AbortJob => self.abort_job()?,
             Call::Claim => self.ask_to_run()?,
+            Call::Settle { gone } => self.settle(*gone)?,
             Call::SetMigration {
                 bandwidth,
                 downtime_ms,

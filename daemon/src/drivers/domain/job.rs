@@ -15,6 +15,7 @@ use super::object::{Domain, Pinned};
 use super::state::{PausedReason, State};
 use crate::control::ControlError;
 use crate::error::{Error, ErrorCode, Result, check_flags};
+use crate::killpoint;
 
 /// What a job does (virDomainJobOperation).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -460,9 +461,10 @@ pub async fn wait(
 /// Comes back when the VMM has been silent for too long.
 pub async fn silence(domain: &Domain) -> Error {
     const EVERY: Duration = Duration::from_secs(5);
+    let limit = killpoint::limit("silence", SILENCE_LIMIT);
     loop {
         tokio::time::sleep(EVERY).await;
-        match ask_within(domain, Call::JobStatus, SILENCE_LIMIT).await {
+        match ask_within(domain, Call::JobStatus, limit).await {
             Err(error) if error.code == ErrorCode::OPERATION_TIMEOUT => return error,
             // That it has ended its answer tells, too.
             _ => {}
@@ -601,6 +603,9 @@ impl Driver {
             return Err(Error::invalid("no job is active on the domain"));
         };
         let migrates = matches!(operation, Operation::MigrationIn | Operation::MigrationOut);
+        if migrates && self.abort_begun(&domain) {
+            return Ok(());
+        }
         match ask_within(&domain, Call::AbortJob, LOOK_LIMIT).await {
             Ok(_) => Ok(()),
             // It hears of that when it listens again; whoever waits for the job does not wait for it.

@@ -7,6 +7,7 @@ use vmm_api::config::LifecycleAction;
 use vmm_api::control::{Answer, Call};
 
 use super::Driver;
+use super::job::Operation;
 use super::object::{Domain, Pinned, not_running};
 use super::state::{PausedReason, State};
 use crate::control::ControlError;
@@ -123,7 +124,12 @@ impl Driver {
         let _job = domain.job_in_migration().await?;
         {
             let inner = domain.lock();
-            inner.live()?;
+            let live = inner.live()?;
+            if live.settling && live.work.is(Operation::MigrationOut) {
+                return Err(Error::invalid(
+                    "whether the guest runs on the other side of its migration is being found out",
+                ));
+            }
             match inner.state {
                 State::Running(_) => {
                     return Err(Error::invalid("domain is already running"));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,10 @@ pub struct Live {
     pub change_protection: bool,
     /// It comes from elsewhere: what is to be done when it is this side's.
     pub arrival: Option<super::record::ArrivalNote>,
+    /// It was given away, and whether it arrived is being found out.
+    pub settling: bool,
+    /// It comes from elsewhere, and its VMM has been given the right to run it.
+    pub taken: Arc<AtomicBool>,
     /// Its VMM knows of vCPUs that come and go.
     pub vcpus_change: bool,
     /// The vCPU that the guest would not let go of last.

@@ -255,6 +255,8 @@ async fn take_up(
             migration_ready: None,
             arrival: record.arrival.clone(),
             change_protection: false,
+            settling: false,
+            taken: Arc::default(),
             vcpus_change: false,
             vcpu_kept: None,
             block_jobs: Vec::new(),

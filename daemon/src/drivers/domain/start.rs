@@ -294,6 +294,8 @@ impl Started {
                 migration_ready: None,
                 arrival: None,
                 change_protection: false,
+                settling: false,
+                taken: Arc::default(),
                 vcpus_change: self.vcpus.is_some(),
                 vcpu_kept: None,
                 block_jobs: Vec::new(),

@@ -238,6 +238,11 @@ impl Watched {
                 let number = i32::try_from(*number).unwrap_or(i32::MAX);
                 self.emit(&inner, &DomainEvent::MigrationIteration(number));
             }
+            Event::TookOver => {
+                if let Some(live) = &inner.live {
+                    live.taken.store(true, Ordering::Release);
+                }
+            }
             Event::MigrationReady => {
                 let waiting = inner.live.as_mut().and_then(|l| l.migration_ready.take());
                 if let Some(waiting) = waiting {

@@ -225,13 +225,11 @@ impl Source {
         self.tuning.change(|status| status.downtime_ms = downtime);
         match arrived {
             Ok(_) => Ok(()),
-            // A process that is gone does not run; but only if that is who closed the connection.
-            Err(StreamError::Io(error)) if self.options.direct && says_gone(&error) => {
+            Err(_) if self.tuning.is_not_taken() => {
                 self.tuning.give(Right::Own);
-                Err(failed(
-                    "the other side ended before the guest ran there".into(),
-                ))
+                Err(failed("the other side has not taken the guest over".into()))
             }
+            // Nor does a connection that ends say that the other side has: somebody in between may have closed it.
             Err(error) => {
                 self.tuning.give(Right::Unknown);
                 Err(failed(format!("{error}; {}", migrate::UNKNOWN)))

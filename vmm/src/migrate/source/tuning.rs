@@ -1,7 +1,7 @@
 //! What of a migration can be changed and seen while it goes on.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use vmm_api::control::{MigrateOptions, MigrationStatus};
 
@@ -25,6 +25,8 @@ pub struct Tuning {
     pub(super) bandwidth: AtomicU64,
     pub(super) downtime_ms: AtomicU64,
     right: AtomicU8,
+    /// Whoever has asked the other side says that it was not taken over.
+    not_taken: AtomicBool,
     pub(super) sent: AtomicU64,
     pub(super) pages: AtomicU64,
     pub(super) left: AtomicU64,
@@ -43,6 +45,7 @@ impl Tuning {
             bandwidth: AtomicU64::new(options.bandwidth),
             downtime_ms: AtomicU64::new(options.downtime_ms),
             right: AtomicU8::new(Right::Own as u8),
+            not_taken: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             pages: AtomicU64::new(0),
             left: AtomicU64::new(0),
@@ -72,6 +75,15 @@ impl Tuning {
             1 => Right::Given,
             _ => Right::Unknown,
         }
+    }
+
+    /// The other side never got the right to run, says whoever has asked it.
+    pub fn was_not_taken(&self) {
+        self.not_taken.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_not_taken(&self) -> bool {
+        self.not_taken.load(Ordering::Acquire)
     }
 
     /// How far it is.

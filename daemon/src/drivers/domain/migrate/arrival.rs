@@ -1,6 +1,7 @@
 //! The side that a guest comes to: whether it has come, and what is left to be done then.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
@@ -25,7 +26,7 @@ impl Driver {
     /// The VMM has answered whether it has taken the guest over.
     pub(super) async fn taken(
         self: &Arc<Self>,
-        arriving: Arriving,
+        mut arriving: Arriving,
         flags: u64,
         mut status: JobStatus,
         began: Instant,
@@ -33,6 +34,8 @@ impl Driver {
     ) -> Result<Arc<Domain>> {
         let domain = Arc::clone(&arriving.domain);
         let paused = flags & flags::PAUSED != 0;
+        let telling = arriving.telling.take();
+        let mut may_have_run = false;
         let taken = match answered {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(failure)) => Err(Error::failed(failure.message)),
@@ -49,8 +52,13 @@ impl Driver {
                          not known",
                     );
                     self.is_left_to_itself(&domain, &error);
+                    if let Some(id) = arriving.id {
+                        self.tell_what_is_seen(&domain, telling, id);
+                    }
                     return Err(error);
                 }
+                // What it has told was heard before its end.
+                may_have_run = arriving.taken.load(Ordering::Acquire);
                 Err(Error::failed("domain is no longer running"))
             }
         };
@@ -73,9 +81,16 @@ impl Driver {
             }
         }
         if let Err(error) = taken {
+            let id = arriving.id;
             self.cancel(arriving).await;
+            // Nobody has it if it can't run here any more, and never did.
+            let is_there = (domain.lock().live.as_ref()).is_some_and(|live| Some(live.id) == id);
+            if !is_there {
+                self.migrations.tell(telling, may_have_run);
+            }
             return Err(error);
         }
+        self.migrations.tell(telling, true);
         if paused {
             self.is_here_paused(&domain);
         }

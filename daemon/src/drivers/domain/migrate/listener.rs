@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rpc::tls::TlsServer;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -70,6 +70,41 @@ impl Stream {
             Self::Tcp(stream) => stream.read_exact(to).await.map(drop),
             Self::Unix(stream) => stream.read_exact(to).await.map(drop),
             Self::Tls(stream) => stream.read_exact(to).await.map(drop),
+        }
+    }
+
+    pub(super) async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.write_all(bytes).await,
+            Self::Unix(stream) => stream.write_all(bytes).await,
+            Self::Tls(stream) => {
+                stream.write_all(bytes).await?;
+                stream.shutdown().await
+            }
+        }
+    }
+
+    /// Says who it is, and that it knows `token`; else why it is a stranger.
+    pub(super) async fn introduce(
+        self,
+        uuid: Uuid,
+        token: &str,
+        tls: Option<&TlsServer>,
+    ) -> std::result::Result<(Self, Preamble), String> {
+        let introduced = async {
+            let mut stream = self.secure(tls).await?;
+            let preamble = stream.preamble().await?;
+            Ok::<_, io::Error>((stream, preamble))
+        };
+        match timeout(PREAMBLE_LIMIT, introduced).await {
+            Ok(Ok((stream, preamble)))
+                if preamble.token == token && preamble.uuid == uuid.to_string() =>
+            {
+                Ok((stream, preamble))
+            }
+            Ok(Ok((_, preamble))) => Err(format!("it brings domain {}", preamble.uuid)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("it says nothing".to_owned()),
         }
     }
 
@@ -162,7 +197,22 @@ impl Listener {
         Err(Error::system("cannot listen for the guest", &failure))
     }
 
-    async fn accept(&self) -> io::Result<Stream> {
+    /// As [`Listener::bind`], at a place that somebody is about to leave, perhaps.
+    pub(super) async fn bind_soon(params: &Params, is_left: bool) -> Result<(Self, Place)> {
+        const ATTEMPTS: u32 = 50;
+        const INTERVAL: Duration = Duration::from_millis(10);
+        let mut bound = Self::bind(params).await;
+        for _ in 0..ATTEMPTS {
+            if bound.is_ok() || !is_left {
+                break;
+            }
+            tokio::time::sleep(INTERVAL).await;
+            bound = Self::bind(params).await;
+        }
+        bound
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Stream> {
         Ok(match self {
             Self::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
             Self::Unix(listener, _) => Stream::Unix(listener.accept().await?.0),
@@ -183,22 +233,7 @@ impl Listener {
                 .accept()
                 .await
                 .map_err(|error| Error::system("cannot accept the guest's connection", &error))?;
-            let introduced = async {
-                let mut stream = stream.secure(tls).await?;
-                let preamble = stream.preamble().await?;
-                Ok::<_, io::Error>((stream, preamble))
-            };
-            let stranger = match timeout(PREAMBLE_LIMIT, introduced).await {
-                Ok(Ok((stream, preamble)))
-                    if preamble.token == token && preamble.uuid == uuid.to_string() =>
-                {
-                    Ok((stream, preamble))
-                }
-                Ok(Ok((_, preamble))) => Err(format!("it brings domain {}", preamble.uuid)),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("it says nothing".to_owned()),
-            };
-            let (stream, known) = match stranger {
+            let (stream, known) = match stream.introduce(uuid, token, tls).await {
                 Ok(known) => known,
                 Err(why) => {
                     log::warn!("a connection that is not the guest's: {why}");

@@ -8,18 +8,21 @@
 
 mod abi;
 mod arrival;
+mod begun;
 mod listener;
 mod peer;
 mod perform;
+mod settle;
 mod source;
 mod ssh;
 mod storage;
 mod target;
+mod telling;
 pub mod tls;
 mod uri;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use rpc::types::{TypedParam, TypedValue};
@@ -28,6 +31,7 @@ use uuid::Uuid;
 
 use self::source::Outgoing;
 use self::target::Arriving;
+use self::telling::{Mover, Telling};
 use crate::drivers::domain::Driver;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -347,6 +351,11 @@ impl Default for Limits {
 pub struct Migrations {
     outgoing: Mutex<HashMap<Uuid, Outgoing>>,
     arriving: Mutex<HashMap<String, Arriving>>,
+    /// Those whose sources may still ask what became of them.
+    told: Mutex<Vec<Telling>>,
+    movers: Mutex<Vec<Weak<Mover>>>,
+    /// Jobs of clients that have begun, under protection, and have not gone on yet.
+    begun: Mutex<HashMap<Uuid, begun::Begun>>,
     /// Domains that nobody is to change, with the connections that want that.
     protected: Mutex<HashMap<Uuid, u64>>,
     /// This daemon, as its cookies name it.

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::source::Begun;
+use super::source::{Begun, Kept};
 use super::ssh::{self, Passing};
 use super::{CONNECT_LIMIT, Params, flags, lock, tls};
 use vmm_api::control::JobStatus;
@@ -161,12 +161,16 @@ impl Driver {
             }
             tokio::time::sleep(LEFT_LIMIT).await;
         };
+        let mut silent = false;
         let finished = tokio::select! {
             finished = peer.call(procs::DOMAIN_MIGRATE_FINISH3_PARAMS, &finish) => finished,
-            () = left => Err(Error::new(
-                ErrorCode::OPERATION_TIMEOUT,
-                "the target's daemon does not say that the guest has not come",
-            )),
+            () = left => {
+                silent = true;
+                Err(Error::new(
+                    ErrorCode::OPERATION_TIMEOUT,
+                    "the target's daemon does not say that the guest has not come",
+                ))
+            }
         };
         // What went wrong first is what the caller hears.
         if let Err(error) = performed {
@@ -183,11 +187,13 @@ impl Driver {
             }
             Err(error) => {
                 // If the target took it all the same, the two VMMs know.
-                let cancelled = self.confirm(domain, flags, true).await?;
+                let kept = self.confirm(domain, flags, true).await?;
                 if domain.lock().live.is_some() || flags & flags::OFFLINE != 0 {
-                    // Who has given it up knows why.
-                    let given_up = |error: &Error| error.code == ErrorCode::OPERATION_ABORTED;
-                    return Err(cancelled.filter(given_up).unwrap_or(error));
+                    // Who has given it up knows why, and so does the source where the target says nothing; and more than the target's words counts that nobody knows where it is.
+                    let told = |kept: &Kept| {
+                        kept.undecided || kept.error.code == ErrorCode::OPERATION_ABORTED || silent
+                    };
+                    return Err(kept.filter(told).map_or(error, |kept| kept.error));
                 }
                 if flags & (flags::PERSIST_DEST | flags::UNDEFINE_SOURCE) == 0 {
                     return Ok(());

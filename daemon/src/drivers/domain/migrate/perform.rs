@@ -8,10 +8,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
-use uuid::Uuid;
 use vmm_api::control::{Answer, Call, JobStatus, MigrateOptions};
 use vmm_api::migrate::{self, Kind, Preamble};
 
+use super::settle::Target;
 use super::source::{Outgoing, Reply, is_undecided, refusal, so_far};
 use super::uri::Place;
 use super::{CONNECT_LIMIT, Params, check, flags, lock, storage, tls};
@@ -39,8 +39,14 @@ impl Driver {
         flags: u64,
         cookie: &[u8],
     ) -> Result<Vec<u8>> {
-        self.perform(domain, client, params, flags, cookie, false)
-            .await
+        let begun = self.goes_on_with(domain, client)?;
+        let performing = self.perform(domain, client, params, flags, cookie, begun);
+        let performed = performing.await;
+        if let (Err(error), true) = (&performed, begun) {
+            // Where it has not ended yet.
+            self.job_failed(domain, error, JobStatus::default());
+        }
+        performed
     }
 
     /// As [`Driver::migrate_perform`]; where it is `begun`, the job has begun, and is the caller's to end.
@@ -94,7 +100,7 @@ impl Driver {
             downtime_ms: limits.downtime_ms,
             zstd_level: params.packing(flags)?,
             auto_converge: params.converge(flags)?,
-            direct: secure.is_none(),
+            direct: false,
             disks: along
                 .iter()
                 .map(|disk| tuning::id(disk.alias.as_ref()))
@@ -108,7 +114,13 @@ impl Driver {
         };
         killpoint("migrate.connecting");
         let token = String::from_utf8_lossy(cookie).into_owned();
-        let connecting = connect(&place, domain.uuid, &token, connections, secure.as_ref());
+        let target = Target {
+            place,
+            uuid: domain.uuid,
+            token,
+            secure,
+        };
+        let connecting = connect(&target, connections);
         let (control, was_running, ready, sockets) = {
             let connected = jobs::unless(&given_up, connecting).await;
             killpoint("migrate.connected");
@@ -161,7 +173,7 @@ impl Driver {
         if let Some(error) = unheard {
             // It hears of that when it listens again; the target, and whoever moves the guest, do not wait for it.
             let _ = control.send(Call::AbortJob);
-            drop(self.heed(domain, reply, was_running));
+            drop(self.heed(domain, reply, was_running, target));
             self.job_failed(domain, &error, JobStatus::default());
             return Err(error);
         }
@@ -171,33 +183,36 @@ impl Driver {
         };
         self.note_job_so_far(domain, status);
         killpoint("migrate.performed");
-        let (reply, failed) = self.heed(domain, reply, was_running);
+        let heard = self.heed(domain, reply, was_running, target);
         lock(&self.migrations.outgoing).insert(
             domain.uuid,
             Outgoing {
                 client,
-                reply: Some(reply),
+                reply: Some(heard.reply),
                 was_running,
-                failed,
+                failed: heard.failed,
+                said: heard.said,
             },
         );
         serde_json::to_vec(&status).map_err(|error| Error::internal(error.to_string()))
     }
 
-    /// The VMM's last word is waited for from now on: where nothing comes of the migration, the guest goes on at once,
-    /// whenever somebody confirms that.
+    /// The VMM's last word is waited for from now on, or the target's: where nothing comes of the migration, the guest goes
+    /// on at once, whenever somebody confirms that.
     fn heed(
         self: &Arc<Self>,
         domain: &Pinned,
         reply: Reply,
         was_running: bool,
-    ) -> (Reply, watch::Receiver<bool>) {
+        target: Target,
+    ) -> Heard {
         let (pass_on, passed) = oneshot::channel();
         let (tell, failed) = watch::channel(false);
+        let (said, hears) = watch::channel(None);
         let driver = Arc::clone(self);
         let domain = Arc::clone(&**domain);
         tokio::spawn(async move {
-            let answer = reply.await;
+            let answer = driver.last_word(&domain, reply, &target, hears).await;
             if let Ok(Err(_)) = &answer {
                 // Nobody may be interested.
                 let _ = tell.send(true);
@@ -209,18 +224,27 @@ impl Driver {
                 let _ = pass_on.send(answer);
             }
         });
-        (passed, failed)
+        Heard {
+            reply: passed,
+            failed,
+            said,
+        }
     }
 }
 
+/// What is heard of a guest that has gone as far as it can.
+struct Heard {
+    /// Who has it.
+    reply: Reply,
+    /// Becomes true if it is this side.
+    failed: watch::Receiver<bool>,
+    /// Whoever moves it says whether it came.
+    said: watch::Sender<Option<bool>>,
+}
+
 /// Connects to the target and says who comes.
-async fn connect(
-    place: &Place,
-    uuid: Uuid,
-    token: &str,
-    total: u32,
-    secure: Option<&(TlsClient, Option<String>)>,
-) -> Result<Vec<OwnedFd>> {
+async fn connect(target: &Target, total: u32) -> Result<Vec<OwnedFd>> {
+    let place = &target.place;
     let cannot = |error: &std::io::Error| {
         Error::system(
             format!("unable to connect to the target at '{place}'"),
@@ -230,44 +254,51 @@ async fn connect(
     let mut sockets = Vec::new();
     for index in 0..total {
         let preamble = Preamble {
-            uuid: uuid.to_string(),
-            token: token.to_owned(),
+            uuid: target.uuid.to_string(),
+            token: target.token.clone(),
             index,
             total,
         };
         let frame = migrate::json_frame(Kind::Preamble, &preamble)
             .map_err(|error| Error::internal(error.to_string()))?;
-        let connecting = async {
-            Ok(match place {
-                Place::Unix(path) => {
-                    let mut stream = UnixStream::connect(path).await?;
-                    match secure {
-                        Some(secure) => seal(stream, secure, "localhost", &frame).await?,
-                        None => {
-                            stream.write_all(&frame).await?;
-                            OwnedFd::from(stream.into_std()?)
-                        }
-                    }
-                }
-                Place::Tcp { host, port } => {
-                    let port = port.ok_or(std::io::ErrorKind::AddrNotAvailable)?;
-                    let mut stream = TcpStream::connect((host.as_str(), port)).await?;
-                    stream.set_nodelay(true)?;
-                    match secure {
-                        Some(secure) => seal(stream, secure, host, &frame).await?,
-                        None => {
-                            stream.write_all(&frame).await?;
-                            OwnedFd::from(stream.into_std()?)
-                        }
-                    }
-                }
-            })
-        };
+        let connecting = reach(place, &frame, target.secure.as_ref());
         let socket = timeout(CONNECT_LIMIT, connecting).await;
         let socket = socket.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
         sockets.push(socket.map_err(|error| cannot(&error))?);
     }
     Ok(sockets)
+}
+
+/// A connection to the target, which begins with these bytes.
+pub(super) async fn reach(
+    place: &Place,
+    first: &[u8],
+    secure: Option<&(TlsClient, Option<String>)>,
+) -> std::io::Result<OwnedFd> {
+    Ok(match place {
+        Place::Unix(path) => {
+            let mut stream = UnixStream::connect(path).await?;
+            match secure {
+                Some(secure) => seal(stream, secure, "localhost", first).await?,
+                None => {
+                    stream.write_all(first).await?;
+                    stream.into_std()?.into()
+                }
+            }
+        }
+        Place::Tcp { host, port } => {
+            let port = port.ok_or(std::io::ErrorKind::AddrNotAvailable)?;
+            let mut stream = TcpStream::connect((host.as_str(), port)).await?;
+            stream.set_nodelay(true)?;
+            match secure {
+                Some(secure) => seal(stream, secure, host, first).await?,
+                None => {
+                    stream.write_all(first).await?;
+                    stream.into_std()?.into()
+                }
+            }
+        }
+    })
 }
 
 /// TLS over a connection, which begins with these bytes.

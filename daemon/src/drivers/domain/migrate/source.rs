@@ -8,13 +8,13 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use uuid::Uuid;
 use vmm_api::control::{Answer, Call, Failure, JobStatus};
-use vmm_api::migrate;
 use xml_schemas::domain::View;
 use xml_schemas::domain::device::Disk;
 
+use super::settle::unknown;
 use super::{Params, abi, check, flags, lock, storage};
 use crate::drivers::domain::block_jobs::without_block_job;
-use crate::drivers::domain::job::{Last, Operation};
+use crate::drivers::domain::job::{self as jobs, Last, Operation};
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Pinned};
 use crate::drivers::domain::state::{PausedReason, State};
@@ -30,7 +30,7 @@ const BACK_LIMIT: Duration = Duration::from_secs(15);
 /// What a VMM answers to a migration.
 pub(super) type Reply = oneshot::Receiver<std::result::Result<Answer, Failure>>;
 /// The same, or it is gone.
-type Answered = std::result::Result<std::result::Result<Answer, Failure>, RecvError>;
+pub(super) type Answered = std::result::Result<std::result::Result<Answer, Failure>, RecvError>;
 
 /// A guest that has gone as far as it can before the target takes it.
 #[derive(Debug)]
@@ -43,6 +43,16 @@ pub struct Outgoing {
     pub(super) was_running: bool,
     /// Becomes true if nothing comes of it after all.
     pub(super) failed: watch::Receiver<bool>,
+    /// Whoever moves it says whether it came.
+    pub(super) said: watch::Sender<Option<bool>>,
+}
+
+/// Why a guest has not gone.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) error: Error,
+    /// It may have, after all: it stays paused.
+    pub(super) undecided: bool,
 }
 
 /// What Begin gives.
@@ -138,6 +148,33 @@ impl Driver {
         begun
     }
 
+    /// Begin, by a client that makes the other calls, too: if nobody is to change the domain meanwhile, it is a job from
+    /// now on.
+    ///
+    /// # Errors
+    /// Why it can't go.
+    pub async fn migrate_begin_for(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        client: u64,
+        params: &Params,
+        flags: u64,
+    ) -> Result<Begun> {
+        // It may be this client's own, which it has not gone on with.
+        if self.goes_on_with(domain, client).is_ok_and(|begun| begun) {
+            self.job_failed(domain, &jobs::cancelled(), JobStatus::default());
+        }
+        let begun = self.migrate_begin(domain, client, params, flags).await?;
+        if flags & flags::CHANGE_PROTECTION != 0
+            && flags & flags::OFFLINE == 0
+            && let Err(error) = self.job_begun(domain, client)
+        {
+            self.end_protection(domain);
+            return Err(error);
+        }
+        Ok(begun)
+    }
+
     /// What the target is told.
     async fn begun(
         &self,
@@ -222,7 +259,10 @@ impl Driver {
         flags: u64,
         cancelled: bool,
     ) -> Result<()> {
-        self.confirm(domain, flags, cancelled).await.map(drop)
+        match self.confirm(domain, flags, cancelled).await? {
+            Some(kept) if kept.undecided => Err(kept.error),
+            _ => Ok(()),
+        }
     }
 
     /// The same; says why the guest is still here, where that was heard from its VMM.
@@ -231,8 +271,9 @@ impl Driver {
         domain: &Pinned,
         flags: u64,
         cancelled: bool,
-    ) -> Result<Option<Error>> {
+    ) -> Result<Option<Kept>> {
         check(flags)?;
+        self.ends_before_it_moves(domain);
         self.end_protection(domain);
         if flags & flags::OFFLINE != 0 {
             if !cancelled && flags & flags::UNDEFINE_SOURCE != 0 {
@@ -250,6 +291,7 @@ impl Driver {
                 )),
             };
         };
+        outgoing.said.send_replace(Some(!cancelled));
         if cancelled {
             return Ok(self.take_back(domain, &mut outgoing).await);
         }
@@ -333,14 +375,15 @@ impl Driver {
 
     /// The guest is to run on here. Whether it can is for the two VMMs to say: if the target has it
     /// already, it stays there. Gives why it has not gone.
-    async fn take_back(&self, domain: &Pinned, outgoing: &mut Outgoing) -> Option<Error> {
+    async fn take_back(&self, domain: &Pinned, outgoing: &mut Outgoing) -> Option<Kept> {
         let name = domain.name().name;
+        outgoing.said.send_replace(Some(false));
         if let Err(error) = ask(domain, Call::AbortJob).await {
             log::debug!("domain '{name}': {error}");
         }
         let mut error = Error::failed("migration was cancelled: the guest was not taken over");
         let mut status = JobStatus::default();
-        let mut decided = true;
+        let mut undecided = false;
         if let Some(reply) = outgoing.reply.take() {
             match timeout(BACK_LIMIT, reply).await {
                 Ok(Ok(Ok(answer))) => {
@@ -357,23 +400,26 @@ impl Driver {
                 }
                 Ok(answer) => {
                     status = so_far(&answer);
-                    decided = !is_undecided(&answer);
-                    error = refusal(answer);
+                    undecided = is_undecided(&answer);
+                    error = match undecided {
+                        true => unknown(),
+                        false => refusal(answer),
+                    };
                 }
                 // It has been given away, and the other side says nothing.
                 Err(_) => {
-                    log::error!("domain '{name}': {}", migrate::UNKNOWN);
-                    error = Error::failed(format!("migration failed: {}", migrate::UNKNOWN));
-                    decided = false;
+                    error = unknown();
+                    log::error!("domain '{name}': {}", error.message);
+                    undecided = true;
                 }
             }
         }
         self.job_failed(domain, &error, status);
         // One that was not moved live was paused before.
-        if outgoing.was_running && decided {
+        if outgoing.was_running && !undecided {
             self.go_on(domain).await;
         }
-        Some(error)
+        Some(Kept { error, undecided })
     }
 
     /// The guest stands still for a migration that came to nothing: it goes on. Where the other side still has its disks,
@@ -427,6 +473,7 @@ impl Driver {
             let take = |uuid: Uuid| all.remove(&uuid).map(|outgoing| (uuid, outgoing));
             uuids.into_iter().filter_map(take).collect()
         };
+        self.forget_aborted(client);
         let unprotected: Vec<Uuid> = {
             let all = lock(&self.migrations.protected);
             let of = all.iter().filter(|(_, owner)| **owner == client);
@@ -434,6 +481,7 @@ impl Driver {
         };
         for uuid in unprotected {
             if let Ok(domain) = self.pin("", uuid) {
+                self.ends_before_it_moves(&domain);
                 self.end_protection(&domain);
             }
         }

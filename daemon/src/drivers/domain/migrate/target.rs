@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rpc::tls::TlsServer;
@@ -19,6 +20,7 @@ use xml_schemas::Domain as Definition;
 use xml_schemas::domain::View;
 
 use super::listener::{Listener, PREAMBLE_LIMIT, Stream};
+use super::telling::{Hears, Telling};
 use super::{Params, check, flags, lock, storage};
 use crate::drivers::domain::job as jobs;
 use crate::drivers::domain::lifecycle::end;
@@ -59,13 +61,17 @@ pub struct Arriving {
     flags: u64,
     pub(super) domain: Pinned,
     /// What it is announced with; none offline.
-    id: Option<i32>,
+    pub(super) id: Option<i32>,
     /// To be stored.
     persistent: Arc<Definition>,
     /// The machine's coming; none offline.
     task: Option<JoinHandle<Result<()>>>,
     /// Volumes that were made for it.
     volumes: Vec<storage::Volume>,
+    /// Where its source can ask what became of it; none offline.
+    pub(super) telling: Option<Telling>,
+    /// Its VMM has been given the right to run it.
+    pub(super) taken: Arc<AtomicBool>,
 }
 
 impl Arriving {
@@ -144,6 +150,8 @@ impl Driver {
             persistent,
             task: None,
             volumes: Vec::new(),
+            telling: None,
+            taken: Arc::default(),
         };
         // Clients want one even where nothing is to be sent.
         let nowhere = || format!("tcp:{}", node::hostname());
@@ -165,7 +173,11 @@ impl Driver {
                 .make_volumes(uuid, &along, &cookie, flags, volumes)
                 .await;
             let bound = match room {
-                Ok(()) => Listener::bind(params).await,
+                Ok(()) => {
+                    // Who asks there what became of an earlier one has had the time to.
+                    let made_way = self.migrations.make_way(params.uri.as_deref());
+                    Listener::bind_soon(params, made_way).await
+                }
                 Err(error) => Err(error),
             };
             let bound = bound.and_then(|(listener, place)| {
@@ -183,6 +195,9 @@ impl Driver {
             let token = Uuid::new_v4().to_string();
             prepared.cookie = token.clone().into_bytes();
             prepared.uri = Some(place.to_string());
+            let telling = self.migrations.telling(client, place);
+            let known = telling.hears();
+            arriving.telling = Some(telling);
             let pinned = self
                 .registry
                 .pin(&arriving.domain)
@@ -193,7 +208,7 @@ impl Driver {
                 let received = driver.receive(
                     &pinned,
                     listener,
-                    (token, secure),
+                    (token, secure, known),
                     definition,
                     id,
                     cancelled,
@@ -273,7 +288,7 @@ impl Driver {
         self: &Arc<Self>,
         domain: &Pinned,
         listener: Listener,
-        (token, secure): (String, Option<TlsServer>),
+        (token, secure, known): (String, Option<TlsServer>, Hears),
         definition: Arc<Definition>,
         id: i32,
         cancel: watch::Receiver<Option<&'static str>>,
@@ -297,7 +312,8 @@ impl Driver {
             },
             why = given_up => return Err(unwanted(why)),
         };
-        drop(listener);
+        // Whether it has come may be asked here, when the time has come for that.
+        tokio::spawn(listener.tell(uuid, token, secure, known));
         killpoint("migrate.gathered");
         let bad = |error: io::Error| Error::system("the guest's connection", &error);
         let connections = streams.into_iter().map(Stream::into_fd);
@@ -415,6 +431,7 @@ impl Driver {
             let begun = inner.live_mut().and_then(|live| {
                 live.work.begin(Operation::MigrationIn)?;
                 live.arrival = Some(note);
+                arriving.taken = Arc::clone(&live.taken);
                 Ok(live.control.clone())
             });
             self.write_record(&inner);
@@ -481,6 +498,8 @@ impl Driver {
     /// Nothing comes of it.
     pub(super) async fn cancel(&self, mut arriving: Arriving) {
         let Some(id) = arriving.id else { return };
+        // Nobody has a question about it: it has not asked for the guest.
+        arriving.telling = None;
         let domain = Arc::clone(&arriving.domain);
         let name = domain.name().name;
         self.give_up(&domain, id, CANCELLED);
@@ -504,6 +523,7 @@ impl Driver {
 
     /// A connection has gone, and with it whoever would have finished.
     pub(super) fn arrivals_of_gone(self: &Arc<Self>, client: u64) {
+        self.migrations.nobody_asks(client);
         let gone: Vec<Arriving> = {
             let mut all = lock(&self.migrations.arriving);
             let names: Vec<String> = all
