@@ -264,20 +264,46 @@ pub fn latin1_document(bytes: &[u8]) -> Option<String> {
     let declaration = bytes.strip_prefix(b"<?xml")?;
     let length = declaration.windows(2).position(|two| two == b"?>")?;
     let declaration = std::str::from_utf8(&declaration[..length]).ok()?;
-    // XML 1.0, section 2.8: EncodingDecl.
-    let (before, rest) = declaration.split_once("encoding")?;
-    let rest = rest.trim_start().strip_prefix('=')?.trim_start();
-    let quote = rest.chars().next().filter(|c| matches!(c, '"' | '\''))?;
-    let (name, after) = rest[1..].split_once(quote)?;
+    let (name, declaration) = in_utf8(declaration)?;
     let known = ["iso-8859-1", "iso_8859-1", "latin1", "latin-1", "l1"];
     if !known.iter().any(|known| name.eq_ignore_ascii_case(known)) {
         return None;
     }
     let body = bytes[b"<?xml".len() + length..].iter().copied();
     let body: String = body.map(char::from).collect();
-    Some(format!(
-        "<?xml{before}encoding={quote}UTF-8{quote}{after}{body}"
-    ))
+    Some(format!("<?xml{declaration}{body}"))
+}
+
+/// The encoding that an XML declaration states (what stands between `<?xml` and `?>`), and the declaration with UTF-8
+/// in its place.
+fn in_utf8(declaration: &str) -> Option<(&str, String)> {
+    // XML 1.0, section 2.8: EncodingDecl.
+    let (before, rest) = declaration.split_once("encoding")?;
+    let rest = rest.trim_start().strip_prefix('=')?.trim_start();
+    let quote = rest.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+    let (name, after) = rest[1..].split_once(quote)?;
+    Some((name, format!("{before}encoding={quote}UTF-8{quote}{after}")))
+}
+
+/// A document in UTF-16 that begins with a byte order mark, as text whose declaration says UTF-8. On the wire there is
+/// none: strings end at their first NUL there.
+pub fn utf16_document(bytes: &[u8]) -> Option<String> {
+    let (rest, unit): (_, fn([u8; 2]) -> u16) = match bytes {
+        [0xff, 0xfe, rest @ ..] => (rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => (rest, u16::from_be_bytes),
+        _ => return None,
+    };
+    let (pairs, []) = rest.as_chunks::<2>() else {
+        return None;
+    };
+    let units = pairs.iter().map(|pair| unit(*pair));
+    let text: String = char::decode_utf16(units).collect::<Result<_, _>>().ok()?;
+    let declaration = text.strip_prefix("<?xml");
+    let declaration = declaration.and_then(|rest| rest.split_once("?>"));
+    match declaration.and_then(|(said, body)| Some((in_utf8(said)?.1, body))) {
+        Some((declaration, body)) => Some(format!("<?xml{declaration}?>{body}")),
+        None => Some(text),
+    }
 }
 
 impl<const N: usize> Encode for [u8; N] {

@@ -292,3 +292,26 @@ fn documents_in_latin_1_arrive_as_text() {
         assert!(matches!(sent(other), Err(XdrError::NotUtf8)), "{other:?}");
     }
 }
+
+#[test]
+fn documents_in_utf16() {
+    use rpc::xdr::utf16_document;
+    let text = "<?xml version='1.0' encoding='UTF-16'?>\n<a>\u{fc}\u{1f600}</a>\n";
+    let wanted = text.replace("UTF-16", "UTF-8");
+    for (mark, bytes) in [
+        ([0xff, 0xfe], u16::to_le_bytes as fn(u16) -> [u8; 2]),
+        ([0xfe, 0xff], u16::to_be_bytes),
+    ] {
+        let mut file = mark.to_vec();
+        file.extend(text.encode_utf16().flat_map(bytes));
+        assert_eq!(utf16_document(&file), Some(wanted.clone()));
+        // Half a character, nothing, and half a pair.
+        assert_eq!(utf16_document(&file[..file.len() - 1]), None);
+        file.truncate(2);
+        assert_eq!(utf16_document(&file), Some(String::new()));
+        file.extend(bytes(0xd83d));
+        assert_eq!(utf16_document(&file), None);
+    }
+    assert_eq!(utf16_document(b"<a/>"), None);
+    assert_eq!(utf16_document(&[0xff]), None);
+}

@@ -582,7 +582,8 @@ pub fn read_definition(path: &str) -> Result<String> {
             "Failed to read file '{path}': Value too large for defined data type"
         )));
     }
-    if let Some(document) = rpc::xdr::latin1_document(&bytes) {
+    let document = rpc::xdr::latin1_document(&bytes);
+    if let Some(document) = document.or_else(|| rpc::xdr::utf16_document(&bytes)) {
         return Ok(document);
     }
     String::from_utf8(bytes).map_err(|_| {
