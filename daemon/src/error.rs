@@ -113,6 +113,20 @@ pub fn plain(error: &io::Error) -> String {
     }
 }
 
+/// The part of libvirt that a function belongs to.
+fn whose(function: &str) -> ErrorDomain {
+    let parts = [
+        ("network", ErrorDomain::NETWORK),
+        ("storage", ErrorDomain::STORAGE),
+        ("secret", ErrorDomain::SECRET),
+        ("nodeDevice", ErrorDomain::NODEDEV),
+        ("virDomain", ErrorDomain::DOMAIN),
+        ("vir", ErrorDomain::NONE),
+    ];
+    let found = parts.iter().find(|(name, _)| function.starts_with(name));
+    found.map_or(ErrorDomain::QEMU, |(_, domain)| *domain)
+}
+
 /// Refuses flag bits outside `known`, as libvirt's `virCheckFlags` does.
 ///
 /// # Errors
@@ -122,7 +136,7 @@ pub fn check_flags(flags: u32, known: u32, function: &str) -> Result<()> {
         0 => Ok(()),
         unknown => Err(Error {
             code: ErrorCode::INVALID_ARG,
-            domain: ErrorDomain::QEMU,
+            domain: whose(function),
             message: format!("unsupported flags (0x{unknown:x}) in function {function}"),
         }),
     }

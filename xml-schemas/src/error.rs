@@ -11,6 +11,8 @@ pub enum ErrorCode {
     InvalidArg = 8,
     /// VIR_ERR_OS_TYPE.
     OsType = 16,
+    /// VIR_ERR_NO_SOURCE: a disk without a source.
+    NoSource = 19,
     /// VIR_ERR_NO_TARGET: a disk without a target.
     NoTarget = 20,
     /// VIR_ERR_NO_NAME: no name element.
@@ -45,7 +47,7 @@ impl ErrorCode {
             Self::Internal => "internal error: ",
             Self::InvalidArg => "invalid argument: ",
             Self::OsType => "unknown OS type ",
-            Self::NoName | Self::NoTarget => "",
+            Self::NoName | Self::NoSource | Self::NoTarget => "",
             Self::Xml => "XML error: ",
             Self::XmlDetail | Self::System => "",
             Self::OperationInvalid => "Requested operation is not valid: ",
@@ -130,6 +132,13 @@ impl XmlError {
     /// VIR_ERR_INTERNAL_ERROR in a domain definition, where libvirt says so.
     pub(crate) fn internal(message: impl fmt::Display) -> Self {
         Self::new(ErrorCode::Internal, ErrorDomain::Domain, message)
+    }
+
+    /// Without the line: the text is not the one that somebody has written.
+    #[must_use]
+    pub fn nowhere(mut self) -> Self {
+        self.line = None;
+        self
     }
 
     /// Names the line at fault (1-based; 0 means unknown and is left out).

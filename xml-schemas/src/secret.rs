@@ -82,7 +82,7 @@ impl Secret {
         let root = dom::parse(text, "(definition_of_secret)")?;
         if root.name != "secret" {
             return Err(xml(format!(
-                "unexpected root element <{}>, expecting <secret>",
+                "expecting root element of 'secret', not '{}'",
                 root.name
             )));
         }

@@ -98,12 +98,14 @@ impl Place {
         }
     }
 
-    fn parse(text: &str, file: Option<String>) -> Result<Self, XmlError> {
+    fn parse(element: &str, text: &str, file: Option<String>) -> Result<Self, XmlError> {
         match text {
             "no" => Ok(Self::No),
             "internal" => Ok(Self::Internal),
             "external" => Ok(Self::External(file)),
-            _ => Err(xml(format!("unknown snapshot location '{text}'"))),
+            _ => Err(xml(format!(
+                "Invalid value for attribute 'snapshot' in element '{element}': '{text}'."
+            ))),
         }
     }
 }
@@ -128,12 +130,15 @@ impl Snapshot {
         }
         let name = root.child_text("name").filter(|name| !name.is_empty());
         if let Some(name) = &name
-            && (name.contains('/') || name.starts_with('.'))
+            && let Some(fault) = match name.as_bytes() {
+                [b'.', ..] => Some("name can't start with '.'"),
+                bytes => bytes.contains(&b'/').then_some("name can't contain '/'"),
+            }
         {
             return Err(XmlError::new(
                 ErrorCode::XmlDetail,
                 ErrorDomain::DomainSnapshot,
-                format!("invalid snapshot name '{name}': name can't contain '/' or start with '.'"),
+                format!("invalid snapshot name '{name}': {fault}"),
             ));
         }
         let mut snapshot = Self {
@@ -250,7 +255,7 @@ impl SnapshotDisk {
 fn memory(element: &Element) -> Result<Place, XmlError> {
     let file = element.attr("file").map(str::to_owned);
     let place = match element.attr("snapshot") {
-        Some(text) => Place::parse(text, file)?,
+        Some(text) => Place::parse("memory", text, file)?,
         None if file.is_some() => Place::External(file),
         None => return Err(xml("missing 'snapshot' attribute of <memory>")),
     };
@@ -289,7 +294,7 @@ fn disk(element: &Element) -> Result<SnapshotDisk, XmlError> {
         )));
     }
     let place = match element.attr("snapshot") {
-        Some(text) => Some(Place::parse(text, None)?),
+        Some(text) => Some(Place::parse("disk", text, None)?),
         None if source.is_some() => Some(Place::External(None)),
         None => None,
     };

@@ -49,6 +49,8 @@ async fn command(
 ) -> Answer<QemuDomainAgentCommandRet> {
     check_flags(args.flags, 0, "qemuDomainQemuAgentCommand")?;
     let domain = call.state().find(&args.dom)?;
+    // Before the command, as libvirt: whoever has no agent to ask hears that.
+    domain.agent_there()?;
     let parsed: Result<Value, _> = serde_json::from_str(&args.cmd);
     if let Err(error) = parsed {
         let text = format!("cannot parse json {}: {error}", args.cmd);

@@ -355,7 +355,7 @@ async fn node_cells_free_memory(
 }
 
 async fn node_cpu_map(_call: Call, args: NodeGetCpuMapArgs) -> Answer<NodeGetCpuMapRet> {
-    check_flags(args.flags, 0, "qemuNodeGetCPUMap")?;
+    check_flags(args.flags, 0, "virHostCPUGetMap")?;
     let (present, online) = (node::cpus_present(), node::cpus_online());
     let map = if args.need_map != 0 {
         node::cpu_map(&online)

@@ -7,10 +7,14 @@ use rpc::types::{TypedParam, TypedValue};
 use tokio::time::Instant;
 use vmm_api::control::{BalloonStats, DiskStats, NetStats, Stats};
 use xml_schemas::Domain as Definition;
+use xml_schemas::dom::{Element, Node};
 use xml_schemas::domain::device::{Disk, Interface};
 
 use super::Daemon;
 use super::devices::{memory_values, resident_kib, stored_info};
+
+/// How long images' headers are read for one domain.
+const SIZES_LIMIT: Duration = Duration::from_secs(2);
 
 /// Which parts are wanted.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +38,10 @@ pub(super) async fn all_stats(
 ) {
     let stored = match pid {
         None if groups.block => stored_sizes(daemon, definition).await,
+        _ => Vec::new(),
+    };
+    let behind = match pid {
+        Some(_) if groups.block && groups.backing => sizes_behind(daemon, definition).await,
         _ => Vec::new(),
     };
     let mut add = |name: String, value: TypedValue| params.push(TypedParam::new(name, value));
@@ -108,10 +116,8 @@ pub(super) async fn all_stats(
                 }
             }
             at += 1;
-            let mut store = element
-                .child("backingStore")
-                .filter(|_| groups.backing && pid.is_some());
-            while let Some(layer) = store.filter(|layer| layer.attr("type").is_some()) {
+            let behind_it = layers(element).filter(|_| groups.backing && pid.is_some());
+            for (layer, number) in behind_it.zip(1u32..) {
                 let mut note = |name: &str, value: TypedValue| {
                     entries.push((format!("block.{at}.{name}"), value));
                 };
@@ -122,8 +128,20 @@ pub(super) async fn all_stats(
                 if let Some(index) = index_of(Some(layer)) {
                     note("backingIndex", index.into());
                 }
+                let of = |(target, known, _): &&Behind| *target == disk.target && *known == number;
+                if let Some((_, _, sizes)) = behind.iter().find(of) {
+                    // Nobody writes there.
+                    note("allocation", 0u64.into());
+                    note("capacity", sizes.capacity.into());
+                    note("physical", sizes.allocation.into());
+                }
+                let marked = stats.thresholds.iter();
+                let mut marked =
+                    marked.filter(|mark| Some(&mark.0) == disk.alias.as_ref() && mark.1 == number);
+                if let Some((_, _, bytes)) = marked.next() {
+                    note("threshold", (*bytes).into());
+                }
                 at += 1;
-                store = layer.child("backingStore");
             }
         }
         add("block.count".into(), at.into());
@@ -133,13 +151,54 @@ pub(super) async fn all_stats(
     }
 }
 
+/// What is behind a running disk's image, the nearest first.
+fn layers(disk: &Element) -> impl Iterator<Item = &Element> {
+    let there = |layer: &&Element| layer.attr("type").is_some();
+    let first = disk.child("backingStore").filter(there);
+    std::iter::successors(first, move |layer| {
+        layer.child("backingStore").filter(there)
+    })
+}
+
+/// The sizes of an image behind a disk's, by target and number.
+type Behind = (String, u32, DomainGetBlockInfoRet);
+
+/// The sizes of what is behind the images of a running domain: those that can be had in a moment.
+async fn sizes_behind(daemon: &Daemon, definition: &Definition) -> Vec<Behind> {
+    let until = Instant::now() + SIZES_LIMIT;
+    let mut sizes = Vec::new();
+    for disk in definition.devices.rest.iter().filter(|e| e.name == "disk") {
+        for (layer, number) in layers(disk).zip(1..) {
+            let mut alone = disk.clone();
+            for part in ["source", "backingStore", "driver"] {
+                alone.take_children(part);
+            }
+            alone.set_opt_attr("type", layer.attr("type").map(str::to_owned));
+            let format = layer.child("format").and_then(|e| e.attr("type"));
+            let driver = Element::new("driver").with_attr("name", "qemu");
+            alone.push(driver.with_attr("type", format.unwrap_or("raw")));
+            alone
+                .children
+                .extend(layer.child("source").cloned().map(Node::Element));
+            let Ok(alone) = Disk::read(&alone) else {
+                continue;
+            };
+            let target = alone.target.clone();
+            let found = tokio::time::timeout_at(until, stored_info(daemon, alone)).await;
+            if let Ok(Ok(found)) = found {
+                sizes.push((target, number, found));
+            }
+        }
+    }
+    sizes
+}
+
 /// The sizes of the images of a domain that is off, by target: those that can be had in a moment.
 async fn stored_sizes(
     daemon: &Daemon,
     definition: &Definition,
 ) -> Vec<(String, DomainGetBlockInfoRet)> {
-    const LIMIT: Duration = Duration::from_secs(2);
-    let until = Instant::now() + LIMIT;
+    let until = Instant::now() + SIZES_LIMIT;
     let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
     let mut sizes = Vec::new();
     for disk in disks.filter_map(|e| Disk::read(e).ok()) {
@@ -215,6 +274,7 @@ fn block_values(stats: &DiskStats) -> [(&'static str, u64); 11] {
         ("fl.times", stats.flush_ns),
         ("allocation", stats.physical),
         ("capacity", stats.capacity),
-        ("physical", stats.physical),
+        // As libvirt: what the host has given, however long the file is.
+        ("physical", stats.allocation),
     ]
 }

@@ -203,7 +203,8 @@ async fn get_all_domain_stats(
     let options = stats::ENFORCE | stats::BACKING | stats::NOWAIT;
     let unknown = args.stats & !stats::KNOWN;
     if unknown != 0 && args.flags & stats::ENFORCE != 0 {
-        let text = format!("Stats types bits 0x{unknown:x} are not supported by this daemon");
+        let text =
+            format!("Stats types bits 0x{unknown:x} are not supported by this daemon or QEMU");
         return Err(Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, text).into());
     }
     let groups = if args.stats == 0 {
@@ -212,6 +213,7 @@ async fn get_all_domain_stats(
         args.stats
     };
     let filters = args.flags & !options;
+    check_flags(filters, query::LIST_FLAGS, "qemuConnectGetAllDomainStats")?;
     let chosen = if args.doms.is_empty() {
         daemon.domains.list(filters)?
     } else {

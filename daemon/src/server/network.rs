@@ -331,6 +331,10 @@ async fn get_dhcp_leases(
 ) -> Answer<NetworkGetDhcpLeasesRet> {
     check_flags(args.flags, 0, "networkGetDHCPLeases")?;
     let (driver, network) = (driver(&call), find(&call, &args.net)?);
+    let mac = args.mac.as_deref();
+    if let Some(mac) = mac.filter(|mac| !xml_schemas::domain::device::is_mac(mac)) {
+        return Err(error(ErrorCode::INVALID_MAC, mac).into());
+    }
     let definition = network.lock().definition().cloned();
     let iface = definition
         .as_ref()

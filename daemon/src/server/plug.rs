@@ -32,7 +32,7 @@ async fn attach(call: Call, args: DomainAttachDeviceArgs) -> Answer<()> {
 }
 
 async fn attach_flags(call: Call, args: DomainAttachDeviceFlagsArgs) -> Answer<()> {
-    check_flags(args.flags, IMPACT, "qemuDomainAttachDeviceFlags")?;
+    check_flags(args.flags, IMPACT, "qemuDomainAttachDeviceLiveAndConfig")?;
     let domain = call.state().pin(&args.dom)?;
     let domains = &call.state().domains;
     Ok(domains.attach_device(domain, &args.xml, args.flags).await?)
@@ -47,14 +47,15 @@ async fn detach(call: Call, args: DomainDetachDeviceArgs) -> Answer<()> {
 }
 
 async fn detach_flags(call: Call, args: DomainDetachDeviceFlagsArgs) -> Answer<()> {
-    check_flags(args.flags, IMPACT, "qemuDomainDetachDeviceFlags")?;
+    check_flags(args.flags, IMPACT, "qemuDomainDetachDeviceLiveAndConfig")?;
     let domain = call.state().pin(&args.dom)?;
     let domains = &call.state().domains;
     Ok(domains.detach_device(domain, &args.xml, args.flags).await?)
 }
 
 async fn detach_alias(call: Call, args: DomainDetachDeviceAliasArgs) -> Answer<()> {
-    check_flags(args.flags, IMPACT, "qemuDomainDetachDeviceAlias")?;
+    let function = "qemuDomainDetachDeviceAliasLiveAndConfig";
+    check_flags(args.flags, IMPACT, function)?;
     let domain = call.state().pin(&args.dom)?;
     let domains = &call.state().domains;
     Ok(domains

@@ -163,11 +163,17 @@ async fn set_block_threshold(call: Call, args: DomainSetBlockThresholdArgs) -> A
 async fn start_dirty_rate_calc(call: Call, args: DomainStartDirtyRateCalcArgs) -> Answer<()> {
     /// virDomainDirtyRateCalcFlags
     const BITMAP_OR_RING: u32 = 3;
+    const RING: u32 = 2;
     check_flags(args.flags, BITMAP_OR_RING, "qemuDomainStartDirtyRateCalc")?;
+    let domain = call.state().pin(&args.dom)?;
+    if args.flags & RING != 0 {
+        return Err(unsupported(
+            "dirty-ring calculation mode requires dirty-ring feature enabled.",
+        ));
+    }
     if args.flags & BITMAP_OR_RING != 0 {
         return Err(dirtyrate::only_sampling().into());
     }
-    let domain = call.state().pin(&args.dom)?;
     let domains = &call.state().domains;
     Ok(domains.measure_dirty_rate(domain, args.seconds).await?)
 }

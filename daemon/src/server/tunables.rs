@@ -47,7 +47,14 @@ fn get(
     asked: i32,
     flags: u32,
 ) -> Answer<(Vec<TypedParam>, i32)> {
-    check_flags(flags, IMPACT | STRINGS, "qemuDomainGetParameters")?;
+    let function = match kind {
+        Tunable::Scheduler => "qemuDomainGetSchedulerParametersFlags",
+        Tunable::Memory => "qemuDomainGetMemoryParameters",
+        Tunable::Block => "qemuDomainGetBlkioParameters",
+        Tunable::Numa => "qemuDomainGetNumaParameters",
+        Tunable::Perf => "qemuDomainGetPerfEvents",
+    };
+    check_flags(flags, IMPACT | STRINGS, function)?;
     let domain = call.state().find(dom)?;
     let mut params = call
         .state()

@@ -290,7 +290,11 @@ async fn pin(
     map: &[u8],
     flags: u32,
 ) -> Answer<()> {
-    check_flags(flags, IMPACT, "qemuDomainPinVcpuFlags")?;
+    let function = match threads {
+        Threads::Emulator => "qemuDomainPinEmulator",
+        Threads::Vcpu(_) => "qemuDomainPinVcpuFlags",
+    };
+    check_flags(flags, IMPACT, function)?;
     let domain = call.state().pin(dom)?;
     Ok(call
         .state()
@@ -364,7 +368,13 @@ async fn change_iothread(
     change: iothreads::Change,
     flags: u32,
 ) -> Answer<()> {
-    check_flags(flags, IMPACT, "qemuDomainChgIOThread")?;
+    let function = match change {
+        iothreads::Change::Add => "qemuDomainAddIOThread",
+        iothreads::Change::Remove => "qemuDomainDelIOThread",
+        iothreads::Change::Pin(_) => "qemuDomainPinIOThread",
+        iothreads::Change::Set => "qemuDomainSetIOThreadParams",
+    };
+    check_flags(flags, IMPACT, function)?;
     let domain = call.state().pin(dom)?;
     Ok(call
         .state()

@@ -461,6 +461,9 @@ pub struct Stats {
     pub nets: Vec<(String, NetStats)>,
     /// The balloon, where there is one.
     pub balloon: Option<BalloonStats>,
+    /// Offsets whose passing is told, in the files of images behind a disk's: its id, the image's number, bytes.
+    #[serde(default)]
+    pub thresholds: Vec<(String, u32, u64)>,
 }
 
 /// A disk's counters.
@@ -605,6 +608,10 @@ pub struct Status {
     /// The virtio console ports that the guest has open, by id; `None` from one that can't tell.
     #[serde(default)]
     pub open_ports: Option<Vec<String>>,
+    /// What can be plugged and is there, by id: devices behind root ports, and virtio console ports; `None` from one
+    /// that can't tell.
+    #[serde(default)]
+    pub devices: Option<Vec<String>>,
 }
 
 /// What a machine is doing.

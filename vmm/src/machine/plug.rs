@@ -95,6 +95,20 @@ impl Machine {
         Ok(())
     }
 
+    /// What can be plugged and is there, by id.
+    pub(super) fn pluggable(&self) -> Vec<String> {
+        let mut ids = Vec::new();
+        for device in &self.config.devices {
+            if device.address.bus != 0 {
+                ids.push(device.id.clone());
+            }
+            if let DeviceKind::Console(console) = &device.kind {
+                ids.extend(console.ports.iter().map(|port| port.id.clone()));
+            }
+        }
+        ids
+    }
+
     /// Takes a port from its virtio-serial device, as a plug is pulled. False: there is no such port.
     pub(super) fn remove_port(&mut self, id: &str) -> Result<bool, String> {
         let mut found = None;

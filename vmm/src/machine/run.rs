@@ -328,6 +328,7 @@ impl Machine {
             serial_ptys: self.serial_ptys(),
             port_ptys: self.port_ptys(),
             open_ports: Some(self.open_ports.iter().cloned().collect()),
+            devices: Some(self.pluggable()),
         }
     }
 

@@ -54,6 +54,14 @@ fn drop_from_device(device: &mut Element) {
             if made_at_start {
                 device.take_children("target");
             }
+            // A network's port, and the bridge that the network has now.
+            if device.attr("type") == Some("network") {
+                for source in device.elements_mut().filter(|e| e.name == "source") {
+                    for part in ["portid", "bridge"] {
+                        source.take_attr(part);
+                    }
+                }
+            }
         }
         _ => {}
     }

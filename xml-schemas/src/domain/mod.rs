@@ -362,6 +362,11 @@ impl Domain {
         support::unsupported(self)
     }
 
+    /// Why the machine cannot have the device at `at`, whatever the others are.
+    pub fn unsupported_device(&self, at: usize) -> Option<Unsupported> {
+        support::unsupported_device(self, at)
+    }
+
     /// What start leaves out of the machine, each with its name ("graphics 'vnc'").
     pub fn left_out(&self) -> Vec<Unsupported> {
         support::left_out(self)

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::support_devices::{Fate, fate, places, source_fault};
+use super::support_devices::{Fate, fate, place, places, source_fault};
 use super::{CharDevice, Domain, DomainType, HostFacts, LifecycleAction, Os};
 use crate::dom::Element;
 use crate::error::XmlError;
@@ -127,6 +127,16 @@ pub(super) fn unsupported(domain: &Domain) -> Vec<Unsupported> {
     }
     places(domain, &mut found);
     found
+}
+
+/// The same of one device: what the others say of how they are now (a job's, say) is no request.
+pub(super) fn unsupported_device(domain: &Domain, at: usize) -> Option<Unsupported> {
+    let device = domain.devices.rest.get(at)?;
+    match fate(device) {
+        Fate::Refused(what) => Some(what),
+        Fate::Fine => place(domain, device),
+        Fate::LeftOut(_) => None,
+    }
 }
 
 pub(super) fn left_out(domain: &Domain) -> Vec<Unsupported> {

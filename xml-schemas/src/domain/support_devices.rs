@@ -293,10 +293,16 @@ fn watchdog_fault(element: &Element) -> Fault {
 
 /// Devices behind bridges that the machine does not have.
 pub(super) fn places(domain: &Domain, found: &mut Vec<Unsupported>) {
-    let devices = &domain.devices.rest;
+    let all = domain.devices.rest.iter();
+    let fine = all.filter(|device| matches!(fate(device), Fate::Fine));
+    found.extend(fine.filter_map(|device| place(domain, device)));
+}
+
+/// What is wrong with a device's place.
+pub(super) fn place(domain: &Domain, device: &Element) -> Option<Unsupported> {
     let is_there = |bus: u8| {
         bus == 0
-            || devices.iter().any(|e| {
+            || domain.devices.rest.iter().any(|e| {
                 e.name == "controller"
                     && e.attr("type") == Some("pci")
                     && e.attr("model") == Some("pcie-root-port")
@@ -304,28 +310,24 @@ pub(super) fn places(domain: &Domain, found: &mut Vec<Unsupported>) {
                     && PciAddress::of(e).ok().flatten().is_none_or(|a| a.bus == 0)
             })
     };
-    for device in devices {
-        if device.name == "controller" && device.attr("type") == Some("pci")
-            || !matches!(fate(device), Fate::Fine)
-        {
-            continue;
-        }
-        let kind = device.child("address").and_then(|e| e.attr("type"));
-        let reason = match (PciAddress::of(device), kind) {
-            (Ok(Some(address)), _) if !is_there(address.bus) => {
-                format!("it is behind a bridge, at {address}: give it another address or none")
-            }
-            (_, Some("ccw" | "virtio-mmio" | "spapr-vio")) => "its address is not PCI".to_owned(),
-            _ => continue,
-        };
-        let name = match device.name.as_str() {
-            "disk" => device.child("target").and_then(|t| t.attr("dev")),
-            "interface" => device.child("mac").and_then(|t| t.attr("address")),
-            _ => device.attr("model").or(device.attr("type")),
-        };
-        found.push(Unsupported {
-            name: format!("{} '{}'", device.name, name.unwrap_or_default()),
-            reason,
-        });
+    if device.name == "controller" && device.attr("type") == Some("pci") {
+        return None;
     }
+    let kind = device.child("address").and_then(|e| e.attr("type"));
+    let reason = match (PciAddress::of(device), kind) {
+        (Ok(Some(address)), _) if !is_there(address.bus) => {
+            format!("it is behind a bridge, at {address}: give it another address or none")
+        }
+        (_, Some("ccw" | "virtio-mmio" | "spapr-vio")) => "its address is not PCI".to_owned(),
+        _ => return None,
+    };
+    let name = match device.name.as_str() {
+        "disk" => device.child("target").and_then(|t| t.attr("dev")),
+        "interface" => device.child("mac").and_then(|t| t.attr("address")),
+        _ => device.attr("model").or(device.attr("type")),
+    };
+    Some(Unsupported {
+        name: format!("{} '{}'", device.name, name.unwrap_or_default()),
+        reason,
+    })
 }

@@ -115,10 +115,7 @@ impl Fault {
                 value,
                 ..
             } => {
-                return Err(XmlError::xml(format!(
-                    "Invalid value for attribute '{attribute}' in element '{element}': '{value}'."
-                ))
-                .at(line));
+                return Err(bad_value(attribute, element, value).at(line));
             }
             Self::BadText { element, value, .. } => {
                 return Err(XmlError::xml(format!(
@@ -147,6 +144,26 @@ impl Fault {
         };
         Ok(Warning { message, line })
     }
+}
+
+/// What libvirt's parsers say of a bad value, where they have words of their own.
+fn bad_value(attribute: &str, element: &str, value: &str) -> XmlError {
+    XmlError::xml(match (element, attribute) {
+        ("mac", "address") if crate::domain::device::is_mac(value) => {
+            format!("expected unicast mac address, found multicast '{value}'")
+        }
+        ("mac", "address") => format!("unable to parse mac address '{value}'"),
+        ("target", "dev") => format!("Unknown disk name '{value}' and no address specified"),
+        ("driver", "type") => {
+            return XmlError::unsupported(format!("unknown driver format value '{value}'"));
+        }
+        ("cpu", "mode") => {
+            return XmlError::unsupported(format!("Invalid mode attribute '{value}'"));
+        }
+        _ => {
+            format!("Invalid value for attribute '{attribute}' in element '{element}': '{value}'.")
+        }
+    })
 }
 
 /// Warnings kept of one document: enough to see what is wrong with it.

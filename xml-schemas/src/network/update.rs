@@ -347,7 +347,7 @@ impl Network {
             (true, [at]) => drop(list.remove(*at)),
             (true, []) => {
                 return Err(invalid(format!(
-                    "couldn't locate a matching DNS HOST record in network '{name}'"
+                    "couldn't locate a matching DNS HOST record in network {name}"
                 )));
             }
             (true, _) => {

@@ -206,6 +206,14 @@ impl Domain {
         Ok((Arc::clone(&live.definition), inner.agent_timeout))
     }
 
+    /// There is an agent that can be asked.
+    ///
+    /// # Errors
+    /// There is none, or the domain does not run.
+    pub fn agent_there(&self) -> Result<()> {
+        self.agents().map(drop)
+    }
+
     /// Whether an agent listens.
     pub fn has_agent(&self) -> bool {
         self.agents().is_ok()

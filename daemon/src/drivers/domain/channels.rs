@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vmm_api::control::{Answer, Call};
 use xml_schemas::Domain as Definition;
-use xml_schemas::dom::Element;
+use xml_schemas::dom::{Element, Node};
 use xml_schemas::domain::device;
 
 use super::lifecycle::ask;
@@ -39,6 +39,13 @@ pub fn without_paths(mut definition: Definition, channels: &Path) -> Definition 
                 source.take_attr("path");
             }
         }
+        // What is left of it says nothing.
+        let empty = |e: &Element| {
+            let mut said = e.attributes.iter().map(|(name, _)| name);
+            e.name == "source" && e.children.is_empty() && said.all(|name| name == "mode")
+        };
+        let keep = |node: &Node| !matches!(node, Node::Element(e) if empty(e));
+        channel.children.retain(keep);
     }
     definition
 }

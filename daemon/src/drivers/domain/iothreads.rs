@@ -39,7 +39,7 @@ fn number(element: &Element, name: &str) -> Option<u32> {
     element.attr(name)?.parse().ok()
 }
 
-fn ids(definition: &Definition) -> BTreeSet<u32> {
+pub(super) fn ids(definition: &Definition) -> BTreeSet<u32> {
     let listed = section(definition, "iothreadids").into_iter();
     let mut ids: BTreeSet<u32> = listed
         .flat_map(Element::elements)
@@ -146,8 +146,11 @@ impl Driver {
                 }
                 Change::Add => {}
                 _ if !known => {
-                    let text = format!("cannot find IOThread '{id}' in iothreadids list");
-                    return Err(invalid(text));
+                    let list = match what {
+                        Change::Set => "iothreadids",
+                        _ => "iothreadids list",
+                    };
+                    return Err(invalid(format!("cannot find IOThread '{id}' in {list}")));
                 }
                 _ => {}
             }

@@ -127,6 +127,14 @@ impl Made {
         }
     }
 
+    /// Takes out what is noted for the devices that `made` was made for.
+    pub fn forget_devices(&mut self, made: &Self) {
+        for (alias, made) in &made.devices {
+            self.devices.remove(alias);
+            self.forget_devices(made);
+        }
+    }
+
     /// At the domain's end, or the device's. Blocks as long as threads of an ended process still hold its groups.
     pub fn clear_away(&self) {
         self.clear_rest();

@@ -8,7 +8,7 @@ use xml_schemas::dom::{self, Element, Node};
 use super::Driver;
 use super::object::{Domain, Inner, Pinned, not_running};
 use super::record::Folder;
-use crate::error::{Error, ErrorCode, Result, check_flags};
+use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
 use crate::events::DomainEvent;
 
 /// Which definition is meant (virDomainModificationImpact).
@@ -44,9 +44,10 @@ impl Kind {
                 ErrorCode::INVALID_ARG,
                 "uri in virDomainSetMetadata must not be NULL",
             )),
-            _ => Err(Error::new(
+            _ => Err(Error::of(
+                ErrorDomain::DOMAIN,
                 ErrorCode::INVALID_ARG,
-                format!("unknown metadata type {kind}"),
+                format!("unknown metadata type '{kind}'"),
             )),
         }
     }
@@ -69,7 +70,7 @@ impl Driver {
         check_flags(
             flags,
             affect::LIVE | affect::CONFIG,
-            "qemuDomainGetMetadata",
+            "virDomainObjGetMetadata",
         )?;
         let inner = domain.lock();
         let definition = chosen(&inner, flags)?;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmm_api::control::Call;
+use vmm_api::control::{Answer, Call};
 use xml_schemas::dom::{self, Element};
 use xml_schemas::domain::View;
 use xml_schemas::domain::device::{self, Interface, PciAddress};
-use xml_schemas::{Domain as Definition, Validation};
+use xml_schemas::{Domain as Definition, Validation, XmlError};
 
 use super::devices::Surroundings;
 use super::lifecycle::ask;
@@ -16,14 +16,15 @@ use super::metadata::impact;
 use super::object::{Domain, Inner, Pinned};
 use super::record::Folder;
 use super::which_device::{
-    DOCUMENT, check_new, find, find_alias, in_definition, mac, parse, target,
+    DOCUMENT, check_new, find, find_alias, in_definition, mac, parse, says, target,
 };
-use super::{Driver, channels};
-use crate::control::ControlError;
+use super::{Driver, channels, iothreads};
+use crate::control::{Control, ControlError};
 use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::drivers::network::plug::Owner;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::DomainEvent;
+use crate::killpoint::killpoint;
 
 /// How long a VMM may take to make a device.
 const PLUG_LIMIT: Duration = Duration::from_secs(10);
@@ -45,6 +46,22 @@ fn pluggable(device: &Element) -> bool {
     }
 }
 
+/// Puts a device among others: a disk where libvirt has it, among those of its bus by its name, others at the end.
+fn insert(all: &mut Vec<Element>, new: Element) {
+    let key = |e: &Element| {
+        let dev = target(e).filter(|_| e.name == "disk")?;
+        let (bus, name) = dev.split_at_checked(2)?;
+        Some((bus.to_owned(), (name.len(), name.to_owned())))
+    };
+    let place = key(&new).and_then(|(bus, name)| {
+        let of_bus = |e: &Element| key(e).filter(|(own, _)| *own == bus);
+        let before = |e: &Element| of_bus(e).is_some_and(|(_, own)| own <= name);
+        let after = all.iter().rposition(before).map(|at| at + 1);
+        after.or_else(|| all.iter().position(|e| of_bus(e).is_some()))
+    });
+    all.insert(place.unwrap_or(all.len()), new);
+}
+
 /// A definition with one more device, which gets its defaults there.
 fn with_device(
     driver: &Driver,
@@ -56,36 +73,56 @@ fn with_device(
     let mut devices = root
         .take_child("devices")
         .unwrap_or_else(|| Element::new("devices"));
-    devices.push(new.clone());
+    let mut all = devices.take_elements();
+    insert(&mut all, new.clone());
+    all.into_iter().for_each(|device| devices.push(device));
     root.push(devices);
     let mut text = String::new();
     dom::format_element(&mut text, &root, 0);
+    // Lines of a text that the client has not seen tell it nothing.
     let parsed = match view {
-        View::Live => Definition::parse_live(&text)?,
-        View::Inactive => Definition::parse(&text, Validation::Lenient)?,
+        View::Live => Definition::parse_live(&text),
+        View::Inactive => Definition::parse(&text, Validation::Lenient),
     };
+    let parsed = parsed.map_err(XmlError::nowhere)?;
     if let Some(warning) = parsed.warnings.first() {
         return Err(Error::new(ErrorCode::XML_ERROR, warning.to_string()));
     }
     let mut changed = parsed.domain;
-    changed.fill_defaults(&driver.host())?;
+    let filled = changed.fill_defaults(&driver.host());
+    filled.map_err(XmlError::nowhere)?;
     changed.check_size()?;
+    let thread = new.child("driver").and_then(|e| e.attr("iothread"));
+    if let Some(thread) = thread.filter(|_| new.name == "disk")
+        && !thread
+            .parse()
+            .is_ok_and(|id| iothreads::ids(&changed).contains(&id))
+    {
+        return Err(Error::unsupported(format!(
+            "Disk iothread '{thread}' not defined in iothreadid"
+        )));
+    }
     Ok(changed)
 }
 
-/// Where the new device is: what is of its kind and was not there. Disks and cards are known by what
-/// no two of them share: the rest of them may read otherwise after defaults were filled in.
+/// Where the new device is: what is of its kind and was not there. Disks and cards are known by their
+/// names: the rest of them may read otherwise after defaults were filled in.
 fn new_device(before: &Definition, after: &Definition, kind: &str) -> Option<usize> {
-    let old = &before.devices.rest;
-    let known = |device: &Element| match kind {
-        "disk" => old
-            .iter()
-            .any(|e| e.name == kind && target(e) == target(device)),
-        "interface" => old.iter().any(|e| e.name == kind && mac(e) == mac(device)),
-        _ => old.contains(device),
+    let same = |a: &Element, b: &Element| match kind {
+        "disk" => target(a) == target(b),
+        "interface" => mac(a) == mac(b),
+        _ => a == b,
+    };
+    // Cards may share an address: the last of them is the new one then.
+    let count = |all: &[Element], device: &Element| {
+        let of_kind = all.iter().filter(|e| e.name == kind);
+        of_kind.filter(|e| same(e, device)).count()
     };
     let all = &after.devices.rest;
-    (0..all.len()).find(|at| all[*at].name == kind && !known(&all[*at]))
+    (0..all.len()).find(|at| {
+        let (seen, device) = (&all[..=*at], &all[*at]);
+        device.name == kind && count(seen, device) > count(&before.devices.rest, device)
+    })
 }
 
 /// Puts a device that took the place of the one at `old` of `before` where that was among those of its kind.
@@ -99,7 +136,11 @@ fn move_to(all: &mut Vec<Element>, now: usize, before: &Definition, old: usize) 
 }
 
 /// The same device with a place and an id in a running machine, which has no more root ports than before.
-fn placed(before: &Definition, mut after: Definition, kind: &str) -> Result<(Definition, usize)> {
+fn placed(
+    before: &Definition,
+    mut after: Definition,
+    new: &Element,
+) -> Result<(Definition, usize)> {
     let buses: Vec<String> = before
         .devices
         .rest
@@ -116,9 +157,21 @@ fn placed(before: &Definition, mut after: Definition, kind: &str) -> Result<(Def
     };
     after.devices.rest.retain(|e| !is_new(e));
     after.devices.arrange();
-    let at = named(before, &mut after, kind)?;
+    let at = named(before, &mut after, &new.name)?;
     let address = PciAddress::of(&after.devices.rest[at])?;
     let bus = address.map(|address| address.bus.to_string());
+    if let Some(stated) = PciAddress::of(new)?
+        && !buses.contains(&stated.bus.to_string())
+    {
+        let last = buses.iter().filter_map(|bus| bus.parse::<u32>().ok()).max();
+        return Err(Error::new(
+            ErrorCode::XML_ERROR,
+            format!(
+                "Invalid PCI address {stated}. Only PCI buses up to {} are available",
+                last.unwrap_or_default()
+            ),
+        ));
+    }
     if !bus.is_some_and(|bus| bus != "0" && buses.contains(&bus)) {
         return Err(Error::internal("No more available PCI slots"));
     }
@@ -207,18 +260,20 @@ impl Driver {
         xml: &str,
         flags: u32,
     ) -> Result<()> {
+        // Before the document, as libvirt: whoever means a running domain hears first that it is off.
+        impact(&domain.lock(), flags)?;
         let new = parse(xml)?;
         let _job = domain.job().await?;
         let (stored, running) = meant(&domain.lock(), flags)?;
         let stored = match &stored {
             Some(definition) => {
-                check_new(definition, &new)?;
+                check_new(definition, &new, false)?;
                 Some(with_device(self, definition, View::Inactive, &new)?)
             }
             None => None,
         };
         if let Some(definition) = running {
-            check_new(&definition, &new)?;
+            check_new(&definition, &new, true)?;
             // The same hardware address for both.
             let new = match &stored {
                 Some(stored) => with_mac(&new, stored),
@@ -244,9 +299,9 @@ impl Driver {
         let after = with_device(self, definition, View::Live, new)?;
         let (mut after, at) = match new.name.as_str() {
             "channel" => channels::placed(definition, after)?,
-            kind => placed(definition, after, kind)?,
+            _ => placed(definition, after, new)?,
         };
-        if let Some(refused) = after.unsupported().first() {
+        if let Some(refused) = after.unsupported_device(at) {
             return Err(Error::unsupported(format!(
                 "Vireo does not have what this domain asks for: {refused}"
             )));
@@ -258,7 +313,15 @@ impl Driver {
             Ok::<_, Error>((after, device))
         });
         let (after, made) = made.await??;
-        let control = domain.lock().live()?.control.clone();
+        let device = after.devices.rest[at].clone();
+        let control = match self.about_to_plug(domain, &device, &made.made) {
+            Ok(control) => control,
+            Err(error) => {
+                made.made.undo();
+                return Err(error);
+            }
+        };
+        killpoint("plug.noted");
         let answer = match control.send_with(made.call, made.descriptors) {
             Ok(answer) => match tokio::time::timeout(PLUG_LIMIT, answer).await {
                 Ok(Ok(Ok(_))) => Ok(()),
@@ -272,10 +335,12 @@ impl Driver {
             Err(error) => Err(Error::failed(error.to_string())),
         };
         if let Err(error) = answer {
+            self.not_plugged(domain, &made.made);
             made.made.undo();
             return Err(error);
         }
-        self.plugged(domain, &after.devices.rest[at], made.id, made.made)?;
+        killpoint("plug.plugged");
+        self.plugged(domain, &device, made.id)?;
         if new.name == "channel" {
             // The guest may have opened it before anybody here knew it.
             self.look_at_ports(domain).await;
@@ -283,22 +348,48 @@ impl Driver {
         Ok(())
     }
 
+    /// Notes a device, and what was made for it, where the next daemon finds it. The way to the VMM.
+    fn about_to_plug(&self, domain: &Domain, device: &Element, made: &Made) -> Result<Control> {
+        let (control, folder) = {
+            let mut inner = domain.lock();
+            let live = inner.live_mut()?;
+            live.made.folders.extend(made.folders.iter().cloned());
+            for (alias, own) in &made.devices {
+                live.made.add_device(alias, own.clone());
+            }
+            let found = (live.control.clone(), Folder(live.folder.clone()));
+            self.write_record(&inner);
+            found
+        };
+        // What was made goes with the domain at the latest, should this be the end.
+        if let Err(error) = folder.write_plugging(device) {
+            self.not_plugged(domain, made);
+            return Err(Error::system("cannot note the device", &error));
+        }
+        Ok(control)
+    }
+
+    /// It is not in the machine, and what was made for it goes.
+    fn not_plugged(&self, domain: &Domain, made: &Made) {
+        let mut inner = domain.lock();
+        let Ok(live) = inner.live_mut() else { return };
+        live.made.forget_devices(made);
+        Folder(live.folder.clone()).forget_plugging();
+        self.write_record(&inner);
+    }
+
     /// A running machine has got a device.
-    fn plugged(&self, domain: &Domain, device: &Element, id: String, made: Made) -> Result<()> {
+    fn plugged(&self, domain: &Domain, device: &Element, id: String) -> Result<()> {
         let mut inner = domain.lock();
         let name = domain.name_in(&inner);
         let live = inner.live_mut()?;
         // The definition may have changed meanwhile: only the device is new.
         let mut now = Definition::clone(&live.definition);
-        now.devices.rest.push(device.clone());
+        insert(&mut now.devices.rest, device.clone());
         now.devices.arrange();
         write(&now, &Folder(live.folder.clone()));
+        Folder(live.folder.clone()).forget_plugging();
         live.definition = Arc::new(now);
-        live.made.folders.extend(made.folders);
-        for (alias, own) in made.devices {
-            live.made.add_device(&alias, own);
-        }
-        self.write_record(&inner);
         self.emit(&name, &DomainEvent::DeviceAdded(id));
         Ok(())
     }
@@ -314,6 +405,7 @@ impl Driver {
         xml: &str,
         flags: u32,
     ) -> Result<()> {
+        impact(&domain.lock(), flags)?;
         let wanted = parse(xml)?;
         self.detach(domain, flags, |definition| find(definition, &wanted))
             .await
@@ -380,6 +472,7 @@ impl Driver {
         xml: &str,
         flags: u32,
     ) -> Result<()> {
+        impact(&domain.lock(), flags)?;
         let wanted = parse(xml)?;
         let job = domain.job().await?;
         let (stored, running) = meant(&domain.lock(), flags)?;
@@ -415,13 +508,17 @@ impl Driver {
                 }
                 _ => error,
             })?;
-            if wanted.name != "interface" {
-                return Err(unsupported(format!(
-                    "live update of device '{}' is not supported",
-                    wanted.name
-                )));
+            match wanted.name.as_str() {
+                "interface" => {
+                    self.update_link(&domain, &definition, at, &wanted).await?;
+                }
+                "disk" => same_disk(&definition.devices.rest[at], &wanted)?,
+                kind => {
+                    return Err(unsupported(format!(
+                        "live update of device '{kind}' is not supported"
+                    )));
+                }
             }
-            self.update_link(&domain, &definition, at, &wanted).await?;
         }
         self.keep(&domain, stored).await?;
         drop(job);
@@ -469,6 +566,66 @@ impl Driver {
         Ok(())
     }
 
+    /// Devices may have come and gone while no daemon watched, and the last one may have died in the middle of it:
+    /// the definition says what the machine has.
+    ///
+    /// # Errors
+    /// The VMM's silence.
+    pub(super) async fn catch_up_devices(
+        &self,
+        domain: &Pinned,
+        plugging: Option<Element>,
+    ) -> Result<()> {
+        let _job = domain.job().await?;
+        let folder = Folder(domain.lock().live()?.folder.clone());
+        let Answer::Status(status) = ask(domain, Call::Query).await? else {
+            return Err(Error::internal("the VMM's answer makes no sense"));
+        };
+        let Some(there) = status.devices else {
+            return Ok(());
+        };
+        if let Some(device) = plugging {
+            let id = device::alias(&device).unwrap_or_default().to_owned();
+            let known = {
+                let inner = domain.lock();
+                let mut all = inner.live()?.definition.devices.rest.iter();
+                all.any(|e| device::alias(e) == Some(&id))
+            };
+            if there.contains(&id) && !known {
+                log::warn!("domain '{}': device '{id}' was plugged", domain.name().name);
+                self.plugged(domain, &device, id)?;
+                if device.name == "channel" {
+                    self.look_at_ports(domain).await;
+                }
+            } else {
+                folder.forget_plugging();
+                if !known {
+                    self.clear_away_after(&mut domain.lock(), &id);
+                }
+            }
+        }
+        let mut inner = domain.lock();
+        let all = inner.live()?.definition.devices.rest.iter();
+        let behind_port = |e: &&Element| {
+            let place = PciAddress::of(e).ok().flatten();
+            // Those of displays are no ports here.
+            let port = e.name == "channel"
+                && !matches!(e.attr("type"), Some("spicevmc" | "qemu-vdagent" | "dbus"));
+            port || place.is_some_and(|place| place.bus != 0)
+        };
+        let gone: Vec<String> = all
+            .filter(|e| pluggable(e))
+            .filter(behind_port)
+            .filter_map(|e| device::alias(e).map(str::to_owned))
+            .filter(|id| !there.contains(id))
+            .collect();
+        for id in gone {
+            log::info!("domain '{}': device '{id}' has gone", inner.name);
+            self.device_removed(domain, &mut inner, &id);
+        }
+        Ok(())
+    }
+
     /// The VMM has taken a device out.
     pub(super) fn device_removed(&self, domain: &Domain, inner: &mut Inner, id: &str) {
         let name = domain.name_in(inner);
@@ -482,11 +639,17 @@ impl Driver {
             .rest
             .retain(|e| device::alias(e) != Some(id));
         write(definition, &Folder(live.folder.clone()));
-        if let Some(made) = live.made.devices.remove(id) {
+        self.clear_away_after(inner, id);
+        self.emit(&name, &DomainEvent::DeviceRemoved(id.to_owned()));
+    }
+
+    /// What was made on the host for a device goes.
+    fn clear_away_after(&self, inner: &mut Inner, id: &str) {
+        let live = inner.live.as_mut();
+        if let Some(made) = live.and_then(|live| live.made.devices.remove(id)) {
             self.write_record(inner);
             tokio::task::spawn_blocking(move || made.clear_away());
         }
-        self.emit(&name, &DomainEvent::DeviceRemoved(id.to_owned()));
     }
 }
 
@@ -497,6 +660,25 @@ fn write(definition: &Definition, folder: &Folder) {
             definition.name
         );
     }
+}
+
+/// Of a running disk nothing can be changed: whoever asks for what it is gets that.
+fn same_disk(have: &Element, wanted: &Element) -> Result<()> {
+    if says(have, wanted) {
+        return Ok(());
+    }
+    let removable = matches!(have.attr("device"), Some("cdrom" | "floppy"));
+    let source = wanted.child("source");
+    let same_source = match (have.child("source"), source) {
+        (Some(own), Some(source)) => says(own, source),
+        (own, source) => own.is_some() == source.is_some(),
+    };
+    if !removable && !same_source {
+        return Err(Error::unsupported(
+            "disk source can be changed only in removable drives",
+        ));
+    }
+    Err(unsupported("live update of device 'disk' is not supported"))
 }
 
 /// The hardware address that the stored definition has given a card that had none.

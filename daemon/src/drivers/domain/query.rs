@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm_api::control::{Answer, Call};
-use xml_schemas::Domain as Definition;
+use xml_schemas::dom::{Element, Node};
 use xml_schemas::domain::View;
 use xml_schemas::domain::device::Vsock;
+use xml_schemas::{Domain as Definition, Validation};
 
-use super::Driver;
 use super::lifecycle::ask_within;
 use super::object::{Domain, Inner, not_running};
 use super::state::State;
+use super::{Driver, channels};
 use crate::error::{Error, Result, check_flags};
 use crate::events::DomainName;
 
@@ -38,6 +39,9 @@ mod list_flags {
     pub const ALL: u32 = (1 << 16) - 1;
 }
 
+/// All of them.
+pub const LIST_FLAGS: u32 = list_flags::ALL;
+
 /// Which document is printed (virDomainXMLFlags).
 mod xml_flags {
     /// What is secret too: nothing that is kept here is left out otherwise.
@@ -46,7 +50,7 @@ mod xml_flags {
     pub const INACTIVE: u32 = 2;
     /// The CPU as the guest sees it: it is written as it was asked for.
     pub const UPDATE_CPU: u32 = 4;
-    /// What another host understands: the same.
+    /// What another host understands: without what is this run's only.
     pub const MIGRATABLE: u32 = 8;
 }
 
@@ -242,11 +246,7 @@ impl Driver {
         Ok(Info {
             state: inner.state,
             max_memory_kib: definition.memory.total_kib,
-            memory_kib: if inner.is_active() {
-                definition.memory.current_kib
-            } else {
-                definition.memory.total_kib
-            },
+            memory_kib: definition.memory.current_kib,
             vcpus: definition.vcpu.online(),
             cpu_time_ns: cpu_time,
         })
@@ -273,12 +273,32 @@ impl Driver {
             None if flags & INACTIVE == 0 && inner.is_active() => (definition(&inner)?, View::Live),
             None => (definition(&inner)?, View::Inactive),
         };
+        let (definition, view) = match view {
+            View::Live if flags & MIGRATABLE != 0 => {
+                (self.migratable(&definition)?, View::Inactive)
+            }
+            view => (definition, view),
+        };
         // The flag is refused on read-only connections before it comes here.
         Ok(if flags & SECURE != 0 {
             definition.format(view)
         } else {
             definition.format_public(view)
         })
+    }
+
+    /// A running domain's definition without what its next run would choose anew.
+    fn migratable(&self, running: &Definition) -> Result<Arc<Definition>> {
+        let text = running.format(View::Live);
+        let parsed = Definition::parse(&text, Validation::Lenient)?.domain;
+        let mut definition = channels::without_paths(parsed, &self.roots.channels());
+        for device in &mut definition.devices.rest {
+            // What an image's header says of what is behind it.
+            let found = |e: &Element| e.name == "backingStore" && e.attr("type").is_some();
+            let keep = |node: &Node| !matches!(node, Node::Element(e) if found(e));
+            device.children.retain(keep);
+        }
+        Ok(Arc::new(definition))
     }
 
     /// Guest ids of vsock that running domains have.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vmm_api::control::ExitRecord;
 use xml_schemas::Domain;
+use xml_schemas::dom::{self, Element};
 use xml_schemas::domain::View;
 
 use super::agent;
@@ -145,6 +146,41 @@ impl Folder {
     /// Where the VMM says why it ended.
     pub fn exit(&self) -> PathBuf {
         self.0.join("exit.json")
+    }
+
+    /// A device that is on its way into the machine.
+    fn plugging(&self) -> PathBuf {
+        self.0.join("plugging.xml")
+    }
+
+    /// Notes a device before it is plugged.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write_plugging(&self, device: &Element) -> io::Result<()> {
+        let mut text = String::new();
+        dom::format_element(&mut text, device, 0);
+        files::write_atomically(&self.plugging(), text.as_bytes(), Durability::Process)
+    }
+
+    /// The device that the last daemon was about to plug, or had plugged, when it ended.
+    ///
+    /// # Errors
+    /// The system's, and for what is no device.
+    pub fn read_plugging(&self) -> io::Result<Option<Element>> {
+        let text = match fs::read_to_string(self.plugging()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let device = dom::parse(&text, "(plugging)").map_err(io::Error::other)?;
+        Ok(Some(device))
+    }
+
+    /// It is in the live definition, or nowhere.
+    pub fn forget_plugging(&self) {
+        if let Err(error) = files::remove_if_there(&self.plugging()) {
+            log::warn!("cannot remove {}: {error}", self.plugging().display());
+        }
     }
 
     fn state(&self) -> PathBuf {

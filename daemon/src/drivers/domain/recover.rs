@@ -283,9 +283,17 @@ async fn take_up(
         },
         frames,
     ));
+    // Before a client can have it plug another one.
+    let plugging = folder.read_plugging().unwrap_or_else(|error| {
+        log::error!("domain '{name}': a device that was to be plugged: {error}");
+        None
+    });
     if let Some(domain) = driver.registry.pin(domain) {
         let driver = Arc::clone(driver);
         tokio::spawn(async move {
+            if let Err(error) = driver.catch_up_devices(&domain, plugging).await {
+                log::warn!("domain '{}': its devices: {error}", domain.name().name);
+            }
             if let Err(error) = driver.catch_up_block_jobs(&domain).await {
                 log::warn!("domain '{}': its disks: {error}", domain.name().name);
             }

@@ -55,7 +55,9 @@ pub fn open(path: &Path, write: bool, direct: bool) -> Result<File> {
 /// Why a file can't be restored, in words that name it.
 pub fn refuse(path: &Path, error: &SavedError) -> Error {
     let code = match error {
-        SavedError::Io(_) => ErrorCode::SYSTEM_ERROR,
+        SavedError::Io(error) => {
+            return Error::system(format!("saved image '{}'", path.display()), error);
+        }
         SavedError::TooMuch { .. } => ErrorCode::OPERATION_UNSUPPORTED,
         _ => ErrorCode::OPERATION_FAILED,
     };

@@ -35,6 +35,10 @@ impl Driver {
         let (disk, image) = {
             let inner = domain.lock();
             let definition = &inner.live()?.definition;
+            if dev.contains('[') && image_of(dev).1.is_none() {
+                let text = format!("failed to parse block device '{dev}'");
+                return Err(Error::new(ErrorCode::INVALID_ARG, text));
+            }
             let (target, index) = image_of(dev);
             let disk = find_disk(definition, target, &words)?;
             let at = match index {

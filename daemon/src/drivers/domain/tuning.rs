@@ -22,7 +22,7 @@ use super::query;
 use super::record::Folder;
 use super::{Driver, blocking};
 use crate::drivers::domain::block_jobs::disk_without_block_job;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, ErrorDomain, Result};
 use crate::events::DomainEvent;
 
 /// How long a VMM may take to give its counters.
@@ -78,7 +78,8 @@ pub fn find_interface(definition: &Definition, name: &str) -> Result<Interface> 
             card.target.as_deref() == Some(name) || card.mac_text() == name.to_ascii_lowercase()
         })
         .ok_or_else(|| {
-            Error::new(
+            Error::of(
+                ErrorDomain::DOMAIN,
                 ErrorCode::INVALID_ARG,
                 format!("'{name}' is not a known interface"),
             )
@@ -240,12 +241,8 @@ impl Driver {
                     })?;
                 tune.values[at] = *value;
             }
-            tune.check().map_err(|_| {
-                Error::new(
-                    ErrorCode::INVALID_ARG,
-                    "total and read/write of bytes_sec or iops_sec cannot be set at the same time",
-                )
-            })?;
+            tune.check_call()
+                .map_err(|text| Error::new(ErrorCode::INVALID_ARG, text))?;
             Ok(tune)
         };
         let machine = async |running: &Definition| {
@@ -256,9 +253,21 @@ impl Driver {
                     format!("disk '{disk}' can't get into another group while the domain runs"),
                 ));
             }
+            // The stored definition takes it, as libvirt's does.
+            let tune = merged(running)?;
+            let mut pairs = (0..6).map(|at| (at, at + 6));
+            if let Some((at, most)) =
+                pairs.find(|(at, most)| tune.values[*at] == 0 && tune.values[*most] != 0)
+            {
+                let names = IoTune::NAMES;
+                return Err(Error::unsupported(format!(
+                    "cannot reset '{}' when '{}' is set",
+                    names[at], names[most]
+                )));
+            }
             let call = Call::SetDiskLimits {
                 id: id(find_disk(running, disk, &words)?.alias.as_ref())?,
-                limits: disk_limits(&merged(running)?),
+                limits: disk_limits(&tune),
             };
             ask(&domain, call).await.map(drop)
         };

@@ -235,6 +235,17 @@ impl Driver {
                 return Err(invalid("vCPU '0' can't be modified"));
             }
             let mut states = definition.vcpus();
+            // libvirt's rule: what can't be plugged comes first.
+            let pinned = (0u32..).zip(&states);
+            let pinned = pinned.filter(|(number, vcpu)| {
+                vcpu.online && !vcpu.hotpluggable && !wanted.contains(number)
+            });
+            let first = wanted.first().copied().unwrap_or_default();
+            if pinned.last().is_some_and(|(number, _)| number > first) {
+                return Err(invalid(format!(
+                    "vcpu '{first}' can't be modified as it is followed by non-hotpluggable online vcpus"
+                )));
+            }
             for (number, vcpu) in (0..).zip(&mut states) {
                 vcpu.order = None;
                 if wanted.contains(&number) {

@@ -70,7 +70,10 @@ pub async fn watch(watched: Watched, mut frames: Frames) {
                     }
                     None if !given_up => {
                         given_up = true;
-                        watched.emit(&watched.domain.lock(), &DomainEvent::ControlError);
+                        // One that has said that it ends may take a while for it.
+                        if exit.is_none() {
+                            watched.emit(&watched.domain.lock(), &DomainEvent::ControlError);
+                        }
                     }
                     None => {}
                 }

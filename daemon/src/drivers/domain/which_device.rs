@@ -2,7 +2,7 @@
 
 use xml_schemas::Domain as Definition;
 use xml_schemas::dom::{self, Element};
-use xml_schemas::domain::device::{self, PciAddress};
+use xml_schemas::domain::device::{self, Disk, PciAddress};
 
 use crate::error::{Error, ErrorCode, Result};
 
@@ -61,7 +61,7 @@ fn missing(text: impl Into<String>) -> Error {
 }
 
 /// Whether `have` says everything that `wanted` says.
-fn says(have: &Element, wanted: &Element) -> bool {
+pub fn says(have: &Element, wanted: &Element) -> bool {
     let attributes = wanted.attributes.iter();
     let text = wanted.text();
     have.name == wanted.name
@@ -108,19 +108,27 @@ pub fn find(definition: &Definition, wanted: &Element) -> Result<usize> {
         let wanted_mac = mac(wanted);
         let matches = |at: &usize| {
             let own = &all[*at];
-            own.attr("type") == wanted.attr("type")
-                && wanted_mac
-                    .as_ref()
-                    .is_none_or(|mac_| mac(own).as_ref() == Some(mac_))
+            wanted_mac
+                .as_ref()
+                .is_none_or(|mac_| mac(own).as_ref() == Some(mac_))
                 && address.is_none_or(|a| PciAddress::of(own).ok().flatten() == Some(a))
         };
         let found: Vec<usize> = of_kind().filter(matches).collect();
         return match (found.as_slice(), wanted_mac) {
             ([at], _) => Ok(*at),
-            ([], Some(mac)) => Err(missing(format!(
-                "no device matching MAC address {mac} found"
+            ([], wanted_mac) => {
+                // libvirt's words for what the document does not say.
+                let or_null = |text: Option<String>| text.unwrap_or("(<null>)".to_owned());
+                Err(missing(format!(
+                    "no device found at address '{}' matching MAC address '{}' and alias '{}'",
+                    or_null(address.map(|address| address.to_string())),
+                    or_null(wanted_mac),
+                    or_null(device::alias(wanted).map(str::to_owned)),
+                )))
+            }
+            (_, Some(mac)) => Err(Error::failed(format!(
+                "multiple devices matching MAC address {mac} found"
             ))),
-            ([], None) => Err(missing("no matching network device was found")),
             _ => Err(Error::failed(
                 "multiple matching network devices were found",
             )),
@@ -154,7 +162,7 @@ pub fn find_alias(definition: &Definition, alias: &str) -> Result<usize> {
 ///
 /// # Errors
 /// VIR_ERR_OPERATION_INVALID and its like.
-pub fn check_new(definition: &Definition, new: &Element) -> Result<()> {
+pub fn check_new(definition: &Definition, new: &Element, running: bool) -> Result<()> {
     let mut all = definition
         .devices
         .rest
@@ -163,16 +171,21 @@ pub fn check_new(definition: &Definition, new: &Element) -> Result<()> {
     match new.name.as_str() {
         "disk" => {
             let dev = target(new);
-            if let Some(dev) = dev.filter(|_| all.any(|e| target(e) == dev)) {
-                return Err(Error::invalid(format!("target {dev} already exists")));
-            }
-        }
-        "interface" => {
-            let address = mac(new);
-            if let Some(address) = address.as_ref().filter(|_| all.any(|e| mac(e) == address)) {
-                return Err(Error::failed(format!(
-                    "network interface with MAC address {address} already exists"
-                )));
+            let own = dev.and_then(|dev| all.find(|e| target(e) == Some(dev)));
+            if let (Some(dev), Some(own)) = (dev, own) {
+                let path = |e| {
+                    let disk = Disk::read(e).ok();
+                    let path = disk.and_then(|disk| disk.source.path().map(str::to_owned));
+                    path.unwrap_or_default()
+                };
+                return Err(if running {
+                    let (own, new) = (path(own), path(new));
+                    let text =
+                        format!("target '{dev}' duplicated for disk sources '{own}' and '{new}'");
+                    Error::new(ErrorCode::XML_ERROR, text)
+                } else {
+                    Error::invalid(format!("target {dev} already exists"))
+                });
             }
         }
         "channel" => {
@@ -186,7 +199,17 @@ pub fn check_new(definition: &Definition, new: &Element) -> Result<()> {
                 return Err(Error::invalid("chardev already exists"));
             }
         }
-        "memballoon" | "vsock" | "tpm" if all.any(|e| e.attr("model") != Some("none")) => {
+        "memballoon" => {
+            let how = if running { "live" } else { "persistent" };
+            return Err(Error::new(
+                ErrorCode::OPERATION_UNSUPPORTED,
+                format!("{how} attach of device 'memballoon' is not supported"),
+            ));
+        }
+        "watchdog" if !running && all.next().is_some() => {
+            return Err(Error::invalid("domain already has a watchdog"));
+        }
+        "vsock" | "tpm" if all.any(|e| e.attr("model") != Some("none")) => {
             return Err(Error::invalid(format!(
                 "domain already has a {} device",
                 new.name
@@ -197,9 +220,17 @@ pub fn check_new(definition: &Definition, new: &Element) -> Result<()> {
     Ok(())
 }
 
-/// libvirt has other words for a disk and a channel that a stored definition lacks.
+/// libvirt has other words for some of what a stored definition lacks.
 pub fn in_definition(mut error: Error) -> Error {
     let message = error.message.strip_prefix("device not found: ");
+    let word = match message {
+        Some("matching watchdog device not found") => Some("domain has no watchdog"),
+        Some("matching rng device not found") => Some("no matching RNG device was found"),
+        _ => None,
+    };
+    if let Some(word) = word {
+        return missing(word);
+    }
     let disk = message.and_then(|text| text.strip_prefix("disk ")?.strip_suffix(" not found"));
     if let Some(target) = disk {
         error = missing(format!("no target device {target}"));

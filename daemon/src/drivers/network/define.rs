@@ -136,7 +136,7 @@ impl Driver {
         let known = self.registry.by_name(&definition.name);
         if let Ok(known) = &known
             && known.lock().live.is_some()
-            && definition.uuid.is_none_or(|uuid| uuid == known.uuid)
+            && definition.uuid == Some(known.uuid)
         {
             return Err(invalid(format!(
                 "network is already active as '{}'",

@@ -146,7 +146,12 @@ impl Driver {
             let mut inner = pool.lock();
             inner.check_active()?;
             if inner.volumes.contains_key(&name) {
-                return Err(error(ErrorCode::STORAGE_VOL_EXIST, format!("'{name}'")));
+                return Err(match source {
+                    Some(_) => crate::error::Error::internal(format!(
+                        "storage volume name '{name}' already in use."
+                    )),
+                    None => error(ErrorCode::STORAGE_VOL_EXIST, format!("'{name}'")),
+                });
             }
             let mut entry = Entry::new(shown);
             entry.building = true;

@@ -25,8 +25,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
-use xml_schemas::Validation;
 use xml_schemas::pool::{self, PoolType};
+use xml_schemas::{ErrorCode as XmlErrorCode, Validation};
 
 use self::object::{Inner, Pool};
 use crate::drivers::secret;
@@ -318,7 +318,10 @@ impl Driver {
     /// is nothing.
     pub fn find_sources(&self, kind: &str, spec: Option<&str>, flags: u32) -> Result<String> {
         check_flags(flags, 0, "storageConnectFindStoragePoolSources")?;
-        let kind = PoolType::from_name(kind)?;
+        let kind = PoolType::from_name(kind).map_err(|error| match error.code() {
+            XmlErrorCode::Xml => Error::internal(format!("unknown storage pool type {kind}")),
+            _ => error.into(),
+        })?;
         if kind != PoolType::Netfs {
             return Err(error(
                 ErrorCode::NO_SUPPORT,

@@ -61,6 +61,17 @@ impl Disk {
         }
     }
 
+    /// The offsets that are watched in the files of images behind the one on top.
+    pub fn marks_behind(&self) -> Vec<(u32, u64)> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = (0u32..).zip(layers.iter()).skip(1);
+        let marks = files.filter_map(|(at, layer)| {
+            let mark = layer.opened.image.own_file()?.mark();
+            (mark > 0).then_some((at, mark))
+        });
+        marks.collect()
+    }
+
     /// What `of` says of the file of image `index`, the one on top being 0.
     fn file_of<T>(&self, index: usize, of: impl FnOnce(&images::File) -> T) -> Option<T> {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);

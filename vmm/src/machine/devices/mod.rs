@@ -354,6 +354,14 @@ impl PciDevices {
             disks: self.disks.iter().map(disk).collect(),
             nets: self.nets.iter().map(net).collect(),
             balloon: self.balloon.as_ref().map(balloon::stats),
+            thresholds: self
+                .disks
+                .iter()
+                .flat_map(|(id, disk)| {
+                    let marks = disk.marks_behind().into_iter();
+                    marks.map(move |(image, bytes)| (id.clone(), image, bytes))
+                })
+                .collect(),
         }
     }
 }

@@ -193,6 +193,26 @@ impl IoTune {
         Ok(())
     }
 
+    /// The same of a call's values, for which libvirt has other words.
+    ///
+    /// # Errors
+    /// Those words.
+    pub fn check_call(&self) -> Result<(), String> {
+        for (at, kind) in [
+            (0, "bytes_sec"),
+            (3, "iops_sec"),
+            (6, "bytes_sec_max"),
+            (9, "iops_sec_max"),
+        ] {
+            if self.values[at] != 0 && (self.values[at + 1] != 0 || self.values[at + 2] != 0) {
+                return Err(format!(
+                    "total and read/write of {kind} cannot be set at the same time"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Writes it into a disk's element.
     pub fn write(&self, disk: &mut Element) {
         disk.take_children("iotune");
@@ -327,6 +347,15 @@ impl Disk {
             .at(line));
         };
         let floppy = element.attr("device") == Some("floppy");
+        let local = matches!(element.attr("type"), Some("file" | "block"));
+        if local && path.is_empty() && matches!(element.attr("device"), Some("disk" | "lun")) {
+            return Err(XmlError::verbatim(
+                crate::ErrorCode::NoSource,
+                crate::ErrorDomain::Domain,
+                format!("missing source information for device {dev}"),
+            )
+            .at(line));
+        }
         let bus = match of(element, "target", "bus") {
             Some(bus) => bus.to_owned(),
             None => bus_of(&dev)
@@ -355,8 +384,15 @@ impl Disk {
                 element.push(Element::new("driver"));
             }
             for driver in element.elements_mut().filter(|e| e.name == "driver") {
-                if driver.attr("name").is_none() {
-                    driver.set_attr("name", "qemu");
+                match driver.attr("name") {
+                    None => driver.set_attr("name", "qemu"),
+                    Some("qemu") => {}
+                    Some(other) => {
+                        return Err(XmlError::unsupported(format!(
+                            "unsupported driver name '{other}' for disk '{dev}'"
+                        ))
+                        .at(line));
+                    }
                 }
                 if driver.attr("type").is_none() {
                     driver.set_attr("type", "raw");

@@ -19,6 +19,11 @@ use super::parse::bad_attribute;
 use crate::dom::Element;
 use crate::error::XmlError;
 
+/// Whether a text is a hardware address.
+pub fn is_mac(text: &str) -> bool {
+    interface::mac(text).is_some()
+}
+
 /// `<address type='pci'>`: segment 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {

@@ -198,26 +198,34 @@ async fn images_of(domain: &Domain, disk: &str) -> Result<DiskImages> {
     }
 }
 
+/// An image that a block job works with is left alone.
+///
+/// # Errors
+/// It has a job.
+pub async fn disk_without_block_job(domain: &Domain, id: &str) -> Result<()> {
+    let Some(job) = images_of(domain, id).await?.job else {
+        return Ok(());
+    };
+    let target = chain::target_of(&domain.lock().live()?.definition, id);
+    Err(busy(target.as_deref().unwrap_or(id), job.kind))
+}
+
+/// libvirt's words for a disk that has a job: a mirror is another matter to it.
+fn busy(target: &str, kind: BlockJobKind) -> Error {
+    let code = match kind {
+        BlockJobKind::ActiveCommit => ErrorCode::BLOCK_COPY_ACTIVE,
+        _ => ErrorCode::OPERATION_UNSUPPORTED,
+    };
+    Error::new(code, format!("disk '{target}' already in active block job"))
+}
+
 /// Images that a block job works with are left alone.
 ///
 /// # Errors
 /// A disk of the running domain has a job.
 pub async fn without_block_job(domain: &Domain) -> Result<()> {
-    no_block_job(domain, |_| true).await
-}
-
-/// The same, of one disk.
-///
-/// # Errors
-/// It has a job.
-pub async fn disk_without_block_job(domain: &Domain, id: &str) -> Result<()> {
-    no_block_job(domain, |disk| disk == id).await
-}
-
-async fn no_block_job(domain: &Domain, of: impl Fn(&str) -> bool) -> Result<()> {
-    let free = |disk: &DiskImages| disk.job.is_none() || !of(&disk.id);
     match ask(domain, Call::Disks).await? {
-        Answer::Disks(all) if all.iter().all(free) => Ok(()),
+        Answer::Disks(all) if all.iter().all(|disk| disk.job.is_none()) => Ok(()),
         Answer::Disks(_) => Err(Error::invalid("domain has active block job")),
         other => Err(Error::internal(format!("the VMM answered {other:?}"))),
     }
@@ -466,9 +474,8 @@ impl Driver {
         order: Order,
     ) -> std::result::Result<(), Failure> {
         let now = images_of(domain, &disk.id).await?;
-        if now.job.is_some() {
-            let words = format!("disk '{}' already in active block job", disk.target);
-            return Err(Error::new(ErrorCode::OPERATION_UNSUPPORTED, words).into());
+        if let Some(job) = &now.job {
+            return Err(busy(&disk.target, job.kind).into());
         }
         let listed: Vec<&str> = disk.links.iter().map(|link| link.path.as_str()).collect();
         if now.images != listed {
@@ -661,13 +668,10 @@ impl Order {
 }
 
 fn mirror_element(base: &Link) -> Element {
-    let (kind, source) = chain::source_element(&base.path);
-    let mut mirror = Element::new("mirror").with_attr("type", kind);
-    if kind == "file" {
-        mirror.set_attr("file", base.path.as_str());
-    }
-    mirror
-        .with_attr("format", base.format.as_str())
+    let (kind, mut source) = chain::source_element(&base.path);
+    source.set_opt_attr("index", base.index.map(|index| index.to_string()));
+    Element::new("mirror")
+        .with_attr("type", kind)
         .with_attr("job", "active-commit")
         .with_child(Element::new("format").with_attr("type", base.format.as_str()))
         .with_child(source)

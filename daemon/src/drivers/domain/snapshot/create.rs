@@ -45,13 +45,13 @@ pub(super) async fn create(
     xml: &str,
     flags: u32,
 ) -> Result<String> {
-    check_flags(flags, 0x3ff, "qemuDomainSnapshotCreateXML")?;
+    check_flags(flags, 0x3ff, "qemuSnapshotCreateXML")?;
     let has = |flag| flags & flag != 0;
     let _ = (flags::ATOMIC, flags::VALIDATE);
     if has(flags::QUIESCE) && !has(flags::DISK_ONLY) {
-        return Err(error(
-            ErrorCode::INVALID_ARG,
-            "unsupported: quiesce without disk-only",
+        return Err(Error::argument(
+            "Flag 'VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY' is required by flag \
+             'VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE'",
         ));
     }
     let snapshot = Snapshot::parse(xml, has(flags::REDEFINE))?;
