@@ -86,6 +86,31 @@ pub fn tiny_guest(rig: &Rig, name: &str, virt_type: &str) -> String {
     )
 }
 
+/// A disk from which GRUB boots that kernel with its initramfs; `None` where there are no tools to make one.
+pub fn grub_disk(rig: &Rig, kernel: Kernel) -> Option<PathBuf> {
+    let tools = ["grub-mkrescue", "xorriso", "mformat"];
+    if !tools.iter().all(|tool| crate::which(tool)) {
+        return None;
+    }
+    rig.write(
+        "iso/boot/grub/grub.cfg",
+        "serial --unit=0\nterminal_input serial\nterminal_output serial\nset timeout=0\n\
+         menuentry linux {\n linux /boot/vmlinuz console=ttyS0 quiet\n initrd /boot/initrd.img\n}\n",
+    );
+    for name in ["vmlinuz", "initrd.img"] {
+        let copy = rig.path("iso/boot").join(name);
+        std::fs::copy(kernel.folder().join(name), copy).unwrap();
+    }
+    let image = rig.path("disk.img");
+    let made = std::process::Command::new("grub-mkrescue")
+        .arg("-o")
+        .args([&image, &rig.path("iso")])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    Some(image)
+}
+
 /// [`tiny_guest`] with `<panic model='isa'/>`, so that `p` panics, and `on_crash` as given.
 pub fn tiny_guest_with_panic_port(
     rig: &Rig,

@@ -14,7 +14,9 @@ mod rig;
 pub mod sshd;
 mod terminal;
 
-pub use guests::{Kernel, linux_guest, tiny_guest, tiny_guest_with_panic_port, tiny_kernel};
+pub use guests::{
+    Kernel, grub_disk, linux_guest, tiny_guest, tiny_guest_with_panic_port, tiny_kernel,
+};
 pub use machine::{Guest, Said, machine};
 pub use rig::{Rig, Run, both, both_refuse, have_kvm, left_out, soak, which};
 pub use terminal::Terminal;

@@ -179,11 +179,12 @@ fn the_image_on_top_is_merged_and_pivoted_from() {
     assert!(info.contains(" type=Active Block Commit\n"), "{info}");
     let xml = rig.vireo(&["dumpxml", "one"]).ok();
     let mirror = |xml: &str| -> Vec<bool> {
-        let line = xml.lines().find(|line| line.contains("<mirror "));
-        let line = line.unwrap_or_default();
-        let base = format!("file='{}'", images[1]);
-        [&base, "job='active-commit'", "ready='yes'"]
-            .map(|attribute| line.contains(attribute))
+        let mirror = xml.split_once("<mirror ").map(|(_, rest)| rest);
+        let mirror = mirror.and_then(|rest| rest.split_once("</mirror>"));
+        let mirror = mirror.map(|(mirror, _)| mirror).unwrap_or_default();
+        let base = format!("<source file='{}' index='3'/>", images[1]);
+        [&base, "type='file' job='active-commit'", "ready='yes'"]
+            .map(|part| mirror.contains(part))
             .to_vec()
     };
     assert_eq!(mirror(&xml), [true; 3], "{xml}");

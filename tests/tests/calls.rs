@@ -346,7 +346,11 @@ fn how_fast_memory_changes_is_measured() {
             ["--seconds", "0"],
             "unsupported configuration: seconds=0 is invalid, please choose value within [1, 60].",
         ),
-        (["--mode", "dirty-ring"], "measured by page-sampling only"),
+        (
+            ["--mode", "dirty-ring"],
+            "dirty-ring calculation mode requires dirty-ring feature enabled.",
+        ),
+        (["--mode", "dirty-bitmap"], "measured by page-sampling only"),
     ] {
         let refused = rig
             .vireo(&[&["domdirtyrate-calc", "one"], &args[..]].concat())

@@ -340,3 +340,101 @@ fn host_validate_says_which_cpu_guests_get() {
         "{run:?}"
     );
 }
+
+/// What a stock libvirt says here, compared with it by hand.
+#[test]
+fn answers_that_scripts_read() {
+    let rig = Rig::new();
+    let channel =
+        "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
+    let xml = tiny_guest(&rig, "one", "qemu")
+        .replace("<vcpu>1</vcpu>", "<vcpu current='3'>4</vcpu>")
+        .replace("</devices>", &format!("{channel}</devices>"));
+    rig.define(&xml);
+    // A domain that is off uses what it will have.
+    rig.vireo(&["setmem", "one", "8M", "--config"]).ok();
+    let info = rig.vireo(&["dominfo", "one"]).ok();
+    assert!(info.contains("Used memory:    8192 KiB"), "{info}");
+    // Those that can't go come first.
+    let error = rig.vireo(&["setvcpu", "one", "1", "--disable", "--config"]);
+    let error = error.fails();
+    let words = "vcpu '1' can't be modified as it is followed by non-hotpluggable online vcpus";
+    assert!(error.contains(words), "{error}");
+    rig.vireo(&["setvcpu", "one", "2", "--disable", "--config"])
+        .ok();
+    rig.vireo(&["setvcpu", "one", "3", "--enable", "--config"])
+        .ok();
+    // Whoever means a running domain hears that it is off before anything is said of the document.
+    let bad = rig.write("bad.xml", "<disk");
+    for command in ["attach-device", "detach-device", "update-device"] {
+        let error = rig.vireo(&[command, "one", &bad, "--live"]).fails();
+        assert!(error.contains("domain is not running"), "{error}");
+    }
+    let error = rig.vireo(&["qemu-agent-command", "one", "x"]).fails();
+    assert!(error.contains("domain is not running"), "{error}");
+    for (part, words) in [
+        (
+            "<interface type='network'><mac address='zz'/><source network='d'/></interface>",
+            "unable to parse mac address 'zz'",
+        ),
+        (
+            "<interface type='network'><mac address='53:54:00:00:00:01'/><source network='d'/></interface>",
+            "expected unicast mac address, found multicast '53:54:00:00:00:01'",
+        ),
+        (
+            "<disk type='file'><source file='/x'/><target dev='foo'/></disk>",
+            "Unknown disk name 'foo' and no address specified",
+        ),
+        (
+            "<disk type='file'><target dev='vda'/></disk>",
+            "error: missing source information for device vda",
+        ),
+        (
+            "<disk type='file'><driver name='tap'/><source file='/x'/><target dev='vda'/></disk>",
+            "unsupported driver name 'tap' for disk 'vda'",
+        ),
+    ] {
+        let xml = tiny_guest(&rig, "bad", "qemu");
+        let file = rig.write(
+            "bad.xml",
+            xml.replace("</devices>", &format!("{part}</devices>")),
+        );
+        let error = rig.vireo(&["define", &file]).fails();
+        assert!(error.contains(words), "{error}");
+    }
+    // Nothing in a document that another host gets is this run's only.
+    rig.vireo(&["start", "one"]).ok();
+    let live = rig.vireo(&["dumpxml", "one"]).ok();
+    let moved = rig.vireo(&["dumpxml", "one", "--migratable"]).ok();
+    for part in [
+        "'qemu' id='",
+        "<alias",
+        "/dev/pts/",
+        "domain-1-one",
+        "state='",
+    ] {
+        assert!(live.contains(part), "{part}: {live}");
+        assert!(!moved.contains(part), "{part}: {moved}");
+    }
+    assert!(moved.contains("org.qemu.guest_agent.0"), "{moved}");
+    let file = rig.write("moved.xml", &moved);
+    rig.vireo(&["destroy", "one"]).ok();
+    rig.vireo(&["define", &file]).ok();
+}
+
+/// A file in UTF-16, as a Windows editor leaves it.
+#[test]
+fn definitions_in_utf16() {
+    let rig = Rig::new();
+    let xml =
+        tiny_guest(&rig, "one", "qemu").replace("  <memory", "  <title>Grün 🌲</title>\n  <memory");
+    let text = format!("<?xml version='1.0' encoding='UTF-16'?>\n{xml}");
+    let bytes = text.encode_utf16().flat_map(u16::to_le_bytes);
+    let file: Vec<u8> = [0xff, 0xfe].into_iter().chain(bytes).collect();
+    let path = rig.write("utf16.xml", &file);
+    rig.vireo(&["define", &path]).ok();
+    assert_eq!(rig.vireo(&["desc", "one", "--title"]).ok(), "Grün 🌲\n");
+    let path = rig.write("torn.xml", &file[..file.len() - 1]);
+    let error = rig.vireo(&["define", &path]).fails();
+    assert!(error.contains("it is not UTF-8 text"), "{error}");
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vireo_tests::{Guest, Kernel, Rig, Terminal, left_out, linux_guest, machine, which};
+use vireo_tests::{Guest, Kernel, Rig, Terminal, grub_disk, left_out, linux_guest, machine, which};
 use vmm_api::config::{FirmwareConfig, Resource};
 
 /// A boot under load of the whole test run can take a while, of the 32-bit kernel a long one.
@@ -146,33 +146,10 @@ fn linux_with_systemd_boots_to_a_login() {
 #[test]
 fn linux_boots_from_a_disk_through_seabios_and_grub() {
     let rom = std::path::Path::new("/usr/share/seabios/bios-256k.bin");
-    if !rom.exists()
-        || !["grub-mkrescue", "xorriso", "mformat"]
-            .iter()
-            .all(|p| which(p))
-    {
-        return left_out("needs seabios, grub-pc-bin, xorriso and mtools");
-    }
     let rig = Rig::new();
-    let boot = rig.path("iso/boot/grub");
-    std::fs::create_dir_all(&boot).unwrap();
-    std::fs::write(
-        boot.join("grub.cfg"),
-        "serial --unit=0\nterminal_input serial\nterminal_output serial\nset timeout=0\n\
-         menuentry linux {\n linux /boot/vmlinuz console=ttyS0 quiet\n initrd /boot/initrd.img\n}\n",
-    )
-    .unwrap();
-    let folder = Kernel::V6_1.folder();
-    for name in ["vmlinuz", "initrd.img"] {
-        std::fs::copy(folder.join(name), rig.path("iso/boot").join(name)).unwrap();
-    }
-    let image = rig.path("disk.img");
-    let made = std::process::Command::new("grub-mkrescue")
-        .arg("-o")
-        .args([&image, &rig.path("iso")])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
+    let Some(image) = grub_disk(&rig, Kernel::V6_1).filter(|_| rom.exists()) else {
+        return left_out("needs seabios, grub-pc-bin, xorriso and mtools");
+    };
     let disk = serde_json::json!({
         "id": "disk0",
         "address": { "bus": 0, "device": 3, "function": 0 },

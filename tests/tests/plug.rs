@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use vireo_tests::{
-    Kernel, Rig, Run, Terminal, left_out, linux_guest, namespace, tiny_guest, which,
+    Kernel, Rig, Run, Terminal, grub_disk, left_out, linux_guest, namespace, tiny_guest, which,
 };
 
 /// A boot under load of the whole test run can take a while.
@@ -104,7 +104,6 @@ fn definitions_get_and_lose_devices() {
         "attach-device one @bad.xml --config",
         "attach-device one @missing.xml --config",
         "attach-device one @card.xml --persistent",
-        "attach-device one @card.xml --config",
         "attach-disk one @disk.raw vdb --print-xml",
         "attach-disk one /dev/null vdb --print-xml",
         "attach-disk one @disk.raw vdb --print-xml --mode readonly --serial S --cache none --io threads --subdriver raw --targetbus virtio --type disk --rawio --wwn 5000c50015ea71aa",
@@ -168,7 +167,8 @@ fn a_guest_that_does_not_cooperate_keeps_its_devices() {
     let full = rig.vireo(&["attach-device", "one", &rng]).fails();
     assert!(full.contains("No more available PCI slots"), "{full}");
     let twice = rig.vireo(&["attach-disk", "one", &disk, "vda"]).fails();
-    assert!(twice.contains("target vda already exists"), "{twice}");
+    let words = format!("target 'vda' duplicated for disk sources '{disk}' and '{disk}'");
+    assert!(twice.contains(&words), "{twice}");
     let sound = rig.write("sound.xml", "<sound model='ich9'/>");
     let refused = rig.vireo(&["attach-device", "one", &sound]).fails();
     assert!(
@@ -196,6 +196,107 @@ fn a_guest_that_does_not_cooperate_keeps_its_devices() {
             .ok()
             .contains("<alias name='rng0'/>")
     );
+}
+
+/// As libvirt: several cards may have one hardware address, which then does not say which of them is meant.
+#[test]
+fn two_cards_with_one_address() {
+    let rig = Rig::new();
+    let card = |more: &str| {
+        format!(
+            "<interface type='bridge'><mac address='52:54:00:00:00:09'/><source bridge='br9'/>\
+             <model type='virtio'/>{more}</interface>"
+        )
+    };
+    let both = format!("<devices>{}{}", card(""), card(""));
+    rig.define(&tiny_guest(&rig, "one", "qemu").replace("<devices>", &both));
+    let file = rig.write("card.xml", card(""));
+    rig.vireo(&["attach-device", "one", &file, "--config"]).ok();
+    let count = || {
+        let shown = rig.vireo(&["domiflist", "one"]).ok();
+        shown.matches("52:54:00:00:00:09").count()
+    };
+    assert_eq!(count(), 3);
+    let which = rig.vireo(&["detach-device", "one", &file, "--config"]);
+    let which = which.fails();
+    let words = "multiple devices matching MAC address 52:54:00:00:00:09 found";
+    assert!(which.contains(words), "{which}");
+    let places = rig.vireo(&["dumpxml", "one", "--xpath", "//interface/address/@bus"]);
+    let places = places.ok();
+    for bus in places.split('"').filter(|part| part.starts_with("0x")) {
+        let place = format!("<address type='pci' bus='{bus}'/>");
+        let file = rig.write("placed.xml", card(&place));
+        rig.vireo(&["detach-device", "one", &file, "--config"]).ok();
+    }
+    assert_eq!(count(), 0);
+    let none = rig.vireo(&["detach-device", "one", &file, "--config"]);
+    let none = none.fails();
+    let words =
+        "at address '(<null>)' matching MAC address '52:54:00:00:00:09' and alias '(<null>)'";
+    assert!(none.contains(words), "{none}");
+}
+
+/// A daemon may die with a device on its way into a machine, or out of it.
+#[test]
+fn the_next_daemon_knows_the_devices() {
+    let rig = Rig::new();
+    let mut daemon = rig.daemon_killed_at("plug.noted");
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    rig.vireo(&["start", "one"]).ok();
+    let tty = rig.vireo(&["ttyconsole", "one"]).ok().trim().to_owned();
+    let disk = rig.write("disk.raw", vec![0; 1 << 20]);
+    let attach = || rig.vireo(&["attach-disk", "one", &disk, "vda", "--serial", "S1"]);
+    let there = || {
+        let deadline = Instant::now() + SOON;
+        move |rig: &Rig, want: bool| loop {
+            let listed = rig.vireo(&["domblklist", "one"]).ok();
+            if listed.contains("vda") == want {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{listed}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // It was not plugged yet.
+    attach().fails();
+    daemon.wait().unwrap();
+    let mut daemon = rig.daemon_killed_at("plug.plugged");
+    there()(&rig, false);
+    let noted = |rig: &Rig| {
+        let folders = fs::read_dir(rig.path("run/vireo/domains")).unwrap();
+        let mut folders = folders.filter_map(|entry| Some(entry.ok()?.path()));
+        folders.any(|folder| folder.join("plugging.xml").exists())
+    };
+    let deadline = Instant::now() + SOON;
+    while noted(&rig) {
+        assert!(Instant::now() < deadline, "it is still on its way");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // It was, and nobody had been told.
+    attach().fails();
+    daemon.wait().unwrap();
+    let mut daemon = rig.daemon();
+    there()(&rig, true);
+    let shown = rig.vireo(&["dumpxml", "one", "--xpath", "//disk"]).ok();
+    assert!(shown.contains("<serial>S1</serial>"), "{shown}");
+    assert!(shown.contains("virtio-disk0"), "{shown}");
+    assert!(!noted(&rig));
+    let stats = rig.vireo(&["domblkstat", "one", "vda"]).ok();
+    assert!(stats.contains("vda rd_req"), "{stats}");
+    let twice = attach().fails();
+    assert!(twice.contains("duplicated"), "{twice}");
+    // The guest lets go of it (it resets itself) while there is no daemon.
+    rig.vireo(&["detach-disk", "one", "vda"]).ok();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    fs::write(&tty, "r").unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let mut daemon = rig.daemon();
+    there()(&rig, false);
+    attach().ok();
+    rig.vireo(&["destroy", "one"]).ok();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }
 
 /// What a card of a virtual network had there is given back when the guest has let go of it, not when the domain ends.
@@ -424,6 +525,41 @@ fn linux_finds_what_is_plugged_and_lets_go_of_it() {
     rig.vireo(&["destroy", "deb"]).ok();
 }
 
+/// The slots of a machine whose firmware has given everything its place.
+#[test]
+fn linux_that_firmware_booted_gets_and_loses_a_disk() {
+    let rig = Rig::new();
+    let rom = std::path::Path::new("/usr/share/seabios/bios-256k.bin");
+    let Some(boot) = grub_disk(&rig, Kernel::V6_1).filter(|_| rom.exists()) else {
+        return left_out("needs seabios, grub-pc-bin, xorriso and mtools");
+    };
+    let boot = boot.display();
+    let port = "<controller type='pci' model='pcie-root-port'/>".repeat(4);
+    rig.define(&format!(
+        "<domain type='qemu'><name>pc</name><memory unit='MiB'>256</memory>\
+         <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='hd'/></os><features><acpi/></features>\
+         <devices><controller type='pci' model='pcie-root'/>{port}\
+         <disk type='file'><source file='{boot}'/><target dev='vda'/></disk><console type='pty'/></devices></domain>"
+    ));
+    let mut terminal = Terminal::start(rig.command("vireo").args(["start", "pc", "--console"]));
+    terminal.expect(":/root# ", BOOT);
+    terminal.send("stty cols 500\r");
+    terminal.expect(":/root# ", SOON);
+    let disk = rig.write("plug.raw", [b"HELLO".as_slice(), &[0; 1 << 20]].concat());
+    rig.vireo(&["attach-disk", "pc", &disk, "vdb", "--serial", "PLUG1"])
+        .ok();
+    until(&mut terminal, "cat /sys/block/vd*/serial", "PLUG1", true);
+    let seen = shell(
+        &mut terminal,
+        "dd if=/dev/vdb bs=5 count=1 2>/dev/null; echo",
+    );
+    assert!(seen.contains("HELLO"), "{seen}");
+    rig.vireo(&["detach-disk", "pc", "vdb"]).ok();
+    until(&mut terminal, "ls /sys/block", "vdb", false);
+    assert!(!rig.vireo(&["domblklist", "pc"]).ok().contains("vdb"));
+    rig.vireo(&["destroy", "pc"]).ok();
+}
+
 /// The guest may let go of a disk at any time: its job goes with it, and not on with the next one.
 fn ejected_in_a_job(rig: &Rig, terminal: &mut Terminal, events: &mut Terminal) {
     let disk = &rig.write("base.raw", vec![7; 4 << 20]);
@@ -457,4 +593,14 @@ fn ejected_in_a_job(rig: &Rig, terminal: &mut Terminal, events: &mut Terminal) {
     assert!(said.contains("No current block job"), "{said}");
     let list = rig.vireo(&["dumpxml", "deb"]).ok();
     assert!(list.contains(&top) && list.contains(disk), "{list}");
+    // Another disk's job keeps nobody from plugging.
+    rig.vireo(&["blockcommit", "deb", "vdd", "--active", "--wait"])
+        .ok();
+    let list = rig.vireo(&["dumpxml", "deb"]).ok();
+    assert!(list.contains("<mirror"), "{list}");
+    let rng = rig.write(
+        "another.xml",
+        "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>",
+    );
+    rig.vireo(&["attach-device", "deb", &rng]).ok();
 }

@@ -103,6 +103,20 @@ fn a_write_beyond_a_threshold_is_told_once() {
     assert_eq!(threshold("vda"), Some(2 << 20));
     rig.vireo(&["domblkthreshold", "deb", "vda", "0"]).ok();
     assert_eq!(threshold("vda"), None);
+    // An image behind the top one, with its own sizes.
+    rig.vireo(&["domblkthreshold", "deb", "vdb[3]", "3M"]).ok();
+    let stats = rig.vireo(&["domstats", "deb", "--block", "--backing"]);
+    let stats = stats.ok();
+    for line in [
+        format!("block.2.path={base}"),
+        "block.2.allocation=0".to_owned(),
+        "block.2.capacity=4194304".to_owned(),
+        "block.2.physical=4194304".to_owned(),
+        "block.2.threshold=3145728".to_owned(),
+        "block.count=3".to_owned(),
+    ] {
+        assert!(stats.contains(&format!("  {line}\n")), "{line}: {stats}");
+    }
     if which("virsh") {
         for dev in ["vdz", "vda[9]"] {
             both_refuse(&rig, &["domblkthreshold", "deb", dev, "1"]);

@@ -64,7 +64,7 @@ fn copies_have_the_content_of_what_they_are_made_from() {
         .ok();
     program("qemu-img", &["check", "-q", &path("q")]);
     program("qemu-img", &["compare", "-q", &path("a"), &path("q")]);
-    assert!(both_refuse(&rig, &["vol-clone", "a", "b", "p"]).contains("exists already"));
+    assert!(both_refuse(&rig, &["vol-clone", "a", "b", "p"]).contains("already in use"));
 }
 
 #[test]
