@@ -189,6 +189,6 @@ mod tests {
         );
         assert!(error("<secret><usage type='tls'/></secret>").contains("missing"));
         assert!(error("<secret><uuid>x</uuid></secret>").contains("malformed uuid"));
-        assert!(error("<domain/>").contains("expecting <secret>"));
+        assert!(error("<domain/>").contains("expecting root element of 'secret', not 'domain'"));
     }
 }
