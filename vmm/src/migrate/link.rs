@@ -3,14 +3,16 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_api::migrate::{self, Kind, StreamError, Verdict};
 
+use super::gate::{self, Gate};
+use crate::devices::lock;
 use crate::num::to_usize;
 use crate::state::job::Progress;
 
@@ -34,6 +36,8 @@ pub struct Link {
     heedless: AtomicBool,
     /// A peer from which, or to which, nothing moves for so many milliseconds is gone.
     patience_ms: AtomicU64,
+    /// The way of guest memory, from when it is first needed; none where the system has none.
+    gate: OnceLock<Option<Mutex<Gate>>>,
 }
 
 impl Link {
@@ -53,6 +57,7 @@ impl Link {
             job: None,
             heedless: AtomicBool::new(false),
             patience_ms: AtomicU64::new(0),
+            gate: OnceLock::new(),
         };
         link.be_patient(STALL);
         Ok(link)
@@ -68,6 +73,7 @@ impl Link {
             job: self.job.clone(),
             heedless: AtomicBool::new(self.heedless.load(Ordering::Relaxed)),
             patience_ms: AtomicU64::new(self.patience_ms.load(Ordering::Relaxed)),
+            gate: OnceLock::new(),
         })
     }
 
@@ -217,6 +223,64 @@ impl Link {
         Ok(())
     }
 
+    /// As [`Link::send_parts`], where long parts are guest memory that is sent again if it changes: they are not copied.
+    ///
+    /// # Errors
+    /// As of that.
+    ///
+    /// # Safety
+    /// As of that; and long parts (of [`gate::WORTH`] bytes) stay memory of a guest, or nobody cares what arrives.
+    pub unsafe fn send_memory(&self, parts: &mut [libc::iovec]) -> io::Result<()> {
+        let gate = self.gate.get_or_init(|| match Gate::new() {
+            Ok(gate) => Some(Mutex::new(gate)),
+            Err(error) => {
+                log::debug!("memory is copied into the socket: {error}");
+                None
+            }
+        });
+        let mut done = 0;
+        while let Some(gate) = gate
+            && let Some(more) = parts[done..].iter().position(|p| p.iov_len >= gate::WORTH)
+        {
+            let (before, rest) = parts[done..].split_at_mut(more);
+            // SAFETY: the caller's promise.
+            unsafe { self.send_parts(before)? };
+            done += more;
+            // SAFETY: the caller's promise.
+            if !unsafe { self.send_through(&lock(gate), &mut rest[0])? } {
+                // What is left of it goes the other way, with all that follows.
+                break;
+            }
+            done += 1;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.send_parts(&mut parts[done..]) }
+    }
+
+    /// Sends a part by reference to its pages; whether that went. If not, the part is what is left.
+    ///
+    /// # Safety
+    /// As of [`Link::send_memory`].
+    unsafe fn send_through(&self, gate: &Gate, part: &mut libc::iovec) -> io::Result<bool> {
+        while part.iov_len > 0 {
+            // SAFETY: the caller's promise.
+            let mut taken = match unsafe { gate.take(part.iov_base.cast(), part.iov_len) } {
+                Ok(taken) => taken,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    log::debug!("memory is copied into the socket: {error}");
+                    return Ok(false);
+                }
+            };
+            part.iov_base = part.iov_base.cast::<u8>().wrapping_add(taken).cast();
+            part.iov_len -= taken;
+            while taken > 0 {
+                taken -= self.persist(|| gate.pass(self.stream.as_fd(), taken))?;
+            }
+        }
+        Ok(true)
+    }
+
     /// Receives at least one byte and at most `len` to `to`; how many.
     ///
     /// # Errors
@@ -358,5 +422,75 @@ mod tests {
         assert!(!other.is_closed());
         drop(sender.join().unwrap());
         assert!(other.is_closed());
+    }
+
+    fn tcp() -> (OwnedFd, OwnedFd) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (one.into(), listener.accept().unwrap().0.into())
+    }
+
+    /// Long and short parts, whole pages and others, to a reader that is slow at times.
+    #[test]
+    fn memory_arrives_in_order() {
+        let local = || {
+            let (one, other) = UnixStream::pair().unwrap();
+            (one.into(), other.into())
+        };
+        for (one, other) in [local(), tcp()] {
+            let (one, other) = (Link::new(one).unwrap(), Link::new(other).unwrap());
+            let data: Vec<u8> = (0..26_000_000u32).map(|n| (n % 251) as u8).collect();
+            let expected = data.clone();
+            let sender = std::thread::spawn(move || {
+                let mut rest = &data[..];
+                for len in [24, 1 << 20, 3_000_001, 70_000, 1, 4096, 2 << 20, 65_536, 5].repeat(4) {
+                    let (first, behind) = rest.split_at(len);
+                    let (some, more) = first.split_at(len / 3);
+                    rest = behind;
+                    let mut parts =
+                        [some, more].map(|piece| part(piece.as_ptr(), piece.len() as u64));
+                    // SAFETY: parts of `data`, which nobody changes until all of it has been read.
+                    unsafe { one.send_memory(&mut parts) }.unwrap();
+                }
+                let left = rest.len();
+                (one, data, left)
+            });
+            let sent =
+                4 * (24 + (1 << 20) + 3_000_001 + 70_000 + 1 + 4096 + (2 << 20) + 65_536 + 5);
+            let mut got = vec![0; sent.min(expected.len())];
+            for (number, piece) in got.chunks_mut(700_001).enumerate() {
+                if number % 9 == 0 {
+                    // Longer than the sender waits at a time.
+                    std::thread::sleep(2 * STEP);
+                }
+                (&mut &other).read_exact(piece).unwrap();
+            }
+            let (one, _data, left) = sender.join().unwrap();
+            assert_eq!(got.len() + left, expected.len());
+            assert!(got == expected[..got.len()]);
+            drop(one);
+            assert!(other.is_closed());
+        }
+    }
+
+    #[test]
+    fn memory_to_one_who_is_gone_or_silent_is_given_up() {
+        let memory = vec![1u8; 8 << 20];
+        let (one, other) = tcp();
+        let one = Link::new(one).unwrap();
+        drop(other);
+        let send = |link: &Link| {
+            let mut parts = [part(memory.as_ptr(), memory.len() as u64)];
+            // SAFETY: memory that nobody changes.
+            unsafe { link.send_memory(&mut parts) }
+        };
+        // The first may still find room.
+        let error = (0..10).find_map(|_| send(&one).err()).unwrap();
+        assert!(says_gone(&error), "{error}");
+        let (one, _other) = UnixStream::pair().unwrap();
+        let one = Link::new(one.into()).unwrap();
+        one.be_patient(2 * STEP);
+        let error = send(&one).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod ahead;
 pub mod disks;
+mod gate;
 mod inbox;
 pub mod link;
 pub mod source;

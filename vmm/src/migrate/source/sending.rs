@@ -292,9 +292,9 @@ impl Source {
                 bytes += HEADER as u64 + 8 + len;
                 self.tuning.pages.fetch_add(*pages, Ordering::Relaxed);
             }
-            // SAFETY: heads, which outlive the call, and ranges of guest memory, which is mapped as
-            // long as `self.memory` lives.
-            unsafe { link.send_parts(&mut parts)? };
+            // SAFETY: heads, which outlive the call and are short, and ranges of guest memory, which is mapped as long as
+            // `self.memory` lives; what is written there meanwhile is in the dirty log.
+            unsafe { link.send_memory(&mut parts)? };
             self.count_sent(bytes);
         }
         Ok(())
