@@ -21,6 +21,7 @@ pub mod firmware;
 pub mod gdb;
 pub mod killpoint;
 pub mod layout;
+mod leisurely;
 pub mod loader;
 mod logger;
 pub mod machine;

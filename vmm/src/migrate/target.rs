@@ -18,6 +18,7 @@ use super::inbox::Inbox;
 use super::link::Link;
 use super::moment;
 use crate::killpoint::killpoint;
+use crate::leisurely::Leisurely;
 use crate::memory::{GuestMemory, Scratch};
 use crate::num::to_usize;
 use crate::resource;
@@ -136,7 +137,11 @@ impl Incoming {
             ahead,
             is_expected: self.expect(memory),
         };
-        self.content(&mut inbox, place)?;
+        {
+            // The guest still runs on the other side, perhaps on these processors.
+            let _slices = Leisurely::begin();
+            self.content(&mut inbox, place)?;
+        }
         ahead.enough();
         moment("the last pages are here");
         for disk in disks {

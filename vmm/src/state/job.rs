@@ -10,6 +10,8 @@ use std::time::Instant;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vmm_api::control::JobStatus;
 
+use crate::leisurely::Leisurely;
+
 /// What a job says of itself, and is told.
 #[derive(Debug)]
 pub struct Progress {
@@ -93,6 +95,7 @@ impl Job {
         let thread = std::thread::Builder::new()
             .name("job".into())
             .spawn(move || {
+                let _slices = Leisurely::begin();
                 let result = work(&own);
                 if let Err(error) = tell.write(1) {
                     log::error!("eventfd: {error}");
