@@ -453,10 +453,14 @@ impl<S: Side> Guest<S> {
     fn moved(&mut self, rig: &Rig, how: How) -> Option<Moved> {
         let mut side = self.side.take()?;
         self.number += 1;
+        if how.writing {
+            // Which takes seconds: the host takes back what the last guest had meanwhile, and processors stand still for
+            // that, not in the middle of this move.
+            std::thread::sleep(Duration::from_secs(4));
+        }
         side.pause(false)?;
         side.heard().type_key(if how.writing { b"d" } else { b"s" });
         std::thread::sleep(Duration::from_millis(500));
-        // A move that takes seconds would have the host take it back meanwhile.
         if !how.writing {
             touch_memory();
         }
@@ -497,10 +501,6 @@ pub fn run(runs: usize) {
             writing,
         };
         let (mut own, mut peer) = (Vec::new(), Vec::new());
-        if writing {
-            // What is free goes back to the host.
-            std::thread::sleep(Duration::from_secs(5));
-        }
         for _ in 0..runs {
             own.extend(ours.moved(&rig, how));
             peer.extend(theirs.as_mut().and_then(|theirs| theirs.moved(&rig, how)));
