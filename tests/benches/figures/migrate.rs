@@ -27,6 +27,16 @@ struct Heard {
     keys: ChildStdin,
     ticks: Arc<Mutex<Vec<Instant>>>,
     ready: Arc<Mutex<bool>>,
+    /// What the guest says was the longest time between two ticks.
+    longest: Arc<Mutex<Option<f64>>>,
+}
+
+/// The number in what a guest says of the longest time between its ticks, in seconds.
+fn longest_of(said: &[u8]) -> Option<f64> {
+    let text = std::str::from_utf8(said).ok()?;
+    let (_, rest) = text.split_once("LONGEST ")?;
+    let (number, _) = rest.split_once(" us")?;
+    number.parse::<f64>().ok().map(|us| us / 1e6)
 }
 
 impl Heard {
@@ -45,10 +55,13 @@ impl Heard {
         let (ticks, ready) = (Arc::default(), Arc::default());
         let (own_ticks, own_ready): (Arc<Mutex<Vec<Instant>>>, Arc<Mutex<bool>>) =
             (Arc::clone(&ticks), Arc::clone(&ready));
+        let longest = Arc::default();
+        let own_longest: Arc<Mutex<Option<f64>>> = Arc::clone(&longest);
         std::thread::spawn(move || {
             first_of_all();
             let mut buffer = [0; 4096];
             let mut before = Vec::new();
+            let mut line = Vec::new();
             while let Ok(got) = out.read(&mut buffer) {
                 let now = Instant::now();
                 let Some(said) = buffer.get(..got).filter(|said| !said.is_empty()) else {
@@ -58,6 +71,14 @@ impl Heard {
                     && let Ok(mut ticks) = own_ticks.lock()
                 {
                     ticks.push(now);
+                }
+                line.extend(said.iter().filter(|byte| **byte != b'.'));
+                if let Some(longest) = longest_of(&line) {
+                    *own_longest.lock().unwrap_or_else(|e| e.into_inner()) = Some(longest);
+                    line.clear();
+                }
+                if line.len() > 4096 {
+                    line.clear();
                 }
                 if before.len() < 1 << 20 {
                     before.extend_from_slice(said);
@@ -74,7 +95,15 @@ impl Heard {
             keys,
             ticks,
             ready,
+            longest,
         })
+    }
+
+    /// The longest time between two ticks by the guest's own clock since this was last asked.
+    fn ask_longest(&mut self) -> Option<f64> {
+        self.longest.lock().ok()?.take();
+        self.type_key(b"g");
+        until(|| self.longest.lock().ok()?.take())
     }
 
     fn is_ready(&self) -> bool {
@@ -130,6 +159,8 @@ fn until<T>(mut done: impl FnMut() -> Option<T>) -> Option<T> {
 struct Moved {
     seconds: f64,
     gap: Option<f64>,
+    /// As the guest's own clock has it, which stands still with the guest.
+    inside: Option<f64>,
 }
 
 /// How a guest moves.
@@ -268,7 +299,13 @@ impl Side for Ours {
         target.answer(1)?;
         std::thread::sleep(Duration::from_millis(300));
         let gap = gap(&self.heard, &target.heard, began);
-        Some((target, Moved { seconds, gap }))
+        let inside = None;
+        let moved = Moved {
+            seconds,
+            gap,
+            inside,
+        };
+        Some((target, moved))
     }
 }
 
@@ -377,7 +414,13 @@ impl Side for Theirs {
         let seconds = began.elapsed().as_secs_f64();
         std::thread::sleep(Duration::from_millis(300));
         let gap = gap(&self.heard, &target.heard, began);
-        Some((target, Moved { seconds, gap }))
+        let inside = None;
+        let moved = Moved {
+            seconds,
+            gap,
+            inside,
+        };
+        Some((target, moved))
     }
 }
 
@@ -464,7 +507,9 @@ impl<S: Side> Guest<S> {
         if !how.writing {
             touch_memory();
         }
-        let (mut side, moved) = side.move_to(rig, self.number, how)?;
+        side.heard().ask_longest();
+        let (mut side, mut moved) = side.move_to(rig, self.number, how)?;
+        moved.inside = side.heard().ask_longest();
         side.pause(true)?;
         self.side = Some(side);
         Some(moved)
@@ -516,6 +561,7 @@ pub fn run(runs: usize) {
                 (|moved| Some(moved.seconds)) as fn(&Moved) -> Option<f64>,
             ),
             ("longest gap between ticks", |moved| moved.gap),
+            ("the same by the guest's own clock", |moved| moved.inside),
         ] {
             let (a, b) = (column(&own, pick), column(&peer, pick));
             report(&format!("{name}: {what}"), "ms", 1e3, a, "QEMU TCG", b);
