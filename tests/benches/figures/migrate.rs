@@ -163,6 +163,18 @@ struct Moved {
     inside: Option<f64>,
 }
 
+impl Moved {
+    /// What the consoles of both sides say of a move that began then, some moments after it.
+    fn heard(seconds: f64, from: &Heard, to: &Heard, began: Instant) -> Self {
+        std::thread::sleep(Duration::from_millis(300));
+        Self {
+            seconds,
+            gap: gap(from, to, began),
+            inside: None,
+        }
+    }
+}
+
 /// How a guest moves.
 #[derive(Debug, Clone, Copy)]
 struct How {
@@ -297,14 +309,7 @@ impl Side for Ours {
         self.answer(2)?;
         let seconds = began.elapsed().as_secs_f64();
         target.answer(1)?;
-        std::thread::sleep(Duration::from_millis(300));
-        let gap = gap(&self.heard, &target.heard, began);
-        let inside = None;
-        let moved = Moved {
-            seconds,
-            gap,
-            inside,
-        };
+        let moved = Moved::heard(seconds, &self.heard, &target.heard, began);
         Some((target, moved))
     }
 }
@@ -412,14 +417,7 @@ impl Side for Theirs {
             (info["status"] == "completed").then_some(())
         })?;
         let seconds = began.elapsed().as_secs_f64();
-        std::thread::sleep(Duration::from_millis(300));
-        let gap = gap(&self.heard, &target.heard, began);
-        let inside = None;
-        let moved = Moved {
-            seconds,
-            gap,
-            inside,
-        };
+        let moved = Moved::heard(seconds, &self.heard, &target.heard, began);
         Some((target, moved))
     }
 }

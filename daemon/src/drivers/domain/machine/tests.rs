@@ -84,15 +84,17 @@ fn a_failed_build_leaves_no_socket() {
     let devices = format!(
         "<serial type='unix'><source mode='bind' path='{}'/></serial>
          <serial type='file'><source path='{}/out'/></serial>
-         <serial type='file'><source path='/nonexistent/out'/></serial>",
+         <serial type='file'><source path='{}/nowhere/out'/></serial>",
         socket.display(),
+        folder.0.display(),
         folder.0.display(),
     );
     let error = build(&domain(&kernel(&folder), &devices), 1, around(&folder)).unwrap_err();
-    assert_eq!(
-        error.message,
-        "cannot open '/nonexistent/out': No such file or directory"
+    let expected = format!(
+        "cannot open '{}/nowhere/out': No such file or directory",
+        folder.0.display()
     );
+    assert_eq!(error.message, expected);
     assert!(!socket.exists());
     assert!(!folder.0.join("out").exists());
 }
