@@ -382,9 +382,11 @@ fn reach_local(
     socket: &Path,
     config: ClientConfig,
 ) -> Result<Client> {
+    // Or it dies, and took the connection before.
     let absent = |error: &ClientError| {
+        use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
         matches!(error, ClientError::Io(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
+            if matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe))
     };
     let first = match connect_unix(runtime, socket, config) {
         Ok(client) => return Ok(client),

@@ -54,8 +54,10 @@ impl fmt::Display for Process {
 
 /// How long one who has just become the daemon may take to write down who it is.
 const NAMED_LIMIT: Duration = Duration::from_secs(1);
+/// How long one who is dying may take to let go: nobody serves meanwhile, and whoever wants a daemon has started this one.
+const DYING_LIMIT: Duration = Duration::from_millis(500);
 /// From one look at that to the next.
-const NAMED_INTERVAL: Duration = Duration::from_millis(10);
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Who has written its process id there: one that lives.
 fn named(file: &File) -> Option<u32> {
@@ -91,8 +93,9 @@ pub fn lock(run: &Path) -> Result<Lock, LockError> {
             Ok(()) => break,
             Err(fs::TryLockError::WouldBlock) => {
                 let pid = named(&file);
-                if pid.is_none() && since.elapsed() < NAMED_LIMIT {
-                    std::thread::sleep(NAMED_INTERVAL);
+                let limit = pid.map_or(NAMED_LIMIT, |_| DYING_LIMIT);
+                if since.elapsed() < limit {
+                    std::thread::sleep(LOCK_INTERVAL);
                     continue;
                 }
                 return Err(LockError::Taken {
@@ -167,6 +170,20 @@ mod tests {
         assert!(error.contains(&format!("process {pid}")), "{error}");
         drop(held);
         lock(&folder.0).unwrap();
+    }
+
+    /// One that dies holds it for a moment longer than it listens.
+    #[test]
+    fn one_that_dies_is_waited_for() {
+        let folder = TempFolder::new();
+        let held = lock(&folder.0).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(DYING_LIMIT / 10);
+                drop(held);
+            });
+            lock(&folder.0).unwrap();
+        });
     }
 
     /// One that has just begun may not have said yet who it is; nor is one that has died the one that serves.

@@ -345,8 +345,39 @@ impl Default for Rig {
     }
 }
 
+impl Rig {
+    /// What a test that fails leaves behind to be understood: its daemons' logs, and where they are now.
+    fn post_mortem(&self) {
+        for log in ["daemon.log", "var/log/vireo/vireod.log"] {
+            let text = fs::read_to_string(self.path(log)).unwrap_or_default();
+            eprintln!("{}: {log}:\n{text}", self.tag);
+        }
+        for pid in self.processes("vireod") {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let state = status.lines().find(|line| line.starts_with("State:"));
+            eprintln!("{}: vireod {pid}: {}", self.tag, state.unwrap_or_default());
+            // Where there is a debugger; it is stopped by it for a moment only.
+            let stacks = Command::new("timeout")
+                .args(["20", "gdb", "-nx", "-batch", "-p", &pid.to_string()])
+                .args(["-ex", "thread apply all bt 12"])
+                .stdin(Stdio::null())
+                .output();
+            let stacks = stacks.map(|output| output.stdout).unwrap_or_default();
+            let stacks = String::from_utf8_lossy(&stacks);
+            let frames = |line: &&str| line.starts_with("Thread ") || line.starts_with('#');
+            for line in stacks.lines().filter(frames) {
+                let line = line.split(" at ").next().unwrap_or_default();
+                eprintln!("{}", line.chars().take(120).collect::<String>());
+            }
+        }
+    }
+}
+
 impl Drop for Rig {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.post_mortem();
+        }
         // A daemon that dies may have been about to start another process: look again.
         for _ in 0..100 {
             let pids = self.processes("");
@@ -364,10 +395,6 @@ impl Drop for Rig {
             std::thread::sleep(Duration::from_millis(10));
         }
         self.remove_groups();
-        if std::thread::panicking() {
-            let log = fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
-            eprintln!("the daemon's log:\n{log}");
-        }
         let _ = fs::remove_dir_all(&self.root);
     }
 }
