@@ -294,7 +294,11 @@ impl Rig {
             let exe = fs::read_link(entry.path().join("exe"))
                 .ok()
                 .and_then(|p| Some(p.file_name()?.to_str()?.to_owned()));
-            if ours && (program.is_empty() || exe.as_deref() == Some(program)) {
+            // Where it was built anew meanwhile, the kernel says so behind its name.
+            let exe = exe
+                .as_deref()
+                .map(|name| name.trim_end_matches(" (deleted)"));
+            if ours && (program.is_empty() || exe == Some(program)) {
                 found.push(pid);
             }
         }

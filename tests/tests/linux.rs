@@ -1,5 +1,6 @@
 //! Unmodified Debian kernels on the software CPU, driven as a person would.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use vireo_tests::{Guest, Kernel, Rig, Terminal, grub_disk, left_out, linux_guest, machine, which};
@@ -212,17 +213,28 @@ fn linux_through_stock_virsh_console_reboot_panic_poweroff() {
 /// `make quickstart`'s script in a root of its own, without a terminal: the README's first command.
 #[test]
 fn linux_quickstart_reaches_the_shell_twice() {
+    let script = |name| {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
+        folder.join(name)
+    };
     let rig = Rig::new();
+    let wanted = rig.path("wanted");
+    let shim = format!("#!/bin/sh\necho \"$*\" >>'{}'\n", wanted.display());
+    let shim = std::path::PathBuf::from(rig.write("shims/cargo", shim));
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&shim, executable).unwrap();
+    let shims = shim.parent().unwrap();
     for turn in ["first", "second"] {
-        let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/quickstart");
-        let mut command = rig.command("vireo");
-        let mut quickstart = std::process::Command::new(script);
-        for (key, value) in command.get_envs() {
+        let mut quickstart = std::process::Command::new(script("quickstart"));
+        for (key, value) in rig.command("vireo").get_envs() {
             if let Some(value) = value {
                 quickstart.env(key, value);
             }
         }
-        let _ = &mut command;
+        // What it would build is there already: here it would be put in the place of the programs that other tests are
+        // running. Another cargo writes down what was wanted.
+        let path = std::env::var("PATH").unwrap_or_default();
+        quickstart.env("PATH", format!("{}:{path}", shims.display()));
         let output = quickstart
             .stdin(std::process::Stdio::null())
             .output()
@@ -237,4 +249,9 @@ fn linux_quickstart_reaches_the_shell_twice() {
         assert!(text.contains("It runs. Next:"), "{turn}: {text}");
     }
     assert_eq!(rig.processes("vireo-vmm").len(), 1);
+    // As scripts/test, which has built them, does.
+    let built = "build --release --bins\n";
+    assert_eq!(std::fs::read_to_string(wanted).unwrap(), built.repeat(2));
+    let tests = std::fs::read_to_string(script("test")).unwrap();
+    assert!(tests.contains(&format!("\ncargo {built}")));
 }
