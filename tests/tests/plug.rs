@@ -363,6 +363,64 @@ fn an_unplugged_card_leaves_its_network() {
     rig.vireo(&["destroy", "one"]).ok();
 }
 
+/// What a card had made on the host when the daemon died goes with it, or stays with it: by whether the machine has it.
+#[test]
+fn a_card_on_its_way_leaves_nothing_behind() {
+    for program in ["nft", "dnsmasq"] {
+        let sbin = format!("/usr/sbin/{program}");
+        if !which(program) && !std::path::Path::new(&sbin).exists() {
+            return left_out(&format!("needs {program}"));
+        }
+    }
+    if let Err(needs) = namespace::enter() {
+        return left_out(&needs);
+    }
+    let rig = Rig::new();
+    let network = rig.write(
+        "net.xml",
+        "<network><name>lab</name><bridge name='vrplugn'/></network>",
+    );
+    let mut daemon = rig.daemon_killed_at("plug.noted");
+    rig.vireo(&["net-create", &network]).ok();
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    rig.vireo(&["start", "one"]).ok();
+    let attach = || {
+        let mac = "52:54:00:00:00:23";
+        let how = ["one", "network", "lab", "--model", "virtio", "--mac", mac];
+        rig.vireo(&[&["attach-interface"][..], &how].concat())
+    };
+    let seen = || {
+        let said = rig.vireo(&["net-port-list", "lab"]).ok();
+        let ports = said.lines().filter(|line| line.contains('-')).count() - 1;
+        let taps = namespace::ip("-o link show master vrplugn").lines().count();
+        let listed = rig.vireo(&["domiflist", "one"]).ok();
+        (ports, taps, listed.matches("52:54:00:00:00:23").count())
+    };
+    let comes_to = |want: usize| {
+        let deadline = Instant::now() + SOON;
+        while seen() != (want, want, want) {
+            let seen = seen();
+            assert!(Instant::now() < deadline, "{want}: {seen:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    attach().fails();
+    daemon.wait().unwrap();
+    // Its tap has gone with the daemon; its port is the next one's to give back.
+    let mut daemon = rig.daemon_killed_at("plug.plugged");
+    comes_to(0);
+    attach().fails();
+    daemon.wait().unwrap();
+    let mut daemon = rig.daemon();
+    comes_to(1);
+    let shown = rig.vireo(&["domifstat", "one", "52:54:00:00:00:23"]).ok();
+    assert!(shown.contains("rx_bytes"), "{shown}");
+    rig.vireo(&["destroy", "one"]).ok();
+    comes_to(0);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
 /// One line of a guest's shell, up to the mark that follows it.
 fn shell(terminal: &mut Terminal, line: &str) -> String {
     terminal.send(&format!("{line}; echo DO''NE\r"));
