@@ -418,6 +418,80 @@ fn dumps_are_elf_cores() {
     assert_eq!(rig.state("one"), "shut off (crashed)");
 }
 
+/// The events of dumps, in the order in which libvirt with QEMU tells them.
+#[test]
+fn what_follows_a_dump_is_told_before_the_guest_goes_on() {
+    if !which("virsh") {
+        return left_out("needs virsh (libvirt-clients)");
+    }
+    let rig = Rig::new();
+    running_tiny(&rig, "one");
+    let xml = rig.vireo(&["dumpxml", "one", "--inactive"]).ok();
+    let told = rig.path("events");
+    let mut listener = rig
+        .virsh_command()
+        .args(["event", "--all", "--loop"])
+        .stdout(fs::File::create(&told).unwrap())
+        .spawn()
+        .unwrap();
+    let until = |what: &str, again: &dyn Fn()| {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let text = fs::read_to_string(&told).unwrap();
+            if text.contains(what) {
+                return text;
+            }
+            assert!(Instant::now() < deadline, "no {what}: {text}");
+            again();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    until("Defined Updated", &|| rig.define(&xml));
+    let core = rig.path("core").display().to_string();
+    let dump = |flags: &[&str]| rig.vireo(&[&["dump", "one", &core], flags].concat()).ok();
+    let last_job = || rig.vireo(&["domjobinfo", "one", "--completed"]).ok();
+    dump(&[]);
+    dump(&["--reset"]);
+    assert!(last_job().contains("Completed"));
+    // Who asks for them has them once. A dump of memory only has none.
+    dump(&["--memory-only"]);
+    let after = last_job();
+    assert!(after.contains("Job type:         None"), "{after}");
+    assert!(
+        rig.state("one").starts_with("running"),
+        "{}",
+        rig.state("one")
+    );
+    rig.vireo(&["suspend", "one"]).ok();
+    dump(&[]);
+    assert_eq!(rig.state("one"), "paused (user)");
+    rig.vireo(&["resume", "one"]).ok();
+    dump(&["--crash"]);
+    assert_eq!(rig.state("one"), "shut off (crashed)");
+    let text = until("Stopped Crashed", &|| ());
+    listener.kill().unwrap();
+    listener.wait().unwrap();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("event") && !line.contains("Defined"))
+        .map(|line| line.trim_start_matches("event ").trim_end_matches(':'))
+        .map(|line| line.trim_start_matches("'lifecycle' for domain 'one': "))
+        .collect();
+    let (paused, runs) = ("Suspended Paused", "Resumed Unpaused");
+    let (done, reset) = (
+        "'job-completed' for domain 'one'",
+        "'reboot' for domain 'one'",
+    );
+    let expected = [
+        &[paused, done, runs][..],
+        &[paused, done, reset, runs],
+        &[paused, runs],
+        &[paused, done, runs],
+        &[paused, done, "Stopped Crashed"],
+    ];
+    assert_eq!(lines, expected.concat());
+}
+
 /// An editor that puts one word in another's place.
 fn editor(rig: &Rig, name: &str, from: &str, to: &str) -> String {
     let path = rig.write(name, format!("#!/bin/sh\nsed -i 's|{from}|{to}|' \"$1\"\n"));

@@ -362,6 +362,7 @@ fn a_dump_is_an_elf_core() {
         for live in [false, true] {
             let path = rig.path(&format!("core-{live}"));
             let dump = Call::Dump {
+                hold: false,
                 live,
                 devices: true,
             };

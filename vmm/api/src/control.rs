@@ -184,6 +184,9 @@ pub enum Call {
     Dump {
         /// The guest runs meanwhile. (Otherwise it goes on afterwards, if it ran.)
         live: bool,
+        /// It stands still afterwards, if it did meanwhile, until it is told to run.
+        #[serde(default)]
+        hold: bool,
         /// Device states too, as a note.
         devices: bool,
     },

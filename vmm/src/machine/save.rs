@@ -375,7 +375,11 @@ impl Machine {
                     move |progress: &Arc<Progress>| image::write(&file, &parts, &memory, progress);
                 (Job::start(Progress::new(self.memory.size()), work), false)
             }
-            Call::Dump { live, devices } => {
+            Call::Dump {
+                live,
+                hold,
+                devices,
+            } => {
                 let file = one(asked.descriptors)?;
                 let states = self.dump_states(devices, !live);
                 if live && was_running && self.state == MachineState::Running {
@@ -388,7 +392,7 @@ impl Machine {
                         .map_err(|error| error.to_string())
                 };
                 let progress = Progress::new(self.memory.size());
-                (Job::start(progress, work), was_running && !live)
+                (Job::start(progress, work), was_running && !live && !hold)
             }
             _ => return Err("that is no job".to_owned()),
         };

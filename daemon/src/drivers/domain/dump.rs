@@ -159,6 +159,8 @@ impl Driver {
         let file = saved_image::create(path, has(BYPASS_CACHE))?;
         let call = Call::Dump {
             live: has(LIVE),
+            // What comes afterwards comes before it goes on, as in libvirt.
+            hold: true,
             devices: !has(MEMORY_ONLY),
         };
         let writing = Writing {
@@ -174,16 +176,28 @@ impl Driver {
             let mut inner = domain.lock();
             let finished = inner.live_mut().ok().and_then(|live| {
                 live.work.saving = None;
-                live.work.finish(put.as_ref().ok().copied())
+                // Of a dump of memory only libvirt keeps no statistics, nor does it tell of its end.
+                let status = put.as_ref().ok().copied();
+                live.work.finish(status.filter(|_| !has(MEMORY_ONLY)))
             });
             self.write_record(&inner);
             finished
         };
-        put?;
-        if let Some(statistics) = finished {
+        if put.is_ok()
+            && let Some(statistics) = finished
+        {
             let event = DomainEvent::JobCompleted(statistics.params(true));
             self.emit(&domain.name(), &event);
         }
-        self.after_dump(&domain, has(CRASH), has(RESET)).await
+        let result = match put {
+            Ok(_) => self.after_dump(&domain, has(CRASH), has(RESET)).await,
+            Err(error) => Err(error),
+        };
+        // One that somebody else has paused stays so.
+        let held = matches!(domain.lock().state, State::Paused(PausedReason::Dump));
+        if held && let Err(error) = ask(&domain, Call::Resume).await {
+            log::error!("domain '{}': after its dump: {error}", domain.name().name);
+        }
+        result
     }
 }
