@@ -551,3 +551,72 @@ fn a_vmm_or_daemon_that_dies_in_a_job_leaves_the_guests_data() {
         next.wait().unwrap();
     }
 }
+
+/// The numbers that a running domain's XML gives its images, disk by disk, the one on top first.
+fn numbers(rig: &Rig, name: &str) -> String {
+    let xml = rig.vireo(&["dumpxml", name]).ok();
+    let disks = xml.split("<disk").skip(1).map(|disk| {
+        let disk = disk.split("</disk>").next().unwrap();
+        let numbers = disk.split(" index='").skip(1);
+        let numbers = numbers.map(|rest| rest.split('\'').next().unwrap());
+        numbers.collect::<Vec<_>>().join(" ")
+    });
+    disks.collect::<Vec<_>>().join(", ")
+}
+
+/// As libvirt with QEMU numbers them: at start, when a disk is plugged, and when there is a new image on top.
+#[test]
+fn images_of_several_disks_are_numbered_as_by_libvirt() {
+    if !which("qemu-img") {
+        return left_out("needs qemu-img (qemu-utils)");
+    }
+    let rig = Rig::new();
+    let disk = |target: &str, images: usize| {
+        let image = |n: usize| rig.path(&format!("{target}.{n}")).display().to_string();
+        qemu_img(&["create", "-q", "-f", "raw", &image(1), "1M"]);
+        for n in 2..=images {
+            let format = if n == 2 { "raw" } else { "qcow2" };
+            let (below, own) = (image(n - 1), image(n));
+            qemu_img(&[
+                "create", "-q", "-f", "qcow2", "-b", &below, "-F", format, &own,
+            ]);
+        }
+        let format = if images == 1 { "raw" } else { "qcow2" };
+        format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{}'/>\
+             <target dev='{target}' bus='virtio'/></disk>",
+            image(images)
+        )
+    };
+    let ports = "<controller type='pci' index='0' model='pcie-root'/>".to_owned()
+        + &"<controller type='pci' model='pcie-root-port'/>".repeat(6);
+    let devices = format!("{}{}{ports}\n    <console", disk("vda", 3), disk("vdb", 2));
+    rig.define(&tiny_guest(&rig, "one", "qemu").replace("<console", &devices));
+    rig.vireo(&["start", "one"]).ok();
+    // Those that the definition names from the last disk to the first, then what their headers name.
+    assert_eq!(numbers(&rig, "one"), "2 4 5, 1 3");
+    let plug = |target, images| {
+        let file = rig.write("disk.xml", disk(target, images));
+        rig.vireo(&["attach-device", "one", &file]).ok();
+    };
+    plug("vdc", 3);
+    assert_eq!(numbers(&rig, "one"), "2 4 5, 1 3, 8 9 10");
+    plug("vdd", 1);
+    assert_eq!(numbers(&rig, "one"), "2 4 5, 1 3, 8 9 10, 11");
+    // The next daemon goes on counting.
+    rig.kill_daemon();
+    let words = "snapshot-create-as one s --disk-only --no-metadata --diskspec vdc,snapshot=no \
+                 --diskspec vdd,snapshot=no";
+    rig.vireo(&words.split_whitespace().collect::<Vec<_>>())
+        .ok();
+    assert_eq!(numbers(&rig, "one"), "12 2 4 5, 13 1 3, 8 9 10, 11");
+    rig.vireo(&["blockcommit", "one", "vda", "--active", "--pivot", "--wait"])
+        .ok();
+    assert_eq!(numbers(&rig, "one"), "5, 13 1 3, 8 9 10, 11");
+    // By number, and of the disk that has it only.
+    let pull = |base: &str| rig.vireo(&["blockpull", "one", "vdb", "--base", base, "--wait"]);
+    let error = pull("vdb[4]").fails();
+    assert!(error.contains("could not find image 'vdb[4]'"), "{error}");
+    pull("vdb[3]").ok();
+    assert_eq!(numbers(&rig, "one"), "5, 13 3, 8 9 10, 11");
+}

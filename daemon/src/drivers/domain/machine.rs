@@ -22,7 +22,7 @@ use xml_schemas::domain::{
 };
 
 use super::devices::Surroundings;
-use super::vcpu_plug;
+use super::{image_numbers, vcpu_plug};
 use crate::cgroups::Groups;
 use crate::error::{Error, Result};
 use crate::files;
@@ -40,6 +40,8 @@ pub struct Machine {
     pub config: MachineConfig,
     /// The running definition: as the stored one, and what was chosen at start.
     pub definition: Domain,
+    /// The number of the next image.
+    pub next_image: u32,
     /// The descriptors whose numbers are in `config`.
     pub descriptors: Vec<OwnedFd>,
     /// What people call them, by number.
@@ -184,12 +186,12 @@ pub fn build(definition: &Domain, id: i32, around: Surroundings) -> Result<Machi
         names: Names::default(),
         made: Made::default(),
         around,
-        next_image: 1,
     };
     match builder.machine(definition, id) {
-        Ok((config, definition)) => Ok(Machine {
+        Ok((config, definition, next_image)) => Ok(Machine {
             config,
             definition,
+            next_image,
             descriptors: builder.descriptors,
             names: builder.names,
             made: builder.made,
@@ -227,7 +229,6 @@ pub fn build_device(live: &mut Domain, at: usize, around: Surroundings) -> Resul
         names: Names::default(),
         made: Made::default(),
         around,
-        next_image: next_image(live),
     };
     match builder.one(live, at) {
         Ok((id, call, names)) => Ok(Device {
@@ -244,18 +245,6 @@ pub fn build_device(live: &mut Domain, at: usize, around: Surroundings) -> Resul
     }
 }
 
-/// `<source index=…>` and `<backingStore index=…>`: one above those in use.
-fn next_image(live: &Domain) -> u32 {
-    fn highest(element: &xml_schemas::dom::Element) -> u32 {
-        let own = element.attr("index").and_then(|index| index.parse().ok());
-        let below = element.elements().map(highest).max();
-        own.unwrap_or(0).max(below.unwrap_or(0))
-    }
-    let disks = live.devices.rest.iter().filter(|e| e.name == "disk");
-    let used = disks.flat_map(|disk| disk.elements()).map(highest).max();
-    used.unwrap_or(0).saturating_add(1)
-}
-
 /// A machine in the making.
 #[derive(Debug)]
 pub(super) struct Builder {
@@ -263,8 +252,6 @@ pub(super) struct Builder {
     names: Names,
     pub(super) made: Made,
     pub(super) around: Surroundings,
-    /// `<source index=…>` of the next image.
-    pub(super) next_image: u32,
 }
 
 impl Builder {
@@ -315,7 +302,7 @@ impl Builder {
         passed
     }
 
-    fn machine(&mut self, stored: &Domain, id: i32) -> Result<(MachineConfig, Domain)> {
+    fn machine(&mut self, stored: &Domain, id: i32) -> Result<(MachineConfig, Domain, u32)> {
         let mut live = stored.clone();
         live.id = u32::try_from(id).ok();
         live.devices.assign_aliases();
@@ -340,7 +327,9 @@ impl Builder {
         }
         let (vcpus, vcpu_hotplug) = vcpus(&live)?;
         let serials = self.serials(&mut live)?;
+        let stated = image_numbers::lengths(&live);
         let devices = self.devices(&mut live)?;
+        let next_image = image_numbers::at_start(&mut live, &stated);
         let config = MachineConfig {
             version: CONFIG_VERSION,
             name: live.name.clone(),
@@ -376,7 +365,7 @@ impl Builder {
             control: None,
             exit_record: None,
         };
-        Ok((config, live))
+        Ok((config, live, next_image))
     }
 
     /// A file that is read whole at start.

@@ -10,6 +10,7 @@ pub mod dirtyrate;
 pub mod dump;
 pub mod firmware;
 pub mod guest_info;
+mod image_numbers;
 pub mod iothreads;
 pub mod job;
 mod job_note;
@@ -185,6 +186,7 @@ impl Driver {
         record.agent_timeout = inner.agent_timeout;
         record.migration = inner.migration;
         record.arrival.clone_from(&live.arrival);
+        record.next_image = live.next_image;
         if let Err(error) = record.write(&Folder(live.folder.clone())) {
             // The domain runs on; only the next daemon would show an older state of it.
             log::error!("domain '{}': cannot write its state: {error}", inner.name);

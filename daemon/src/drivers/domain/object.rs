@@ -139,6 +139,8 @@ pub struct Live {
     pub vcpus_change: bool,
     /// The vCPU that the guest would not let go of last.
     pub vcpu_kept: Option<u32>,
+    /// The number of the next image of its disks (see `image_numbers`).
+    pub next_image: u32,
     /// What is remembered of its disks' jobs.
     pub block_jobs: Vec<super::block_jobs::Pending>,
     /// What takes long on it: a save, a dump.

@@ -18,7 +18,7 @@ use super::record::Folder;
 use super::which_device::{
     DOCUMENT, check_new, find, find_alias, in_definition, mac, parse, says, target,
 };
-use super::{Driver, channels, iothreads};
+use super::{Driver, channels, image_numbers, iothreads};
 use crate::control::{Control, ControlError};
 use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::drivers::network::plug::Owner;
@@ -307,14 +307,24 @@ impl Driver {
             )));
         }
         let around = self.surroundings(domain)?;
+        let mut next = {
+            let inner = domain.lock();
+            let live = inner.live()?;
+            image_numbers::next(&live.definition, live.next_image)
+        };
         let made = super::blocking(move || {
+            let stated = image_numbers::length(&after.devices.rest[at]);
             let device = machine::build_device(&mut after, at, around)?;
+            let element = &mut after.devices.rest[at];
+            if element.name == "disk" {
+                next = image_numbers::plugged(element, stated, next);
+            }
             channels::shut(&mut after.devices.rest[at..=at]);
-            Ok::<_, Error>((after, device))
+            Ok::<_, Error>((after, device, next))
         });
-        let (after, made) = made.await??;
+        let (after, made, next) = made.await??;
         let device = after.devices.rest[at].clone();
-        let control = match self.about_to_plug(domain, &device, &made.made) {
+        let control = match self.about_to_plug(domain, &device, &made.made, next) {
             Ok(control) => control,
             Err(error) => {
                 made.made.undo();
@@ -349,10 +359,17 @@ impl Driver {
     }
 
     /// Notes a device, and what was made for it, where the next daemon finds it. The way to the VMM.
-    fn about_to_plug(&self, domain: &Domain, device: &Element, made: &Made) -> Result<Control> {
+    fn about_to_plug(
+        &self,
+        domain: &Domain,
+        device: &Element,
+        made: &Made,
+        next_image: u32,
+    ) -> Result<Control> {
         let (control, folder) = {
             let mut inner = domain.lock();
             let live = inner.live_mut()?;
+            live.next_image = next_image;
             live.made.folders.extend(made.folders.iter().cloned());
             for (alias, own) in &made.devices {
                 live.made.add_device(alias, own.clone());

@@ -46,6 +46,9 @@ pub struct Record {
     /// It comes from elsewhere.
     #[serde(default)]
     pub arrival: Option<ArrivalNote>,
+    /// The number of the next image of its disks.
+    #[serde(default)]
+    pub next_image: u32,
     /// To remove at its end.
     #[serde(flatten)]
     pub made: Made,
@@ -74,6 +77,7 @@ impl Record {
             agent_timeout: agent::usual_limit(),
             migration: Limits::default(),
             arrival: None,
+            next_image: 0,
             made,
         }
     }

@@ -259,6 +259,7 @@ async fn take_up(
             taken: Arc::default(),
             vcpus_change: false,
             vcpu_kept: None,
+            next_image: record.next_image,
             block_jobs: Vec::new(),
             work: Work::left(saving.clone()),
             ended,

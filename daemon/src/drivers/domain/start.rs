@@ -298,6 +298,7 @@ impl Started {
                 taken: Arc::default(),
                 vcpus_change: self.vcpus.is_some(),
                 vcpu_kept: None,
+                next_image: self.record.next_image,
                 block_jobs: Vec::new(),
                 work: Work::default(),
                 ended: ended.clone(),
@@ -550,6 +551,7 @@ fn prepare(
         mut descriptors,
         mut names,
         made,
+        next_image,
     } = machine;
     cleanup.made = made;
     cleanup.made.groups = limits::plan(driver, &definition, id)?;
@@ -573,7 +575,8 @@ fn prepare(
 
     let state = State::Paused(PausedReason::StartingUp);
     let made = cleanup.made.clone();
-    let record = Record::new(id, driver.boot_id.clone(), state, autodestroy, made);
+    let mut record = Record::new(id, driver.boot_id.clone(), state, autodestroy, made);
+    record.next_image = next_image;
     record
         .write(&folder)
         .map_err(|e| cannot("cannot write the domain's state", &e))?;

@@ -120,11 +120,16 @@ pub fn find(links: &[Link], target: &str, name: &str, below: Option<usize>) -> R
 }
 
 /// Has a running definition list what the headers say is behind a disk's image. Images keep their
-/// numbers.
+/// numbers, others have those from `next` on.
 ///
 /// # Errors
 /// A header can't be read.
-pub fn refresh(definition: &mut Definition, target: &str, before: &[Link]) -> Result<()> {
+pub fn refresh(
+    definition: &mut Definition,
+    target: &str,
+    before: &[Link],
+    next: &mut u32,
+) -> Result<()> {
     let now = links(definition, target);
     let Some(top) = now.first() else {
         return Ok(());
@@ -140,13 +145,12 @@ pub fn refresh(definition: &mut Definition, target: &str, before: &[Link]) -> Re
             index: None,
         });
     }
-    let highest = |links: &[Link]| links.iter().filter_map(|link| link.index).max();
-    let mut next = highest(before).max(highest(&now)).unwrap_or(0) + 1;
     for link in &mut list {
         let known = before.iter().find(|known| known.path == link.path);
         link.index = known.and_then(|known| known.index).or_else(|| {
-            next += 1;
-            Some(next - 1)
+            let own = *next;
+            *next = own.saturating_add(1);
+            Some(own)
         });
     }
     let mut store = Element::new("backingStore");

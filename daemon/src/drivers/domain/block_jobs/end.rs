@@ -10,7 +10,7 @@ use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Inner, Pinned};
 use crate::drivers::domain::record::Folder;
 use crate::drivers::domain::snapshot::{redirect_disk, set_definitions};
-use crate::drivers::domain::{Driver, blocking};
+use crate::drivers::domain::{Driver, blocking, image_numbers};
 use crate::error::{Error, Result};
 use crate::events::DomainEvent;
 use crate::files;
@@ -178,9 +178,11 @@ impl Driver {
     /// Has the definitions name the images that a disk has.
     async fn settle_images(self: &Arc<Self>, domain: &Pinned, id: &str) -> Result<()> {
         let disk = super::images_of(domain, id).await?;
-        let (persistent, live) = {
+        let (persistent, live, mut next) = {
             let inner = domain.lock();
-            (inner.stored()?, inner.live()?.definition.clone())
+            let live = inner.live()?;
+            let next = image_numbers::next(&live.definition, live.next_image);
+            (inner.stored()?, live.definition.clone(), next)
         };
         let Some(target) = chain::target_of(&live, id) else {
             return Ok(());
@@ -201,7 +203,7 @@ impl Driver {
         if moved {
             redirect_disk(&mut changed, &target, new, format);
         }
-        chain::refresh(&mut changed, &target, &before)?;
+        chain::refresh(&mut changed, &target, &before, &mut next)?;
         // The stored definition follows if it names one of the images that are gone.
         let persistent = persistent.and_then(|persistent| {
             let stored = chain::links(&persistent, &target);

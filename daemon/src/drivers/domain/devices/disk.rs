@@ -31,8 +31,6 @@ struct Chain<'a> {
     direct: bool,
     /// Device and inode of every file so far.
     seen: HashSet<(u64, u64)>,
-    /// `<source index=…>` of the next image.
-    index: u32,
 }
 
 /// One image of a chain as it is stated, or as the image before it states it.
@@ -86,7 +84,6 @@ impl Builder {
             target: &target,
             direct,
             seen: HashSet::new(),
-            index: self.next_image,
         };
         let wanted = Wanted {
             path,
@@ -97,11 +94,6 @@ impl Builder {
             parent: None,
         };
         let (image, store) = self.image(&mut chain, wanted)?;
-        let first = self.next_image;
-        self.next_image = chain.index;
-        for source in element.elements_mut().filter(|e| e.name == "source") {
-            source.set_attr("index", first.to_string());
-        }
         element.take_children("backingStore");
         element.push(store);
         let policy = |policy: &Option<String>| match policy.as_deref() {
@@ -171,7 +163,6 @@ impl Builder {
                 wanted.path.display()
             )));
         }
-        chain.index += 1;
         let header = match format {
             ImageFormat::Qcow2 => Some(header(&file, &wanted.path)?),
             ImageFormat::Raw | ImageFormat::Luks => None,
@@ -208,13 +199,11 @@ impl Builder {
         let behind = behind(&wanted, header.as_ref())?;
         let (backing, store) = match behind {
             Some(behind) => {
-                let index = chain.index;
                 let path = behind.path.display().to_string();
                 let format = behind.format.clone();
                 let (image, store) = self.image(chain, behind)?;
                 let element = Element::new("backingStore")
                     .with_attr("type", "file")
-                    .with_attr("index", index.to_string())
                     .with_child(Element::new("format").with_attr("type", format))
                     .with_child(Element::new("source").with_attr("file", path))
                     .with_child(store);

@@ -19,7 +19,7 @@ use crate::drivers::domain::lifecycle::{ask, ask_within, end};
 use crate::drivers::domain::object::Pinned;
 use crate::drivers::domain::record::Folder;
 use crate::drivers::domain::state::{PausedReason, State};
-use crate::drivers::domain::{Driver, agent, blocking};
+use crate::drivers::domain::{Driver, agent, blocking, image_numbers};
 use crate::error::{Error, ErrorCode, Result, check_flags};
 use crate::files;
 use crate::killpoint::killpoint;
@@ -361,10 +361,16 @@ impl Plan {
         let running = match &live {
             Some(old) => {
                 let mut new = changed(old);
+                let noted = domain.lock().live()?.next_image;
+                let mut next = image_numbers::next(old, noted);
                 for (target, ..) in &to {
                     let before = chain::links(old, target);
-                    chain::refresh(&mut new, target, &before)?;
+                    chain::refresh(&mut new, target, &before, &mut next)?;
                 }
+                let mut inner = domain.lock();
+                inner.live_mut()?.next_image = next;
+                driver.write_record(&inner);
+                drop(inner);
                 Some(Arc::new(new))
             }
             None => None,
