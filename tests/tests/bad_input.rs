@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use vireo_tests::{Rig, Terminal, tiny_guest};
+use vireo_tests::{Rig, Run, Terminal, left_out, tiny_guest, which};
 
 /// Tries to define `xml`; gives the error.
 #[track_caller]
@@ -47,6 +47,150 @@ fn start_refused(rig: &Rig, change: impl Fn(String) -> String) -> String {
     assert_eq!(left, Vec::<std::path::PathBuf>::new(), "leaked files");
     rig.vireo(&["undefine", "guest"]).ok();
     error
+}
+
+/// What libvirt's own library says of them, which has a driver without any hypervisor.
+#[test]
+fn malformed_documents_get_libvirts_words() {
+    if !which("virsh") {
+        return left_out("the comparison needs virsh (libvirt-clients)");
+    }
+    let rig = Rig::new();
+    let good = "<domain type='test'>\n  <name>x</name>\n  <memory unit='MiB'>64</memory>\n  <vcpu>1</vcpu>\n  <os>\
+                <type arch='x86_64'>hvm</type></os>\n  <devices>\n    <emulator>/bin/x</emulator>\n  </devices>\n</domain>\n";
+    let with = |old: &str, new: &str| {
+        assert!(good.contains(old), "{old}");
+        good.replace(old, new)
+    };
+    let named = |name: &str| with(">x<", &format!(">{name}<"));
+    let typed = |attribute: &str| with("type='test'", attribute);
+    let cut = |end: &str| good[..good.find(end).unwrap()].to_owned();
+    let cases = [
+        with("</os>", ""),
+        "hello".into(),
+        String::new(),
+        "  \n".into(),
+        "\n\n  x".into(),
+        "<".into(),
+        format!("{good}<x/>"),
+        format!("{good}\n\n  text"),
+        format!("{good}</domain>"),
+        "</domain>".into(),
+        "<!foo><domain/>".into(),
+        named("a & b"),
+        named("a &foo; b"),
+        named("a &foo b"),
+        named("&;"),
+        named("&#0;"),
+        named("&#xg;"),
+        named("&#g;"),
+        named("&#x110000;"),
+        named("a < b"),
+        named("a ]]> b"),
+        named("a\u{1}b"),
+        named("<![CDATA[a"),
+        with("<name>", "<na\u{1}me>"),
+        with("</name>", "</nam>"),
+        with("</name>", "</name x>"),
+        with("</name>", "</ name>"),
+        with("  <vcpu>1</vcpu>", "\t\t<vcpu>1</vcp>"),
+        with("</name>", "</name><title>\u{e4}\u{f6}</titl>"),
+        with(
+            "</name>",
+            &format!("</name>{}<title>t</titl>", " ".repeat(100)),
+        ),
+        with("<vcpu>1</vcpu>", "<1vcpu>1</1vcpu>"),
+        with("<vcpu>", "<!-- a -- b --><vcpu>"),
+        with("<vcpu>", "<!-- a "),
+        with("<vcpu>", "<?xml version='1.0'?><vcpu>"),
+        with("<name>", "<!DOCTYPE x><name>"),
+        format!("\n<?xml version='1.0'?>{good}"),
+        format!("<?xml version='1.0' encoding='foo'?>{good}"),
+        typed("type=test"),
+        typed("type='test"),
+        typed("type"),
+        typed("type 'test'"),
+        typed("type='test'id='1'"),
+        typed("type='test' type='test'"),
+        typed("1='test'"),
+        typed("type='a<b'"),
+        typed("type='a &foo b'"),
+        typed("type='a & b'"),
+        typed("type='a &foo; b'"),
+        typed("type='a\u{1}'"),
+        typed("a='1'\n  a='2'"),
+        cut(" arch="),
+        cut("</devices>"),
+        cut("<devices>") + "</devices",
+        cut("</domain>"),
+        "<domain>".into(),
+        "<domain>\n".into(),
+        "<domain ".into(),
+        "<domain type=".into(),
+        "<domain type='a".into(),
+    ];
+    let mut wrong = String::new();
+    for xml in cases {
+        let file = rig.write("bad.xml", &xml);
+        let ours = rig.vireo(&["define", &file]).fails();
+        let mut virsh = rig.stock("virsh");
+        let theirs = virsh
+            .args(["-c", "test:///default", "define", &file])
+            .output();
+        let theirs: Run = theirs.unwrap().into();
+        let theirs = theirs.fails();
+        if ours != theirs {
+            wrong += &format!("{xml:?}\nvireo: {ours}\nvirsh: {theirs}\n");
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+/// What libvirt's driver for QEMU says of them.
+#[test]
+fn actions_that_cannot_follow_are_refused_at_definition() {
+    let rig = Rig::new();
+    let with = |poweroff: &str, reboot: &str, crash: &str| {
+        let actions = format!(
+            "<on_poweroff>{poweroff}</on_poweroff><on_reboot>{reboot}</on_reboot><on_crash>{crash}</on_crash>\n  <devices>"
+        );
+        tiny_guest(&rig, "guest", "qemu").replace("<devices>", &actions)
+    };
+    let preserve = "error: unsupported configuration: qemu driver doesn't support the 'preserve' action for \
+                    'on_reboot'/'on_poweroff'\n";
+    let rename = "error: unsupported configuration: qemu driver doesn't support the 'rename-restart' action for \
+                  'on_reboot'/'on_poweroff'/'on_crash'\n";
+    let both = "error: unsupported configuration: qemu driver doesn't support 'onReboot' set to 'destroy and \
+                'onPoweroff' set to 'reboot'\n";
+    for (poweroff, reboot, crash, why) in [
+        ("preserve", "restart", "destroy", preserve),
+        ("destroy", "preserve", "destroy", preserve),
+        ("restart", "destroy", "destroy", both),
+        ("destroy", "restart", "rename-restart", rename),
+        ("rename-restart", "preserve", "destroy", rename),
+    ] {
+        let error = refused(&rig, &with(poweroff, reboot, crash));
+        assert!(error.trim_end().ends_with(why.trim_end()), "{error}");
+    }
+    for (poweroff, reboot, crash) in [
+        ("restart", "restart", "preserve"),
+        ("destroy", "destroy", "coredump-restart"),
+    ] {
+        let guest = with(poweroff, reboot, crash);
+        rig.define(&guest.replace("guest<", &format!("{poweroff}<")));
+    }
+    let change = |event, action, why: &str| {
+        let error = rig
+            .vireo(&["set-lifecycle-action", "destroy", event, action])
+            .fails();
+        assert_eq!(
+            error,
+            format!("error: Unable to change lifecycle action.\n{why}")
+        );
+    };
+    change("poweroff", "preserve", preserve);
+    change("poweroff", "restart", both);
+    change("crash", "rename-restart", rename);
 }
 
 #[test]

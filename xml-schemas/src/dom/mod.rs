@@ -4,6 +4,7 @@
 //! elements and of attributes. There is no DTD and hence no entity but XML's own five.
 //! [`parse`] is the only user of the XML library.
 
+mod fault;
 mod format;
 mod parse;
 

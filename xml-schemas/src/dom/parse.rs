@@ -5,9 +5,9 @@ use std::sync::Arc;
 use quick_xml::Reader;
 use quick_xml::XmlVersion;
 use quick_xml::errors::{Error, IllFormedError, SyntaxError};
-use quick_xml::events::attributes::AttrError;
 use quick_xml::events::{BytesRef, BytesStart, Event};
 
+use super::fault::{self, Fault};
 use super::{Element, MAX_ATTRIBUTES, MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_NODES, Node};
 use crate::error::{ErrorCode, ErrorDomain, XmlError};
 
@@ -69,14 +69,9 @@ impl<'t> Parser<'t> {
             let event = match reader.read_event() {
                 Ok(event) => event,
                 Err(e) => {
-                    // Of an end tag libxml2 shows the end, of what never ends the start.
-                    let at = match e {
-                        Error::IllFormed(IllFormedError::MismatchedEndTag { .. }) => {
-                            reader.buffer_position()
-                        }
-                        _ => reader.error_position(),
-                    };
-                    return Err(self.reader_error(&e, offset(at)));
+                    let at = offset(reader.error_position());
+                    let end = offset(reader.buffer_position());
+                    return Err(self.reader_error(&e, start, at, end));
                 }
             };
             match event {
@@ -95,10 +90,21 @@ impl<'t> Parser<'t> {
                         return Ok(root);
                     }
                 }
-                Event::Text(t) => self.push_text(&t.xml10_content(), start)?,
+                Event::Text(t) => {
+                    let text = t.xml10_content();
+                    if !self.open.is_empty() && text.contains("]]>") {
+                        return Err(self.fail(start, "Sequence ']]>' not allowed in content"));
+                    }
+                    self.push_text(&text, start)?;
+                }
                 Event::CData(t) => {
                     if self.open.is_empty() {
-                        return Err(self.fail(start, "CDATA section outside the root element"));
+                        let reason = match self.root {
+                            Some(_) => "Extra content at the end of the document",
+                            None => "StartTag: invalid element name",
+                        };
+                        let at = start + usize::from(self.root.is_none());
+                        return Err(self.fail(at, reason));
                     }
                     self.push_text(&t.xml10_content(), start)?;
                 }
@@ -116,7 +122,7 @@ impl<'t> Parser<'t> {
                 Event::Decl(decl) => {
                     if start != 0 {
                         return Err(self.fail(
-                            start,
+                            start + "<?xml".len(),
                             "XML declaration allowed only at the start of the document",
                         ));
                     }
@@ -125,10 +131,18 @@ impl<'t> Parser<'t> {
                         && !encoding.eq_ignore_ascii_case("us-ascii")
                     {
                         let reason = format!("Unsupported encoding {encoding}");
-                        return Err(self.fail(start, &reason));
+                        let name = self.text.get(start..).and_then(|text| {
+                            let attribute = text.find("encoding")?;
+                            let value = text.get(attribute..)?.find(&*encoding)?;
+                            Some(attribute + value + encoding.len() + "'".len())
+                        });
+                        return Err(self.fail(start + name.unwrap_or(0), &reason));
                     }
                 }
                 Event::PI(_) => {}
+                Event::DocType(_) if !self.open.is_empty() => {
+                    return Err(self.fail(start + 1, "StartTag: invalid element name"));
+                }
                 Event::DocType(_) => {
                     return Err(self.fail(start, "A document type declaration is not accepted"));
                 }
@@ -148,7 +162,8 @@ impl<'t> Parser<'t> {
         }
         match self.root.take() {
             Some(root) => Ok(root),
-            None => Err(self.fail(end, "Document is empty")),
+            None if self.text.is_empty() => Err(self.fail(end, "Document is empty")),
+            None => Err(self.fail(end, "Start tag expected, '<' not found")),
         }
     }
 
@@ -157,23 +172,33 @@ impl<'t> Parser<'t> {
             return Err(self.fail(at, "Extra content at the end of the document"));
         }
         if self.open.len() >= MAX_DEPTH {
-            let reason = format!("Excessive depth in document: {MAX_DEPTH}");
-            return Err(self.fail(at, &reason));
+            let reason =
+                format!("Excessive depth in document: {MAX_DEPTH} use XML_PARSE_HUGE option");
+            // Behind it.
+            return Err(self.fail(at + "<>".len() + tag.len(), &reason));
         }
         self.count_node(at)?;
         let name = tag.name().into_inner();
+        let line = self.line_of(at);
         if !is_name(name) {
-            return Err(self.fail(at, "StartTag: invalid element name"));
+            return Err(self.tag_fault(
+                at,
+                line,
+                (at + 1, "StartTag: invalid element name".into()),
+            ));
         }
         let mut element = Element::new(name);
-        element.line = self.line_of(at);
+        element.line = line;
+        if !apart(tag) {
+            let reason = "attributes construct error".into();
+            return Err(self.tag_fault(at, line, (at, reason)));
+        }
         let depth = self.open.len();
         for attribute in tag.attributes() {
             let attribute = match attribute {
                 Ok(a) => a,
                 Err(e) => {
-                    let reason = attribute_reason(&e, name);
-                    return Err(self.fail(at, &reason));
+                    return Err(self.tag_fault(at, line, (at, format!("element {name}: {e}"))));
                 }
             };
             let key = attribute.key.into_inner();
@@ -182,21 +207,22 @@ impl<'t> Parser<'t> {
                 return Err(self.fail(at, &reason));
             }
             if !is_name(key) {
-                return Err(self.fail(at, "error parsing attribute name"));
+                return Err(self.tag_fault(at, line, (at, "error parsing attribute name".into())));
             }
             if attribute.value.contains('<') {
-                return Err(self.fail(at, "Unescaped '<' not allowed in attributes values"));
+                let reason = "Unescaped '<' not allowed in attributes values".into();
+                return Err(self.tag_fault(at, line, (at, reason)));
             }
             let value = match attribute.normalized_value(XmlVersion::Implicit1_0) {
                 Ok(v) => v.into_owned(),
                 Err(e) => {
                     let reason = format!("Attribute {key} of element {name}: {e}");
-                    return Err(self.fail(at, &reason));
+                    return Err(self.tag_fault(at, line, (at, reason)));
                 }
             };
             if let Some(bad) = value.chars().find(|&c| !is_char(c)) {
                 let reason = format!("xmlParseCharRef: invalid xmlChar value {}", u32::from(bad));
-                return Err(self.fail(at, &reason));
+                return Err(self.tag_fault(at, line, (at, reason)));
             }
             if key == "xmlns" {
                 self.scopes
@@ -256,14 +282,21 @@ impl<'t> Parser<'t> {
                 Ok(())
             }
             None if text.trim().is_empty() => Ok(()),
-            None if self.root.is_some() => {
-                Err(self.fail(at, "Extra content at the end of the document"))
+            None => {
+                let at = at + (text.len() - text.trim_start().len());
+                let reason = match self.root {
+                    Some(_) => "Extra content at the end of the document",
+                    None => "Start tag expected, '<' not found",
+                };
+                Err(self.fail(at, reason))
             }
-            None => Err(self.fail(at, "Start tag expected, '<' not found")),
         }
     }
 
     fn resolve(&mut self, reference: &BytesRef<'_>, at: usize) -> Result<char, XmlError> {
+        if let Some((at, reason)) = fault::of_reference(self.text, at) {
+            return Err(self.fail(at, &reason));
+        }
         if reference.is_char_ref() {
             return match reference.resolve_char_ref() {
                 Ok(Some(c)) if is_char(c) => Ok(c),
@@ -277,11 +310,7 @@ impl<'t> Parser<'t> {
             "amp" => '&',
             "apos" => '\'',
             "quot" => '"',
-            other => {
-                let reason = format!("Entity '{other}' not defined");
-                let end = at.saturating_add(other.len() + "&;".len());
-                return Err(self.fail(end, &reason));
-            }
+            other => return Err(self.fail(at, &format!("Entity '{other}' not defined"))),
         })
     }
 
@@ -308,7 +337,12 @@ impl<'t> Parser<'t> {
         }
         match self.text.char_indices().find(|&(_, c)| !is_char(c)) {
             Some((at, c)) => {
-                let reason = format!("Invalid character value {}", u32::from(c));
+                let tag = self.text[..at].rfind('<');
+                let inside = tag.filter(|&tag| !self.text[tag..at].contains('>'));
+                let line = inside.map_or(1, |tag| self.line_of(tag));
+                let found = inside.and_then(|tag| fault::of_tag(self.text, tag, line));
+                let reason = || format!("PCDATA invalid Char value {}", u32::from(c));
+                let (at, reason) = found.unwrap_or_else(|| (at, reason()));
                 Err(self.fail(at, &reason))
             }
             None => Ok(()),
@@ -331,52 +365,96 @@ impl<'t> Parser<'t> {
         self.line
     }
 
-    fn reader_error(&mut self, error: &Error, at: usize) -> XmlError {
-        let reason = match error {
+    /// What libxml2 has against the tag at `at`; without that, `other`.
+    fn tag_fault(&self, at: usize, line: u32, other: Fault) -> XmlError {
+        let (at, reason) = fault::of_tag(self.text, at, line).unwrap_or(other);
+        self.fail(at, &reason)
+    }
+
+    /// `start`: of what was being read; `at`: where the reader has found the error; `end`: where it stopped.
+    fn reader_error(&mut self, error: &Error, start: usize, at: usize, end: usize) -> XmlError {
+        /// Characters of its content that are shown of what does not end.
+        const SHOWN: usize = 50;
+        let all = self.text.len();
+        let content = |from: usize| {
+            let text = self.text.get(from..).unwrap_or_default();
+            text.chars().take(SHOWN).collect::<String>()
+        };
+        let (at, reason) = match error {
             Error::IllFormed(IllFormedError::MismatchedEndTag { expected, found }) => {
                 let line = self.open.last().map_or(1, |e| e.line);
-                format!("Opening and ending tag mismatch: {expected} line {line} and {found}")
+                let reason =
+                    format!("Opening and ending tag mismatch: {expected} line {line} and {found}");
+                return self.tag_fault(start, line, (end, reason));
             }
-            Error::IllFormed(IllFormedError::UnmatchedEndTag(found)) => {
-                format!("Closing tag {found} was never opened")
+            Error::IllFormed(IllFormedError::UnmatchedEndTag(_)) if self.root.is_some() => {
+                (start, "Extra content at the end of the document".to_owned())
+            }
+            Error::IllFormed(IllFormedError::UnmatchedEndTag(_))
+            | Error::Syntax(SyntaxError::InvalidBangMarkup) => {
+                (start + 1, "StartTag: invalid element name".to_owned())
             }
             Error::IllFormed(IllFormedError::UnclosedReference) => {
-                "EntityRef: expecting ';'".to_owned()
+                let other = || (at, "EntityRef: expecting ';'".to_owned());
+                fault::of_reference(self.text, start).unwrap_or_else(other)
             }
             Error::IllFormed(IllFormedError::DoubleHyphenInComment) => {
-                "Double hyphen within comment".to_owned()
+                let inside = start + "<!--".len();
+                let text = self.text.get(inside..).unwrap_or_default();
+                let before = text.find("--").unwrap_or(0);
+                let shown: String = text[..before].chars().take(SHOWN).collect();
+                let reason = format!("Double hyphen within comment: <!--{shown}");
+                (inside + before, reason)
             }
-            Error::Syntax(SyntaxError::UnclosedComment) => "Comment not terminated".to_owned(),
-            Error::Syntax(SyntaxError::UnclosedCData) => "CData section not finished".to_owned(),
-            Error::Syntax(SyntaxError::InvalidBangMarkup) => {
-                "StartTag: invalid element name".to_owned()
+            Error::Syntax(SyntaxError::UnclosedComment) => {
+                (all, "Comment not terminated".to_owned())
+            }
+            Error::Syntax(SyntaxError::UnclosedCData) => {
+                let shown = content(start + "<![CDATA[".len());
+                (all, format!("CData section not finished\n{shown}"))
             }
             Error::Syntax(
                 SyntaxError::UnclosedTag
                 | SyntaxError::UnclosedSingleQuotedAttributeValue
                 | SyntaxError::UnclosedDoubleQuotedAttributeValue,
-            ) => "Couldn't find end of Start Tag".to_owned(),
-            other => other.to_string(),
+            ) => {
+                let line = self.line_of(start);
+                let other = (start, "Couldn't find end of Start Tag".to_owned());
+                return self.tag_fault(start, line, other);
+            }
+            other => (at, other.to_string()),
         };
         self.fail(at, &reason)
     }
 
     /// libvirt shows the place, the reason, the line's text and a pointer into it.
     fn fail(&self, at: usize, reason: &str) -> XmlError {
-        /// Characters of context shown, at most.
-        const CONTEXT: usize = 80;
-        let mut at = at.min(self.text.len());
-        while !self.text.is_char_boundary(at) {
-            at -= 1;
-        }
+        /// Bytes of a line that are shown, at most.
+        const CONTEXT: usize = 4096;
+        let boundary = |mut at: usize| {
+            while !self.text.is_char_boundary(at) {
+                at -= 1;
+            }
+            at
+        };
+        let at = boundary(at.min(self.text.len()));
         let before = &self.text[..at];
         let line = 1 + before.bytes().filter(|&b| b == b'\n').count();
         let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-        let column = self.text[line_start..at].chars().count();
-        let line_text = self.text[line_start..].lines().next().unwrap_or_default();
-        let from = column.saturating_sub(CONTEXT - 1);
-        let shown: String = line_text.chars().skip(from).take(CONTEXT).collect();
-        let pointer = "-".repeat(column - from);
+        let line_end = self.text[at..].find(['\n', '\r']);
+        let line_end = line_end.map_or(self.text.len(), |end| at + end);
+        // Of a line that is too long, what is around the place.
+        let from = boundary(line_start.max(at.saturating_sub(CONTEXT / 2)));
+        let to = boundary(line_end.min(from + CONTEXT));
+        let shown = match &self.text[from..to] {
+            // So it is there.
+            "" => "(null)",
+            shown => shown,
+        };
+        let pointer = self.text[from..at].bytes();
+        let pointer: String = pointer
+            .map(|b| if b == b'\t' { '\t' } else { '-' })
+            .collect();
         let message = format!("{}:{line}: {reason}\n{shown}\n{pointer}^", self.what);
         XmlError::verbatim(ErrorCode::XmlDetail, ErrorDomain::Xml, message)
             .at(u32::try_from(line).unwrap_or(u32::MAX))
@@ -401,36 +479,46 @@ fn tidy(element: &mut Element) {
     }
 }
 
+/// Whether there is something between the attributes of a tag, which the reader does not ask for.
+fn apart(tag: &str) -> bool {
+    let mut rest = tag;
+    while let Some(open) = rest.find(['"', '\'']) {
+        let (quote, value) = rest[open..].split_at(1);
+        let Some(close) = value.find(quote) else {
+            return true;
+        };
+        rest = &value[close + 1..];
+        if !rest.is_empty() && !rest.starts_with([' ', '\t', '\r', '\n']) {
+            return false;
+        }
+    }
+    true
+}
+
 fn offset(position: u64) -> usize {
     usize::try_from(position).unwrap_or(usize::MAX)
 }
 
 /// XML 1.0, section 2.2: Char.
-fn is_char(c: char) -> bool {
+pub(super) fn is_char(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
 
-/// XML 1.0, section 2.3: Name, with every character beyond ASCII taken for a letter.
-fn is_name(name: &str) -> bool {
-    let letter = |c: char| c.is_ascii_alphabetic() || c == '_' || c == ':' || !c.is_ascii();
-    let mut chars = name.chars();
-    chars.next().is_some_and(letter)
-        && chars.all(|c| letter(c) || c.is_ascii_digit() || c == '-' || c == '.')
-        && !name.ends_with(':')
-        && !name.starts_with(':')
+/// What a name may begin with (XML 1.0, section 2.3): every character beyond ASCII is taken for a letter.
+pub(super) fn letter(c: char) -> bool {
+    c.is_ascii_alphabetic() || c == '_' || c == ':' || !c.is_ascii()
 }
 
-fn attribute_reason(error: &AttrError, element: &str) -> String {
-    match error {
-        AttrError::ExpectedEq(_) => {
-            format!("Specification mandates value for an attribute of element {element}")
-        }
-        AttrError::ExpectedValue(_) | AttrError::UnquotedValue(_) => {
-            "AttValue: \" or ' expected".to_owned()
-        }
-        AttrError::ExpectedQuote(..) => "AttValue: ' expected".to_owned(),
-        AttrError::Duplicated(..) => format!("Attribute of element {element} redefined"),
-    }
+/// What else may be in it.
+pub(super) fn name_char(c: char) -> bool {
+    letter(c) || c.is_ascii_digit() || c == '-' || c == '.'
+}
+
+fn is_name(name: &str) -> bool {
+    name.chars().next().is_some_and(letter)
+        && name.chars().all(name_char)
+        && !name.ends_with(':')
+        && !name.starts_with(':')
 }
 
 #[cfg(test)]
@@ -463,6 +551,8 @@ mod tests {
         assert!(reason("hello").contains("Start tag expected, '<' not found"));
         assert!(reason("<a b='1' b='2'/>").contains("redefined"));
         assert!(reason("<a b=1/>").contains("AttValue"));
+        assert!(reason("<a b='1'c='2'/>").contains("attributes construct error"));
+        assert!(parse("<a b='1' c = \"'\" />", "t").is_ok());
     }
 
     #[test]
@@ -492,6 +582,6 @@ mod tests {
         let bomb = "<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>";
         assert!(reason(bomb).contains("document type"));
         assert!(reason("<a>&#0;</a>").contains("invalid xmlChar"));
-        assert!(reason("<a>\u{1}</a>").contains("Invalid character value 1"));
+        assert!(reason("<a>\u{1}</a>").contains("PCDATA invalid Char value 1"));
     }
 }

@@ -335,6 +335,34 @@ impl Domain {
         defaults::fill(self, host)
     }
 
+    /// Refuses what cannot follow a power-off, reset or crash, as libvirt's driver for QEMU does when a domain is
+    /// defined.
+    ///
+    /// # Errors
+    /// VIR_ERR_CONFIG_UNSUPPORTED.
+    pub fn check_actions(&self) -> Result<(), XmlError> {
+        use LifecycleAction::{Destroy, Preserve, RenameRestart, Restart};
+        let has = |action| [self.on_poweroff, self.on_reboot].contains(&action);
+        if has(RenameRestart) || self.on_crash == RenameRestart {
+            return Err(XmlError::unsupported(
+                "qemu driver doesn't support the 'rename-restart' action for \
+                 'on_reboot'/'on_poweroff'/'on_crash'",
+            ));
+        }
+        if (self.on_poweroff, self.on_reboot) == (Restart, Destroy) {
+            // The quote that is missing is missing there.
+            return Err(XmlError::unsupported(
+                "qemu driver doesn't support 'onReboot' set to 'destroy and 'onPoweroff' set to 'reboot'",
+            ));
+        }
+        if has(Preserve) {
+            return Err(XmlError::unsupported(
+                "qemu driver doesn't support the 'preserve' action for 'on_reboot'/'on_poweroff'",
+            ));
+        }
+        Ok(())
+    }
+
     /// As [`Domain::fill_defaults`], of a definition that was stored by an earlier version, which may have taken what
     /// this one refuses.
     ///

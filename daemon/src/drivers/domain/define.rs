@@ -76,6 +76,7 @@ impl Driver {
 
     fn filled(&self, mut definition: Definition) -> Result<Definition> {
         definition.fill_defaults(&self.host())?;
+        definition.check_actions()?;
         limits::check(&definition)?;
         Ok(definition)
     }

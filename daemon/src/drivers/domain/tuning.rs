@@ -515,12 +515,6 @@ impl Driver {
             5 => XmlAction::CoredumpRestart,
             _ => return Err(invalid("unknown lifecycle action")),
         };
-        if action == XmlAction::RenameRestart {
-            return Err(Error::unsupported(
-                "qemu driver doesn't support the 'rename-restart' action for \
-                 'on_reboot'/'on_poweroff'/'on_crash'",
-            ));
-        }
         if kind != 2 && action.dumps() {
             let names = ["poweroff", "reboot"];
             let name = names
@@ -547,7 +541,7 @@ impl Driver {
                 1 => definition.on_reboot = action,
                 _ => definition.on_crash = action,
             }
-            Ok(())
+            Ok(definition.check_actions()?)
         };
         self.modify(&domain, flags, machine, change).await
     }
