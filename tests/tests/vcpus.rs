@@ -144,6 +144,99 @@ fn a_linux_guest_sees_sockets_cores_and_threads() {
     rig.vireo(&["destroy", "deb"]).ok();
 }
 
+/// Three cores, and three threads: APIC ids have gaps then, as real ones do.
+#[test]
+fn a_linux_guest_sees_uneven_sockets() {
+    let (rig, other) = (Rig::new(), Rig::new());
+    // Clients are told a socket, not a root: the daemons are there before.
+    rig.vireo(&["list"]).ok();
+    other.vireo(&["list"]).ok();
+    let line = "cd /sys/devices/system/cpu; for c in cpu[0-9]*; do cd $c/topology; \
+                echo \"<${c#cpu} $(cat physical_package_id thread_siblings_list core_siblings_list \
+                | tr '\\n' ' ')>\"; cd ../..; done; cd; grep apicid /proc/cpuinfo | tr '\\n\\t' ' '";
+    for ((cores, threads), ids, seen) in [
+        (
+            (3, 1),
+            [0, 1, 2, 4, 5].as_slice(),
+            [
+                "<0 0 0 0-2 >",
+                "<2 0 2 0-2 >",
+                "<3 1 3 3-4 >",
+                "<4 1 4 3-4 >",
+            ],
+        ),
+        (
+            (3, 2),
+            [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12].as_slice(),
+            [
+                "<1 0 0-1 0-5 >",
+                "<5 0 4-5 0-5 >",
+                "<6 1 6-7 6-10 >",
+                "<10 1 10 6-10 >",
+            ],
+        ),
+    ] {
+        let all = 2 * cores * threads;
+        let last = all - 1;
+        let cpu = format!("<topology sockets='2' cores='{cores}' threads='{threads}'/>");
+        rig.define(&linux_guest("deb", Kernel::V6_12).replace(
+            "<vcpu>1</vcpu>",
+            &format!("<vcpu current='{last}'>{all}</vcpu>\n  <cpu mode='custom'>{cpu}</cpu>"),
+        ));
+        let mut start = rig.command("vireo");
+        let mut terminal = ready(Terminal::start(start.args(["start", "deb", "--console"])));
+        let found = shell(&mut terminal, line);
+        for cpu in seen {
+            assert!(found.contains(cpu), "no {cpu}: {found}");
+        }
+        let listed: Vec<u32> = found
+            .split("initial apicid : ")
+            .skip(1)
+            .filter_map(|text| text.split_whitespace().next()?.parse().ok())
+            .collect();
+        assert_eq!(listed, ids, "{found}");
+        // The last one comes into the second socket, gets the serial port's interrupts, and goes through a save or a migration.
+        rig.vireo(&["setvcpus", "deb", &all.to_string(), "--live"])
+            .ok();
+        guest_has(&mut terminal, &format!("0-{last}"));
+        let irq = "/proc/irq/4";
+        shell(
+            &mut terminal,
+            &format!("echo {last} >{irq}/smp_affinity_list"),
+        );
+        let found = shell(
+            &mut terminal,
+            &format!("echo \"<$(cat {irq}/effective_affinity_list)>\""),
+        );
+        assert!(found.contains(&format!("<{last}>")), "{found}");
+        drop(terminal);
+        let rig = if threads == 1 {
+            let image = rig.path("deb.save").display().to_string();
+            rig.vireo(&["save", "deb", &image]).ok();
+            rig.vireo(&["restore", &image]).ok();
+            &rig
+        } else {
+            let at = format!("unix://{}", other.path("incoming").display());
+            let to = other.uri();
+            let options = ["migrate", "--live", "--unsafe", "--undefinesource"];
+            rig.vireo(&[&options[..], &["deb", &to, "--migrateuri", &at]].concat())
+                .ok();
+            &other
+        };
+        let mut terminal = console(rig, "deb");
+        let found = shell(&mut terminal, line);
+        let whole = match threads {
+            1 => "<5 1 5 3-5 >",
+            _ => "<11 1 10-11 6-11 >",
+        };
+        assert!(found.contains(whole), "{found}");
+        rig.vireo(&["destroy", "deb"]).ok();
+        if threads == 1 {
+            rig.vireo(&["undefine", "deb"]).ok();
+        }
+    }
+}
+
 #[test]
 fn a_linux_guest_gets_vcpus_and_lets_go_of_them() {
     let (one, other) = (Rig::new(), Rig::new());

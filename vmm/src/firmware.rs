@@ -87,7 +87,9 @@ pub fn items(
     items.number(RAM_SIZE, memory.size().to_le_bytes());
     let cpus = |count: u32| u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes();
     items.number(CPUS, cpus(description.present()));
-    items.number(MAX_CPUS, cpus(description.vcpus));
+    // As QEMU has it: one above the highest APIC id.
+    let highest = description.apic_ids.iter().max();
+    items.number(MAX_CPUS, cpus(highest.map_or(0, |id| id.saturating_add(1))));
     items.number(IRQ0_OVERRIDE, [1]);
     let mut map = Vec::new();
     for range in [memory.low(), memory.high()] {

@@ -59,6 +59,19 @@ impl Topology {
         }
     }
 
+    /// Whether a vCPU that was shown these leaves saw an arrangement with the same fields; where none of them says, it did.
+    pub fn was_shown(self, leaves: &[CpuidEntry]) -> bool {
+        let bits = [self.thread_bits(), self.package_bits()];
+        leaves
+            .iter()
+            .filter(|leaf| leaf.function == 0xb)
+            .all(|leaf| {
+                let known = usize::try_from(leaf.index).ok();
+                let bits = known.and_then(|index| bits.get(index));
+                bits.is_none_or(|bits| leaf.eax & 0x1f == *bits)
+            })
+    }
+
     fn thread_bits(self) -> u32 {
         self.threads.next_power_of_two().trailing_zeros()
     }

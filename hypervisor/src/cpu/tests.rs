@@ -98,6 +98,17 @@ fn apic_ids_have_a_field_for_each_level() {
     assert_eq!(ids, [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13]);
     let vm = SoftVm::new();
     let mut bad = request(None, &[]);
+    // Who was shown one saw no other.
+    for (shown, other) in [
+        (topology, Topology::flat(12)),
+        (Topology::flat(12), topology),
+    ] {
+        let mut asked = request(None, &[]);
+        asked.topology = shown;
+        let leaves = template(&vm, &asked).unwrap().for_vcpu(0);
+        assert!(shown.was_shown(&leaves) && !other.was_shown(&leaves));
+    }
+    assert!(topology.was_shown(&[]));
     bad.topology.cores = 0;
     assert!(matches!(template(&vm, &bad), Err(CpuError::Topology(_))));
 }

@@ -133,9 +133,8 @@ pub struct CpuConfig {
     pub topology: Option<TopologyConfig>,
 }
 
-/// How vCPUs are arranged. The product is their number; the first ones share a core, then a socket. Where there is
-/// more than one socket, a socket has a power of two of cores; where there is more than one core, a core has a power of
-/// two of threads: a vCPU's number is its APIC id.
+/// How vCPUs are arranged. The product is their number; the first ones share a core, then a socket. A vCPU's APIC id has
+/// as many bits for its thread, and for its core, as their numbers need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopologyConfig {

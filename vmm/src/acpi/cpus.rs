@@ -53,8 +53,8 @@ fn set(register: &str, value: &dyn Aml) -> Raw {
     Raw::of(&[&Store::new(&Path::new(register), value)])
 }
 
-/// The devices' body, for `\_SB_`.
-pub fn devices(vcpus: u32) -> Vec<u8> {
+/// The devices' body, for `\_SB_`, of vCPUs with these APIC ids.
+pub fn devices(apic_ids: &[u32]) -> Vec<u8> {
     let bits = |name: &[u8; 4], bits| FieldEntry::Named(*name, bits);
     let skipped = FieldEntry::Reserved;
     let region = OpRegion::new("CPRG".into(), OpRegionSpace::SystemIO, &BASE, &LEN);
@@ -88,13 +88,14 @@ pub fn devices(vcpus: u32) -> Vec<u8> {
         methods(),
     ];
     let mut told = Vec::new();
-    for id in 0..vcpus {
+    for (id, _) in (0_u32..).zip(apic_ids) {
         let notify = Notify::new(&name(id), &Arg(1)).to_raw();
         told.push(If::new(&Equal::new(&Arg(0), &id), vec![&notify]).to_raw());
     }
     let told = told.iter().map(|part| part as &dyn Aml).collect();
     parts.push(Method::new("CTFY".into(), 2, false, told).to_raw());
-    parts.extend((0..vcpus).map(device));
+    let devices = (0..).zip(apic_ids);
+    parts.extend(devices.map(|(id, apic_id)| device(id, *apic_id)));
     let parts = parts.iter().map(|part| part as &dyn Aml).collect();
     Device::new("CPUS".into(), parts).to_raw().0
 }
@@ -169,10 +170,10 @@ fn set_local(number: u8, value: &dyn Aml) -> Raw {
 }
 
 /// A vCPU's device. The first one stays.
-fn device(id: u32) -> Raw {
+fn device(id: u32, apic_id: u32) -> Raw {
     let of = |method: &str| MethodCall::new(method.into(), vec![&id]).to_raw();
     // With its entry as it is when it is there.
-    let entry = BufferData::new(processor(id, true)).to_raw();
+    let entry = BufferData::new(processor(id, apic_id, true)).to_raw();
     let status = of("CSTA");
     let tell = MethodCall::new("COST".into(), vec![&id, &Arg(0), &Arg(1)]).to_raw();
     let ejected = of("CEJ0");

@@ -62,7 +62,7 @@ pub fn aml(machine: &Description, generation: Option<u64>) -> (Vec<u8>, Option<u
         children.extend(generation_id());
     }
     if machine.absent.is_some() {
-        children.extend(cpus::devices(machine.vcpus));
+        children.extend(cpus::devices(&machine.apic_ids));
         out.extend(cpus::event());
     }
     out.extend(Scope::raw(Path::new("\\_SB_"), children));

@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn firmware_that_follows_the_script_gets_the_same_tables() {
         let machine = Description {
-            vcpus: 3,
+            apic_ids: vec![0, 1, 2],
             absent: Some([2].into()),
             serials: 2,
             pc: true,

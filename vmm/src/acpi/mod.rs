@@ -25,8 +25,8 @@ const OEM_REVISION: u32 = 1;
 /// What the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
-    /// Possible vCPUs.
-    pub vcpus: u32,
+    /// The APIC ids of the possible vCPUs, by their numbers.
+    pub apic_ids: Vec<u32>,
     /// Those that are not there now, where they may come and go.
     pub absent: Option<BTreeSet<u32>>,
     /// Serial ports, COM1 first.
@@ -42,11 +42,17 @@ pub struct Description {
 }
 
 impl Description {
+    /// How many vCPUs are possible.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        low32(self.apic_ids.len() as u64)
+    }
+
     /// How many vCPUs are there.
     #[must_use]
     pub fn present(&self) -> u32 {
         let absent = self.absent.iter().flatten();
-        absent.fold(self.vcpus, |count, _| count.saturating_sub(1))
+        absent.fold(self.vcpus(), |count, _| count.saturating_sub(1))
     }
 }
 
@@ -73,7 +79,7 @@ pub fn write(memory: &GuestMemory, machine: &Description) -> Result<u64, AcpiErr
     let base = RSDP + 64;
     let tables = Tables::new(machine);
     if base + tables.bytes.len() as u64 > ACPI_END {
-        return Err(AcpiError::TooLarge(machine.vcpus));
+        return Err(AcpiError::TooLarge(machine.vcpus()));
     }
     memory.write(RSDP, &rsdp(base + tables.xsdt))?;
     memory.write(base, &tables.at(base))?;
@@ -252,13 +258,13 @@ fn fadt(facs: u64, dsdt: u64, events: bool) -> Sdt {
 
 /// A vCPU's entry in the table of interrupt controllers (5.2.12.2, 5.2.12.12): one that is there, or one
 /// that may come.
-fn processor(id: u32, present: bool) -> Vec<u8> {
+fn processor(id: u32, apic_id: u32, present: bool) -> Vec<u8> {
     let flags: u8 = if present { 1 } else { 1 << 1 };
-    match u8::try_from(id) {
-        Ok(id) if id < 255 => vec![0, 8, id, id, flags, 0, 0, 0],
+    match (u8::try_from(id), u8::try_from(apic_id)) {
+        (Ok(id), Ok(apic_id)) if apic_id < 255 => vec![0, 8, id, apic_id, flags, 0, 0, 0],
         _ => {
             let mut entry = vec![9, 16, 0, 0];
-            entry.extend(id.to_le_bytes());
+            entry.extend(apic_id.to_le_bytes());
             entry.extend(u32::from(flags).to_le_bytes());
             entry.extend(id.to_le_bytes());
             entry
@@ -273,9 +279,10 @@ fn madt(machine: &Description) -> Sdt {
     // Flags at 40: whether there are a PC/AT's interrupt controllers beside the APICs.
     madt.write_u32(40, machine.pc.into());
     let mut entries = Vec::new();
-    for id in 0..machine.vcpus {
+    for (id, apic_id) in (0..).zip(&machine.apic_ids) {
         let absent = machine.absent.as_ref();
-        entries.extend(processor(id, !absent.is_some_and(|all| all.contains(&id))));
+        let present = !absent.is_some_and(|all| all.contains(&id));
+        entries.extend(processor(id, *apic_id, present));
     }
     entries.extend([1, 12, 0, 0]);
     entries.extend(low32(ioapic::BASE).to_le_bytes());
@@ -314,7 +321,7 @@ mod tests {
 
     fn description(vcpus: u32) -> Description {
         Description {
-            vcpus,
+            apic_ids: (0..vcpus).collect(),
             absent: None,
             serials: 4,
             pc: false,

@@ -4,14 +4,14 @@ use super::checksum;
 use crate::devices::{ioapic, pm};
 use crate::layout::{LOCAL_APIC, MP_TABLE};
 use crate::memory::{GuestMemory, MemoryError};
-use crate::num::{low8, low16, low32};
+use crate::num::{low8, low16, low32, to_usize};
 
 /// More vCPUs need ACPI: the table has 1 KiB.
 pub const MAX_VCPUS: u32 = 32;
 
 const ISA_BUS: u8 = 0;
 
-/// Writes the floating pointer and the table, with the vCPUs of these numbers.
+/// Writes the floating pointer and the table, with the vCPUs of these APIC ids.
 ///
 /// # Errors
 /// Guest memory ends below it.
@@ -19,7 +19,9 @@ pub fn write(
     memory: &GuestMemory,
     vcpus: impl IntoIterator<Item = u32>,
 ) -> Result<(), MemoryError> {
-    let vcpus = vcpus.into_iter().filter(|id| *id < MAX_VCPUS);
+    // The I/O APIC has one of those ids, too.
+    let vcpus = vcpus.into_iter().filter(|id| *id < 254);
+    let vcpus = vcpus.take(to_usize(MAX_VCPUS.into()));
     let vcpus: Vec<u8> = vcpus.map(low8).collect();
     let ioapic_id = vcpus.iter().max().map_or(1, |last| last + 1);
     let mut entries = Vec::new();

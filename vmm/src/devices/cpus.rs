@@ -91,23 +91,30 @@ impl CpusState {
 #[derive(Debug)]
 pub struct Cpus {
     state: Mutex<CpusState>,
+    apic_ids: Vec<u32>,
     pm: Arc<Pm>,
     notices: Arc<Notices>,
 }
 
 impl Cpus {
-    /// `present` says for each possible vCPU whether it is there.
-    pub fn new(present: impl Iterator<Item = bool>, pm: Arc<Pm>, notices: Arc<Notices>) -> Self {
+    /// `possible` says for each possible vCPU what its APIC id is, and whether it is there.
+    pub fn new(
+        possible: impl Iterator<Item = (u32, bool)>,
+        pm: Arc<Pm>,
+        notices: Arc<Notices>,
+    ) -> Self {
+        let (apic_ids, present): (Vec<u32>, Vec<bool>) = possible.unzip();
         let slot = |present| Slot {
             present,
             ..Slot::default()
         };
         let state = CpusState {
-            slots: present.map(slot).collect(),
+            slots: present.into_iter().map(slot).collect(),
             ..CpusState::default()
         };
         Self {
             state: Mutex::new(state),
+            apic_ids,
             pm,
             notices,
         }
@@ -229,8 +236,11 @@ impl Device for Cpus {
                     | bit(slot.removing, REMOVING);
                 u32::from(status)
             }
-            // A vCPU's APIC id is its number.
-            8 if matches!(command, NEXT_EVENT | ARCHITECTURE_ID) => selector,
+            8 if command == NEXT_EVENT => selector,
+            8 if command == ARCHITECTURE_ID => {
+                let apic_id = self.apic_ids.get(to_usize(selector.into()));
+                apic_id.copied().unwrap_or(0)
+            }
             _ => 0,
         };
         register >> ((offset & 3) * 8)
@@ -265,7 +275,10 @@ mod tests {
         let interrupt: Arc<dyn Interrupt> = recorder.clone();
         let pm = Arc::new(Pm::new(Line::new(interrupt, pm::SCI), recorder.clone()));
         let notices = Arc::new(Notices::new().unwrap());
-        let cpus = Cpus::new(present.iter().copied(), pm.clone(), notices.clone());
+        // As with three threads a core: there is a gap.
+        let apic_ids = (0..).map(|id| id / 3 * 4 + id % 3);
+        let possible = apic_ids.zip(present.iter().copied());
+        let cpus = Cpus::new(possible, pm.clone(), notices.clone());
         (recorder, pm, notices, cpus)
     }
 

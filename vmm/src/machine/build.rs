@@ -329,7 +329,9 @@ impl Machine {
             let ready = ready.inspect_err(|error| incoming.refuse(&error.to_string()))?;
             rom = ready.rom;
             is_mapped = ready.is_mapped;
-            let ahead = Ahead::new(vm.clone(), ready.vcpus);
+            let topology = topology(&config, Some(&shown))?;
+            let apic_ids = (0..config.vcpus).map(|id| topology.apic_id(id)).collect();
+            let ahead = Ahead::new(vm.clone(), ready.vcpus, apic_ids);
             let received = incoming.receive(&memory, &ahead).map_err(failed);
             let vcpus = ahead.finish();
             let (sections, right) = received?;
@@ -375,7 +377,10 @@ impl Machine {
             builder.watch(watchdog.device.alarm(), token)?;
         }
         moment("PCI devices are built");
-        let topology = topology(&config, saved_vcpus.is_some())?;
+        let first = saved_vcpus
+            .as_ref()
+            .map(|vcpus| vcpus.cpuid(0).unwrap_or(&[]));
+        let topology = topology(&config, first)?;
         let template = hypervisor::cpu::template(
             &*vm,
             &CpuRequest {
@@ -389,7 +394,7 @@ impl Machine {
         let template = seen.map_or(template, |leaves| CpuTemplate::shown(leaves, topology));
         let shown = |id| {
             let seen = saved_vcpus.as_ref().and_then(|vcpus| vcpus.cpuid(id));
-            seen.map_or_else(|| template.for_vcpu(id), <[_]>::to_vec)
+            seen.map_or_else(|| template.for_vcpu(topology.apic_id(id)), <[_]>::to_vec)
         };
         let cpuid: Vec<_> = (0..config.vcpus).map(shown).collect();
         let sizes = cpuid
@@ -397,7 +402,7 @@ impl Machine {
             .flatten()
             .find_map(|leaf| (leaf.function == 0x8000_0008).then_some(leaf.eax & 0xff));
         let description = Description {
-            vcpus: config.vcpus,
+            apic_ids: (0..config.vcpus).map(|id| topology.apic_id(id)).collect(),
             absent: config.vcpu_hotplug.as_ref().map(|h| h.absent.clone()),
             serials: config.serials.len(),
             pc: config.boot.firmware.is_some(),
@@ -425,7 +430,15 @@ impl Machine {
             rom = map_rom(&config, &*vm)?;
         }
         let tell = (&requests, &notices);
-        let mut devices = build_devices(&mut builder, &config, &ioapic, tell, pci, pc)?;
+        let mut devices = build_devices(
+            &mut builder,
+            &config,
+            &description.apic_ids,
+            &ioapic,
+            tell,
+            pci,
+            pc,
+        )?;
         if devices.pc.is_some() {
             Pc::describe(description.present(), &memory, &devices.rtc);
         }
@@ -439,7 +452,7 @@ impl Machine {
         for id in present(&config) {
             let mut vcpu = match made.remove(&id) {
                 Some(vcpu) => vcpu,
-                None => vm.create_vcpu(id)?,
+                None => vm.create_vcpu(topology.apic_id(id))?,
             };
             let index = to_usize(id.into());
             vcpu.set_cpuid(&cpuid[index])?;
@@ -554,8 +567,9 @@ fn get_ready(
         ready.rom = map_rom(config, vm)?;
         map(vm, memory, false)?;
     }
+    let topology = topology(config, Some(shown))?;
     for id in present(config) {
-        let mut vcpu = vm.create_vcpu(id)?;
+        let mut vcpu = vm.create_vcpu(topology.apic_id(id))?;
         if ready.is_mapped {
             vcpu.set_cpuid(shown)?;
         }
@@ -581,9 +595,12 @@ fn map_rom(config: &MachineConfig, vm: &dyn Vm) -> Result<Option<Rom>, MachineEr
     Ok(Some(rom))
 }
 
-/// How the guest sees its vCPUs arranged. One that goes on, with fewer vCPUs than the definition has now, was built
-/// when all were cores of one socket.
-fn topology(config: &MachineConfig, goes_on: bool) -> Result<Topology, MachineError> {
+/// How the guest sees its vCPUs arranged. One that goes on, and was `shown` this of its first one, may have been built when
+/// all were cores of one socket, or those of uneven topologies were.
+fn topology(
+    config: &MachineConfig,
+    shown: Option<&[CpuidEntry]>,
+) -> Result<Topology, MachineError> {
     let Some(wanted) = config.cpu.topology else {
         return Ok(Topology::flat(config.vcpus));
     };
@@ -597,7 +614,7 @@ fn topology(config: &MachineConfig, goes_on: bool) -> Result<Topology, MachineEr
         .iter()
         .try_fold(wanted.sockets, |all, count| all.checked_mul(*count));
     if product != Some(config.vcpus) || config.vcpus == 0 {
-        if goes_on {
+        if shown.is_some() {
             return Ok(Topology::flat(config.vcpus));
         }
         return Err(MachineError::Config(format!(
@@ -605,12 +622,12 @@ fn topology(config: &MachineConfig, goes_on: bool) -> Result<Topology, MachineEr
             config.vcpus
         )));
     }
-    if (0..config.vcpus).any(|id| topology.apic_id(id) != id) {
-        return Err(MachineError::Config(format!(
-            "topology {wanted:?}: cores and threads must be powers of two"
-        )));
-    }
-    Ok(topology)
+    let other = shown.is_some_and(|leaves| !topology.was_shown(leaves));
+    Ok(if other {
+        Topology::flat(config.vcpus)
+    } else {
+        topology
+    })
 }
 
 /// A UUID's text form as Windows keeps it in memory: the first three fields little-endian.
@@ -667,6 +684,7 @@ pub(super) fn log_writes(vm: &dyn Vm, memory: &GuestMemory, on: bool) -> Result<
 fn build_devices(
     builder: &mut Builder,
     config: &MachineConfig,
+    apic_ids: &[u32],
     ioapic: &Arc<IoApic>,
     (requests, notices): (&Arc<dyn Requests>, &Arc<Notices>),
     pci: PciDevices,
@@ -690,8 +708,9 @@ fn build_devices(
     builder.port(rtc::BASE, rtc::LEN, "RTC", rtc.clone())?;
     builder.port(pm::BASE, pm::LEN, "ACPI registers", pm.clone())?;
     let cpus = config.vcpu_hotplug.as_ref().map(|hotplug| {
-        let present = (0..config.vcpus).map(|id| !hotplug.absent.contains(&id));
-        Arc::new(Cpus::new(present, pm.clone(), notices.clone()))
+        let possible = (0..).zip(apic_ids);
+        let possible = possible.map(|(id, apic_id)| (*apic_id, !hotplug.absent.contains(&id)));
+        Arc::new(Cpus::new(possible, pm.clone(), notices.clone()))
     });
     if let Some(cpus) = &cpus {
         builder.port(cpus::BASE, cpus::LEN, "vCPU registers", cpus.clone())?;

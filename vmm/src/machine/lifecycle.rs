@@ -22,7 +22,8 @@ impl Machine {
         } else if self.config.acpi {
             acpi::write(&self.memory, &self.description)?;
         } else {
-            mptable::write(&self.memory, self.present())?;
+            let apic_ids = self.present().map(|id| self.apic_id(id));
+            mptable::write(&self.memory, apic_ids)?;
         }
         let mut first = Some(self.first_job()?);
         self.threads.forget_jobs();

@@ -21,6 +21,12 @@ impl Machine {
         present.map(|index| low32(index as u64))
     }
 
+    /// A vCPU's APIC id.
+    pub(super) fn apic_id(&self, vcpu: u32) -> u32 {
+        let known = self.description.apic_ids.get(to_usize(vcpu.into()));
+        known.copied().unwrap_or(vcpu)
+    }
+
     /// vCPUs come, and wait for the guest to start them.
     pub(super) fn plug_vcpus(&mut self, vcpus: &[u32]) -> Result<(), String> {
         self.may_change_vcpus()?;
@@ -52,7 +58,8 @@ impl Machine {
         let mut vcpu = match self.gone.remove(&index) {
             Some(vcpu) => vcpu,
             None => {
-                let mut vcpu = self.vm.create_vcpu(low32(index as u64))?;
+                let apic_id = self.apic_id(low32(index as u64));
+                let mut vcpu = self.vm.create_vcpu(apic_id)?;
                 vcpu.set_cpuid(self.cpuid.get(index).map_or(&[], Vec::as_slice))?;
                 vcpu
             }

@@ -19,6 +19,7 @@ use super::moment;
 use crate::devices::lock;
 use crate::killpoint::killpoint;
 use crate::memory::GuestMemory;
+use crate::num::to_usize;
 
 /// vCPUs of a machine that is coming, by their number.
 pub type Vcpus = BTreeMap<u32, Box<dyn Vcpu>>;
@@ -28,6 +29,8 @@ pub type Vcpus = BTreeMap<u32, Box<dyn Vcpu>>;
 pub struct Ahead {
     vm: Arc<dyn Vm>,
     state: Mutex<State>,
+    /// By the vCPUs' numbers: the source has code by APIC id.
+    apic_ids: Arc<[u32]>,
     /// Something was decoded of what may come again.
     begun: AtomicBool,
     /// It is time to run.
@@ -44,10 +47,11 @@ enum State {
 impl Ahead {
     /// Of vCPUs that nobody uses yet.
     #[must_use]
-    pub fn new(vm: Arc<dyn Vm>, vcpus: Vcpus) -> Self {
+    pub fn new(vm: Arc<dyn Vm>, vcpus: Vcpus, apic_ids: Arc<[u32]>) -> Self {
         Self {
             vm,
             state: Mutex::new(State::Idle(vcpus)),
+            apic_ids,
             begun: AtomicBool::new(false),
             enough: Arc::default(),
         }
@@ -76,10 +80,10 @@ impl Ahead {
         self.begun.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         killpoint("vmm.incoming-code");
-        let enough = self.enough.clone();
+        let (enough, apic_ids) = (self.enough.clone(), self.apic_ids.clone());
         let link = link.try_clone()?;
         let work = move || {
-            let vcpus = decode(vcpus, code, &enough);
+            let vcpus = decode(vcpus, code, &apic_ids, &enough);
             moment("code is decoded");
             let told = migrate::frame(Kind::CodeTaken, &[]);
             if let Ok(frame) = told
@@ -129,12 +133,16 @@ impl Ahead {
 }
 
 /// Each vCPU by one thread, on as many as there are processors.
-fn decode(vcpus: Vcpus, mut code: Code, enough: &AtomicBool) -> Vcpus {
+fn decode(vcpus: Vcpus, mut code: Code, apic_ids: &[u32], enough: &AtomicBool) -> Vcpus {
     let most = std::thread::available_parallelism().map_or(1, NonZero::get);
     let threads = most.min(code.vcpus.len());
     let queue: Vec<_> = vcpus
         .into_iter()
-        .map(|(id, vcpu)| (id, vcpu, code.vcpus.remove(&id).unwrap_or_default()))
+        .map(|(id, vcpu)| {
+            let apic_id = apic_ids.get(to_usize(id.into()));
+            let places = apic_id.and_then(|apic_id| code.vcpus.remove(apic_id));
+            (id, vcpu, places.unwrap_or_default())
+        })
         .collect();
     let queue = Mutex::new(queue);
     let done = Mutex::new(Vcpus::new());

@@ -56,11 +56,16 @@ impl CpuTopology {
         all.checked_mul(self.cores)?.checked_mul(self.threads)
     }
 
-    /// Whether vCPUs that are numbered one after the other have a field for each level in their numbers.
-    pub fn is_even(&self) -> bool {
-        let cores = self.dies.saturating_mul(self.cores);
-        let (socket, core) = (self.sockets == 1, self.sockets == 1 && cores == 1);
-        (socket || cores.is_power_of_two()) && (core || self.threads.is_power_of_two())
+    /// Whether the APIC ids of its vCPUs, which have a field for each level, are ones that any interrupt reaches.
+    pub fn has_ids(&self) -> bool {
+        let bits = |count: u32| u64::from(u32::BITS - count.saturating_sub(1).leading_zeros());
+        let (threads, cores) = (self.threads, self.dies.saturating_mul(self.cores));
+        let last = |count: u32| u64::from(count.saturating_sub(1));
+        let (core, socket) = (bits(threads), bits(threads) + bits(cores));
+        let id = (u128::from(last(self.sockets)) << socket)
+            + (u128::from(last(cores)) << core)
+            + u128::from(last(threads));
+        id < 255
     }
 }
 

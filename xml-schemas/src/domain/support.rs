@@ -142,11 +142,10 @@ pub(super) fn unsupported_device(domain: &Domain, at: usize) -> Option<Unsupport
 pub(super) fn left_out(domain: &Domain) -> Vec<Unsupported> {
     let mut found = Vec::new();
     if let Some(topology) = domain.cpu.as_ref().and_then(|c| c.topology) {
-        if !topology.is_even() {
+        if !topology.has_ids() {
             found.push(Unsupported::because(
                 "cpu topology",
-                "cores of several sockets, and threads of several cores, are powers of two here: the guest sees one \
-                 socket of cores",
+                "its vCPUs' APIC ids would not fit into 8 bits: the guest sees one socket of cores",
             ));
         } else if topology.dies > 1 {
             found.push(Unsupported::because(

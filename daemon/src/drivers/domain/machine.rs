@@ -669,7 +669,7 @@ fn cpu(domain: &Domain) -> CpuConfig {
         features: features.collect(),
         topology: cpu
             .topology
-            .filter(|topology| topology.vcpus() == Some(domain.vcpu.max) && topology.is_even())
+            .filter(|topology| topology.vcpus() == Some(domain.vcpu.max) && topology.has_ids())
             .map(|topology| TopologyConfig {
                 sockets: topology.sockets,
                 cores: topology.dies * topology.cores,
