@@ -71,14 +71,14 @@ impl Tree {
     fn add_element(&mut self, element: &Element, parent: NodeId) -> NodeId {
         let id = self.add(
             Kind::Element {
-                name: element.name.clone(),
+                name: element.name.to_string(),
             },
             Some(parent),
         );
         for (name, value) in &element.attributes {
             let kind = Kind::Attribute {
-                name: name.clone(),
-                value: value.clone(),
+                name: name.to_string(),
+                value: value.to_string(),
             };
             let attribute = self.add(kind, Some(id));
             self.entries[id].attributes.push(attribute);
@@ -90,8 +90,8 @@ impl Tree {
                 Node::Text(text) if text.trim().is_empty() && element.children.len() > 1 => {
                     continue;
                 }
-                Node::Text(text) => self.add(Kind::Text(text.clone()), Some(id)),
-                Node::Comment(text) => self.add(Kind::Comment(text.clone()), Some(id)),
+                Node::Text(text) => self.add(Kind::Text(text.to_string()), Some(id)),
+                Node::Comment(text) => self.add(Kind::Comment(text.to_string()), Some(id)),
             };
             self.entries[id].children.push(child);
         }

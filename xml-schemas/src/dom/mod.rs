@@ -8,7 +8,10 @@ mod fault;
 mod format;
 mod parse;
 
+use std::borrow::Cow;
 use std::sync::Arc;
+
+pub use compact_str::{CompactString, format_compact};
 
 pub use format::{Quote, escape_text, format_element, format_metadata};
 pub use parse::{parse, parse_until};
@@ -28,20 +31,22 @@ pub enum Node {
     /// A child element.
     Element(Element),
     /// Character data, unescaped.
-    Text(String),
+    Text(CompactString),
     /// A comment's text; only metadata keeps them.
-    Comment(String),
+    Comment(CompactString),
 }
 
 /// An element with its attributes and contents, in document order.
+///
+/// Nearly all names and values are so short that they need no memory of their own: a definition has some hundred.
 #[derive(Debug, Clone, Default)]
 pub struct Element {
     /// The name as written, with its prefix if it has one.
-    pub name: String,
+    pub name: CompactString,
     /// The namespace the name is in, if any.
     pub namespace: Option<Arc<str>>,
     /// Names as written (`xmlns` declarations among them) and unescaped values.
-    pub attributes: Vec<(String, String)>,
+    pub attributes: Vec<(CompactString, CompactString)>,
     /// The contents.
     pub children: Vec<Node>,
     /// The line of the start tag, 1-based; 0 for an element that no document contained.
@@ -62,7 +67,7 @@ impl Eq for Element {}
 
 impl Element {
     /// An empty element in no namespace.
-    pub fn new(name: impl Into<String>) -> Self {
+    pub fn new(name: impl Into<CompactString>) -> Self {
         Self {
             name: name.into(),
             ..Self::default()
@@ -70,7 +75,7 @@ impl Element {
     }
 
     /// An element with nothing but text.
-    pub fn with_text(name: impl Into<String>, text: impl Into<String>) -> Self {
+    pub fn with_text(name: impl Into<CompactString>, text: impl Into<CompactString>) -> Self {
         let mut element = Self::new(name);
         element.push_text(text);
         element
@@ -78,7 +83,7 @@ impl Element {
 
     /// The same element with one more attribute.
     #[must_use]
-    pub fn with_attr(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub fn with_attr(mut self, name: &str, value: impl Into<CompactString>) -> Self {
         self.set_attr(name, value);
         self
     }
@@ -99,22 +104,22 @@ impl Element {
     }
 
     /// Adds or replaces an attribute.
-    pub fn set_attr(&mut self, name: &str, value: impl Into<String>) {
+    pub fn set_attr(&mut self, name: &str, value: impl Into<CompactString>) {
         match self.attributes.iter_mut().find(|(n, _)| n == name) {
             Some((_, v)) => *v = value.into(),
-            None => self.attributes.push((name.to_owned(), value.into())),
+            None => self.attributes.push((name.into(), value.into())),
         }
     }
 
     /// Adds or replaces an attribute if there is a value for it.
-    pub fn set_opt_attr(&mut self, name: &str, value: Option<impl Into<String>>) {
+    pub fn set_opt_attr(&mut self, name: &str, value: Option<impl Into<CompactString>>) {
         if let Some(value) = value {
             self.set_attr(name, value);
         }
     }
 
     /// Removes an attribute and returns its value.
-    pub fn take_attr(&mut self, name: &str) -> Option<String> {
+    pub fn take_attr(&mut self, name: &str) -> Option<CompactString> {
         let i = self.attributes.iter().position(|(n, _)| n == name)?;
         Some(self.attributes.remove(i).1)
     }
@@ -125,7 +130,7 @@ impl Element {
     }
 
     /// Appends text, unless it is empty.
-    pub fn push_text(&mut self, text: impl Into<String>) {
+    pub fn push_text(&mut self, text: impl Into<CompactString>) {
         let text = text.into();
         if !text.is_empty() {
             self.children.push(Node::Text(text));
@@ -191,13 +196,20 @@ impl Element {
 
     /// The element's own text (not its children's), as written.
     pub fn text(&self) -> String {
-        self.children
-            .iter()
-            .filter_map(|n| match n {
-                Node::Text(t) => Some(t.as_str()),
-                _ => None,
-            })
-            .collect()
+        self.content().into_owned()
+    }
+
+    /// The same to look at.
+    pub fn content(&self) -> Cow<'_, str> {
+        let mut texts = self.children.iter().filter_map(|n| match n {
+            Node::Text(t) => Some(t.as_str()),
+            _ => None,
+        });
+        let first = texts.next().unwrap_or_default();
+        match texts.next() {
+            None => Cow::Borrowed(first),
+            Some(second) => Cow::Owned([first, second].into_iter().chain(texts).collect()),
+        }
     }
 
     /// The first child's text, if there is such a child.

@@ -8,7 +8,9 @@ use quick_xml::errors::{Error, IllFormedError, SyntaxError};
 use quick_xml::events::{BytesRef, BytesStart, Event};
 
 use super::fault::{self, Fault};
-use super::{Element, MAX_ATTRIBUTES, MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_NODES, Node};
+use super::{
+    CompactString, Element, MAX_ATTRIBUTES, MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_NODES, Node,
+};
 use crate::error::{ErrorCode, ErrorDomain, XmlError};
 
 /// Parses a document and returns its root element.
@@ -114,7 +116,7 @@ impl<'t> Parser<'t> {
                 }
                 Event::Comment(t) => {
                     self.count_node(start)?;
-                    let comment = t.xml10_content().into_owned();
+                    let comment = CompactString::from(t.xml10_content());
                     if let Some(parent) = self.open.last_mut() {
                         parent.children.push(Node::Comment(comment));
                     }
@@ -214,7 +216,7 @@ impl<'t> Parser<'t> {
                 return Err(self.tag_fault(at, line, (at, reason)));
             }
             let value = match attribute.normalized_value(XmlVersion::Implicit1_0) {
-                Ok(v) => v.into_owned(),
+                Ok(v) => CompactString::from(v),
                 Err(e) => {
                     let reason = format!("Attribute {key} of element {name}: {e}");
                     return Err(self.tag_fault(at, line, (at, reason)));
@@ -231,7 +233,7 @@ impl<'t> Parser<'t> {
                 self.scopes
                     .push((depth, prefix.to_owned(), value.as_str().into()));
             }
-            element.attributes.push((key.to_owned(), value));
+            element.attributes.push((key.into(), value));
         }
         if self.scopes.len() > MAX_ATTRIBUTES {
             let reason = format!("More than {MAX_ATTRIBUTES} namespace declarations at once");
@@ -278,7 +280,7 @@ impl<'t> Parser<'t> {
                     return Ok(());
                 }
                 // Not counted: between any two texts is something that is.
-                parent.children.push(Node::Text(text.to_owned()));
+                parent.children.push(Node::Text(text.into()));
                 Ok(())
             }
             None if text.trim().is_empty() => Ok(()),
@@ -334,6 +336,11 @@ impl<'t> Parser<'t> {
                 ErrorDomain::Xml,
                 format!("{}:1: {reason}", self.what),
             ));
+        }
+        // Most documents have nothing but these, which is quickly seen.
+        let plain = |byte: u8| byte == b'\n' || (b' '..=b'~').contains(&byte);
+        if self.text.bytes().all(plain) {
+            return Ok(());
         }
         match self.text.char_indices().find(|&(_, c)| !is_char(c)) {
             Some((at, c)) => {

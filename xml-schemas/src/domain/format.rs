@@ -4,13 +4,16 @@ use super::{Clock, ClockOffset, Cpu, Devices, Domain, Memory, Os, Vcpu, View};
 use crate::dom::{Element, format_element};
 use crate::grammar;
 
+/// Bytes that most documents have less of.
+const USUAL: usize = 4 << 10;
+
 pub(super) fn format(domain: &Domain, view: View, secrets: bool) -> String {
     let mut root = element(domain, view);
     if !secrets && let Some(devices) = root.elements_mut().find(|e| e.name == "devices") {
         drop_secrets(devices);
     }
     grammar::domain().arrange(&mut root);
-    let mut out = String::new();
+    let mut out = String::with_capacity(USUAL);
     format_element(&mut out, &root, 0);
     out
 }

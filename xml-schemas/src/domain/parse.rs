@@ -349,7 +349,7 @@ pub(crate) fn metadata(element: &Element, root: &Element) -> Element {
             continue;
         };
         if kept.attr(name).is_none() && kept.elements().any(|e| uses_prefix(e, prefix)) {
-            kept.set_attr(name, value);
+            kept.set_attr(name, value.clone());
         }
     }
     kept

@@ -206,7 +206,7 @@ fn firmware(os: &Os, found: &mut Vec<Unsupported>) {
 pub(super) fn named(element: &Element, attribute: &str) -> Unsupported {
     Unsupported::new(match element.attr(attribute) {
         Some(value) => format!("{} '{value}'", element.name),
-        None => element.name.clone(),
+        None => element.name.to_string(),
     })
 }
 

@@ -56,7 +56,7 @@ pub(super) fn fate(device: &Element) -> Fate {
             channel_fault(device),
         ),
         "disk" => judge(
-            child("target", "dev").unwrap_or_else(|| device.name.clone()),
+            child("target", "dev").unwrap_or_else(|| device.name.to_string()),
             disk_fault(device),
         ),
         "interface" => judge(
@@ -74,7 +74,7 @@ pub(super) fn fate(device: &Element) -> Fate {
         "watchdog" if device.attr("model") == Some("itco") => Fate::LeftOut(named(device, "model")),
         "watchdog" => judge(model(), watchdog_fault(device)),
         "panic" if matches!(device.attr("model"), None | Some("isa")) => Fate::Fine,
-        "filesystem" => refused(child("target", "dir").unwrap_or_else(|| device.name.clone())),
+        "filesystem" => refused(child("target", "dir").unwrap_or_else(|| device.name.to_string())),
         "hostdev" | "parallel" => refused(kind()),
         "tpm" => refused("tpm".to_owned()),
         "shmem" => refused(named(device, "name").name),
@@ -113,7 +113,7 @@ fn first_child(device: &Element, names: &[&str]) -> Fault {
     device
         .elements()
         .find(|e| names.contains(&e.name.as_str()))
-        .map(|e| e.name.clone())
+        .map(|e| e.name.to_string())
 }
 
 const VIRTIO: &[&str] = &["virtio", "virtio-non-transitional"];

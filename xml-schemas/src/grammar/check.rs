@@ -215,7 +215,7 @@ impl Grammar {
         (findings.warnings, findings.refused)
     }
 
-    fn visit(&self, body: &Body, element: &mut Element, findings: &mut Findings) {
+    fn visit(&self, body: &'static Body, element: &mut Element, findings: &mut Findings) {
         if findings.strict && findings.refused.is_some() {
             return;
         }
@@ -234,14 +234,14 @@ impl Grammar {
             if !names.iter().any(there) {
                 let fault = Fault::MissingOneOf {
                     names: names.join(", "),
-                    element: element.name.clone(),
+                    element: element.name.to_string(),
                 };
                 findings.add(&fault, element.line);
             }
         }
     }
 
-    fn attributes(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
+    fn attributes(&self, allowed: &Allowed, element: &mut Element, findings: &mut Findings) {
         let (name, line) = (&element.name, element.line);
         element.attributes.retain(|(attribute, value)| {
             if is_declaration(attribute) {
@@ -251,7 +251,7 @@ impl Grammar {
             let fault = if rules().next().is_none() {
                 Fault::UnknownAttribute {
                     name: shown(attribute),
-                    element: name.clone(),
+                    element: name.to_string(),
                 }
             } else if rules().any(|(_, _, values)| self.table.kinds.allow(values, value)) {
                 return true;
@@ -261,13 +261,13 @@ impl Grammar {
             {
                 Fault::Empty {
                     what: format!("attribute '{attribute}'"),
-                    element: name.clone(),
+                    element: name.to_string(),
                 }
             } else {
                 let words = rules().flat_map(|(_, _, v)| v.words()).copied();
                 Fault::BadValue {
-                    attribute: attribute.clone(),
-                    element: name.clone(),
+                    attribute: attribute.to_string(),
+                    element: name.to_string(),
                     value: shown(value),
                     words: choices(words.collect()),
                 }
@@ -279,32 +279,32 @@ impl Grammar {
             if *required && element.attr(attribute).is_none() {
                 let fault = Fault::MissingAttribute {
                     name: (*attribute).to_owned(),
-                    element: name.clone(),
+                    element: name.to_string(),
                 };
                 findings.add(&fault, line);
             }
         }
     }
 
-    fn text(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
+    fn text(&self, allowed: &Allowed, element: &mut Element, findings: &mut Findings) {
         let line = element.line;
         match allowed.text {
             None => {
                 let says = |n: &Node| matches!(n, Node::Text(text) if !text.trim().is_empty());
                 if element.children.iter().any(says) {
                     let fault = Fault::Text {
-                        element: element.name.clone(),
+                        element: element.name.to_string(),
                     };
                     findings.add(&fault, line);
                 }
                 element.children.retain(|n| !matches!(n, Node::Text(_)));
             }
             Some((required, values)) => {
-                let text = element.text();
+                let text = element.content();
                 let free = !required && text.trim().is_empty();
                 if !free && !self.table.kinds.allow(values, &text) {
                     let fault = Fault::BadText {
-                        element: element.name.clone(),
+                        element: element.name.to_string(),
                         value: shown(&text),
                         words: choices(values.words().to_vec()),
                     };
@@ -314,9 +314,10 @@ impl Grammar {
         }
     }
 
-    fn children(&self, allowed: &Allowed<'_>, element: &mut Element, findings: &mut Findings) {
+    fn children(&self, allowed: &Allowed, element: &mut Element, findings: &mut Findings) {
         let (parent, line) = (&element.name, element.line);
-        let mut seen = vec![0_usize; allowed.children.len()];
+        // A bit for each rule: a child is allowed once, or any number of times.
+        let mut seen: u128 = 0;
         element.children.retain_mut(|node| {
             let Node::Element(child) = node else {
                 return matches!(node, Node::Text(_));
@@ -326,44 +327,41 @@ impl Grammar {
                 None => !child.name.contains(':'),
                 Some(_) => self.is_ours(child),
             };
-            let rule = allowed
-                .children
-                .iter()
-                .position(|c| ours && c.name == child.name);
-            let Some(rule) = rule else {
+            let at = ours.then(|| allowed.rule(&child.name)).flatten();
+            let Some((rule, bit)) = at.map(|at| (&allowed.children[at], 1_u128 << at)) else {
                 let fault = Fault::UnknownElement {
                     name: shown(&child.name),
-                    parent: parent.clone(),
+                    parent: parent.to_string(),
                 };
                 findings.add(&fault, child.line);
                 return false;
             };
-            let rule_of = &allowed.children[rule];
-            if !findings.strict && rule_of.min == 0 && self.is_void(rule_of.body, child) {
+            if !findings.strict && !rule.needed && self.is_void(rule.body, child) {
                 let fault = Fault::Empty {
                     what: format!("element '{}'", child.name),
-                    element: parent.clone(),
+                    element: parent.to_string(),
                 };
                 findings.add(&fault, child.line);
                 return false;
             }
-            seen[rule] += 1;
-            if seen[rule] > rule_of.max {
+            let again = seen & bit != 0;
+            seen |= bit;
+            if again && !rule.many {
                 let fault = Fault::TooMany {
-                    name: child.name.clone(),
-                    parent: parent.clone(),
+                    name: child.name.to_string(),
+                    parent: parent.to_string(),
                 };
                 findings.add(&fault, child.line);
                 return false;
             }
-            self.visit(rule_of.body, child, findings);
+            self.visit(rule.body, child, findings);
             true
         });
-        for (rule, count) in allowed.children.iter().zip(seen) {
-            if count < rule.min {
+        for (at, rule) in allowed.children.iter().enumerate() {
+            if rule.needed && seen & 1 << at == 0 {
                 let fault = Fault::MissingElement {
                     name: rule.name.to_owned(),
-                    parent: parent.clone(),
+                    parent: parent.to_string(),
                 };
                 findings.add(&fault, line);
             }
@@ -371,10 +369,10 @@ impl Grammar {
     }
 
     /// An element whose whole content would be a text, and that has none.
-    fn is_void(&self, body: &Body, element: &Element) -> bool {
+    fn is_void(&self, body: &'static Body, element: &Element) -> bool {
         element.attributes.is_empty()
             && element.elements().next().is_none()
-            && element.text().trim().is_empty()
+            && element.content().trim().is_empty()
             && matches!(
                 self.allowed(body, element).text,
                 Some((true, values)) if !self.table.kinds.allow(values, "")

@@ -12,15 +12,17 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
+use std::ops::Deref;
 use std::sync::OnceLock;
 
-use crate::dom::{Element, Node};
+use crate::dom::{CompactString, Element, Node};
 use table::{Body, BodyRef, Item, Table};
 
 /// The table of one kind of document.
 #[derive(Debug)]
 pub struct Grammar {
-    table: Table,
+    table: &'static Table,
 }
 
 /// The table of domain definitions.
@@ -38,7 +40,7 @@ pub fn domain() -> &'static Grammar {
             include_str!("kinds.txt"),
         ]);
         match table {
-            Ok(table) => Grammar { table },
+            Ok(table) => Grammar::new(table),
             // Part of the program, and read by every test: no input gets here.
             Err(e) => unreachable!("the domain table: {e}"),
         }
@@ -61,7 +63,7 @@ pub fn network() -> &'static Grammar {
             include_str!("kinds.txt"),
         ]);
         match table {
-            Ok(table) => Grammar { table },
+            Ok(table) => Grammar::new(table),
             // Part of the program, and read by every test: no input gets here.
             Err(e) => unreachable!("the network table: {e}"),
         }
@@ -74,7 +76,7 @@ pub fn pool() -> &'static Grammar {
     POOL.get_or_init(|| {
         let table = Table::parse(&[include_str!("pool.txt"), include_str!("kinds.txt")]);
         match table {
-            Ok(table) => Grammar { table },
+            Ok(table) => Grammar::new(table),
             // As above.
             Err(e) => unreachable!("the pool table: {e}"),
         }
@@ -93,7 +95,7 @@ pub fn volume() -> &'static Grammar {
             include_str!("kinds.txt"),
         ]);
         match table {
-            Ok(table) => Grammar { table },
+            Ok(table) => Grammar::new(table),
             // As above.
             Err(e) => unreachable!("the volume table: {e}"),
         }
@@ -102,67 +104,132 @@ pub fn volume() -> &'static Grammar {
 
 /// What one element with its attributes may hold.
 #[derive(Debug, Default)]
-struct Allowed<'g> {
-    attributes: Vec<(&'g str, bool, &'g kind::Values)>,
-    children: Vec<Child<'g>>,
-    text: Option<(bool, &'g kind::Values)>,
+struct Allowed {
+    attributes: Vec<(&'static str, bool, &'static kind::Values)>,
+    children: Vec<Child>,
+    text: Option<(bool, &'static kind::Values)>,
     any: bool,
-    order: Vec<&'g str>,
-    some: Vec<&'g [&'static str]>,
+    order: Vec<&'static str>,
+    some: Vec<&'static [&'static str]>,
 }
 
-impl Allowed<'_> {
+impl Allowed {
+    /// Nothing, with its lists' room kept.
+    fn clear(&mut self) {
+        self.attributes.clear();
+        self.children.clear();
+        self.text = None;
+        self.any = false;
+        self.order.clear();
+        self.some.clear();
+    }
+
     /// Where the table prints an attribute.
     fn attribute_rank(&self, name: &str) -> usize {
         let is_it = |o: &&str| o.strip_prefix('@') == Some(name);
-        let then = || self.attributes.iter().position(|(n, ..)| *n == name);
-        self.rank(is_it, then)
-    }
-
-    /// Where the table prints a child.
-    fn child_rank(&self, name: &str) -> usize {
-        let then = || self.children.iter().position(|c| c.name == name);
-        self.rank(|o| *o == name, then)
-    }
-
-    fn rank(
-        &self,
-        is_it: impl FnMut(&&str) -> bool,
-        then: impl FnOnce() -> Option<usize>,
-    ) -> usize {
         match self.order.iter().position(is_it) {
             Some(first) => first,
-            None => then().map_or(usize::MAX, |then| self.order.len() + then),
+            None => {
+                let listed = self.attributes.iter().position(|(n, ..)| *n == name);
+                self.behind_order(listed)
+            }
         }
+    }
+
+    /// Where the table prints a child, if that is the rule for it.
+    fn child_rank(&self, name: &str, rule: Option<usize>) -> usize {
+        match self.order.iter().position(|o| *o == name) {
+            Some(first) => first,
+            None => self.behind_order(rule),
+        }
+    }
+
+    fn behind_order(&self, listed: Option<usize>) -> usize {
+        listed.map_or(usize::MAX, |listed| self.order.len() + listed)
+    }
+
+    /// The rule for a child.
+    fn rule(&self, name: &str) -> Option<usize> {
+        self.children.iter().position(|c| c.name == name)
     }
 }
 
 #[derive(Debug)]
-struct Child<'g> {
-    name: &'g str,
-    min: usize,
-    max: usize,
-    body: &'g Body,
+struct Child {
+    name: &'static str,
+    needed: bool,
+    many: bool,
+    body: &'static Body,
+}
+
+/// What an element may hold: the same for all elements of a body without `when`, or collected for this one.
+enum Found {
+    Fixed(&'static Allowed),
+    Collected(Allowed),
+}
+
+impl Deref for Found {
+    type Target = Allowed;
+
+    fn deref(&self) -> &Allowed {
+        match self {
+            Self::Fixed(allowed) => allowed,
+            Self::Collected(allowed) => allowed,
+        }
+    }
+}
+
+thread_local! {
+    /// Lists for the next elements: many elements of every document need some, a few at a time.
+    static SPARE: RefCell<Vec<Allowed>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        /// As deep as elements whose attributes decide are in one another.
+        const KEPT: usize = 4;
+        if let Self::Collected(allowed) = self {
+            let mut allowed = std::mem::take(allowed);
+            allowed.clear();
+            // A thread that ends keeps nothing.
+            let _ = SPARE.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < KEPT {
+                    spare.push(allowed);
+                }
+            });
+        }
+    }
 }
 
 impl Grammar {
-    fn root_body(&self) -> &Body {
+    /// Tables are there for good: there are as many as there are kinds of documents.
+    fn new(table: Table) -> Self {
+        Self {
+            table: Box::leak(Box::new(table)),
+        }
+    }
+
+    fn root_body(&self) -> &'static Body {
         &self.table.bodies[0]
     }
 
-    fn allowed<'g>(&'g self, body: &'g Body, element: &Element) -> Allowed<'g> {
-        let mut allowed = Allowed::default();
-        // Every element of every document comes through here: its lists grow once.
-        let is_attribute = |item: &&Item| matches!(item, Item::Attribute { .. });
-        let attributes = body.iter().filter(is_attribute).count();
-        allowed.attributes.reserve_exact(attributes);
-        allowed.children.reserve_exact(body.len() - attributes);
-        self.collect(body, element, &mut allowed);
-        allowed
+    fn allowed(&self, body: &'static Body, element: &Element) -> Found {
+        if !body.conditional {
+            return Found::Fixed(body.fixed.get_or_init(|| {
+                let mut allowed = Allowed::default();
+                self.collect(&body.items, element, &mut allowed);
+                allowed
+            }));
+        }
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop());
+        let mut allowed = spare.ok().flatten().unwrap_or_default();
+        self.collect(&body.items, element, &mut allowed);
+        Found::Collected(allowed)
     }
 
-    fn collect<'g>(&'g self, body: &'g Body, element: &Element, into: &mut Allowed<'g>) {
-        for item in body {
+    fn collect(&self, items: &'static [Item], element: &Element, into: &mut Allowed) {
+        for item in items {
             match item {
                 Item::Attribute {
                     name,
@@ -173,8 +240,8 @@ impl Grammar {
                 }
                 Item::Child {
                     name,
-                    min,
-                    max,
+                    needed,
+                    many,
                     body,
                 } => {
                     let body = match body {
@@ -183,8 +250,8 @@ impl Grammar {
                     };
                     into.children.push(Child {
                         name,
-                        min: *min,
-                        max: *max,
+                        needed: *needed,
+                        many: *many,
                         body,
                     });
                 }
@@ -217,7 +284,7 @@ impl Grammar {
         if let Some(uri) = root.namespace.as_deref()
             && let Some((_, prefix)) = self.table.namespaces.iter().find(|(u, _)| *u == uri)
         {
-            root.name = format!("{prefix}:{}", root.local_name());
+            root.name = format!("{prefix}:{}", root.local_name()).into();
         }
         for child in root.elements_mut() {
             if child.name != "metadata" {
@@ -240,7 +307,7 @@ impl Grammar {
         self.arrange_in(self.root_body(), root);
     }
 
-    fn arrange_in(&self, body: &Body, element: &mut Element) {
+    fn arrange_in(&self, body: &'static Body, element: &mut Element) {
         let has_children = element.elements().next().is_some();
         // There is one order only, as with most elements of most documents.
         if element.attributes.len() < 2 && !has_children {
@@ -250,32 +317,39 @@ impl Grammar {
         if allowed.any {
             return;
         }
-        let rank = |(name, _): &(String, String)| allowed.attribute_rank(name);
+        let rank = |(name, _): &(CompactString, CompactString)| allowed.attribute_rank(name);
         if !element.attributes.is_sorted_by_key(rank) {
             element.attributes.sort_by_cached_key(rank);
         }
         if !has_children {
             return;
         }
-        let is_element = |node: &Node| matches!(node, Node::Element(_));
-        element.children.retain(is_element);
-        let rank = |node: &Node| match node {
-            Node::Element(child) => allowed.child_rank(&child.name),
-            Node::Text(_) | Node::Comment(_) => usize::MAX,
-        };
-        if !element.children.is_sorted_by_key(rank) {
-            element.children.sort_by_cached_key(rank);
-        }
-        for child in element.elements_mut() {
-            if let Some(rule) = allowed.children.iter().find(|c| c.name == child.name) {
-                self.arrange_in(rule.body, child);
+        let children = &mut element.children;
+        children.retain(|node| matches!(node, Node::Element(_)));
+        let (mut sorted, mut last) = (true, 0);
+        for node in children.iter_mut() {
+            let Node::Element(child) = node else {
+                continue;
+            };
+            let rule = allowed.rule(&child.name);
+            let rank = allowed.child_rank(&child.name, rule);
+            sorted &= last <= rank;
+            last = rank;
+            if let Some(rule) = rule {
+                self.arrange_in(allowed.children[rule].body, child);
             }
+        }
+        if !sorted {
+            children.sort_by_cached_key(|node| match node {
+                Node::Element(child) => allowed.child_rank(&child.name, allowed.rule(&child.name)),
+                Node::Text(_) | Node::Comment(_) => usize::MAX,
+            });
         }
     }
 
     /// Whether `value` is allowed for that attribute of the root element.
     pub fn allows_value(&self, attribute: &str, value: &str) -> bool {
-        self.root_body().iter().any(|item| match item {
+        self.root_body().items.iter().any(|item| match item {
             Item::Attribute { name, values, .. } => {
                 *name == attribute && self.table.kinds.allow(values, value)
             }

@@ -18,11 +18,42 @@
 //! Order matters: attributes and children are printed in the order in which they stand here.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
+use super::Allowed;
 use super::kind::{Kinds, Values};
 
+/// Children that a body may tell of: each has a bit where they are counted.
+const MAX_CHILDREN: usize = 128;
+
 /// What an element may hold.
-pub(super) type Body = Vec<Item>;
+#[derive(Debug)]
+pub(super) struct Body {
+    pub(super) items: Vec<Item>,
+    /// Attributes decide what is allowed.
+    pub(super) conditional: bool,
+    /// What is allowed if they do not.
+    pub(super) fixed: OnceLock<Allowed>,
+}
+
+impl Body {
+    fn new(items: Vec<Item>) -> Self {
+        Self {
+            conditional: items.iter().any(|item| matches!(item, Item::When { .. })),
+            fixed: OnceLock::new(),
+            items,
+        }
+    }
+}
+
+fn count_children(items: &[Item]) -> usize {
+    let count = |item: &Item| match item {
+        Item::Child { .. } => 1,
+        Item::When { items, .. } => count_children(items),
+        _ => 0,
+    };
+    items.iter().map(count).sum()
+}
 
 #[derive(Debug)]
 pub(super) enum Item {
@@ -33,8 +64,8 @@ pub(super) enum Item {
     },
     Child {
         name: &'static str,
-        min: usize,
-        max: usize,
+        needed: bool,
+        many: bool,
         body: BodyRef,
     },
     Text {
@@ -45,7 +76,7 @@ pub(super) enum Item {
         attribute: &'static str,
         values: Vec<&'static str>,
         absent: bool,
-        items: Body,
+        items: Vec<Item>,
     },
     /// Names (attributes with `@`) of which at least one must be there.
     Some(Vec<&'static str>),
@@ -131,7 +162,7 @@ impl Table {
                 return Err(format!("line {}: a def was expected", line.number));
             }
             reader.at += 1;
-            bodies.push(reader.body(0)?);
+            bodies.push(Body::new(reader.body(0)?));
         }
         reader.kinds.check()?;
         Ok(Self {
@@ -144,7 +175,7 @@ impl Table {
 
 impl Reader {
     /// The lines below the one just read, which had indentation `outer`.
-    fn body(&mut self, outer: usize) -> Result<Body, String> {
+    fn body(&mut self, outer: usize) -> Result<Vec<Item>, String> {
         let mut items = Vec::new();
         let Some(indent) = self
             .lines
@@ -167,6 +198,9 @@ impl Reader {
                 .item(text, indent)
                 .map_err(|e| format!("line {number}: {text}: {e}"))?;
             items.push(item);
+        }
+        if count_children(&items) > MAX_CHILDREN {
+            return Err(format!("more than {MAX_CHILDREN} children"));
         }
         Ok(items)
     }
@@ -213,29 +247,29 @@ impl Reader {
                 items,
             });
         }
-        let (name, min, max) = match head.as_bytes().last() {
-            Some(b'?') => (&head[..head.len() - 1], 0, 1),
-            Some(b'*') => (&head[..head.len() - 1], 0, usize::MAX),
-            Some(b'+') => (&head[..head.len() - 1], 1, usize::MAX),
-            _ => (head, 1, 1),
+        let (name, needed, many) = match head.as_bytes().last() {
+            Some(b'?') => (&head[..head.len() - 1], false, false),
+            Some(b'*') => (&head[..head.len() - 1], false, true),
+            Some(b'+') => (&head[..head.len() - 1], true, true),
+            _ => (head, true, false),
         };
         let body = if let Some(def) = tail.strip_prefix("= ") {
             BodyRef::Def(*self.defs.get(def.trim()).ok_or("no such def")?)
         } else if let Some(values) = tail.strip_prefix(": ") {
             let values = self.kinds.values(values.trim())?;
-            BodyRef::Inline(vec![Item::Text {
+            BodyRef::Inline(Body::new(vec![Item::Text {
                 required: true,
                 values,
-            }])
+            }]))
         } else if tail.is_empty() {
-            BodyRef::Inline(self.body(indent)?)
+            BodyRef::Inline(Body::new(self.body(indent)?))
         } else {
             return Err("what is this".to_owned());
         };
         Ok(Item::Child {
             name,
-            min,
-            max,
+            needed,
+            many,
             body,
         })
     }

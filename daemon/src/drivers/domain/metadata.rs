@@ -241,14 +241,14 @@ pub(in crate::drivers) fn parse_element(
     let mut element = dom::parse(text, "(metadata_xml)")?;
     element
         .attributes
-        .insert(0, (format!("xmlns:{key}"), uri.to_owned()));
+        .insert(0, (format!("xmlns:{key}").into(), uri.into()));
     put_in_namespace(&mut element, uri, key);
     Ok(element)
 }
 
 fn put_in_namespace(element: &mut Element, uri: &str, key: &str) {
     if element.namespace.is_none() {
-        element.name = format!("{key}:{}", element.name);
+        element.name = format!("{key}:{}", element.name).into();
         element.namespace = Some(uri.into());
     }
     for child in element.elements_mut() {
@@ -263,7 +263,7 @@ pub(in crate::drivers) fn strip_namespace(element: &mut Element, uri: &str) {
         .retain(|(name, value)| !(name.starts_with("xmlns:") && value == uri));
     if element.namespace.as_deref() == Some(uri) {
         if let Some((_, name)) = element.name.split_once(':') {
-            element.name = name.to_owned();
+            element.name = name.into();
         }
         element.namespace = None;
     }

@@ -31,7 +31,7 @@ fn addresses(domain: &Domain) -> Vec<String> {
                 assert_eq!(target.attr("chassis").unwrap(), index.to_string());
                 format!("port {index} {}", target.attr("port").unwrap())
             }
-            _ => e.name.clone(),
+            _ => e.name.to_string(),
         };
         let multi = if multi { " multi" } else { "" };
         Some(format!("{what} {}{multi}", &address[5..]))

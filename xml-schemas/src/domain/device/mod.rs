@@ -16,7 +16,7 @@ pub use interface::{Interface, Rate};
 pub use simple::{Balloon, Rng, Vsock, Watchdog};
 
 use super::parse::bad_attribute;
-use crate::dom::Element;
+use crate::dom::{Element, format_compact};
 use crate::error::XmlError;
 
 /// Whether a text is a hardware address.
@@ -109,9 +109,9 @@ impl PciAddress {
             Element::new("address")
                 .with_attr("type", "pci")
                 .with_attr("domain", "0x0000")
-                .with_attr("bus", format!("0x{:02x}", self.bus))
-                .with_attr("slot", format!("0x{:02x}", self.slot))
-                .with_attr("function", format!("0x{:x}", self.function)),
+                .with_attr("bus", format_compact!("0x{:02x}", self.bus))
+                .with_attr("slot", format_compact!("0x{:02x}", self.slot))
+                .with_attr("function", format_compact!("0x{:x}", self.function)),
         );
     }
 }
@@ -122,7 +122,7 @@ pub fn alias(device: &Element) -> Option<&str> {
 }
 
 /// Gives a device its id, unless the user gave it one.
-pub(super) fn give_alias(device: &mut Element, name: impl Into<String>) {
+pub(super) fn give_alias(device: &mut Element, name: String) {
     if device.child("alias").is_none() {
         device.push(Element::new("alias").with_attr("name", name));
     }
