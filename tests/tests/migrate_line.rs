@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use vireo_tests::moves::{answers, daemon, daemon_with, eventually, hangs, is_there};
+use vireo_tests::moves::{answers, daemon, daemon_with_all, eventually, hangs, is_there};
 use vireo_tests::{Rig, tiny_guest};
 
 // As `vmm_api::migrate::Kind` has them.
@@ -178,13 +178,23 @@ fn goes_while(
     cut: bool,
     meanwhile: impl FnOnce(&Rig),
 ) -> (Rig, Rig, Output, Line) {
+    goes_with(how, rule, cut, None, meanwhile)
+}
+
+/// As [`goes_while`], with a point at which the source's daemon dies.
+fn goes_with(
+    how: &[&str],
+    rule: Rule,
+    cut: bool,
+    dies_at: Option<&str>,
+    meanwhile: impl FnOnce(&Rig),
+) -> (Rig, Rig, Output, Line) {
     let what = format!("{how:?} {rule:?}");
     let (here, there) = (Rig::new(), Rig::new());
     // It stops when the target listens.
-    drop(daemon_with(
-        &here,
-        Some(("VIREO_STOP_AT", "migrate.connecting")),
-    ));
+    let mut points = vec![("VIREO_STOP_AT", "migrate.connecting")];
+    points.extend(dies_at.map(|point| ("VIREO_KILL_AT", point)));
+    drop(daemon_with_all(&here, &points));
     drop(daemon(&there, None));
     here.define(&tiny_guest(&here, "tiny", "qemu"));
     here.vireo(&["start", "tiny"]).ok();
@@ -470,4 +480,58 @@ fn a_processor_that_the_target_lacks_keeps_the_guest_here() {
         let said = moved(how, rule);
         assert!(said.contains("lacks CPU features: "), "{how:?}: {said}");
     }
+}
+
+/// The source's daemon dies before it knows where the guest is. The next one asks, and nothing runs until it has heard.
+#[test]
+fn the_next_daemon_asks_where_the_guest_is() {
+    for (kind, came) in [(RUNNING, true), (GRANT, false)] {
+        let what = format!("{kind}");
+        let rule = Rule {
+            kind,
+            number: 1,
+            fate: Fate::Before,
+        };
+        let dies_at = Some("migrate.undecided");
+        let (here, there, output, line) = goes_with(&["--p2p"], rule, true, dies_at, |_| {});
+        assert!(!output.status.success(), "{what}: {}", said(&output));
+        // Nobody can be asked yet.
+        assert_eq!(here.state("tiny"), "paused (migrating)", "{what}");
+        let resumed = here.vireo(&["resume", "tiny"]).fails();
+        assert!(resumed.contains("is being found out"), "{what}: {resumed}");
+        std::fs::rename(there.path("real"), there.path("incoming")).unwrap();
+        let (one, other) = match came {
+            true => (&there, &here),
+            false => (&here, &there),
+        };
+        only_on(one, other, &what);
+        drop(line);
+        one.vireo(&["destroy", "tiny"]).ok();
+    }
+}
+
+/// The same, and nobody can be asked: it stays paused for its owner.
+#[test]
+fn the_next_daemon_has_no_guest_go_on_that_may_be_elsewhere() {
+    let rule = Rule {
+        kind: RUNNING,
+        number: 1,
+        fate: Fate::Before,
+    };
+    let dies_at = Some("migrate.undecided");
+    let (here, there, output, line) = goes_with(&["--p2p"], rule, true, dies_at, |_| {});
+    assert!(!output.status.success(), "{}", said(&output));
+    let told = || {
+        let info = ["domjobinfo", "tiny", "--completed", "--keep-completed"];
+        here.vireo(&[&info[..], &["--rawstats"]].concat())
+    };
+    eventually("it is said", || {
+        told().out.contains("resume has it go on here")
+    });
+    assert_eq!(here.state("tiny"), "paused (migrating)");
+    answers(&there, "tiny");
+    here.vireo(&["destroy", "tiny"]).ok();
+    only_on(&there, &here, "its owner has decided");
+    drop(line);
+    there.vireo(&["destroy", "tiny"]).ok();
 }

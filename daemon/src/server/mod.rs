@@ -109,7 +109,8 @@ impl Daemon {
 
     fn see_off(&self, connection: &Connection) {
         self.domains.hub.forget(connection.id());
-        self.domains.migrations_of_gone(connection.id());
+        let goodbye = connection.said_goodbye();
+        self.domains.migrations_of_gone(connection.id(), goodbye);
         let Some(client) = self.clients().remove(&connection.id()) else {
             return;
         };

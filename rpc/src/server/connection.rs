@@ -57,6 +57,8 @@ struct Inner {
     /// Told when the client opens its connection.
     opening: Notify,
     opened: AtomicBool,
+    /// The client has closed it by a call.
+    goodbye: AtomicBool,
     /// The client can answer keepalives.
     keepalive: AtomicBool,
     heard: Mutex<Instant>,
@@ -90,6 +92,7 @@ impl Connection {
                 unproved: Mutex::new(entrance.authorizer.filter(|_| !superuser)),
                 opening: Notify::new(),
                 opened: AtomicBool::new(false),
+                goodbye: AtomicBool::new(false),
                 keepalive: AtomicBool::new(false),
                 heard: Mutex::new(Instant::now()),
                 queue: Arc::new(Queue::new(transport)),
@@ -126,6 +129,11 @@ impl Connection {
     ) -> Result<(), EventError> {
         let frame = Frame::new(Header::event(procedure), message)?;
         self.inner.queue.push(frame).map_err(|_| EventError::Closed)
+    }
+
+    /// Whether the client has closed it, which one that dies does not.
+    pub fn said_goodbye(&self) -> bool {
+        self.inner.goodbye.load(Ordering::Acquire)
     }
 
     /// Closes the connection.
@@ -309,8 +317,12 @@ impl Connection {
                 }
                 Err(error) => Err(error),
             };
+            let goodbye = header.number() == procs::CONNECT_CLOSE.number();
+            if goodbye {
+                connection.inner.goodbye.store(true, Ordering::Release);
+            }
             connection.answer(header, result).await;
-            if header.number() == procs::CONNECT_CLOSE.number() {
+            if goodbye {
                 connection.inner.queue.end();
             }
             drop(slot);

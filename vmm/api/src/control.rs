@@ -615,6 +615,9 @@ pub struct Status {
     /// that can't tell.
     #[serde(default)]
     pub devices: Option<Vec<String>>,
+    /// The guest was given away, and whether the other side has it is not known here.
+    #[serde(default)]
+    pub undecided: bool,
 }
 
 /// What a machine is doing.

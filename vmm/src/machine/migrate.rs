@@ -243,6 +243,13 @@ impl Machine {
         }
     }
 
+    /// The guest was given away, and nobody has told yet what became of it.
+    pub(super) fn is_undecided(&self) -> bool {
+        let leaving = self.leaving.as_ref();
+        let given = leaving.is_some_and(|leaving| leaving.tuning.right() == Right::Given);
+        self.undecided || given
+    }
+
     /// Whoever has asked the other side knows whether it has the guest.
     pub(super) fn settle(&mut self, gone: bool) -> Result<(), String> {
         let waiting = self.leaving.as_ref();

@@ -329,6 +329,7 @@ impl Machine {
             port_ptys: self.port_ptys(),
             open_ports: Some(self.open_ports.iter().cloned().collect()),
             devices: Some(self.pluggable()),
+            undecided: self.is_undecided(),
         }
     }
 

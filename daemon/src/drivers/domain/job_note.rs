@@ -13,6 +13,7 @@ use vmm_api::control::{Answer, Call, JobStatus};
 use super::Driver;
 use super::job::{Kind, Last, Operation, Statistics};
 use super::lifecycle::ask;
+use super::migrate::{self, TargetNote};
 use super::object::{Domain, Pinned};
 use super::state::{ShutoffReason, State};
 use crate::error::{Error, ErrorCode, Result};
@@ -40,6 +41,9 @@ struct JobNote {
     /// Its definition is where it goes: here it is to have none when it has gone.
     #[serde(default)]
     undefine: bool,
+    /// Where it went, once it had been sent there.
+    #[serde(default)]
+    target: Option<TargetNote>,
     /// How it ended.
     end: Option<End>,
 }
@@ -119,17 +123,19 @@ impl Driver {
             was_running,
             status: JobStatus::default(),
             undefine: false,
+            target: None,
             end: None,
         };
         self.write_job_note(domain.uuid, &note);
     }
 
     /// It has come so far.
-    pub(super) fn note_job_so_far(&self, domain: &Domain, status: JobStatus) {
+    pub(super) fn note_job_so_far(&self, domain: &Domain, status: JobStatus, target: TargetNote) {
         // Whoever changes the note has the lock.
         let _inner = domain.lock();
         if let Some(mut note) = self.read_job_note(domain.uuid) {
             note.status = status;
+            note.target = Some(target);
             self.write_job_note(domain.uuid, &note);
         }
     }
@@ -157,6 +163,7 @@ impl Driver {
             undefine: self
                 .read_job_note(domain.uuid)
                 .is_some_and(|before| before.undefine),
+            target: None,
             end: Some(End {
                 kind: last.kind,
                 elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
@@ -266,12 +273,21 @@ impl Driver {
         false
     }
 
-    async fn see_job_end(&self, domain: &Domain, note: &JobNote) -> Result<()> {
+    async fn see_job_end(self: &Arc<Self>, domain: &Arc<Domain>, note: &JobNote) -> Result<()> {
+        let Some(id) = domain.lock().live.as_ref().map(|live| live.id) else {
+            return Ok(());
+        };
         let job = async {
             let mut status = note.status;
             loop {
                 match ask(domain, Call::JobStatus).await {
-                    Ok(Answer::Job(Some(now))) => status = now,
+                    Ok(Answer::Job(Some(now))) => {
+                        status = now;
+                        // It waits for a sign of the guest, which may never come.
+                        if migrate::is_undecided_still(domain).await {
+                            return status;
+                        }
+                    }
                     Ok(_) => return status,
                     // Who watches it hears of its end, and how.
                     Err(_) if domain.lock().live.is_none() => return status,
@@ -285,8 +301,15 @@ impl Driver {
             let text = "its VMM does not say what came of it";
             Error::new(ErrorCode::OPERATION_TIMEOUT, text)
         })?;
-        self.job_failed(domain, &Error::failed(LEFT), status);
-        if note.was_running {
+        // It may have been given away, and whether it has arrived is for the target to say.
+        let target = note.target.as_ref();
+        let settled = self.is_settled(domain, id, target, note.was_running).await;
+        let why = match settled {
+            true => Error::failed(LEFT),
+            false => migrate::unknown(),
+        };
+        self.job_failed(domain, &why, status);
+        if settled && note.was_running {
             self.go_on(domain).await;
         }
         Ok(())

@@ -29,6 +29,7 @@ use rpc::types::{TypedParam, TypedValue};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(super) use self::settle::{TargetNote, is_undecided_still, unknown};
 use self::source::Outgoing;
 use self::target::Arriving;
 use self::telling::{Mover, Telling};

@@ -175,19 +175,28 @@ impl Driver {
         // What went wrong first is what the caller hears.
         if let Err(error) = performed {
             self.migrate_confirm(domain, flags, true).await?;
+            peer.leave();
             return Err(error);
         }
         let persist_failed = |error: &Error| error.code == ErrorCode::MIGRATE_PERSIST_FAILED;
         match finished {
-            Ok(_) => self.migrate_confirm(domain, flags, false).await,
+            Ok(_) => {
+                self.migrate_confirm(domain, flags, false).await?;
+                peer.leave();
+                Ok(())
+            }
             Err(error) if persist_failed(&error) => {
                 let keep = flags & !flags::UNDEFINE_SOURCE;
                 self.migrate_confirm(domain, keep, false).await?;
+                peer.leave();
                 Err(error)
             }
             Err(error) => {
                 // If the target took it all the same, the two VMMs know.
                 let kept = self.confirm(domain, flags, true).await?;
+                if kept.as_ref().is_none_or(|kept| !kept.undecided) {
+                    peer.leave();
+                }
                 if domain.lock().live.is_some() || flags & flags::OFFLINE != 0 {
                     // Who has given it up knows why, and so does the source where the target says nothing; and more than the target's words counts that nobody knows where it is.
                     let told = |kept: &Kept| {
@@ -245,6 +254,16 @@ struct Peer {
 impl Peer {
     async fn call<A: Encode, R: Decode>(&self, procedure: Procedure<A, R>, args: &A) -> Result<R> {
         call(self.client.call(procedure, args), CALL_LIMIT).await
+    }
+
+    /// Nothing more will be asked there.
+    fn leave(self) {
+        tokio::spawn(async move {
+            if let Err(error) = self.client.close().await {
+                log::debug!("the target's daemon: {error}");
+            }
+            drop(self.passing);
+        });
     }
 
     /// Opens `qemu+unix:///system?socket=PATH`, or `qemu+tcp`, `qemu+tls` or `qemu+ssh` with a host (or `vireo+…`). A

@@ -181,7 +181,7 @@ impl Driver {
             Ok(Answer::Job(Some(status))) => status,
             _ => JobStatus::default(),
         };
-        self.note_job_so_far(domain, status);
+        self.note_job_so_far(domain, status, target.note());
         killpoint("migrate.performed");
         let heard = self.heed(domain, reply, was_running, target);
         lock(&self.migrations.outgoing).insert(

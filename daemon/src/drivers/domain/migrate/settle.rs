@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rpc::tls::TlsClient;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -15,13 +16,14 @@ use vmm_api::migrate::{self, ASKS, HEADER, Header, Kind, Preamble, Verdict};
 
 use super::CONNECT_LIMIT;
 use super::perform::reach;
-use super::source::{Answered, Reply, is_undecided, so_far};
+use super::source::{Answered, BACK_LIMIT, Reply, is_undecided, so_far};
 use super::uri::Place;
 use crate::drivers::domain::Driver;
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::Domain;
 use crate::drivers::domain::state::State;
 use crate::error::{Error, Result};
+use crate::killpoint::killpoint;
 
 /// How long the target may take to know: the machine there may have to be given up first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -35,7 +37,7 @@ const GRACE: Duration = Duration::from_secs(3);
 const TOLD_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a user is told where nobody knows who has the guest.
-pub(super) fn unknown() -> Error {
+pub(in crate::drivers::domain) fn unknown() -> Error {
     Error::failed(format!(
         "migration failed: {}; it stays paused here: if it does not run there, resume has it go on here; if it does, \
          destroy ends what is left of it here",
@@ -52,7 +54,26 @@ pub(super) struct Target {
     pub(super) secure: Option<(TlsClient, Option<String>)>,
 }
 
+/// The same, for the next daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::drivers::domain) struct TargetNote {
+    place: String,
+    token: String,
+    /// Whether it is reached by TLS, and whose certificate it has to show then, if not its host's.
+    tls: bool,
+    name: Option<String>,
+}
+
 impl Target {
+    pub(super) fn note(&self) -> TargetNote {
+        TargetNote {
+            place: self.place.to_string(),
+            token: self.token.clone(),
+            tls: self.secure.is_some(),
+            name: self.secure.as_ref().and_then(|(_, name)| name.clone()),
+        }
+    }
+
     /// Whether the guest has come there.
     async fn has_it(&self) -> Result<bool> {
         let failed = |error: &dyn std::fmt::Display| Error::failed(error.to_string());
@@ -116,6 +137,7 @@ impl Driver {
         let since = Instant::now();
         loop {
             self.is_settling(domain, id, answer.as_ref().is_some_and(is_undecided));
+            killpoint("migrate.undecided");
             if let Some(heard) = answer.take_if(|heard| !is_undecided(heard)) {
                 return heard;
             }
@@ -155,6 +177,82 @@ impl Driver {
             Some(answer) => answer,
             None => reply.await,
         }
+    }
+
+    /// As [`Driver::last_word`], of a guest that an earlier daemon gave away: the target is asked until it says whether it
+    /// has it, or the VMM knows. False if nobody knows by the time that users are told so.
+    pub(in crate::drivers::domain) async fn is_settled(
+        self: &Arc<Self>,
+        domain: &Arc<Domain>,
+        id: i32,
+        note: Option<&TargetNote>,
+        was_running: bool,
+    ) -> bool {
+        let Some(target) = note.and_then(|note| self.target(domain, note)) else {
+            return !is_undecided_still(domain).await;
+        };
+        self.is_settling(domain, id, true);
+        let (tell, mut settled) = watch::channel(false);
+        let (driver, asking) = (Arc::clone(self), Arc::clone(domain));
+        tokio::spawn(async move {
+            let name = asking.name().name;
+            let since = Instant::now();
+            while since.elapsed() < LIMIT && stands_still(&asking, id) {
+                if !is_undecided_still(&asking).await {
+                    break;
+                }
+                match target.has_it().await {
+                    Ok(came) if stands_still(&asking, id) => {
+                        log::info!(
+                            "domain '{name}': the target has {}got it",
+                            if came { "" } else { "not " }
+                        );
+                        match ask(&asking, Call::Settle { gone: came }).await {
+                            Ok(_) => {
+                                // Also where users were told by then that nobody knows.
+                                if !came && was_running {
+                                    driver.go_on(&asking).await;
+                                }
+                                break;
+                            }
+                            Err(error) => log::warn!("domain '{name}': {error}"),
+                        }
+                    }
+                    Ok(_) => break,
+                    Err(error) => log::debug!("domain '{name}': the target does not say: {error}"),
+                }
+                tokio::time::sleep(INTERVAL).await;
+            }
+            driver.is_settling(&asking, id, false);
+            // Nobody may be waiting any longer.
+            let _ = tell.send(true);
+        });
+        let over = settled.wait_for(|&settled| settled);
+        let _ = timeout(BACK_LIMIT, over).await;
+        !is_undecided_still(domain).await
+    }
+
+    fn target(&self, domain: &Domain, note: &TargetNote) -> Option<Target> {
+        let found = || {
+            let secure = match note.tls {
+                false => None,
+                true => {
+                    let certificates = self.migrations.certificates.get_or_init(Default::default);
+                    Some((certificates.client()?, note.name.clone()))
+                }
+            };
+            Ok::<_, Error>(Target {
+                place: Place::parse(&note.place)?,
+                uuid: domain.uuid,
+                token: note.token.clone(),
+                secure,
+            })
+        };
+        let cannot = |error: &Error| {
+            let name = domain.name().name;
+            log::warn!("domain '{name}': the target of its migration can't be asked: {error}");
+        };
+        found().inspect_err(cannot).ok()
     }
 
     /// Whether nobody is to decide by hand for now.
@@ -197,6 +295,16 @@ impl Driver {
                 undecided: Some(false),
             }),
         }))
+    }
+}
+
+/// Whether its VMM has given the guest away, and knows nothing more. One that does not answer may have ended: who watches
+/// it tells.
+pub(in crate::drivers::domain) async fn is_undecided_still(domain: &Domain) -> bool {
+    match ask(domain, Call::Query).await {
+        Ok(Answer::Status(status)) => status.undecided,
+        Ok(_) => false,
+        Err(_) => domain.lock().live.is_some(),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::killpoint::killpoint;
 /// How long the VMM may take to end after the guest has gone.
 const SETTLE_LIMIT: Duration = Duration::from_secs(40);
 /// How long it may take to take the guest back.
-const BACK_LIMIT: Duration = Duration::from_secs(15);
+pub(super) const BACK_LIMIT: Duration = Duration::from_secs(15);
 
 /// What a VMM answers to a migration.
 pub(super) type Reply = oneshot::Receiver<std::result::Result<Answer, Failure>>;
@@ -464,8 +464,8 @@ impl Driver {
         });
     }
 
-    /// A connection has gone, and with it whoever would have confirmed.
-    pub fn migrations_of_gone(self: &Arc<Self>, client: u64) {
+    /// A connection has gone, and with it whoever would have confirmed; with a goodbye or without.
+    pub fn migrations_of_gone(self: &Arc<Self>, client: u64, goodbye: bool) {
         let gone: Vec<(Uuid, Outgoing)> = {
             let mut all = lock(&self.migrations.outgoing);
             let of = |(uuid, o): (&Uuid, &Outgoing)| (o.client == client).then_some(*uuid);
@@ -497,7 +497,7 @@ impl Driver {
                 }
             });
         }
-        self.arrivals_of_gone(client);
+        self.arrivals_of_gone(client, goodbye);
     }
 
     /// Changes how long the guest may stand still, and how fast it may be sent.

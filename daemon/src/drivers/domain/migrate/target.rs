@@ -522,8 +522,11 @@ impl Driver {
     }
 
     /// A connection has gone, and with it whoever would have finished.
-    pub(super) fn arrivals_of_gone(self: &Arc<Self>, client: u64) {
-        self.migrations.nobody_asks(client);
+    pub(super) fn arrivals_of_gone(self: &Arc<Self>, client: u64, goodbye: bool) {
+        // One that dies may be followed by another one, which has not heard what this one has.
+        if goodbye {
+            self.migrations.nobody_asks(client);
+        }
         let gone: Vec<Arriving> = {
             let mut all = lock(&self.migrations.arriving);
             let names: Vec<String> = all

@@ -20,9 +20,9 @@ use crate::drivers::domain::Driver;
 use crate::drivers::domain::object::Domain;
 use crate::drivers::domain::state::State;
 
-/// For how long it can be asked, unless whoever moves the guest goes before, who then has heard of it.
+/// For how long it can be asked, unless whoever moves the guest takes its leave before, who then has heard of it.
 const LINGER: Duration = Duration::from_secs(60);
-/// The same where whoever moves the guest had gone before it was known: the source asks all the time by then.
+/// The same where whoever moves the guest had taken its leave before it was known: the source asks all the time by then.
 const SHORT_LINGER: Duration = Duration::from_secs(10);
 /// How long one who asks waits for it to be known.
 const PENDING_LIMIT: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ pub(super) struct Telling {
 pub(super) struct Mover {
     /// Its connection.
     client: u64,
-    has_gone: AtomicBool,
+    has_left: AtomicBool,
 }
 
 /// What there is to be told.
@@ -74,7 +74,7 @@ impl Hears {
         if self.known.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        let linger = match self.mover.has_gone.load(Ordering::Relaxed) {
+        let linger = match self.mover.has_left.load(Ordering::Relaxed) {
             true => SHORT_LINGER,
             false => LINGER,
         };
@@ -88,7 +88,7 @@ impl Migrations {
     pub(super) fn telling(&self, client: u64, place: Place) -> Telling {
         let mover = Arc::new(Mover {
             client,
-            has_gone: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
         });
         let mut all = lock(&self.movers);
         all.retain(|mover| mover.strong_count() > 0);
@@ -109,11 +109,11 @@ impl Migrations {
         all.push(telling);
     }
 
-    /// Whoever has moved guests has gone.
+    /// Whoever has moved guests has taken its leave.
     pub(super) fn nobody_asks(&self, client: u64) {
         for mover in lock(&self.movers).iter().filter_map(Weak::upgrade) {
             if mover.client == client {
-                mover.has_gone.store(true, Ordering::Relaxed);
+                mover.has_left.store(true, Ordering::Relaxed);
             }
         }
         lock(&self.told).retain(|telling| telling.mover.client != client);
