@@ -89,7 +89,7 @@ fn linux_has_the_devices_of_its_definition() {
         "<alias name='virtio-disk0'/>",
         "<alias name='net0'/>",
         "<alias name='channel0'/>",
-        "<backingStore type='file' index='2'>",
+        "<backingStore type='file' index='3'>",
         "/org.qemu.guest_agent.0'/>",
     ] {
         assert!(xml.contains(part), "no {part} in {xml}");

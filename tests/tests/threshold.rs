@@ -74,7 +74,7 @@ fn a_write_beyond_a_threshold_is_told_once() {
         "dd if=/dev/urandom of=/dev/vda bs=4k seek=300 count=1 conv=fsync 2>/dev/null",
     );
     let beyond = 301 * 4096 - (1 << 20);
-    for dev in ["vda", "vda[1]"] {
+    for dev in ["vda", "vda[2]"] {
         events.expect(
             &format!(
                 "event 'block-threshold' for domain 'deb': dev: {dev}({raw}) 1048576 {beyond}"
@@ -99,7 +99,7 @@ fn a_write_beyond_a_threshold_is_told_once() {
     );
     assert_eq!(threshold("vdb"), None);
     // By an image's own name; and back.
-    rig.vireo(&["domblkthreshold", "deb", "vda[1]", "2M"]).ok();
+    rig.vireo(&["domblkthreshold", "deb", "vda[2]", "2M"]).ok();
     assert_eq!(threshold("vda"), Some(2 << 20));
     rig.vireo(&["domblkthreshold", "deb", "vda", "0"]).ok();
     assert_eq!(threshold("vda"), None);
