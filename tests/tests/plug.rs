@@ -299,16 +299,21 @@ fn the_next_daemon_knows_the_devices() {
     daemon.wait().unwrap();
 }
 
-/// What a card of a virtual network had there is given back when the guest has let go of it, not when the domain ends.
-#[test]
-fn an_unplugged_card_leaves_its_network() {
+/// A network of the test's own, with what virtual networks are made of; `Err` says what is missing.
+fn can_have_networks() -> Result<(), String> {
     for program in ["nft", "dnsmasq"] {
         let sbin = format!("/usr/sbin/{program}");
         if !which(program) && !std::path::Path::new(&sbin).exists() {
-            return left_out(&format!("needs {program}"));
+            return Err(format!("needs {program}"));
         }
     }
-    if let Err(needs) = namespace::enter() {
+    namespace::enter()
+}
+
+/// What a card of a virtual network had there is given back when the guest has let go of it, not when the domain ends.
+#[test]
+fn an_unplugged_card_leaves_its_network() {
+    if let Err(needs) = can_have_networks() {
         return left_out(&needs);
     }
     let rig = Rig::new();
@@ -366,13 +371,7 @@ fn an_unplugged_card_leaves_its_network() {
 /// What a card had made on the host when the daemon died goes with it, or stays with it: by whether the machine has it.
 #[test]
 fn a_card_on_its_way_leaves_nothing_behind() {
-    for program in ["nft", "dnsmasq"] {
-        let sbin = format!("/usr/sbin/{program}");
-        if !which(program) && !std::path::Path::new(&sbin).exists() {
-            return left_out(&format!("needs {program}"));
-        }
-    }
-    if let Err(needs) = namespace::enter() {
+    if let Err(needs) = can_have_networks() {
         return left_out(&needs);
     }
     let rig = Rig::new();

@@ -118,12 +118,15 @@ impl<'t> Scanner<'t> {
         }
         let mut seen: Vec<&str> = Vec::new();
         let mut twice = None;
-        loop {
+        // Nobody has a use for what is wrong with more: they are too many.
+        for _ in 0..=super::MAX_ATTRIBUTES {
             let apart = self.blanks();
             match self.peek() {
-                None | Some('>') => break,
-                Some('/') if self.rest().starts_with("/>") => break,
-                Some(c) if !is_char(c) => break,
+                None | Some('>') => return self.end_of_start(name, line, twice),
+                Some('/') if self.rest().starts_with("/>") => {
+                    return self.end_of_start(name, line, twice);
+                }
+                Some(c) if !is_char(c) => return self.end_of_start(name, line, twice),
                 _ if !apart && !seen.is_empty() => return self.fault("attributes construct error"),
                 _ => {}
             }
@@ -142,10 +145,14 @@ impl<'t> Scanner<'t> {
             self.value()?;
             if seen.contains(&attribute) {
                 twice = twice.or(Some(attribute));
-            } else if seen.len() < super::MAX_ATTRIBUTES {
+            } else {
                 seen.push(attribute);
             }
         }
+        Ok(())
+    }
+
+    fn end_of_start(&self, name: &str, line: u32, twice: Option<&str>) -> Result<(), Fault> {
         if let Some(attribute) = twice {
             return self.fault(format!("Attribute {attribute} redefined"));
         }

@@ -560,6 +560,10 @@ mod tests {
         assert!(reason("<a b=1/>").contains("AttValue"));
         assert!(reason("<a b='1'c='2'/>").contains("attributes construct error"));
         assert!(parse("<a b='1' c = \"'\" />", "t").is_ok());
+        // What is wrong with the last of very many is not looked for.
+        let many = |count: usize| (0..count).map(|n| format!(" a{n}='1'")).collect::<String>();
+        assert!(reason(&format!("<a{} a0='2'/>", many(3))).contains("a0 redefined"));
+        assert!(!reason(&format!("<a{} a0='2'", many(100_000))).contains("redefined"));
     }
 
     #[test]

@@ -204,6 +204,11 @@ impl Driver {
             redirect_disk(&mut changed, &target, new, format);
         }
         chain::refresh(&mut changed, &target, &before, &mut next)?;
+        {
+            let mut inner = domain.lock();
+            inner.live_mut()?.next_image = next;
+            self.write_record(&inner);
+        }
         // The stored definition follows if it names one of the images that are gone.
         let persistent = persistent.and_then(|persistent| {
             let stored = chain::links(&persistent, &target);
