@@ -505,6 +505,16 @@ fn the_next_daemon_asks_where_the_guest_is() {
             false => (&here, &there),
         };
         only_on(one, other, &what);
+        let told = there.vireo(&["domjobinfo", "tiny", "--completed"]);
+        assert!(told.out.contains("Incoming") == came, "{what}: {told:?}");
+        if !came {
+            let info = ["domjobinfo", "tiny", "--completed", "--rawstats"];
+            let told = here.vireo(&info).ok();
+            assert!(
+                told.contains("of the source ended meanwhile"),
+                "{what}: {told}"
+            );
+        }
         drop(line);
         one.vireo(&["destroy", "tiny"]).ok();
     }

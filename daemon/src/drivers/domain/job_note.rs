@@ -303,13 +303,15 @@ impl Driver {
         })?;
         // It may have been given away, and whether it has arrived is for the target to say.
         let target = note.target.as_ref();
-        let settled = self.is_settled(domain, id, target, note.was_running).await;
-        let why = match settled {
-            true => Error::failed(LEFT),
-            false => migrate::unknown(),
+        let gone = self.has_gone(domain, id, target, note.was_running).await;
+        let why = match gone {
+            // Who watches its VMM hears of its end.
+            Some(true) => return Ok(()),
+            Some(false) => Error::failed(LEFT),
+            None => migrate::unknown(),
         };
         self.job_failed(domain, &why, status);
-        if settled && note.was_running {
+        if gone.is_some() && note.was_running {
             self.go_on(domain).await;
         }
         Ok(())

@@ -137,10 +137,10 @@ impl Driver {
         let since = Instant::now();
         loop {
             self.is_settling(domain, id, answer.as_ref().is_some_and(is_undecided));
-            killpoint("migrate.undecided");
             if let Some(heard) = answer.take_if(|heard| !is_undecided(heard)) {
                 return heard;
             }
+            killpoint("migrate.undecided");
             let came = tokio::select! {
                 biased;
                 // Who says so has it from the target.
@@ -180,19 +180,19 @@ impl Driver {
     }
 
     /// As [`Driver::last_word`], of a guest that an earlier daemon gave away: the target is asked until it says whether it
-    /// has it, or the VMM knows. False if nobody knows by the time that users are told so.
-    pub(in crate::drivers::domain) async fn is_settled(
+    /// has it, or the VMM knows. Whether it has gone; none if nobody knows by the time that users are told so.
+    pub(in crate::drivers::domain) async fn has_gone(
         self: &Arc<Self>,
         domain: &Arc<Domain>,
         id: i32,
         note: Option<&TargetNote>,
         was_running: bool,
-    ) -> bool {
+    ) -> Option<bool> {
         let Some(target) = note.and_then(|note| self.target(domain, note)) else {
-            return !is_undecided_still(domain).await;
+            return (!is_undecided_still(domain).await).then_some(false);
         };
         self.is_settling(domain, id, true);
-        let (tell, mut settled) = watch::channel(false);
+        let (tell, mut told) = watch::channel(None);
         let (driver, asking) = (Arc::clone(self), Arc::clone(domain));
         tokio::spawn(async move {
             let name = asking.name().name;
@@ -209,6 +209,8 @@ impl Driver {
                         );
                         match ask(&asking, Call::Settle { gone: came }).await {
                             Ok(_) => {
+                                // Nobody may be waiting any longer.
+                                let _ = tell.send(Some(came));
                                 // Also where users were told by then that nobody knows.
                                 if !came && was_running {
                                     driver.go_on(&asking).await;
@@ -224,12 +226,16 @@ impl Driver {
                 tokio::time::sleep(INTERVAL).await;
             }
             driver.is_settling(&asking, id, false);
-            // Nobody may be waiting any longer.
-            let _ = tell.send(true);
         });
-        let over = settled.wait_for(|&settled| settled);
-        let _ = timeout(BACK_LIMIT, over).await;
-        !is_undecided_still(domain).await
+        // Its sender goes without a word where the VMM knew.
+        let known = match timeout(BACK_LIMIT, told.wait_for(Option::is_some)).await {
+            Ok(Ok(known)) => *known,
+            Ok(Err(_)) | Err(_) => None,
+        };
+        match known {
+            Some(_) => known,
+            None => (!is_undecided_still(domain).await).then_some(false),
+        }
     }
 
     fn target(&self, domain: &Domain, note: &TargetNote) -> Option<Target> {
