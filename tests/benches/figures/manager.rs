@@ -1,5 +1,7 @@
 //! The daemon under many domains and clients, against libvirtd with virsh, both driven over the same protocol.
 
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -63,6 +65,29 @@ impl Side<'_> {
             .status();
         assert!(status.is_ok_and(|status| status.success()), "{args:?}");
         began.elapsed().as_secs_f64()
+    }
+
+    /// Seconds that the command takes to define these files one after the other, on its one connection.
+    fn define_files(&self, files: &[String]) -> f64 {
+        let mut commands = String::new();
+        for file in files {
+            commands.push_str(&format!("define {file}\n"));
+        }
+        let began = Instant::now();
+        let mut child = (self.command)()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let writer = std::thread::spawn(move || stdin.write_all(commands.as_bytes()));
+        let output = child.wait_with_output().unwrap();
+        let took = began.elapsed().as_secs_f64();
+        writer.join().unwrap().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.matches(" defined from ").count(), files.len());
+        took
     }
 
     /// Seconds to define domains number `from` to `to` on one connection, each before the next.
@@ -179,6 +204,19 @@ impl Side<'_> {
     }
 }
 
+/// Seconds that so many appends of 2 KiB to a file that is allocated take, each synced: what no daemon does without.
+fn appends(rig: &Rig, count: usize) -> f64 {
+    let file = rig.write("appends", vec![0; count * 2048]);
+    let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+    file.sync_all().unwrap();
+    let began = Instant::now();
+    for number in 0..count as u64 {
+        file.write_all_at(&[1; 2048], number * 2048).unwrap();
+        file.sync_data().unwrap();
+    }
+    began.elapsed().as_secs_f64()
+}
+
 /// Resident MiB now.
 fn resident(pid: u32) -> f64 {
     std::fs::read_to_string(format!("/proc/{pid}/status"))
@@ -228,8 +266,6 @@ pub fn run(runs: usize) {
     if let Some(peer) = &peer {
         let _ = peer.virsh().args(["undefine", "bench"]).output();
     }
-    let xml = "<domain type='qemu'><name>NAME</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>\
-               <os><type arch='x86_64' machine='pc'>hvm</type></os></domain>";
     let sides = |peer: &Option<Libvirt>, folder: Option<PathBuf>| {
         peer.as_ref().zip(folder).map(|(_, folder)| Side {
             socket: folder.join("run/libvirt/libvirt-sock"),
@@ -242,7 +278,7 @@ pub fn run(runs: usize) {
                     command
                 })
             },
-            xml: xml.to_owned(),
+            xml: ours.xml.clone(),
         })
     };
     let folder = peer.as_ref().map(|peer| peer.folder.clone());
@@ -280,6 +316,14 @@ pub fn run(runs: usize) {
         1,
         ms,
         &|side| side.define(0, thousand),
+    );
+    report(
+        &format!("of which the disk: {thousand} appends of 2 KiB, each synced"),
+        "ms",
+        1e3,
+        vec![appends(&rig, thousand)],
+        "",
+        Vec::new(),
     );
     both(&format!("list, {thousand} domains"), runs, ms, &|side| {
         side.run(&["list", "--all"])
@@ -356,6 +400,20 @@ pub fn run(runs: usize) {
         vec![resident(ours_daemon.id())],
         "libvirtd",
         peer.iter().map(|peer| resident(peer.daemon.id())).collect(),
+    );
+    let files: Vec<_> = (0..thousand)
+        .map(|number| {
+            rig.write(
+                &format!("f{number}.xml"),
+                ours.xml.replace("NAME", &format!("f{number}")),
+            )
+        })
+        .collect();
+    both(
+        &format!("{thousand} defines by one run of the command, a file each"),
+        1,
+        ms,
+        &|side| side.define_files(&files),
     );
     println!();
     if let Some(peer) = &peer {
