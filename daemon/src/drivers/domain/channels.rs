@@ -116,6 +116,8 @@ impl Driver {
     }
 
     /// `state` in a running channel's target, and the guest agent's coming and going.
+    ///
+    /// Not written to its file: the next daemon asks the VMM, and a guest could have that done as often as it likes.
     pub(super) fn port_changed(&self, domain: &Domain, inner: &mut Inner, id: &str, open: bool) {
         let Some(live) = inner.live.as_mut() else {
             return;
@@ -131,12 +133,6 @@ impl Driver {
                 target.set_attr("state", state);
                 agent |= target.attr("name") == Some(agent::CHANNEL);
             }
-        }
-        if let Err(error) = Folder(live.folder.clone()).write_definition(&live.definition) {
-            log::error!(
-                "domain '{}': cannot write its definition: {error}",
-                inner.name
-            );
         }
         if agent {
             // VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_REASON_CHANNEL
