@@ -11,7 +11,7 @@ const VIRSH: &str = include_str!("compatibility/virsh.txt");
 const IN_PART: &[(&str, &str)] = &[
     (
         "start",
-        "devices that need a screen are left out of the machine; others that are not there are refused by name",
+        "devices that need a screen, and empty drives, are left out of the machine; others that are not there are refused by name",
     ),
     (
         "memtune",

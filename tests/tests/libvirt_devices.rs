@@ -419,3 +419,44 @@ fn disks_of_a_group_share_their_limits() {
     );
     rig.vireo(&["destroy", "guest"]).ok();
 }
+
+#[test]
+fn a_guest_whose_drive_is_empty_starts_without_it() {
+    let rig = Rig::new();
+    let _daemon = rig.daemon();
+    rig.define(&with(
+        &tiny_guest(&rig, "one", "qemu"),
+        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>\
+         <target dev='sda' bus='sata'/><readonly/>\
+         <address type='drive' controller='0' bus='0' target='0' unit='3'/></disk>\
+         <controller type='sata' index='0'/>",
+    ));
+    rig.vireo(&["start", "one"]).ok();
+    let left = "left out of the machine: disk 'sda' (an empty cdrom drive)";
+    let shown = rig.vireo(&["dominfo", "one"]).ok();
+    assert!(shown.contains(left), "{shown}");
+    let live = rig.vireo(&["dumpxml", "one"]).ok();
+    assert!(live.contains("<alias name='sata0-0-3'/>"), "{live}");
+    let list = rig.vireo(&["domblklist", "one"]).ok();
+    assert!(list.contains(" sda      -\n"), "{list}");
+    let stats = rig.vireo(&["domstats", "one", "--block"]).ok();
+    assert!(stats.contains("block.0.name=sda\n"), "{stats}");
+    let iso = rig.write("x.iso", vec![0; 1 << 20]);
+    // The machine has no such drive: that is said, and the definition may have it.
+    let refused = rig.vireo(&["change-media", "one", "sda", &iso, "--live"]);
+    let error = refused.fails();
+    assert!(error.contains("left out of the machine"), "{error}");
+    // It is kept with the guest, and comes back with it.
+    rig.vireo(&["managedsave", "one"]).ok();
+    rig.vireo(&["start", "one"]).ok();
+    let shown = rig.vireo(&["dominfo", "one"]).ok();
+    assert!(shown.contains(left), "{shown}");
+    rig.vireo(&["destroy", "one"]).ok();
+    rig.vireo(&["change-media", "one", "sda", &iso, "--config"])
+        .ok();
+    let error = rig.vireo(&["start", "one"]).fails();
+    assert!(
+        error.contains("disk 'sda' (bus 'sata': use virtio)"),
+        "{error}"
+    );
+}

@@ -484,6 +484,14 @@ fn place_ports(devices: &mut Devices, map: &mut Map) -> Result<(), XmlError> {
     Ok(())
 }
 
+/// A disk's place on a controller of disks, as it is in its id.
+fn drive(disk: &Element) -> Option<String> {
+    let address = disk.child("address")?;
+    let part = |name| address.attr(name).unwrap_or("0");
+    (address.attr("type") == Some("drive"))
+        .then(|| format!("{}-{}-{}", part("controller"), part("bus"), part("unit")))
+}
+
 /// Gives every device of a running domain the id that libvirt gives it.
 pub(super) fn aliases(devices: &mut Devices) {
     let mut counts: BTreeMap<&'static str, u32> = BTreeMap::new();
@@ -495,9 +503,10 @@ pub(super) fn aliases(devices: &mut Devices) {
     for device in &mut devices.rest {
         let name = match device.name.as_str() {
             "disk" => match Disk::read(device) {
-                Ok(disk) => match disk.index() {
-                    Some(index) => format!("{}-disk{index}", disk.bus),
-                    None => next("disk"),
+                Ok(disk) => match (drive(device), disk.index()) {
+                    (Some(drive), _) => format!("{}{drive}", disk.bus),
+                    (None, Some(index)) => format!("{}-disk{index}", disk.bus),
+                    (None, None) => next("disk"),
                 },
                 Err(_) => next("disk"),
             },

@@ -481,6 +481,8 @@ mod tests {
              <input type='tablet' bus='usb'/><graphics type='vnc'/><sound model='ich9'/>\
              <audio id='1' type='none'/><video><model type='vga'/></video>\
              <redirdev bus='usb' type='spicevmc'/><hub type='usb'/>\
+             <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>\
+             <disk type='file' device='floppy'><target dev='fda' bus='fdc'/></disk>\
              <panic model='isa'/><memballoon model='none'/>",
         );
         assert_eq!(names(&d.unsupported()), [""; 0]);
@@ -488,6 +490,8 @@ mod tests {
         assert_eq!(
             names(&d.check_startable(&host()).unwrap().left_out),
             [
+                "disk 'sda'",
+                "disk 'fda'",
                 "controller 'usb'",
                 "input 'tablet'",
                 "graphics 'vnc'",
@@ -498,6 +502,12 @@ mod tests {
                 "hub 'usb'",
             ]
         );
+        // The guest may need what is in one.
+        let d = domain(
+            "",
+            "<disk type='file' device='cdrom'><source file='/x.iso'/><target dev='sda' bus='sata'/></disk>",
+        );
+        assert_eq!(names(&d.unsupported()), ["disk 'sda'"]);
     }
 
     #[test]

@@ -55,10 +55,17 @@ pub(super) fn fate(device: &Element) -> Fate {
             child("target", "name").unwrap_or_else(kind),
             channel_fault(device),
         ),
-        "disk" => judge(
-            child("target", "dev").unwrap_or_else(|| device.name.to_string()),
-            disk_fault(device),
-        ),
+        "disk" => {
+            let name = child("target", "dev").unwrap_or_else(|| device.name.to_string());
+            match Disk::read(device) {
+                // As an installation leaves it behind. With something in it the guest may need it.
+                Ok(disk) if disk.is_empty_drive() => Fate::LeftOut(Unsupported {
+                    name,
+                    reason: format!("an empty {} drive", disk.device),
+                }),
+                _ => judge(name, disk_fault(device)),
+            }
+        }
         "interface" => judge(
             child("mac", "address").unwrap_or_else(kind),
             interface_fault(device),

@@ -10,7 +10,6 @@ use xml_schemas::domain::device;
 
 use super::lifecycle::ask;
 use super::object::{Domain, Inner};
-use super::record::Folder;
 use super::{Driver, agent, plug};
 use crate::error::{Error, Result};
 use crate::events::DomainEvent;

@@ -71,6 +71,9 @@ fn boot_order(live: &Domain) -> Result<Vec<String>> {
         let (order, kind) = match element.name.as_str() {
             "disk" => {
                 let disk = Disk::read(element)?;
+                if disk.is_empty_drive() {
+                    continue;
+                }
                 let kind = match disk.device.as_str() {
                     "cdrom" => BootDevice::Cdrom,
                     _ => BootDevice::Hd,

@@ -684,6 +684,11 @@ fn same_disk(have: &Element, wanted: &Element) -> Result<()> {
     if says(have, wanted) {
         return Ok(());
     }
+    if device::Disk::read(have).is_ok_and(|disk| disk.is_empty_drive()) {
+        return Err(unsupported(
+            "the drive was empty and is left out of the machine: change its media while the guest is off",
+        ));
+    }
     let removable = matches!(have.attr("device"), Some("cdrom" | "floppy"));
     let source = wanted.child("source");
     let same_source = match (have.child("source"), source) {

@@ -273,6 +273,11 @@ fn backing(parent: &Element) -> Option<BackingImage> {
 }
 
 impl Disk {
+    /// Whether it is a drive with nothing in it.
+    pub fn is_empty_drive(&self) -> bool {
+        matches!(self.device.as_str(), "cdrom" | "floppy") && self.source == DiskSource::None
+    }
+
     /// Reads `<disk>`, once defaults are filled.
     ///
     /// # Errors

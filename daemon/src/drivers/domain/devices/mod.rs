@@ -15,7 +15,7 @@ use vmm_api::devices::{
 };
 use xml_schemas::Domain;
 use xml_schemas::dom::Element;
-use xml_schemas::domain::device::{self, Balloon, Channel, Rng, Vsock, Watchdog};
+use xml_schemas::domain::device::{self, Balloon, Channel, Disk, Rng, Vsock, Watchdog};
 use xml_schemas::domain::{CharSource, SocketMode};
 
 pub use self::disk::{behind_image, image_info, limits as disk_limits, open_writable, peek};
@@ -124,6 +124,7 @@ impl Builder {
             "controller" if element.attr("type") == Some("virtio-serial") => {
                 DeviceKind::Console(self.console(live, at)?)
             }
+            "disk" if Disk::read(element)?.is_empty_drive() => return Ok(None),
             "disk" => DeviceKind::Disk(Box::new(self.disk(&mut live.devices.rest[at])?)),
             "interface" => {
                 let log = format!("{}-passt.log", live.name);
