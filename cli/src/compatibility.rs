@@ -23,11 +23,6 @@ const IN_PART: &[(&str, &str)] = &[
         "kept in definitions; a domain that asks for it does not start",
     ),
     ("cpu-stats", "no times by CPU of the host"),
-    ("iothreadinfo", IOTHREADS),
-    ("iothreadadd", IOTHREADS),
-    ("iothreaddel", IOTHREADS),
-    ("iothreadpin", IOTHREADS),
-    ("iothreadset", IOTHREADS),
     ("attach-device", PLUG),
     ("attach-disk", PLUG),
     ("attach-interface", PLUG),
@@ -59,7 +54,6 @@ const NETWORKS: &str = "no forward mode hostdev, virtual ports, firewalld zones"
 const POOLS: &str = "types dir, fs, netfs";
 const SOURCES: &str = "of netfs pools";
 
-const IOTHREADS: &str = "kept in definitions; the machine has none";
 const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy sources, channels";
 
 /// Commands that are answered with a refusal, and why.

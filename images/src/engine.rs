@@ -29,6 +29,7 @@ use std::time::Instant;
 use crate::limits::{Limits, Throttle};
 use crate::{Error, Image, IoBuf};
 
+pub use pool::Pool;
 pub use queue::Queue;
 pub use stats::{OpStats, Stats};
 
@@ -170,7 +171,7 @@ pub struct Engine {
     writethrough: AtomicBool,
     stats: Stats,
     meter: Arc<Meter>,
-    pool: Arc<pool::Pool>,
+    pool: Arc<Pool>,
 }
 
 /// Limits with what was done against them: of one engine, or of several that share them.
@@ -223,19 +224,24 @@ impl Engine {
     /// An engine at rest: threads begin with the first requests that need them.
     #[must_use]
     pub fn new(image: Arc<dyn Image>, options: Options) -> Arc<Self> {
-        Self::sharing(image, options, Arc::default())
+        Self::sharing(image, options, Arc::default(), Arc::default())
     }
 
-    /// The same, with limits that other engines may have too.
+    /// The same, with limits and threads that other engines may have too.
     #[must_use]
-    pub fn sharing(image: Arc<dyn Image>, options: Options, meter: Arc<Meter>) -> Arc<Self> {
+    pub fn sharing(
+        image: Arc<dyn Image>,
+        options: Options,
+        meter: Arc<Meter>,
+        pool: Arc<Pool>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             image,
             options,
             writethrough: AtomicBool::new(options.cache.writethrough()),
             stats: Stats::default(),
             meter,
-            pool: pool::Pool::new(),
+            pool,
         })
     }
 

@@ -68,6 +68,7 @@ pub fn machine(kernel: Kernel, devices: Vec<DeviceConfig>) -> MachineConfig {
             log: None,
         }],
         pvpanic: false,
+        iothreads: Vec::new(),
         devices,
         generation_id: None,
         debug_exit_port: None,

@@ -366,15 +366,31 @@ fn a_domain_without_limits_gets_groups_when_one_is_set() {
             "cpu_shares=300000",
             "shares '300000' must be in range [2, 262144]",
         ),
-        ("--config", "iothread_quota=20000", "limits of I/O threads"),
-        ("--live", "iothread_quota=20000", "limits of I/O threads"),
-        ("--live", "iothread_period=20000", "limits of I/O threads"),
     ] {
         let refused = rig
             .vireo(&["schedinfo", "one", scope, "--set", set])
             .fails();
         assert!(refused.contains(why), "{scope} {set}: {refused}");
     }
+
+    // I/O threads have limits of their own, those that come later too.
+    for set in ["iothread_period=50000", "iothread_quota=20000"] {
+        rig.vireo(&["schedinfo", "one", "--live", "--set", set])
+            .ok();
+    }
+    rig.vireo(&["iothreadadd", "one", "4", "--live"]).ok();
+    for part in ["iothread1", "iothread4"] {
+        let limit = ("50000".to_owned(), "20000".to_owned());
+        assert_eq!(bandwidth(&cpu.join(part), first), limit);
+        let threads = if first { "tasks" } else { "cgroup.threads" };
+        let thread = text(cpu.join(part).join(threads));
+        let name = text(Path::new("/proc").join(thread).join("comm"));
+        assert_eq!(name, part);
+    }
+    let shown = rig.vireo(&["schedinfo", "one", "--live"]).ok();
+    has(&shown, "iothread_quota", "20000");
+    has(&shown, "iothread_period", "50000");
+    assert_eq!(bandwidth(&cpu.join("vcpu0"), first).1, "30000");
 
     rig.vireo(&["memtune", "one", "--soft-limit", "300M", "--live"])
         .ok();

@@ -59,6 +59,7 @@ fn image(format: ImageFormat, path: &str) -> ImageConfig {
 
 fn disk(image: ImageConfig) -> DiskConfig {
     DiskConfig {
+        iothread: None,
         image: Some(image),
         readonly: false,
         shareable: false,

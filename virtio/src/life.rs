@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::device::{DeviceError, QueueSetup};
-use crate::worker::{Handler, Poll, Stuck, Worker};
+use crate::worker::{Handler, Poll, Starter, Stuck, Worker};
 
 /// Where a device (or a queue pair of it) is in its life cycle, and its handler with it.
 #[derive(Debug, Default)]
@@ -23,7 +23,17 @@ pub(crate) enum Life<H> {
 impl<H: Handler> Life<H> {
     /// Sets `handler` going.
     pub fn start(&mut self, name: &str, handler: H) -> Result<(), DeviceError> {
-        let worker = Worker::start(name, handler).map_err(os("a device's thread"))?;
+        self.start_by(None, name, handler)
+    }
+
+    /// The same, by a starter of its own.
+    pub fn start_by(
+        &mut self,
+        starter: Option<&Starter>,
+        name: &str,
+        handler: H,
+    ) -> Result<(), DeviceError> {
+        let worker = Worker::start_by(starter, name, handler).map_err(os("a device's thread"))?;
         *self = Self::Running(worker);
         Ok(())
     }
@@ -69,8 +79,13 @@ impl<H: Handler> Life<H> {
 
     /// Goes on after [`Self::pause`].
     pub fn resume(&mut self, name: &str) -> Result<(), DeviceError> {
+        self.resume_by(None, name)
+    }
+
+    /// The same, by a starter of its own.
+    pub fn resume_by(&mut self, starter: Option<&Starter>, name: &str) -> Result<(), DeviceError> {
         match std::mem::take(self) {
-            Self::Paused(handler) => self.start(name, handler),
+            Self::Paused(handler) => self.start_by(starter, name, handler),
             other => {
                 *self = other;
                 Ok(())

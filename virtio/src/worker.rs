@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -157,25 +157,131 @@ pub struct Worker<H> {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts threads for others.
-static STARTER: OnceLock<Sender<Box<dyn FnOnce() + Send>>> = OnceLock::new();
+type Job = Box<dyn FnOnce() + Send>;
 
-/// From now on, workers are started by a thread that is started here.
+/// A thread that starts others: a thread has its starter's CPUs, scheduler and control group. It ends with its handle.
+#[derive(Debug, Clone)]
+pub struct Starter {
+    name: Arc<str>,
+    jobs: Sender<Job>,
+    polling: Arc<Polling>,
+}
+
+impl Starter {
+    /// Starts it. `name` is cut to the 15 bytes the kernel shows.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let (jobs, queue) = channel::<Job>();
+        let thread = std::thread::Builder::new().name(short(name));
+        thread.spawn(move || queue.into_iter().for_each(|job| job()))?;
+        Ok(Self {
+            name: name.into(),
+            jobs,
+            polling: Arc::default(),
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How the workers that it starts wait.
+    #[must_use]
+    pub fn polling(&self) -> &Polling {
+        &self.polling
+    }
+
+    /// Runs `job` on it, and waits for its end.
+    ///
+    /// # Errors
+    /// It doesn't answer.
+    pub fn run<R: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> R + Send + 'static,
+    ) -> io::Result<R> {
+        let (tell, told) = channel();
+        let job = Box::new(move || {
+            // Whoever asked may have given up.
+            let _ = tell.send(job());
+        });
+        self.jobs.send(job).map_err(|_| io::Error::other(Stuck))?;
+        told.recv_timeout(LIMIT)
+            .map_err(|_| io::Error::other(Stuck))
+    }
+
+    fn start(
+        &self,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        self.run(move || std::thread::Builder::new().name(name).spawn(work))?
+    }
+}
+
+/// How long a worker looks for something to do before it sleeps, which whoever wakes it pays for. It adapts, as QEMU's
+/// I/O threads do: longer while what comes would have come in that time, shorter when nothing does.
+#[derive(Debug, Default)]
+pub struct Polling {
+    max_nanos: AtomicU64,
+    grow: AtomicU64,
+    shrink: AtomicU64,
+}
+
+impl Polling {
+    /// The time it begins with.
+    const FIRST: u64 = 4000;
+
+    /// Changes the longest time in nanoseconds (0: none), the factor it grows by (0: 2) and the divisor it shrinks by
+    /// (0: at once to nothing).
+    pub fn set(&self, max_nanos: u64, grow: u64, shrink: u64) {
+        self.grow.store(grow, Ordering::Relaxed);
+        self.shrink.store(shrink, Ordering::Relaxed);
+        self.max_nanos.store(max_nanos, Ordering::Relaxed);
+    }
+
+    /// How long to look next, after it was `now` and something came after `waited`.
+    fn next(&self, now: u64, waited: u64) -> u64 {
+        let max = self.max_nanos.load(Ordering::Relaxed);
+        let next = if waited <= now {
+            now
+        } else if waited > max {
+            match self.shrink.load(Ordering::Relaxed) {
+                0 => 0,
+                by => now / by,
+            }
+        } else {
+            match self.grow.load(Ordering::Relaxed) {
+                _ if now == 0 => Self::FIRST,
+                0 => now.saturating_mul(2),
+                by => now.saturating_mul(by),
+            }
+        };
+        next.min(max)
+    }
+}
+
+fn short(name: &str) -> String {
+    name.chars().filter(char::is_ascii).take(15).collect()
+}
+
+/// Starts threads for others.
+static STARTER: OnceLock<Starter> = OnceLock::new();
+
+/// From now on, workers are started by a thread that is started here, or by one of their own.
 ///
-/// A thread has its starter's CPUs, scheduler and control group. A device is activated by the vCPU whose guest asks for
-/// it, and what limits that vCPU is not meant for the device.
+/// A device is activated by the vCPU whose guest asks for it, and what limits that vCPU is not meant for the device.
 ///
 /// # Errors
 /// The kernel's refusal.
 pub fn start_from_a_thread_of_its_own() -> io::Result<()> {
-    if STARTER.get().is_some() {
-        return Ok(());
+    if STARTER.get().is_none() {
+        // Another one has just come: this one ends.
+        drop(STARTER.set(Starter::new("starter")?));
     }
-    let (jobs, queue) = channel::<Box<dyn FnOnce() + Send>>();
-    let thread = std::thread::Builder::new().name("starter".to_owned());
-    thread.spawn(move || queue.into_iter().for_each(|job| job()))?;
-    // Another one has just come: this one ends.
-    drop(STARTER.set(jobs));
     Ok(())
 }
 
@@ -187,18 +293,10 @@ pub fn start_thread(
     name: String,
     work: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let start = || std::thread::Builder::new().name(name).spawn(work);
-    let Some(starter) = STARTER.get() else {
-        return start();
-    };
-    let (tell, told) = channel();
-    let job = Box::new(move || {
-        // Whoever asked may have given up.
-        let _ = tell.send(start());
-    });
-    starter.send(job).map_err(|_| io::Error::other(Stuck))?;
-    told.recv_timeout(LIMIT)
-        .map_err(|_| io::Error::other(Stuck))?
+    match STARTER.get() {
+        Some(starter) => starter.start(name, work),
+        None => std::thread::Builder::new().name(name).spawn(work),
+    }
 }
 
 impl<H: Handler> Worker<H> {
@@ -207,6 +305,14 @@ impl<H: Handler> Worker<H> {
     /// # Errors
     /// The kernel's refusal, or the handler's own.
     pub fn start(name: &str, handler: H) -> io::Result<Self> {
+        Self::start_by(None, name, handler)
+    }
+
+    /// The same, by a starter of its own, whose name the thread has.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    pub fn start_by(starter: Option<&Starter>, name: &str, handler: H) -> io::Result<Self> {
         let abandoned = Arc::new(AtomicBool::new(false));
         let poll = Poll {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
@@ -224,9 +330,10 @@ impl<H: Handler> Worker<H> {
             wake: Arc::clone(&wake),
             stop: Arc::clone(&stop),
             calls: call_queue,
+            polling: starter.map(|starter| Arc::clone(&starter.polling)),
+            poll_nanos: 0,
         };
-        let short: String = name.chars().filter(char::is_ascii).take(15).collect();
-        let thread = start_thread(short, move || {
+        let work = move || {
             let result = run.handler.begin(&run.poll);
             let failed = result.is_err();
             // The starter waits for this.
@@ -236,7 +343,11 @@ impl<H: Handler> Worker<H> {
                 // Nobody listens if `stop` has given up.
                 let _ = finished.send(run.handler);
             }
-        })?;
+        };
+        let thread = match starter {
+            Some(starter) => starter.start(short(starter.name()), work),
+            None => start_thread(short(name), work),
+        }?;
         beginning
             .recv_timeout(LIMIT)
             .map_err(|_| io::Error::other(Stuck))??;
@@ -315,9 +426,38 @@ struct Run<H> {
     wake: Arc<EventFd>,
     stop: Arc<AtomicBool>,
     calls: Receiver<Call<H>>,
+    polling: Option<Arc<Polling>>,
+    /// How long it looks before it sleeps.
+    poll_nanos: u64,
 }
 
 impl<H: Handler> Run<H> {
+    /// Waits for events, at first awake if it is to.
+    fn wait(&mut self, events: &mut [EpollEvent], deadline: Option<Instant>) -> nix::Result<usize> {
+        let sleep =
+            |epoll: &Epoll, events: &mut [EpollEvent]| epoll.wait(events, timeout(deadline));
+        let Some(polling) = &self.polling else {
+            return sleep(&self.poll.epoll, events);
+        };
+        if polling.max_nanos.load(Ordering::Relaxed) == 0 {
+            self.poll_nanos = 0;
+            return sleep(&self.poll.epoll, events);
+        }
+        let began = Instant::now();
+        let until = began + Duration::from_nanos(self.poll_nanos);
+        let until = deadline.map_or(until, |deadline| deadline.min(until));
+        let mut count = 0;
+        while count == 0 && Instant::now() < until {
+            count = self.poll.epoll.wait(events, EpollTimeout::ZERO)?;
+        }
+        if count == 0 {
+            count = sleep(&self.poll.epoll, events)?;
+        }
+        let waited = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.poll_nanos = polling.next(self.poll_nanos, waited);
+        Ok(count)
+    }
+
     fn run(&mut self) {
         let mut events = [EpollEvent::empty(); 16];
         loop {
@@ -325,7 +465,7 @@ impl<H: Handler> Run<H> {
                 return;
             }
             let deadline = self.handler.deadline();
-            let count = match self.poll.epoll.wait(&mut events, timeout(deadline)) {
+            let count = match self.wait(&mut events, deadline) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(error) => {
@@ -441,6 +581,34 @@ mod tests {
         signal(&*kick);
         let handler = Worker::start("counter", handler).unwrap().stop().unwrap();
         assert_eq!(handler.seen, 2, "a kick sent in between is not lost");
+    }
+
+    #[test]
+    fn polling_adapts() {
+        let polling = Polling::default();
+        assert_eq!(polling.next(0, 10), 0, "none is asked for");
+        polling.set(20_000, 0, 0);
+        assert_eq!(polling.next(0, 10), 4000);
+        assert_eq!(polling.next(4000, 5000), 8000);
+        assert_eq!(polling.next(16_000, 17_000), 20_000, "no more than it may");
+        assert_eq!(polling.next(8000, 7000), 8000);
+        assert_eq!(polling.next(8000, 1_000_000), 0);
+        polling.set(20_000, 3, 2);
+        assert_eq!(polling.next(4000, 5000), 12_000);
+        assert_eq!(polling.next(8000, 1_000_000), 4000);
+    }
+
+    #[test]
+    fn a_starters_workers_have_its_name_and_poll() {
+        let starter = Starter::new("group1").unwrap();
+        starter.polling().set(50_000_000, 0, 0);
+        let (kick, handler) = counter(0);
+        let worker = Worker::start_by(Some(&starter), "counter", handler).unwrap();
+        let own = |_: &mut Counter, _: &Poll| std::thread::current().name().map(str::to_owned);
+        assert_eq!(worker.call(own).unwrap().as_deref(), Some("group1"));
+        signal(&*kick);
+        while worker.call(|handler, _| handler.seen).unwrap() == 0 {}
+        assert_eq!(worker.stop().unwrap().seen, 1);
     }
 
     #[test]

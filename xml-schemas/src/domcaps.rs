@@ -101,7 +101,7 @@ impl DomainCapabilities {
         }
         root.push(Element::with_text("arch", &self.arch));
         root.push(Element::new("vcpu").with_attr("max", self.max_vcpus.to_string()));
-        root.push(supported("iothreads", false));
+        root.push(supported("iothreads", true));
         root.push(self.os());
         root.push(self.cpu.element());
         let mut devices = Element::new("devices");

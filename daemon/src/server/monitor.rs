@@ -11,12 +11,13 @@ use rpc::types::TypedParam;
 use rpc::xdr::CharList;
 use uuid::Uuid;
 use vmm_api::control::Stats;
+use vmm_api::devices::IoThreadConfig;
 
 use super::{Answer, Call, Daemon, device_stats, reference};
 use crate::drivers::domain::dirtyrate::Status;
 use crate::drivers::domain::object::{Domain, not_running};
 use crate::drivers::domain::query::{self, definition};
-use crate::drivers::domain::vcpus;
+use crate::drivers::domain::{iothreads, vcpus};
 use crate::error::{Error, check_flags};
 
 /// The functions that look at domains.
@@ -183,8 +184,9 @@ mod stats {
     pub const VCPU: u32 = 1 << 3;
     pub const INTERFACE: u32 = 1 << 4;
     pub const BLOCK: u32 = 1 << 5;
-    /// Those that are there. Of performance events, I/O threads and memory bandwidth (bits 6 to 8) there is nothing
-    /// to tell, as where libvirt has none of them.
+    pub const IOTHREAD: u32 = 1 << 7;
+    /// Those that are there. Of performance events and memory bandwidth (bits 6 and 8) there is nothing to tell, as
+    /// where libvirt has none of them.
     pub const KNOWN: u32 = (1 << 10) - 1;
     pub const DIRTY_RATE: u32 = 1 << 9;
     /// VIR_CONNECT_GET_ALL_DOMAINS_STATS_ENFORCE_STATS
@@ -276,6 +278,7 @@ fn dirty_rate(domain: &Domain, params: &mut Vec<TypedParam>) {
 struct Said {
     vcpu_times: Vec<u64>,
     devices: Stats,
+    iothreads: Vec<IoThreadConfig>,
 }
 
 async fn ask_vmm(daemon: Arc<Daemon>, domain: Arc<Domain>, groups: u32) -> Said {
@@ -295,10 +298,36 @@ async fn ask_vmm(daemon: Arc<Daemon>, domain: Arc<Domain>, groups: u32) -> Said 
                 .unwrap_or_default(),
         }
     };
-    let (vcpu_times, devices) = tokio::join!(times, devices);
+    let has_any = || {
+        let inner = domain.lock();
+        let live = inner.live.as_ref();
+        live.is_some_and(|live| iothreads::has_any(&live.definition))
+    };
+    let iothreads = async {
+        match groups & stats::IOTHREAD != 0 && has_any() {
+            false => Vec::new(),
+            true => iothreads::all(&domain).await.unwrap_or_default(),
+        }
+    };
+    let (vcpu_times, devices, iothreads) = tokio::join!(times, devices, iothreads);
     Said {
         vcpu_times,
         devices,
+        iothreads,
+    }
+}
+
+fn iothread_stats(threads: &[IoThreadConfig], params: &mut Vec<TypedParam>) {
+    let count = u32::try_from(threads.len()).unwrap_or(u32::MAX);
+    params.push(TypedParam::new("iothread.count", count));
+    for thread in threads {
+        let mut add = |name: &str, value: rpc::types::TypedValue| {
+            let name = format!("iothread.{}.{name}", thread.id);
+            params.push(TypedParam::new(name.as_str(), value));
+        };
+        add("poll-max-ns", thread.poll_max_ns.into());
+        add("poll-grow", thread.poll_grow.into());
+        add("poll-shrink", thread.poll_shrink.into());
     }
 }
 
@@ -369,6 +398,9 @@ async fn domain_stats(
     if let Some(definition) = definition.as_ref().filter(|_| others != 0) {
         let from = (&**definition, pid, &said.devices);
         device_stats::all_stats(daemon, from, device_groups(false), &mut params).await;
+    }
+    if !said.iothreads.is_empty() {
+        iothread_stats(&said.iothreads, &mut params);
     }
     if groups & stats::DIRTY_RATE != 0 {
         dirty_rate(domain, &mut params);

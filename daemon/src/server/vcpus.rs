@@ -291,6 +291,7 @@ async fn pin(
     flags: u32,
 ) -> Answer<()> {
     let function = match threads {
+        Threads::IoThread(_) => "qemuDomainPinIOThread",
         Threads::Emulator => "qemuDomainPinEmulator",
         Threads::Vcpu(_) => "qemuDomainPinVcpuFlags",
     };
@@ -372,7 +373,7 @@ async fn change_iothread(
         iothreads::Change::Add => "qemuDomainAddIOThread",
         iothreads::Change::Remove => "qemuDomainDelIOThread",
         iothreads::Change::Pin(_) => "qemuDomainPinIOThread",
-        iothreads::Change::Set => "qemuDomainSetIOThreadParams",
+        iothreads::Change::Set(_) => "qemuDomainSetIOThreadParams",
     };
     check_flags(flags, IMPACT, function)?;
     let domain = call.state().pin(dom)?;
@@ -399,6 +400,6 @@ async fn pin_iothread(call: Call, args: DomainPinIothreadArgs) -> Answer<()> {
 }
 
 async fn set_iothread_params(call: Call, args: DomainSetIothreadParamsArgs) -> Answer<()> {
-    let change = iothreads::Change::Set;
+    let change = iothreads::Change::Set(iothreads::Settings::read(&args.params)?);
     change_iothread(&call, &args.dom, args.iothread_id, change, args.flags).await
 }

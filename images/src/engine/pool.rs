@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use crate::Error;
 
-/// The most threads of one engine: as many requests wait for the host's disk at a time.
-const MOST: usize = 64;
+/// The most threads of a pool, unless it is told otherwise: as many requests wait for the host's disk at a time.
+pub const MOST: usize = 64;
 /// A thread without work ends after this.
 const IDLE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-#[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
     threads: usize,
+    /// So many stay, with or without work.
+    least: usize,
+    most: usize,
     idle: usize,
     /// A thread has been woken or started and has not looked at the jobs yet. It calls the next
     /// one if there is more to do than one job: jobs that the page cache serves are done by few
@@ -26,11 +28,17 @@ struct State {
     coming: bool,
 }
 
-/// The threads, and what they have to do.
-#[derive(Default)]
+/// Threads, and what they have to do: of one engine, or of several that share them.
 pub struct Pool {
+    name: String,
     state: Mutex<State>,
     work: Condvar,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self::named("disk")
+    }
 }
 
 impl std::fmt::Debug for Pool {
@@ -44,8 +52,38 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub fn new() -> Arc<Self> {
-        Arc::default()
+    /// Without threads so far; they will have that name. A thread has the CPUs, scheduler and control group of the
+    /// queue's whose request it is started for.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: Mutex::new(State {
+                jobs: VecDeque::new(),
+                threads: 0,
+                least: 0,
+                most: MOST,
+                idle: 0,
+                coming: false,
+            }),
+            work: Condvar::new(),
+        }
+    }
+
+    /// At least so many threads are there from now on, work or not, and at most so many (at least 1). Those that are
+    /// missing are started here, by this thread; those that are too many end when they have nothing to do.
+    ///
+    /// # Errors
+    /// The kernel's refusal of a thread.
+    pub fn set_size(self: &Arc<Self>, least: usize, most: usize) -> Result<(), Error> {
+        let mut state = self.state();
+        state.most = most.max(1);
+        state.least = least.min(state.most);
+        while state.threads < state.least {
+            self.start(&mut state).map_err(no_thread)?;
+        }
+        self.work.notify_all();
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -65,10 +103,7 @@ impl Pool {
         match self.call(&mut state) {
             Err(source) if state.threads == 0 => {
                 state.jobs.pop_back();
-                Err(Error::Io {
-                    what: "starting a thread for a disk".to_owned(),
-                    source,
-                })
+                Err(no_thread(source))
             }
             // Those there are will come to it.
             _ => Ok(()),
@@ -79,12 +114,8 @@ impl Pool {
     fn call(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         if state.idle > 0 {
             self.work.notify_one();
-        } else if state.threads < MOST {
-            let pool = self.clone();
-            std::thread::Builder::new()
-                .name("disk".to_owned())
-                .spawn(move || pool.work())?;
-            state.threads += 1;
+        } else if state.threads < state.most {
+            self.start(state)?;
         } else {
             return Ok(());
         }
@@ -92,10 +123,27 @@ impl Pool {
         Ok(())
     }
 
+    fn start(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let pool = self.clone();
+        std::thread::Builder::new()
+            .name(self.name.clone())
+            .spawn(move || pool.work())?;
+        state.threads += 1;
+        Ok(())
+    }
+
     fn work(self: Arc<Self>) {
         let mut state = self.state();
         state.coming = false;
         loop {
+            if state.threads > state.most {
+                // The others come to what there is: one of them at least.
+                state.threads -= 1;
+                if !state.jobs.is_empty() {
+                    self.work.notify_one();
+                }
+                return;
+            }
             if let Some(job) = state.jobs.pop_front() {
                 if !state.jobs.is_empty()
                     && !state.coming
@@ -116,10 +164,18 @@ impl Pool {
             state = back;
             state.idle -= 1;
             state.coming = false;
-            if timeout.timed_out() && state.jobs.is_empty() {
+            let spare = state.threads > state.least;
+            if timeout.timed_out() && spare && state.jobs.is_empty() {
                 state.threads -= 1;
                 return;
             }
         }
+    }
+}
+
+fn no_thread(source: io::Error) -> Error {
+    Error::Io {
+        what: "starting a thread for a disk".to_owned(),
+        source,
     }
 }

@@ -538,8 +538,14 @@ fn a_request_outside_the_image_fails_and_changes_nothing() {
 #[test]
 fn disks_of_a_group_have_their_limits_together() {
     let meter = Arc::new(Meter::default());
-    let engines = [(); 2]
-        .map(|()| Engine::sharing(Arc::new(Mock::default()), Options::default(), meter.clone()));
+    let engines = [(); 2].map(|()| {
+        Engine::sharing(
+            Arc::new(Mock::default()),
+            Options::default(),
+            meter.clone(),
+            Arc::default(),
+        )
+    });
     let mut queues = [queue(&engines[0]), queue(&engines[1])];
     // The next one after it has to wait for more than an hour.
     let read_bytes = Rate {
@@ -639,4 +645,38 @@ fn a_drain_has_a_limit_and_memory_outlives_what_is_given_up() {
     // Dropping the queue waits for it.
     drop(queue);
     assert_eq!(engine.stats().get(Op::Read).requests, 1);
+}
+
+#[test]
+fn a_pool_has_as_many_threads_as_it_is_told() {
+    let count = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let named = |task: std::io::Result<std::fs::DirEntry>| {
+            let name = std::fs::read_to_string(task.ok()?.path().join("comm")).ok()?;
+            (name.trim() == "a pool's").then_some(())
+        };
+        tasks.filter_map(named).count()
+    };
+    let reaches = |wanted: usize| {
+        let until = Instant::now() + Duration::from_secs(20);
+        while count() != wanted && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(count(), wanted);
+    };
+    let pool = Arc::new(Pool::named("a pool's"));
+    pool.set_size(3, 5).unwrap();
+    reaches(3);
+    pool.set_size(3, 2).unwrap();
+    reaches(2);
+    pool.set_size(0, 0).unwrap();
+    reaches(1);
+    let (tell, told) = std::sync::mpsc::channel();
+    for at in 0..5 {
+        let tell = tell.clone();
+        pool.run(Box::new(move || tell.send(at).unwrap())).unwrap();
+    }
+    let mut all: Vec<i32> = told.iter().take(5).collect();
+    all.sort_unstable();
+    assert_eq!(all, [0, 1, 2, 3, 4]);
 }

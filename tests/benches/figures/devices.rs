@@ -143,6 +143,7 @@ fn disk(format: ImageFormat, path: &Path, device: u8) -> DeviceConfig {
         passphrase: None,
     };
     let disk = DiskConfig {
+        iothread: None,
         image: Some(image),
         readonly: false,
         shareable: false,

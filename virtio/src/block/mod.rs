@@ -27,6 +27,7 @@ use crate::device::{Activation, Device, DeviceError, Interrupt, Payload, QueueSe
 use crate::life::{self, Life, lock, os};
 use crate::memory::GuestMemory;
 use crate::queue::Queue;
+use crate::worker::Starter;
 
 const ID: u16 = 2;
 const KIND: &str = "virtio-blk";
@@ -134,6 +135,8 @@ pub struct Options {
     pub discard_granularity: u32,
     /// What becomes of failures.
     pub policy: Policy,
+    /// Who starts the queues' threads; `None`: whoever starts all others'.
+    pub starter: Option<Starter>,
 }
 
 impl Default for Options {
@@ -150,6 +153,7 @@ impl Default for Options {
             discard: true,
             discard_granularity: 0,
             policy: Policy::default(),
+            starter: None,
         }
     }
 }
@@ -354,7 +358,9 @@ impl Block {
     fn start_queue(&mut self, index: u16) -> Result<(), DeviceError> {
         let handler = self.make_queue(index, &[])?;
         match (handler, self.queues.get_mut(usize::from(index))) {
-            (Some(handler), Some(queue)) => queue.start(&name(index), handler),
+            (Some(handler), Some(queue)) => {
+                queue.start_by(self.options.starter.as_ref(), &name(index), handler)
+            }
             _ => Ok(()),
         }
     }
@@ -465,7 +471,7 @@ impl Device for Block {
 
     fn resume(&mut self) {
         for (index, queue) in (0..).zip(&mut self.queues) {
-            if let Err(error) = queue.resume(&name(index))
+            if let Err(error) = queue.resume_by(self.options.starter.as_ref(), &name(index))
                 && let Some(active) = &self.active
             {
                 active.interrupt.needs_reset(&error.to_string());

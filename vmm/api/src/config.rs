@@ -43,6 +43,9 @@ pub struct MachineConfig {
     /// The pvpanic ISA device (port 0x505) is there.
     #[serde(default)]
     pub pvpanic: bool,
+    /// I/O threads: groups of threads that serve disks.
+    #[serde(default)]
+    pub iothreads: Vec<crate::devices::IoThreadConfig>,
     /// PCI devices. Buses before what is behind them.
     #[serde(default)]
     pub devices: Vec<crate::devices::DeviceConfig>,

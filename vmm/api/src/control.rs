@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::LifecycleAction;
 use crate::devices::{
-    Bandwidth, ConsolePort, DeviceConfig, DiskLimits, ErrorPolicy, WatchdogAction,
+    Bandwidth, ConsolePort, DeviceConfig, DiskLimits, ErrorPolicy, IoThreadConfig, WatchdogAction,
 };
 use crate::migrate;
 
@@ -114,6 +114,15 @@ pub enum Call {
         id: String,
         /// All of them, anew.
         limits: DiskLimits,
+    },
+    /// The I/O threads, as [`Answer::IoThreads`].
+    IoThreads,
+    /// Makes an I/O thread, or changes the one of that number.
+    SetIoThread(IoThreadConfig),
+    /// Takes away an I/O thread that serves no disk.
+    RemoveIoThread {
+        /// Its number.
+        id: u32,
     },
     /// Plugs a device into the empty slot of a root port. Descriptors in it count those passed along, from 0.
     AddDevice(Box<DeviceConfig>),
@@ -448,6 +457,8 @@ pub enum Answer {
     Stats(Stats),
     /// To `Disks`.
     Disks(Vec<DiskImages>),
+    /// To `IoThreads`.
+    IoThreads(Vec<IoThreadConfig>),
     /// To `Peek`: all that was asked for.
     Memory(Vec<u8>),
     /// To `JobStatus`, `None` without a job; to `Save` and `Dump`, at their end.

@@ -161,6 +161,9 @@ pub struct DiskConfig {
     /// Disks with the same name here have their limits together: whatever is set for one is for all.
     #[serde(default)]
     pub limits_group: Option<String>,
+    /// The I/O thread whose threads serve it; `None`: threads of its own.
+    #[serde(default)]
+    pub iothread: Option<u32>,
     /// What a host error on a read does.
     #[serde(default)]
     pub on_read_error: ErrorPolicy,
@@ -258,6 +261,56 @@ pub enum ErrorPolicy {
     Ignore,
     /// `Stop` for lack of space, `Report` otherwise.
     Enospace,
+}
+
+/// The threads that serve the disks of an I/O thread: one a queue, workers that those disks share, and one that is
+/// always there and starts the others. All have the name [`IoThreadConfig::thread_name`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IoThreadConfig {
+    /// Its number, at most [`IoThreadConfig::MOST`].
+    pub id: u32,
+    /// Workers that are there, work or not.
+    #[serde(default)]
+    pub pool_min: Option<u32>,
+    /// The most workers.
+    #[serde(default)]
+    pub pool_max: Option<u32>,
+    /// How long a queue's thread looks for requests before it sleeps, in nanoseconds, at most; 0: not at all.
+    #[serde(default)]
+    pub poll_max_ns: u64,
+    /// What that time grows by; 0: as usual.
+    #[serde(default)]
+    pub poll_grow: u32,
+    /// What it shrinks by; 0: to nothing.
+    #[serde(default)]
+    pub poll_shrink: u32,
+}
+
+impl IoThreadConfig {
+    /// The highest number: names of threads have room for no higher one.
+    pub const MOST: u32 = 9_999_999;
+    /// What the names of its threads begin with.
+    pub const NAME: &str = "iothread";
+
+    /// One that nothing is said of.
+    #[must_use]
+    pub fn new(id: u32) -> Self {
+        Self {
+            id,
+            pool_min: None,
+            pool_max: None,
+            poll_max_ns: 0,
+            poll_grow: 0,
+            poll_shrink: 0,
+        }
+    }
+
+    /// What its threads are called.
+    #[must_use]
+    pub fn thread_name(&self) -> String {
+        format!("{}{}", Self::NAME, self.id)
+    }
 }
 
 /// libvirt's `<iotune>`. 0: no limit. Rates are per second, in bytes or requests.

@@ -371,7 +371,7 @@ impl Machine {
             notices: notices.clone(),
         };
         builder.watch(notices.fd(), TOKEN_NOTICES)?;
-        let pci = PciDevices::new(&config.devices, config.vcpus, &parts)?;
+        let pci = PciDevices::new(&config, &parts)?;
         for (index, watchdog) in pci.watchdogs.iter().enumerate() {
             let token = TOKEN_WATCHDOGS + index as u64;
             builder.watch(watchdog.device.alarm(), token)?;

@@ -95,6 +95,18 @@ impl Machine {
         Ok(())
     }
 
+    /// Takes an I/O thread away.
+    pub(super) fn remove_iothread(&mut self, id: u32) -> Result<(), String> {
+        let serves = |known: &&DeviceConfig| match &known.kind {
+            DeviceKind::Disk(disk) => disk.iothread == Some(id),
+            _ => false,
+        };
+        match self.config.devices.iter().find(serves) {
+            Some(disk) => Err(format!("I/O thread {id} serves disk '{}'", disk.id)),
+            None => self.devices.pci.iothreads().remove(id),
+        }
+    }
+
     /// What can be plugged and is there, by id.
     pub(super) fn pluggable(&self) -> Vec<String> {
         let mut ids = Vec::new();

@@ -262,6 +262,11 @@ impl Machine {
                 outbound,
             } => net::set_bandwidth(self.devices.pci.net(id)?, *inbound, *outbound),
             Call::SetDiskLimits { id, limits } => self.devices.pci.disk(id)?.set_limits(limits)?,
+            Call::IoThreads => {
+                return Ok(Answer::IoThreads(self.devices.pci.iothreads().list()));
+            }
+            Call::SetIoThread(thread) => self.devices.pci.iothreads().set(*thread)?,
+            Call::RemoveIoThread { id } => self.remove_iothread(*id)?,
             Call::SetBlockThreshold { disk, image, bytes } => {
                 let known = self.devices.pci.disk(disk)?;
                 known.set_threshold(disk, *image, *bytes, &self.notices)?;

@@ -98,6 +98,7 @@ impl Rig {
                 log: None,
             }],
             pvpanic: true,
+            iothreads: Vec::new(),
             devices: Vec::new(),
             generation_id: None,
             debug_exit_port: Some(0xf4),

@@ -277,10 +277,9 @@ fn section(e: &Element) -> Option<Unsupported> {
             .elements()
             .any(|state| state.attr("enabled") == Some("yes")),
         "vcpus" => false,
-        // How much of the host, and where: not what machine. Parts of caches need resctrl; the machine has no I/O
-        // threads.
+        // How much of the host, and where: not what machine. Parts of caches need resctrl.
         "cputune" => {
-            let missing = ["cachetune", "memorytune", "iothreadsched"];
+            let missing = ["cachetune", "memorytune"];
             let part = e.elements().find(|e| missing.contains(&e.name.as_str()));
             return part.map(|part| Unsupported::new(format!("cputune {}", part.name)));
         }

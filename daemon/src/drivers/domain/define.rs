@@ -8,7 +8,7 @@ use super::object::{Domain, Pinned};
 use super::start::{self, StartOptions};
 use super::state::{Lifecycle, ShutoffReason, State};
 use super::stored::Stored;
-use super::{Driver, blocking, limits};
+use super::{Driver, blocking, iothreads, limits};
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
 use crate::events::DomainEvent;
 use crate::store::Identity;
@@ -78,6 +78,7 @@ impl Driver {
         definition.fill_defaults(&self.host())?;
         definition.check_actions()?;
         limits::check(&definition)?;
+        iothreads::check(&definition)?;
         Ok(definition)
     }
 

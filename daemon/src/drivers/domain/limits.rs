@@ -23,6 +23,8 @@ use crate::node;
 
 /// The part of a group for threads that are no vCPUs.
 const EMULATOR: &str = "emulator";
+/// What the parts of I/O threads are called, before their numbers.
+const IOTHREAD: &str = "iothread";
 
 /// `<numatune><memory>` modes that the kernel knows as policies (set_mempolicy(2)).
 const POLICIES: [(&str, libc::c_int); 3] = [
@@ -145,20 +147,6 @@ pub fn check(definition: &Definition) -> Result<()> {
     Ok(())
 }
 
-/// Refuses limits of I/O threads of a domain that has any.
-///
-/// # Errors
-/// VIR_ERR_CONFIG_UNSUPPORTED.
-pub fn check_iothreads(definition: &Definition) -> Result<()> {
-    let limited = |element: &str| cpu_value(definition, element) != 0;
-    if (limited("iothread_period") || limited("iothread_quota")) && iothreads::has_any(definition) {
-        return Err(Error::unsupported(
-            "limits of I/O threads: the machine has no threads that are I/O threads only",
-        ));
-    }
-    Ok(())
-}
-
 /// CFS's limits for periods, and for quotas, in microseconds.
 pub const PERIOD: (i64, i64) = (1000, 1_000_000);
 /// See [`PERIOD`].
@@ -181,7 +169,6 @@ pub fn plan(driver: &Driver, definition: &Definition, id: i32) -> Result<Groups>
     if asked.is_empty() {
         return Ok(groups);
     }
-    check_iothreads(definition)?;
     let host = Host::look();
     let below = below(driver, definition, id)?;
     for kind in asked {
@@ -270,6 +257,7 @@ pub fn policy(definition: &Definition) -> Option<(libc::c_int, Vec<libc::c_ulong
 fn part_of(threads: Threads) -> String {
     match threads {
         Threads::Vcpu(number) => format!("vcpu{number}"),
+        Threads::IoThread(number) => format!("{IOTHREAD}{number}"),
         Threads::Emulator => EMULATOR.to_owned(),
     }
 }
@@ -277,6 +265,9 @@ fn part_of(threads: Threads) -> String {
 fn make_parts(group: &Group, definition: &Definition) -> Result<()> {
     for number in definition.online_vcpus() {
         group.make_part(&part_of(Threads::Vcpu(number)))?;
+    }
+    for id in iothreads::ids(definition) {
+        group.make_part(&part_of(Threads::IoThread(id)))?;
     }
     group.make_part(EMULATOR)
 }
@@ -295,15 +286,14 @@ pub fn place(groups: &Groups, definition: &Definition, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// The same for the thread of one vCPU that has come.
+/// The same for the thread of one vCPU or I/O thread that has come.
 ///
 /// # Errors
 /// The system's.
-pub fn place_one(groups: &Groups, definition: &Definition, pid: u32, number: u32) -> Result<()> {
+pub fn place_one(groups: &Groups, definition: &Definition, pid: u32, kind: Threads) -> Result<()> {
     let Some(group) = groups.get(Controller::Cpu) else {
         return Ok(());
     };
-    let kind = Threads::Vcpu(number);
     group.make_part(&part_of(kind))?;
     set_cpu(group, definition)?;
     let threads = vcpus::new_threads(definition, pid)?;
@@ -385,7 +375,12 @@ fn set_cpu(group: &Group, definition: &Definition) -> Result<()> {
     // A part may have no more than the whole: where that gets less, its parts come first.
     let whole = set(None, "global_");
     for part in group.parts()? {
-        set(Some(&part), if part == EMULATOR { "emulator_" } else { "" })?;
+        let of = match &*part {
+            EMULATOR => "emulator_",
+            part if part.starts_with(IOTHREAD) => "iothread_",
+            _ => "",
+        };
+        set(Some(&part), of)?;
     }
     whole.or_else(|_| set(None, "global_"))
 }
@@ -397,6 +392,12 @@ fn in_force(kind: Tunable, group: &Group, values: &mut [TypedParam]) -> Result<(
             let whole = group.bandwidth(None)?;
             let vcpus = group.bandwidth(Some(&part_of(Threads::Vcpu(0))))?;
             let emulator = group.bandwidth(Some(EMULATOR))?;
+            let mut parts = group.parts()?.into_iter();
+            if let Some(part) = parts.find(|part| part.starts_with(IOTHREAD)) {
+                let (period, quota) = group.bandwidth(Some(&part))?;
+                give(values, "iothread_period", period);
+                give(values, "iothread_quota", quota);
+            }
             give(values, "cpu_shares", group.shares()?);
             for (of, (period, quota)) in
                 [("global", whole), ("vcpu", vcpus), ("emulator", emulator)]
@@ -499,9 +500,6 @@ impl Driver {
         }
         let (driver, domain) = (Arc::clone(self), Arc::clone(domain));
         blocking(move || {
-            if kind == Tunable::Scheduler {
-                check_iothreads(&new)?;
-            }
             let group = driver.group(&domain, controller, kind, &old)?;
             set_changed(kind, &group, &old, &new).inspect_err(|_| {
                 if let Err(error) = set_changed(kind, &group, &new, &old) {

@@ -22,7 +22,7 @@ use xml_schemas::domain::{
 };
 
 use super::devices::Surroundings;
-use super::{image_numbers, vcpu_plug};
+use super::{image_numbers, iothreads, vcpu_plug};
 use crate::cgroups::Groups;
 use crate::error::{Error, Result};
 use crate::files;
@@ -350,6 +350,7 @@ impl Builder {
                 .rest
                 .iter()
                 .any(|device| device.name == "panic"),
+            iothreads: iothreads::configs(&live),
             devices,
             generation_id: generation_id(&live)?,
             debug_exit_port: None,

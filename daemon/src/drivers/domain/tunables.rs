@@ -484,9 +484,6 @@ impl Driver {
             if kind == Tunable::Scheduler && sets("cpu_shares") {
                 limits::check_set(definition)?;
             }
-            if kind == Tunable::Scheduler && sets("iothread_") {
-                limits::check_iothreads(definition)?;
-            }
             // What could not be read again would be lost with the daemon.
             let text = definition.format(View::Inactive);
             let read = Definition::parse(&text, Validation::Lenient);

@@ -12,7 +12,7 @@ use xml_schemas::domain::{VcpuState, View};
 use super::lifecycle::ask;
 use super::object::{Domain, Inner, Pinned};
 use super::record::Folder;
-use super::vcpus::{self, MOST};
+use super::vcpus::{self, MOST, Threads};
 use super::{Driver, blocking, limits};
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::DomainEvent;
@@ -294,8 +294,9 @@ impl Driver {
             return Ok(());
         }
         blocking(move || {
-            limits::place_one(&groups, &definition, pid, number)?;
-            vcpus::place_one(&definition, pid, number)
+            let own = Threads::Vcpu(number);
+            limits::place_one(&groups, &definition, pid, own)?;
+            vcpus::place_one(&definition, pid, own)
         })
         .await?
     }

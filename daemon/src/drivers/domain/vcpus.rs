@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rpc::types::{TypedParam, TypedValue};
+use vmm_api::devices::IoThreadConfig;
 use xml_schemas::Domain as Definition;
 use xml_schemas::cpuset;
 use xml_schemas::dom::Element;
 use xml_schemas::domain::{VcpuState, View};
 
 use super::Driver;
+use super::iothreads;
 use super::metadata::{affect, chosen};
 use super::object::{Domain, Pinned};
 use super::sections::{self, section};
@@ -24,9 +26,14 @@ use crate::node;
 pub enum Threads {
     /// A virtual CPU's.
     Vcpu(u32),
+    /// An I/O thread's.
+    IoThread(u32),
     /// All others.
     Emulator,
 }
+
+/// Threads of the kernel's for the asynchronous I/O of the one whose number follows.
+const HELPER: &str = "iou-wrk-";
 
 /// Most vCPUs a definition may have: as many as any machine here.
 pub(super) const MOST: u32 = xml_schemas::domain::MAX_VCPUS;
@@ -45,27 +52,64 @@ pub fn cpus(definition: &Definition, threads: Threads) -> Option<BTreeSet<u32>> 
             let mut pins = tune.into_iter().flat_map(Element::elements);
             pins.find(|e| e.name == "vcpupin" && e.attr("vcpu") == Some(&number))
         }
+        Threads::IoThread(number) => {
+            let number = number.to_string();
+            let mut pins = tune.into_iter().flat_map(Element::elements);
+            pins.find(|e| e.name == "iothreadpin" && e.attr("iothread") == Some(&number))
+        }
         Threads::Emulator => tune.and_then(|tune| tune.child("emulatorpin")),
     };
     own.and_then(|pin| cpuset::parse(pin.attr("cpuset")?))
         .or_else(all)
 }
 
-/// Threads of a process: vCPUs with their numbers, and the rest.
+/// All kinds of threads that a definition has.
+fn kinds(definition: &Definition) -> impl Iterator<Item = Threads> + use<> {
+    let online = definition.online_vcpus().into_iter().map(Threads::Vcpu);
+    let own = iothreads::ids(definition).into_iter();
+    online
+        .chain(own.map(Threads::IoThread))
+        .chain([Threads::Emulator])
+}
+
+/// Threads of a process: vCPUs and I/O threads with their numbers, and the rest.
 pub(super) fn threads(pid: u32) -> io::Result<Vec<(i32, Threads)>> {
-    let thread = |task: io::Result<fs::DirEntry>| -> Option<(i32, Threads)> {
+    let thread = |task: io::Result<fs::DirEntry>| -> Option<(i32, String)> {
         let task = task.ok()?;
         let id = task.file_name().to_str()?.parse().ok()?;
         let name = fs::read_to_string(task.path().join("comm")).ok()?;
-        let number = name.trim().strip_prefix("vcpu");
-        let kind = match number.and_then(|number| number.parse().ok()) {
-            Some(number) => Threads::Vcpu(number),
-            None => Threads::Emulator,
-        };
-        Some((id, kind))
+        Some((id, name.trim().to_owned()))
     };
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
-    Ok(tasks.filter_map(thread).collect())
+    let all: BTreeMap<i32, String> = tasks.filter_map(thread).collect();
+    let numbered = |name: &str, of: &str| name.strip_prefix(of)?.parse().ok();
+    let kind = |name: &str| {
+        // What the kernel has begun to do a thread's asynchronous I/O.
+        let helped = name.strip_prefix(HELPER).and_then(|of| of.parse().ok());
+        let name = helped
+            .and_then(|of: i32| all.get(&of))
+            .map_or(name, |of| of);
+        numbered(name, "vcpu")
+            .map(Threads::Vcpu)
+            .or_else(|| numbered(name, IoThreadConfig::NAME).map(Threads::IoThread))
+            .unwrap_or(Threads::Emulator)
+    };
+    Ok(all.iter().map(|(id, name)| (*id, kind(name))).collect())
+}
+
+/// The CPUs that the kernel lets the first of these threads run on; `None`: there is none.
+pub(super) fn affinity(pid: u32, wanted: Threads) -> Result<Option<BTreeSet<u32>>> {
+    let read = || -> io::Result<Option<BTreeSet<u32>>> {
+        let all = threads(pid)?;
+        let Some((thread, _)) = all.into_iter().find(|(_, kind)| *kind == wanted) else {
+            return Ok(None);
+        };
+        let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"))?;
+        let mut lines = status.lines();
+        let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        Ok(list.and_then(|list| cpuset::parse(list.trim())))
+    };
+    read().map_err(|error| Error::system("cannot get CPU affinity of the domain's threads", &error))
 }
 
 /// What the host's scheduler says of a process's vCPUs, by their numbers: nanoseconds that they waited in its queue,
@@ -103,18 +147,18 @@ pub fn vcpu_waits(pid: u32) -> BTreeMap<u32, (u64, u64)> {
 pub(super) fn new_threads(definition: &Definition, pid: u32) -> Result<Vec<(i32, Threads)>> {
     const LIMIT: Duration = Duration::from_secs(5);
     let deadline = Instant::now() + LIMIT;
-    let online = definition.online_vcpus();
+    let wanted: Vec<Threads> = kinds(definition).collect();
     loop {
         let all =
             threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
-        let there = |number: &u32| all.iter().any(|(_, kind)| *kind == Threads::Vcpu(*number));
-        if online.iter().all(there) {
+        let there = |wanted: &Threads| all.iter().any(|(_, kind)| kind == wanted);
+        if wanted.iter().all(there) {
             return Ok(all);
         }
         if Instant::now() >= deadline {
             return Err(Error::new(
                 ErrorCode::OPERATION_TIMEOUT,
-                "the threads of the domain's vCPUs do not begin",
+                "the threads of the domain do not begin",
             ));
         }
         std::thread::sleep(Duration::from_micros(500));
@@ -136,9 +180,14 @@ fn put(thread: i32, cpus: &BTreeSet<u32>) -> io::Result<()> {
 }
 
 /// Puts the threads that are meant onto CPUs.
-fn pin(pid: u32, wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
-    let all = threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
-    pin_some(&all, wanted, cpus)
+pub(super) fn pin(pid: u32, wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
+    // Those that came while the first ones were put have their CPUs or their starter's of before.
+    for _ in 0..2 {
+        let all =
+            threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
+        pin_some(&all, wanted, cpus)?;
+    }
+    Ok(())
 }
 
 fn pin_some(all: &[(i32, Threads)], wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
@@ -169,8 +218,7 @@ pub fn place(definition: &Definition, pid: u32) -> Result<()> {
     }
     let all = new_threads(definition, pid)?;
     schedule(definition, &all)?;
-    let kinds = definition.online_vcpus().into_iter().map(Threads::Vcpu);
-    for kind in kinds.chain([Threads::Emulator]) {
+    for kind in kinds(definition) {
         if let Some(cpus) = cpus(definition, kind) {
             pin_some(&all, kind, &cpus)?;
         }
@@ -178,12 +226,11 @@ pub fn place(definition: &Definition, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// The same for the thread of one vCPU that has come: it began as the one that made it runs.
+/// The same for the thread of one vCPU or I/O thread that has come: it began as the one that made it runs.
 ///
 /// # Errors
 /// As [`place`].
-pub fn place_one(definition: &Definition, pid: u32, number: u32) -> Result<()> {
-    let kind = Threads::Vcpu(number);
+pub fn place_one(definition: &Definition, pid: u32, kind: Threads) -> Result<()> {
     let mut own = new_threads(definition, pid)?;
     own.retain(|(_, other)| *other == kind);
     let of_others = || {
@@ -209,7 +256,14 @@ pub fn is_placed(definition: &Definition) -> bool {
     let mut parts = section(definition, "cputune")
         .into_iter()
         .flat_map(Element::elements);
-    let known = ["vcpupin", "emulatorpin", "vcpusched", "emulatorsched"];
+    let known = [
+        "vcpupin",
+        "emulatorpin",
+        "iothreadpin",
+        "vcpusched",
+        "emulatorsched",
+        "iothreadsched",
+    ];
     definition.vcpu.cpuset.is_some() || parts.any(|part| known.contains(&part.name.as_str()))
 }
 
@@ -221,7 +275,7 @@ const SCHEDULERS: [(&str, libc::c_int, bool); 4] = [
     ("rr", libc::SCHED_RR, true),
 ];
 
-/// The scheduler that `<vcpusched>` or `<emulatorsched>` gives some threads, and their priority.
+/// The scheduler that `<vcpusched>`, `<iothreadsched>` or `<emulatorsched>` gives some threads, and their priority.
 fn scheduler(definition: &Definition, threads: Threads) -> Result<Option<(libc::c_int, i32)>> {
     let mut all = section(definition, "cputune")
         .into_iter()
@@ -230,6 +284,10 @@ fn scheduler(definition: &Definition, threads: Threads) -> Result<Option<(libc::
         Threads::Vcpu(number) => all.find(|e| {
             let list = e.attr("vcpus").and_then(cpuset::parse);
             e.name == "vcpusched" && list.is_some_and(|list| list.contains(&number))
+        }),
+        Threads::IoThread(number) => all.find(|e| {
+            let list = e.attr("iothreads").and_then(cpuset::parse);
+            e.name == "iothreadsched" && list.is_some_and(|list| list.contains(&number))
         }),
         Threads::Emulator => all.find(|e| e.name == "emulatorsched"),
     };
@@ -253,10 +311,8 @@ fn scheduler(definition: &Definition, threads: Threads) -> Result<Option<(libc::
 
 /// Gives a machine's threads the schedulers that its definition wants.
 fn schedule(definition: &Definition, all: &[(i32, Threads)]) -> Result<()> {
-    let online = definition.online_vcpus().into_iter();
-    let wanted = online.map(Threads::Vcpu).chain([Threads::Emulator]);
     let mut schedulers = Vec::new();
-    for kind in wanted {
+    for kind in kinds(definition) {
         if let Some(scheduler) = scheduler(definition, kind)? {
             schedulers.push((kind, scheduler));
         }
@@ -363,6 +419,7 @@ impl Driver {
         let text = cpuset::format(&cpus);
         let change = |definition: &mut Definition, view| {
             let Threads::Vcpu(number) = threads else {
+                // (I/O threads have a call of their own.)
                 let pin = Element::new("emulatorpin").with_attr("cpuset", &text);
                 sections::set_child(definition, "cputune", "emulatorpin", Some(pin));
                 return Ok(());
@@ -394,7 +451,7 @@ impl Driver {
         self.modify_each(&domain, flags, live, change).await?;
         let what = match threads {
             Threads::Vcpu(number) => format!("cputune.vcpupin{number}"),
-            Threads::Emulator => "cputune.emulatorpin".to_owned(),
+            Threads::IoThread(_) | Threads::Emulator => "cputune.emulatorpin".to_owned(),
         };
         let pinned = TypedParam::new(what.as_str(), TypedValue::String(text));
         self.tell_tuned(&domain, flags, vec![pinned])

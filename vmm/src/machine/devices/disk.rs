@@ -346,7 +346,11 @@ impl Builder {
             Some(name) => self.meter(name),
             None => Arc::default(),
         };
-        let engine = Engine::sharing(noting.clone(), options, meter);
+        let thread = config.iothread.map(|id| self.iothreads.get(id)).transpose();
+        let thread = thread.map_err(|error| failed(device, error))?;
+        let pool = thread.map_or_else(Arc::default, |thread| Arc::clone(&thread.pool));
+        let starter = thread.map(|thread| thread.starter.clone());
+        let engine = Engine::sharing(noting.clone(), options, meter, pool);
         let limits = limits(&config.limits);
         if !limits.none() {
             engine
@@ -372,6 +376,7 @@ impl Builder {
                 read: on_error(config.on_read_error),
                 write: on_error(config.on_write_error),
             },
+            starter,
             ..block::Options::default()
         };
         let storage = Arc::new(EngineStorage(engine.clone()));

@@ -4,6 +4,7 @@ mod balloon;
 mod console;
 mod disk;
 mod disk_jobs;
+mod iothreads;
 mod layers;
 pub mod net;
 
@@ -18,6 +19,7 @@ use virtio::net::NetHandle;
 use virtio::pci::{Express, Function, Host, Ids, Passive, RootPort, SlotHost, VirtioPci};
 use virtio::rng::{Rate, Rng, Source};
 use virtio::vsock::{Vsock, VsockOptions};
+use vmm_api::config::MachineConfig;
 use vmm_api::control::Stats;
 use vmm_api::devices::{
     ConsolePort, DeviceConfig, DeviceKind, PciAddress, RngConfig, RootPortConfig, VsockConfig,
@@ -28,6 +30,7 @@ pub use self::console::PendingPort;
 use self::disk::Disk;
 pub use self::disk::open_image;
 pub use self::disk_jobs::JobPlan;
+use self::iothreads::IoThreads;
 pub use self::layers::Layer;
 use super::MachineError;
 use crate::bus::Movable;
@@ -123,6 +126,7 @@ struct Kit {
     notices: Arc<Notices>,
     /// Limits that several disks have together, by the group's name.
     groups: Arc<Mutex<Vec<Group>>>,
+    iothreads: IoThreads,
 }
 
 struct Builder {
@@ -162,7 +166,11 @@ impl PciDevices {
     ///
     /// # Errors
     /// What can't be made, by its id.
-    pub fn new(config: &[DeviceConfig], vcpus: u32, parts: &Parts) -> Result<Self, MachineError> {
+    pub fn new(config: &MachineConfig, parts: &Parts) -> Result<Self, MachineError> {
+        let mut iothreads = IoThreads::default();
+        for thread in &config.iothreads {
+            iothreads.set(*thread).map_err(MachineError::Config)?;
+        }
         let hosts = Hosts::new(
             parts.vm.clone(),
             parts.bars.clone(),
@@ -174,13 +182,15 @@ impl PciDevices {
             slots: Vec::new(),
             ram: Arc::new(Ram::new(parts.memory.clone(), parts.vm.clone())),
             ram_bytes: parts.memory.size(),
-            vcpus: u16::try_from(vcpus).unwrap_or(u16::MAX),
+            vcpus: u16::try_from(config.vcpus).unwrap_or(u16::MAX),
             notices: parts.notices.clone(),
             groups: Arc::default(),
+            iothreads,
         });
         builder.host_bridge()?;
         // Root ports first: the rest may be behind them.
         let (ports, others): (Vec<_>, Vec<_>) = config
+            .devices
             .iter()
             .partition(|device| matches!(device.kind, DeviceKind::RootPort(_)));
         for device in ports {
@@ -290,6 +300,11 @@ impl PciDevices {
     /// There is none of that name, in words for the caller.
     pub fn net(&self, id: &str) -> Result<&NetHandle, String> {
         find(&self.nets, id).ok_or_else(|| format!("there is no network card '{id}'"))
+    }
+
+    /// The I/O threads.
+    pub fn iothreads(&mut self) -> &mut IoThreads {
+        &mut self.kit.iothreads
     }
 
     /// The disk `id`.

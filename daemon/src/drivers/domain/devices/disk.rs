@@ -18,6 +18,7 @@ use vmm_api::devices::{
 use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{BackingImage, Disk, DiskSource, IoTune, SecretUse};
 
+use crate::drivers::domain::iothreads;
 use crate::drivers::domain::machine::Builder;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, plain};
 
@@ -128,6 +129,7 @@ impl Builder {
             physical_block_size: disk.physical_block_size.unwrap_or(logical),
             limits: limits(&disk.iotune),
             limits_group: disk.iotune.group.clone(),
+            iothread: iothreads::of_disk(element),
             on_read_error: match (&disk.rerror_policy, &disk.error_policy) {
                 (None, Some(both)) if both != "enospace" => policy(&disk.error_policy),
                 _ => policy(&disk.rerror_policy),
