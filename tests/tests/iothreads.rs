@@ -111,7 +111,7 @@ fn a_disks_threads_are_its_iothreads() {
     let strays = threads(&rig);
     let stray = |(name, _): &&(String, String)| name.starts_with("virtio-blk") || name == "disk";
     assert_eq!(strays.iter().find(stray), None);
-    assert_eq!(of(&rig, "iothread2"), [last.clone()]);
+    assert_eq!(of(&rig, "iothread2"), [last.as_str()]);
     assert_eq!(listed(&rig, "--live")[1], ("2".to_owned(), last.clone()));
     assert_eq!(listed(&rig, "--config").len(), 2);
     let scheduler = |name: &str| {
@@ -150,8 +150,8 @@ fn a_disks_threads_are_its_iothreads() {
     shell(&mut terminal, &read("vda"));
     assert!(pinned(&of(&rig, "iothread1")), "{:?}", threads(&rig));
     let all_cpus = of(&rig, "vcpu0");
-    assert_ne!(all_cpus, [first.clone()]);
-    assert_eq!(of(&rig, "iothread2"), [last.clone()]);
+    assert_ne!(all_cpus, [first.as_str()]);
+    assert_eq!(of(&rig, "iothread2"), [last.as_str()]);
 
     // The next daemon knows.
     rig.kill_daemon();
