@@ -30,11 +30,10 @@ const IN_PART: &[(&str, &str)] = &[
     ("detach-device-alias", PLUG),
     (
         "update-device",
-        "a running domain's network cards: the link's state only",
+        "a running domain's network cards: no other filter, no VLANs on the bridge it is on",
     ),
     ("change-media", "in definitions"),
     ("domstats", "nothing of vm"),
-    ("blkdeviotune", "no groups of disks with common limits"),
     ("domiftune", "no floor"),
     (
         "event",

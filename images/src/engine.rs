@@ -22,7 +22,7 @@ mod queue;
 mod ring;
 mod stats;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -170,7 +170,9 @@ pub struct Engine {
     options: Options,
     writethrough: AtomicBool,
     stats: Stats,
-    meter: Arc<Meter>,
+    meter: Mutex<Arc<Meter>>,
+    /// How often that has changed.
+    meters: AtomicU64,
     pool: Arc<Pool>,
 }
 
@@ -240,7 +242,8 @@ impl Engine {
             options,
             writethrough: AtomicBool::new(options.cache.writethrough()),
             stats: Stats::default(),
-            meter,
+            meter: Mutex::new(meter),
+            meters: AtomicU64::new(0),
             pool,
         })
     }
@@ -291,14 +294,28 @@ impl Engine {
     /// [`Limits::check`].
     pub fn set_limits(&self, limits: Limits) -> Result<(), Error> {
         limits.check()?;
-        self.meter.set(limits);
+        self.meter().set(limits);
         Ok(())
+    }
+
+    /// Has other limits from now on, which other engines may have too. Requests that wait are looked at again within
+    /// the time they were told.
+    pub fn share(&self, meter: Arc<Meter>) {
+        *self.meter.lock().unwrap_or_else(PoisonError::into_inner) = meter;
+        self.meters.fetch_add(1, Ordering::Release);
+    }
+
+    /// What its limits are measured by.
+    #[must_use]
+    pub fn meter(&self) -> Arc<Meter> {
+        let meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&meter)
     }
 
     /// The limits in force.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        *self.meter.throttle().limits()
+        *self.meter().throttle().limits()
     }
 
     /// Runs a request by the image's own calls, waiting for it.

@@ -738,14 +738,22 @@ fn linux_notices_what_changes_while_it_runs() {
     limits.read_bytes.rate = 1 << 20;
     let id = || "virtio-disk0".to_owned();
     control
-        .call(Call::SetDiskLimits { id: id(), limits })
+        .call(Call::SetDiskLimits {
+            id: id(),
+            limits,
+            group: None,
+        })
         .unwrap();
     let timed = "echo 3 >/proc/sys/vm/drop_caches; a=$(cut -d. -f1 /proc/uptime); dd if=/dev/vda of=/dev/null bs=256k count=16 2>/dev/null; b=$(cut -d. -f1 /proc/uptime); echo $((b-a))";
     let seconds: u64 = guest.run(timed).ok().trim().parse().unwrap();
     assert!(seconds >= 2, "4 MiB in {seconds} s");
     let limits = DiskLimits::default();
     control
-        .call(Call::SetDiskLimits { id: id(), limits })
+        .call(Call::SetDiskLimits {
+            id: id(),
+            limits,
+            group: None,
+        })
         .unwrap();
 
     let grow = Call::ResizeDisk {

@@ -408,8 +408,57 @@ fn disks_of_a_group_share_their_limits() {
         let limit = ["--total-iops-sec", "300", "--group-name", "both"];
         rig.vireo(&[&["blkdeviotune", "guest", "vdc", how][..], &limit].concat())
     };
-    assert!(join("--live").fails().contains("into another group"));
     join("--config").ok();
+    // While it runs: it has what they have, and what is set through it they have too; without limits it has left.
+    let tune = |disk: &str, args: &[&str]| {
+        rig.vireo(&[&["blkdeviotune", "guest", disk, "--live"][..], args].concat())
+    };
+    tune("vdc", &["--group-name", "both"]).ok();
+    assert!(
+        of("vdc").contains("total_iops_sec : 300\n"),
+        "{}",
+        of("vdc")
+    );
+    tune("vdc", &["--total-iops-sec", "500"]).ok();
+    assert!(
+        of("vda").contains("total_iops_sec : 500\n"),
+        "{}",
+        of("vda")
+    );
+    tune("vdb", &["--total-iops-sec", "0"]).ok();
+    assert!(
+        of("vda").contains("total_iops_sec : 500\n"),
+        "{}",
+        of("vda")
+    );
+    assert!(!of("vdb").contains("both"), "{}", of("vdb"));
+    let error = tune("vdb", &["--group-name", "other"]).fails();
+    assert!(
+        error.contains(
+            "creating a new group/updating existing with all tune parameters zero is not supported"
+        ),
+        "{error}"
+    );
+    tune(
+        "vdb",
+        &["--group-name", "other", "--total-bytes-sec", "100000"],
+    )
+    .ok();
+    tune("vdb", &["--group-name", "both"]).ok();
+    assert!(of("vdb").contains("total_bytes_sec: 0\n"), "{}", of("vdb"));
+    assert!(
+        of("vdb").contains("total_iops_sec : 500\n"),
+        "{}",
+        of("vdb")
+    );
+    let odd = rig.vireo(&["dumpxml", "guest", "--inactive"]).ok();
+    let odd = odd.replacen("<total_iops_sec>300<", "<total_iops_sec>301<", 1);
+    let odd = rig.write("odd.xml", odd);
+    let error = rig.vireo(&["define", &odd]).fails();
+    assert!(
+        error.contains("unsupported configuration: different iotunes for disks vda and vdb"),
+        "{error}"
+    );
     let stored = rig.vireo(&["dumpxml", "guest", "--inactive"]).ok();
     assert_eq!(stored.matches("<group_name>both</group_name>").count(), 3);
     assert_eq!(

@@ -480,16 +480,12 @@ pub(super) fn rates(params: &[TypedParam]) -> Answer<[Option<Rate>; 2]> {
             "average" => rate.average = value,
             "peak" => rate.peak = value,
             "burst" => rate.burst = value,
-            "floor" if direction == "inbound" && value == 0 => {}
-            "floor" => {
-                let text = "bandwidth floor is not there";
-                return Err(Error::new(ErrorCode::OPERATION_UNSUPPORTED, text).into());
-            }
+            "floor" if direction == "inbound" => rate.floor = value,
             _ => return Err(bad_parameter(param)),
         }
     }
     for rate in rates.into_iter().flatten() {
-        if rate.average == 0 && (rate.peak != 0 || rate.burst != 0) {
+        if rate.average == 0 && rate.floor == 0 && (rate.peak != 0 || rate.burst != 0) {
             let text = "'average' is mandatory where 'peak' or 'burst' is set";
             return Err(Error::new(ErrorCode::INVALID_ARG, text).into());
         }

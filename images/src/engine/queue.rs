@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::ring::{Ring, Transfer};
-use super::{Aio, Completion, DetectZeroes, Engine, Op, Request};
+use super::{Aio, Completion, DetectZeroes, Engine, Meter, Op, Request};
 use crate::image::Hold;
 use crate::{Error, File, IoBuf, iovec};
 
@@ -126,6 +127,9 @@ pub struct Queue {
     /// Held back by limits: what reads, what changes the image.
     waiting: [VecDeque<(Request, Pending)>; 2],
     deadline: Option<Instant>,
+    /// The engine's limits, and how often they had changed for others then.
+    meter: Arc<Meter>,
+    meters: u64,
     /// Submitted, and not yet given back.
     in_flight: usize,
     /// Writes in the ring that make a file longer, and those that wait for their turn.
@@ -161,6 +165,8 @@ impl Queue {
             },
         )?;
         let wants_ring = engine.options.aio == Aio::Ring;
+        let meters = engine.meters.load(Ordering::Acquire);
+        let meter = engine.meter();
         let shared = Arc::new(Shared {
             engine,
             done: Mutex::default(),
@@ -181,6 +187,8 @@ impl Queue {
             ready: Vec::new(),
             waiting: Default::default(),
             deadline: None,
+            meter,
+            meters,
             in_flight: 0,
             growing: 0,
             grown_here: 0,
@@ -233,7 +241,7 @@ impl Queue {
             bytes: request.bytes(),
             started: Instant::now(),
         };
-        if self.shared.engine.meter.limited() && request.op != Op::Flush {
+        if self.meter().limited() && request.op != Op::Flush {
             let line = usize::from(request.op.changes());
             if !self.waiting[line].is_empty() || !self.admit(&pending) {
                 self.waiting[line].push_back((request, pending));
@@ -243,10 +251,19 @@ impl Queue {
         self.start(request, pending);
     }
 
+    /// The engine's limits, which may be others by now.
+    fn meter(&mut self) -> &Meter {
+        let meters = self.shared.engine.meters.load(Ordering::Acquire);
+        if meters != self.meters {
+            self.meters = meters;
+            self.meter = self.shared.engine.meter();
+        }
+        &self.meter
+    }
+
     /// Asks the limits; false if it has to wait, and the deadline is set.
     fn admit(&mut self, pending: &Pending) -> bool {
-        let meter = &self.shared.engine.meter;
-        let asked = meter.admit(pending.op.changes(), pending.bytes);
+        let asked = self.meter().admit(pending.op.changes(), pending.bytes);
         let Err(wait) = asked else { return true };
         let again = Instant::now() + Duration::from_nanos(wait).min(LOOK_AGAIN);
         self.deadline = Some(self.deadline.map_or(again, |other| other.min(again)));
@@ -258,7 +275,7 @@ impl Queue {
         self.deadline = None;
         for line in 0..2 {
             while let Some((request, pending)) = self.waiting[line].pop_front() {
-                let free = force || !self.shared.engine.meter.limited();
+                let free = force || !self.meter().limited();
                 if !free && !self.admit(&pending) {
                     self.waiting[line].push_front((request, pending));
                     break;

@@ -114,6 +114,9 @@ pub enum Call {
         id: String,
         /// All of them, anew.
         limits: DiskLimits,
+        /// The group that it has them with from now on, as `DiskConfig::limits_group`.
+        #[serde(default)]
+        group: Option<String>,
     },
     /// The I/O threads, as [`Answer::IoThreads`].
     IoThreads,

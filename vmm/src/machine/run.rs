@@ -261,7 +261,9 @@ impl Machine {
                 inbound,
                 outbound,
             } => net::set_bandwidth(self.devices.pci.net(id)?, *inbound, *outbound),
-            Call::SetDiskLimits { id, limits } => self.devices.pci.disk(id)?.set_limits(limits)?,
+            Call::SetDiskLimits { id, limits, group } => {
+                self.devices.pci.set_limits(id, limits, group.as_deref())?;
+            }
             Call::IoThreads => {
                 return Ok(Answer::IoThreads(self.devices.pci.iothreads().list()));
             }

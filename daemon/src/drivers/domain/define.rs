@@ -8,7 +8,7 @@ use super::object::{Domain, Pinned};
 use super::start::{self, StartOptions};
 use super::state::{Lifecycle, ShutoffReason, State};
 use super::stored::Stored;
-use super::{Driver, blocking, iothreads, limits};
+use super::{Driver, blocking, iothreads, limits, tuning};
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
 use crate::events::DomainEvent;
 use crate::store::Identity;
@@ -79,6 +79,7 @@ impl Driver {
         definition.check_actions()?;
         limits::check(&definition)?;
         iothreads::check(&definition)?;
+        tuning::check_groups(&definition)?;
         Ok(definition)
     }
 

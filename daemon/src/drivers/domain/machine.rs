@@ -129,6 +129,13 @@ impl Made {
         }
     }
 
+    /// Takes out a file that is gone.
+    pub fn forget_file(&mut self, file: &Path) {
+        self.sockets.retain(|own| own != file);
+        let devices = self.devices.values_mut();
+        devices.for_each(|made| made.forget_file(file));
+    }
+
     /// Takes out what is noted for the devices that `made` was made for.
     pub fn forget_devices(&mut self, made: &Self) {
         for (alias, made) in &made.devices {

@@ -37,6 +37,7 @@ mod stored;
 mod threshold;
 pub mod tunables;
 pub mod tuning;
+mod update;
 mod vcpu_plug;
 pub mod vcpus;
 pub mod watch;

@@ -260,7 +260,11 @@ impl Driver {
 
 /// Makes a tap a port of a bridge. It is down, and so reaches nobody, until `restrict` has said what it may reach; if
 /// that fails it is no port.
-fn attach(device: &str, bridge: &str, restrict: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn attach(
+    device: &str,
+    bridge: &str,
+    restrict: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let cannot = |e: &std::io::Error| {
         Error::system(format!("Unable to add bridge {bridge} port {device}"), e)
     };

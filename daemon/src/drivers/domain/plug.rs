@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmm_api::control::{Answer, Call};
 use xml_schemas::dom::{self, Element};
 use xml_schemas::domain::View;
-use xml_schemas::domain::device::{self, Interface, PciAddress};
+use xml_schemas::domain::device::{self, PciAddress};
 use xml_schemas::{Domain as Definition, Validation, XmlError};
 
 use super::devices::Surroundings;
@@ -16,9 +16,9 @@ use super::metadata::impact;
 use super::object::{Domain, Inner, Pinned};
 use super::record::Folder;
 use super::which_device::{
-    DOCUMENT, check_new, find, find_alias, in_definition, mac, parse, says, target,
+    DOCUMENT, check_new, find, find_alias, in_definition, mac, parse, target,
 };
-use super::{Driver, channels, image_numbers, iothreads};
+use super::{Driver, channels, image_numbers, iothreads, tuning};
 use crate::control::{Control, ControlError};
 use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::drivers::network::plug::Owner;
@@ -63,7 +63,7 @@ fn insert(all: &mut Vec<Element>, new: Element) {
 }
 
 /// A definition with one more device, which gets its defaults there.
-fn with_device(
+pub(super) fn with_device(
     driver: &Driver,
     definition: &Definition,
     view: View,
@@ -102,12 +102,15 @@ fn with_device(
             "Disk iothread '{thread}' not defined in iothreadid"
         )));
     }
+    if new.name == "disk" {
+        tuning::check_group(&changed, target(new).unwrap_or_default())?;
+    }
     Ok(changed)
 }
 
 /// Where the new device is: what is of its kind and was not there. Disks and cards are known by their
 /// names: the rest of them may read otherwise after defaults were filled in.
-fn new_device(before: &Definition, after: &Definition, kind: &str) -> Option<usize> {
+pub(super) fn new_device(before: &Definition, after: &Definition, kind: &str) -> Option<usize> {
     let same = |a: &Element, b: &Element| match kind {
         "disk" => target(a) == target(b),
         "interface" => mac(a) == mac(b),
@@ -126,7 +129,7 @@ fn new_device(before: &Definition, after: &Definition, kind: &str) -> Option<usi
 }
 
 /// Puts a device that took the place of the one at `old` of `before` where that was among those of its kind.
-fn move_to(all: &mut Vec<Element>, now: usize, before: &Definition, old: usize) {
+pub(super) fn move_to(all: &mut Vec<Element>, now: usize, before: &Definition, old: usize) {
     let device = all.remove(now);
     let earlier = before.devices.rest[..old].iter();
     let rank = earlier.filter(|e| e.name == device.name).count();
@@ -211,10 +214,10 @@ pub(super) fn named(before: &Definition, after: &mut Definition, kind: &str) -> 
 }
 
 /// The definitions that a change is for.
-type Both = (Option<Arc<Definition>>, Option<Arc<Definition>>);
+pub(super) type Both = (Option<Arc<Definition>>, Option<Arc<Definition>>);
 
 /// The stored and the running definition, as far as `flags` mean them.
-fn meant(inner: &Inner, flags: u32) -> Result<Both> {
+pub(super) fn meant(inner: &Inner, flags: u32) -> Result<Both> {
     let (live, stored) = impact(inner, flags)?;
     let running = inner.live.as_ref().filter(|_| live);
     Ok((
@@ -242,7 +245,11 @@ impl Driver {
     }
 
     /// Stores a changed definition.
-    async fn keep(self: &Arc<Self>, domain: &Domain, changed: Option<Definition>) -> Result<()> {
+    pub(super) async fn keep(
+        self: &Arc<Self>,
+        domain: &Domain,
+        changed: Option<Definition>,
+    ) -> Result<()> {
         if let Some(changed) = changed {
             let stored = self.save(&Arc::new(changed)).await?;
             domain.lock().persistent = Some(stored);
@@ -479,110 +486,6 @@ impl Driver {
         self.keep(&domain, stored).await
     }
 
-    /// Changes a device as a document says.
-    ///
-    /// # Errors
-    /// VIR_ERR_DEVICE_MISSING for what is not there; what cannot be changed while the machine runs.
-    pub async fn update_device(
-        self: &Arc<Self>,
-        domain: Pinned,
-        xml: &str,
-        flags: u32,
-    ) -> Result<()> {
-        impact(&domain.lock(), flags)?;
-        let wanted = parse(xml)?;
-        let job = domain.job().await?;
-        let (stored, running) = meant(&domain.lock(), flags)?;
-        let stored = match &stored {
-            Some(definition) => {
-                let at = find(definition, &wanted).map_err(|error| match target(&wanted) {
-                    Some(dev) if wanted.name == "disk" => {
-                        let text = format!("target {dev} doesn't exist.");
-                        Error::new(ErrorCode::INVALID_ARG, text)
-                    }
-                    _ => in_definition(error),
-                })?;
-                let mut without = Definition::clone(definition);
-                let old = without.devices.rest.remove(at);
-                let mut new = wanted.clone();
-                for part in ["address", "mac"] {
-                    if let Some(kept) = old.child(part).filter(|_| new.child(part).is_none()) {
-                        new.push(kept.clone());
-                    }
-                }
-                let mut changed = with_device(self, &without, View::Inactive, &new)?;
-                if let Some(now) = new_device(&without, &changed, &wanted.name) {
-                    move_to(&mut changed.devices.rest, now, definition, at);
-                }
-                Some(changed)
-            }
-            None => None,
-        };
-        if let Some(definition) = running {
-            let at = find(&definition, &wanted).map_err(|error| match target(&wanted) {
-                Some(dev) if wanted.name == "disk" => {
-                    Error::internal(format!("disk '{dev}' not found"))
-                }
-                _ => error,
-            })?;
-            match wanted.name.as_str() {
-                "interface" => {
-                    self.update_link(&domain, &definition, at, &wanted).await?;
-                }
-                "disk" => same_disk(&definition.devices.rest[at], &wanted)?,
-                kind => {
-                    return Err(unsupported(format!(
-                        "live update of device '{kind}' is not supported"
-                    )));
-                }
-            }
-        }
-        self.keep(&domain, stored).await?;
-        drop(job);
-        Ok(())
-    }
-
-    /// Plugs or pulls a card's cable; nothing else of it can be changed.
-    async fn update_link(
-        &self,
-        domain: &Domain,
-        definition: &Definition,
-        at: usize,
-        wanted: &Element,
-    ) -> Result<()> {
-        let (known, card) = (
-            Interface::read(&definition.devices.rest[at])?,
-            Interface::read(wanted)?,
-        );
-        let same = |a: &Option<String>, b: &Option<String>| a.is_none() || a == b;
-        if known.kind != card.kind
-            || !same(&card.source, &known.source)
-            || (!card.model.is_empty() && known.model != card.model)
-        {
-            return Err(unsupported(
-                "only the link state of an interface can be changed",
-            ));
-        }
-        let id = known
-            .alias
-            .clone()
-            .ok_or_else(|| Error::internal("a running device has no id"))?;
-        let up = card.link_up;
-        ask(domain, Call::SetLink { id: id.clone(), up }).await?;
-        let mut inner = domain.lock();
-        let live = inner.live_mut()?;
-        let mut now = Definition::clone(&live.definition);
-        let mut devices = now.devices.rest.iter_mut();
-        if let Some(e) = devices.find(|e| device::alias(e) == Some(&id)) {
-            e.take_children("link");
-            let state = if up { "up" } else { "down" };
-            e.push(Element::new("link").with_attr("state", state));
-        }
-        write(&now, &Folder(live.folder.clone()));
-        live.definition = Arc::new(now);
-        Ok(())
-    }
-
     /// Devices may have come and gone while no daemon watched, and the last one may have died in the middle of it:
     /// the definition says what the machine has.
     ///
@@ -670,37 +573,13 @@ impl Driver {
     }
 }
 
-fn write(definition: &Definition, folder: &Folder) {
+pub(super) fn write(definition: &Definition, folder: &Folder) {
     if let Err(error) = folder.write_definition(definition) {
         log::error!(
             "domain '{}': cannot write its definition: {error}",
             definition.name
         );
     }
-}
-
-/// Of a running disk nothing can be changed: whoever asks for what it is gets that.
-fn same_disk(have: &Element, wanted: &Element) -> Result<()> {
-    if says(have, wanted) {
-        return Ok(());
-    }
-    if device::Disk::read(have).is_ok_and(|disk| disk.is_empty_drive()) {
-        return Err(unsupported(
-            "the drive was empty and is left out of the machine: change its media while the guest is off",
-        ));
-    }
-    let removable = matches!(have.attr("device"), Some("cdrom" | "floppy"));
-    let source = wanted.child("source");
-    let same_source = match (have.child("source"), source) {
-        (Some(own), Some(source)) => says(own, source),
-        (own, source) => own.is_some() == source.is_some(),
-    };
-    if !removable && !same_source {
-        return Err(Error::unsupported(
-            "disk source can be changed only in removable drives",
-        ));
-    }
-    Err(unsupported("live update of device 'disk' is not supported"))
 }
 
 /// The hardware address that the stored definition has given a card that had none.

@@ -214,9 +214,16 @@ impl Driver {
     ) -> Result<()> {
         let words = format!("disk '{disk}' was not found in the domain config");
         let merged = |definition: &Definition| -> Result<IoTune> {
-            let mut tune = find_disk(definition, disk, &words)?.iotune;
-            if let Some(group) = &group {
-                tune.group = Some(group.clone()).filter(|name| !name.is_empty());
+            let own = find_disk(definition, disk, &words)?;
+            let mut tune = own.iotune;
+            if let Some(name) = &group {
+                // A disk that joins others has what they have.
+                if tune.group.as_ref() != Some(name)
+                    && let Some(others) = in_group(definition, name, &own.target)
+                {
+                    tune = others;
+                }
+                tune.group = Some(name.clone()).filter(|name| !name.is_empty());
             }
             let named = |name: &str| values.iter().any(|(n, _)| n == name);
             let groups = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]];
@@ -243,16 +250,19 @@ impl Driver {
             }
             tune.check_call()
                 .map_err(|text| Error::new(ErrorCode::INVALID_ARG, text))?;
+            if tune.values.iter().all(|value| *value == 0) {
+                if group.as_ref().is_some_and(|name| !name.is_empty()) {
+                    return Err(Error::unsupported(
+                        "creating a new group/updating existing with all tune parameters zero is \
+                         not supported",
+                    ));
+                }
+                // A disk without limits is in no group: the others keep theirs.
+                tune.group = None;
+            }
             Ok(tune)
         };
         let machine = async |running: &Definition| {
-            let now = find_disk(running, disk, &words)?.iotune.group;
-            if merged(running)?.group != now {
-                return Err(Error::new(
-                    ErrorCode::OPERATION_UNSUPPORTED,
-                    format!("disk '{disk}' can't get into another group while the domain runs"),
-                ));
-            }
             // The stored definition takes it, as libvirt's does.
             let tune = merged(running)?;
             let mut pairs = (0..6).map(|at| (at, at + 6));
@@ -268,6 +278,7 @@ impl Driver {
             let call = Call::SetDiskLimits {
                 id: id(find_disk(running, disk, &words)?.alias.as_ref())?,
                 limits: disk_limits(&tune),
+                group: tune.group,
             };
             ask(&domain, call).await.map(drop)
         };
@@ -325,7 +336,26 @@ impl Driver {
         flags: u32,
     ) -> Result<()> {
         let limits = |rate: Option<Rate>| rate.map(bandwidth);
+        let floor = rates.0.is_some_and(|rate| rate.floor != 0);
         let machine = async |running: &Definition| {
+            let card = find_interface(running, name)?;
+            if floor && card.kind != "network" {
+                return Err(Error::new(
+                    ErrorCode::OPERATION_UNSUPPORTED,
+                    format!(
+                        "Invalid use of 'floor' on interface with MAC address {} - 'floor' is only \
+                         supported for interface type 'network' with forward type 'nat', 'route', \
+                         'open' or none",
+                        card.mac_text()
+                    ),
+                ));
+            }
+            if floor {
+                return Err(Error::new(
+                    ErrorCode::OPERATION_UNSUPPORTED,
+                    "a guaranteed rate (floor) is not there",
+                ));
+            }
             let call = Call::SetBandwidth {
                 id: id(find_interface(running, name)?.alias.as_ref())?,
                 inbound: limits(rates.0),
@@ -549,6 +579,50 @@ impl Driver {
 
 fn is_disk(e: &Element, target: &str) -> bool {
     e.name == "disk" && e.child("target").and_then(|t| t.attr("dev")) == Some(target)
+}
+
+/// What the disks of a group but one have.
+fn in_group(definition: &Definition, group: &str, but: &str) -> Option<IoTune> {
+    let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
+    let mut disks = disks.filter_map(|e| Disk::read(e).ok());
+    let found =
+        disks.find(|disk| disk.target != but && disk.iotune.group.as_deref() == Some(group));
+    found.map(|disk| disk.iotune)
+}
+
+/// Refuses a disk whose limits are others than those of its group.
+///
+/// # Errors
+/// VIR_ERR_CONFIG_UNSUPPORTED, in libvirt's words.
+pub(super) fn check_group(definition: &Definition, target: &str) -> Result<()> {
+    let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
+    let disks: Vec<Disk> = disks.filter_map(|e| Disk::read(e).ok()).collect();
+    let Some(own) = disks.iter().find(|disk| disk.target == target) else {
+        return Ok(());
+    };
+    let differs = |other: &&Disk| {
+        own.iotune.group.is_some()
+            && other.iotune.group == own.iotune.group
+            && other.iotune.values != own.iotune.values
+    };
+    match disks.iter().find(differs) {
+        None => Ok(()),
+        Some(other) => Err(Error::unsupported(format!(
+            "different iotunes for disks {} and {}",
+            own.target, other.target
+        ))),
+    }
+}
+
+/// The same for all disks.
+///
+/// # Errors
+/// As [`check_group`].
+pub(super) fn check_groups(definition: &Definition) -> Result<()> {
+    let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
+    let grouped = disks.filter(|e| group_of(e).is_some());
+    let mut targets = grouped.filter_map(|e| e.child("target")?.attr("dev"));
+    targets.try_for_each(|target| check_group(definition, target))
 }
 
 /// The disks whose limits a disk has in common.

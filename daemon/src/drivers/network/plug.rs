@@ -202,6 +202,16 @@ impl Driver {
         remove(&folder, uuid)
     }
 
+    /// Takes a card's place away: it has another one, or none. The file that it was there by.
+    pub fn leave(&self, name: &str, port: Uuid) -> Option<PathBuf> {
+        let network = self.registry.by_name(name).ok()?;
+        let folder = running(&network).ok()?.folder;
+        if let Err(error) = remove(&folder, port) {
+            log::warn!("{error}");
+        }
+        Some(folder.port(port))
+    }
+
     /// Keeps a port again whose network has been away, for a card that is still there.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use vmm_api::control::{DiskStats, Event};
 use vmm_api::devices::{self as api, DeviceConfig, DiskConfig};
 
 use super::layers::{self, Access, Layer};
-use super::{Builder, failed};
+use super::{Builder, Kit, PciDevices, failed};
 use crate::machine::MachineError;
 use crate::migrate::disks::Noting;
 use crate::notices::{Notice, Notices};
@@ -122,14 +122,22 @@ impl Disk {
         self.top.clone()
     }
 
-    /// Changes its limits.
+    /// Changes its limits, which it has with all that have the same meter.
     ///
     /// # Errors
     /// Limits that contradict each other, in words for the caller.
-    pub fn set_limits(&self, to: &api::DiskLimits) -> Result<(), String> {
+    pub fn set_limits(&self, to: &api::DiskLimits, meter: Arc<Meter>) -> Result<(), String> {
+        let limits = limits(to);
+        limits.check().map_err(|error| error.to_string())?;
+        self.engine.share(meter);
         self.engine
-            .set_limits(limits(to))
+            .set_limits(limits)
             .map_err(|error| error.to_string())
+    }
+
+    /// What its limits are measured by.
+    pub fn meter(&self) -> Arc<Meter> {
+        self.engine.meter()
     }
 
     /// Changes its size.
@@ -306,7 +314,35 @@ pub fn open_image(devices: &[DeviceConfig], id: &str) -> Result<Arc<dyn images::
         .ok_or_else(|| format!("disk {id}: no image"))
 }
 
-impl Builder {
+impl PciDevices {
+    /// Changes the limits of a disk, and of the others in its group.
+    ///
+    /// # Errors
+    /// There is no such disk, or limits that contradict each other, in words for the caller.
+    pub fn set_limits(
+        &self,
+        id: &str,
+        limits: &api::DiskLimits,
+        group: Option<&str>,
+    ) -> Result<(), String> {
+        let disk = self.disk(id)?;
+        let meter = match group {
+            Some(group) => self.kit.meter(group),
+            None if self.kit.is_shared(&disk.meter()) => Arc::default(),
+            None => disk.meter(),
+        };
+        disk.set_limits(limits, meter)
+    }
+}
+
+impl Kit {
+    /// Whether a meter is a group's.
+    fn is_shared(&self, meter: &Arc<Meter>) -> bool {
+        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = Arc::downgrade(meter);
+        groups.iter().any(|(_, meter)| meter.ptr_eq(&own))
+    }
+
     /// The limits of a group of disks.
     fn meter(&self, group: &str) -> Arc<Meter> {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
@@ -319,7 +355,9 @@ impl Builder {
         groups.push((group.to_owned(), Arc::downgrade(&meter)));
         meter
     }
+}
 
+impl Builder {
     pub(super) fn disk(
         &mut self,
         device: &DeviceConfig,

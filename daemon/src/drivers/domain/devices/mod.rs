@@ -19,7 +19,7 @@ use xml_schemas::domain::device::{self, Balloon, Channel, Disk, Rng, Vsock, Watc
 use xml_schemas::domain::{CharSource, SocketMode};
 
 pub use self::disk::{behind_image, image_info, limits as disk_limits, open_writable, peek};
-pub use self::net::{bandwidth, set_port};
+pub use self::net::{bandwidth, check_vlan, set_port};
 
 use super::channels::made_up;
 use super::machine::Builder;

@@ -223,7 +223,11 @@ impl Builder {
     }
 }
 
-fn check_vlan(bridge: &str, vlan: &Vlan) -> Result<()> {
+/// Whether a bridge of the host's can put a card into VLANs.
+///
+/// # Errors
+/// VIR_ERR_CONFIG_UNSUPPORTED.
+pub fn check_vlan(bridge: &str, vlan: &Vlan) -> Result<()> {
     if !link::filters_vlans(bridge) {
         return Err(Error::unsupported(format!(
             "bridge '{bridge}' does not filter VLANs: its vlan_filtering is off"
