@@ -62,7 +62,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("nodedev-reattach", "no VFIO yet"),
     ("nodedev-reset", "no VFIO yet"),
     ("migrate-postcopy", "no post-copy"),
-    ("blockcopy", "no copies of running disks to elsewhere"),
     ("update-memory-device", "no memory devices yet"),
 ];
 

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use crate::luks::{FilePart, Luks, Passphrase, Volume, read_header};
-use crate::{Error, File, Image, Qcow2, Raw, qcow2};
+use crate::qcow2::{self, NoBacking};
+use crate::{Error, File, Image, Qcow2, Raw};
 
 /// The most images behind one another.
 pub const DEPTH_MOST: usize = 200;
@@ -57,6 +58,8 @@ pub struct ImageConfig {
     pub data_file: Option<File>,
     /// What is behind it, if it has a backing file.
     pub backing: Option<Box<ImageConfig>>,
+    /// What its header names behind it is not looked at, and nothing is there: zeroes.
+    pub alone: bool,
     /// Opens an encrypted image.
     pub passphrase: Option<Passphrase>,
     /// Not to be written to, even if its file could be. Backing images never are.
@@ -74,6 +77,7 @@ impl ImageConfig {
             file,
             data_file: None,
             backing: None,
+            alone: false,
             passphrase: None,
             read_only: false,
             l2_cache: 0,
@@ -163,6 +167,8 @@ fn open_one(
                     Some(Volume::open(&place, passphrase.as_bytes())?.cipher()?)
                 }
             };
+            let nothing = || config.alone.then(|| Arc::new(NoBacking) as Arc<dyn Image>);
+            let backing = backing.or_else(|| nothing().filter(|_| header.backing.is_some()));
             let options = qcow2::Options {
                 backing,
                 data_file: config.data_file,

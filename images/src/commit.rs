@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::convert::{Options, Target, convert, with_buffer};
+use crate::follow::Follow;
 use crate::qcow2::Tracker;
 use crate::{Error, Image, IoBuf, Job, Qcow2};
 
@@ -40,8 +41,7 @@ pub fn commit(
     base.flush()
 }
 
-/// A commit of an image that is written meanwhile. [`Active::copy`], then [`Active::catch_up`]
-/// until little is left; then nobody may write to the image, [`Active::finish`], and whoever uses
+/// A commit of an image that is written meanwhile, as [`Follow`] has it: in the end whoever uses
 /// the image goes on with `base` in its place. Until then the image stays what it is, and can be
 /// used further if the commit is given up.
 #[derive(Debug)]
@@ -73,21 +73,15 @@ impl Active {
             base_qcow2,
         }
     }
+}
 
-    /// Copies all there is.
-    ///
-    /// # Errors
-    /// As [`commit`].
-    pub fn copy(&self, job: &Job) -> Result<(), Error> {
+impl Follow for Active {
+    fn copy(&self, job: &Job) -> Result<(), Error> {
         let top: Arc<dyn Image> = self.top.clone();
         commit(&top, self.depth, &self.base, self.base_qcow2.as_ref(), job)
     }
 
-    /// Copies what was written since the last time: how many bytes that were.
-    ///
-    /// # Errors
-    /// As [`commit`].
-    pub fn catch_up(&self, job: &Job) -> Result<u64, Error> {
+    fn catch_up(&self, job: &Job) -> Result<u64, Error> {
         let runs = self.top.tracked(&self.tracker)?;
         let all = runs.iter().map(|(from, to)| to - from).sum();
         job.more(all);
@@ -118,20 +112,11 @@ impl Active {
         Ok(all)
     }
 
-    /// Has all that was copied so far reach stable storage.
-    ///
-    /// # Errors
-    /// The host's I/O.
-    pub fn flush(&self) -> Result<(), Error> {
+    fn flush(&self) -> Result<(), Error> {
         self.base.flush()
     }
 
-    /// Copies the rest, while nobody writes to the image, and has all of it reach stable storage:
-    /// `base` has the image's content then.
-    ///
-    /// # Errors
-    /// As [`commit`].
-    pub fn finish(&self, job: &Job) -> Result<(), Error> {
+    fn finish(&self, job: &Job) -> Result<(), Error> {
         while self.catch_up(job)? > 0 {}
         self.base.flush()
     }

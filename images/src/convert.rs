@@ -11,6 +11,8 @@ use crate::{Error, Extent, Image, ImageInfo, IoBuf, Job, Qcow2};
 
 /// What moves at once, bytes: small enough to stay in a processor's cache.
 const PIECE: u64 = 1 << 20;
+/// The least that moves at once, bytes.
+const PIECE_LEAST: u64 = 64 << 10;
 /// The least that the host is asked to set aside at once, bytes.
 const SET_ASIDE: u64 = 256 << 10;
 /// The most that is compressed at once, bytes.
@@ -37,6 +39,8 @@ pub struct Options<'a> {
     pub sparse: u64,
     /// Threads.
     pub parallel: usize,
+    /// What each of them moves at once, bytes: a power of two of 64 KiB at least.
+    pub piece: u64,
     /// Pieces may be written in another order than that of their offsets.
     pub any_order: bool,
     /// Written in compressed form.
@@ -65,6 +69,7 @@ impl Default for Options<'_> {
         Self {
             sparse: 4096,
             parallel: threads(8),
+            piece: PIECE,
             any_order: false,
             compress: false,
             depth: None,
@@ -248,7 +253,7 @@ pub fn convert(
     let piece = if packer.is_some() {
         COMPRESSED_PIECE.max(cluster)
     } else {
-        PIECE
+        options.piece.next_power_of_two().clamp(PIECE_LEAST, PIECE)
     };
     // `None` is not to be touched.
     let kind = |extent: &Extent| {

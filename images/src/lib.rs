@@ -14,16 +14,18 @@
 //! daemon does, and hands the descriptors to the VMM), the backing files among them. `tree` opens
 //! an image and everything behind it by name, for tools.
 //!
-//! What works on whole images ([`convert`], [`compare`], [`commit`], [`rebase`]) needs bounded
+//! What works on whole images ([`convert`], [`compare`], [`commit`], [`copy`], [`rebase`]) needs bounded
 //! memory, tells a [`Job`] how far it is, and stops when that is cancelled.
 
 pub mod chain;
 pub mod commit;
 pub mod compare;
 pub mod convert;
+pub mod copy;
 pub mod engine;
 mod error;
 mod file;
+pub mod follow;
 mod grace;
 mod image;
 pub mod iovec;
@@ -32,6 +34,7 @@ pub mod limits;
 pub mod lock;
 pub mod luks;
 pub mod measure;
+pub mod noting;
 pub mod qcow2;
 mod raw;
 pub mod rebase;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use images::commit::Active;
+use images::follow::Follow;
 use images::qcow2::{self, Create, Fix, Options};
 use images::{Error, File, Image, Job, Qcow2};
 

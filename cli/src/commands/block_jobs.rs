@@ -107,7 +107,7 @@ pub const BLOCKPULL: Command = Command {
 pub const BLOCKCOPY: Command = Command {
     name: "blockcopy",
     summary: "Start a block copy operation.",
-    description: "Copy a disk backing image chain to dest (Vireo's own daemon has no such job).",
+    description: "Copy a disk backing image chain to dest.",
     options: &[
         DOMAIN,
         PATH,

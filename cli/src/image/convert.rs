@@ -277,6 +277,7 @@ pub fn run(args: Args) -> Done {
         } else {
             None
         },
+        ..Options::default()
     };
     let aim = Target {
         image: target.image.clone(),

@@ -4,7 +4,10 @@ use rpc::args::*;
 use rpc::procs;
 use rpc::server::Router;
 
+use super::devices::unsigned;
 use super::{Answer, Call, Daemon};
+use crate::drivers::domain::block_jobs::CopyLimits;
+use crate::error::{Error, ErrorCode};
 
 /// The functions about block jobs.
 pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
@@ -85,6 +88,22 @@ async fn commit(call: Call, args: DomainBlockCommitArgs) -> Answer<()> {
 }
 
 async fn copy(call: Call, args: DomainBlockCopyArgs) -> Answer<()> {
-    call.state().pin(&args.dom)?;
-    Ok(call.state().domains.block_copy()?)
+    let domain = call.state().pin(&args.dom)?;
+    let mut limits = CopyLimits::default();
+    for param in &args.params.0 {
+        let value = match param.field.as_str() {
+            "bandwidth" => &mut limits.bandwidth,
+            "granularity" => &mut limits.granularity,
+            "buf-size" => &mut limits.buffer,
+            other => {
+                let text = format!("parameter '{other}' not supported");
+                return Err(Error::new(ErrorCode::ARGUMENT_UNSUPPORTED, text).into());
+            }
+        };
+        *value = unsigned(param)?;
+    }
+    let domains = &call.state().domains;
+    Ok(domains
+        .block_copy(domain, &args.path, &args.destxml, limits, args.flags)
+        .await?)
 }

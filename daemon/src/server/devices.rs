@@ -327,7 +327,7 @@ fn bad_parameter(param: &TypedParam) -> RemoteError {
     Error::new(ErrorCode::INVALID_ARG, text).into()
 }
 
-fn unsigned(param: &TypedParam) -> Answer<u64> {
+pub(super) fn unsigned(param: &TypedParam) -> Answer<u64> {
     match param.value {
         TypedValue::UInt(value) => Ok(value.into()),
         TypedValue::ULLong(value) => Ok(value),

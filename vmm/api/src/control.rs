@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::LifecycleAction;
 use crate::devices::{
-    Bandwidth, ConsolePort, DeviceConfig, DiskLimits, ErrorPolicy, IoThreadConfig, WatchdogAction,
+    Bandwidth, ConsolePort, DeviceConfig, DiskLimits, ErrorPolicy, ImageConfig, IoThreadConfig, WatchdogAction,
 };
 use crate::migrate;
 
@@ -248,7 +248,7 @@ pub enum Call {
     /// Begins to move content between a disk's images while the guest runs. A disk has one such job
     /// at a time; `Event::BlockJob` tells how it goes on. The descriptor of the image that is written
     /// into and was only read before is passed along, open for writing; then, where an image that is
-    /// not on top gets another one behind it, that image's.
+    /// not on top gets another one behind it, that image's. Of a copy: those of the image it is made to.
     StartBlockJob {
         /// The disk.
         disk: String,
@@ -267,12 +267,19 @@ pub enum Call {
         speed: u64,
     },
     /// Ends a disk's job: it is given up, or (`pivot`, when it is ready) the disk goes on with the
-    /// image that was written into. `Event::BlockJob` follows.
+    /// image that was written into. `Event::BlockJob` follows. A copy that is given up when it is ready has the disk's
+    /// content of that moment.
     EndBlockJob {
         /// The disk.
         disk: String,
         /// Not given up.
         pivot: bool,
+    },
+    /// Whoever remembers what a disk's image is knows that it is the copy that the disk went on with: until then the
+    /// image before it got every write, too.
+    SettleBlockJob {
+        /// The disk.
+        disk: String,
     },
     /// How far the job is: `Answer::Job`.
     JobStatus,
@@ -312,6 +319,25 @@ pub enum BlockJob {
         /// What the image above them calls it then.
         name: String,
     },
+    /// All of the disk goes to another image, and what is written, until the job is ended.
+    Copy(Box<BlockCopy>),
+}
+
+/// Where a disk is copied to, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockCopy {
+    /// The image, with what is behind it. Descriptors in it count those passed along, from 0.
+    pub image: ImageConfig,
+    /// Only what the image on top has itself.
+    pub shallow: bool,
+    /// All of it reads as zeroes.
+    pub zeroed: bool,
+    /// What the guest writes is answered when the copy has it, too, once all has been copied.
+    pub synchronous: bool,
+    /// How many bytes are copied again where a part of them was written; 0: as usual.
+    pub granularity: u64,
+    /// How many bytes may be on their way at once; 0: as usual.
+    pub buffer: u64,
 }
 
 /// The kinds of jobs.
@@ -324,6 +350,8 @@ pub enum BlockJobKind {
     Commit,
     /// `BlockJob::Commit` of the image on top.
     ActiveCommit,
+    /// `BlockJob::Copy`
+    Copy,
 }
 
 /// How far a disk's job is.
@@ -353,6 +381,9 @@ pub struct DiskImages {
     /// The job before, and how it ended: for whoever did not hear of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<(BlockJobKind, BlockJobNews)>,
+    /// It has gone on with a copy, and nobody has said that this is remembered: `Call::SettleBlockJob`.
+    #[serde(default)]
+    pub unsettled: bool,
 }
 
 /// What became of a disk's job.

@@ -46,19 +46,11 @@ pub struct DeviceConfig {
 impl DeviceConfig {
     /// Every file, socket and descriptor it is made from.
     pub fn resources_mut(&mut self) -> Vec<&mut Resource> {
-        fn image<'a>(config: &'a mut ImageConfig, to: &mut Vec<&'a mut Resource>) {
-            to.push(&mut config.file);
-            to.extend(config.data_file.as_mut());
-            to.extend(config.passphrase.as_mut());
-            if let Some(backing) = &mut config.backing {
-                image(backing, to);
-            }
-        }
         let mut all = Vec::new();
         match &mut self.kind {
             DeviceKind::Disk(disk) => {
                 if let Some(of) = &mut disk.image {
-                    image(of, &mut all);
+                    all.extend(of.resources_mut());
                 }
             }
             DeviceKind::Net(net) => match &mut net.backend {
@@ -191,6 +183,21 @@ pub struct ImageConfig {
     /// A file (sealed memfd or pipe) that holds the LUKS passphrase, read once at start.
     #[serde(default)]
     pub passphrase: Option<Resource>,
+}
+
+impl ImageConfig {
+    /// Everything on the host that it is made from, and what is behind it.
+    pub fn resources_mut(&mut self) -> Vec<&mut Resource> {
+        let mut all = Vec::new();
+        let mut next = Some(self);
+        while let Some(config) = next {
+            all.push(&mut config.file);
+            all.extend(config.data_file.as_mut());
+            all.extend(config.passphrase.as_mut());
+            next = config.backing.as_deref_mut();
+        }
+        all
+    }
 }
 
 /// An image format.

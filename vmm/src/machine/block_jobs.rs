@@ -3,15 +3,16 @@
 use std::os::fd::OwnedFd;
 
 use vmm_api::control::{
-    Answer, BlockJob as Wanted, BlockJobKind, BlockJobNews, BlockJobStatus, DiskImages,
+    Answer, BlockCopy, BlockJob as Wanted, BlockJobKind, BlockJobNews, BlockJobStatus, DiskImages,
     DiskSnapshot, Event,
 };
 
 use super::Machine;
-use super::devices::JobPlan;
+use super::devices::{Disk, JobPlan, open_copy};
+use super::plug::{close_unused, hand_over};
 use crate::killpoint::killpoint;
 use crate::notices::Notice;
-use crate::state::block_job::{BlockJob, Cause, Phase};
+use crate::state::block_job::{BlockJob, Cause, Phase, Work};
 use images::Image;
 
 /// A disk's job, and how to see it to its end.
@@ -63,13 +64,15 @@ impl Machine {
             return Err("a job is running".to_owned());
         }
         self.without_block_job(disk)?;
-        let found = self.devices.pci.disk(disk)?;
-        let (plan, work) = found.plan_job(wanted, descriptors)?;
+        let (plan, work) = match wanted {
+            Wanted::Copy(copy) => self.plan_copy(disk, copy, descriptors)?,
+            other => self.devices.pci.disk(disk)?.plan_job(other, descriptors)?,
+        };
         let notices = self.notices.clone();
         let job = match BlockJob::start(work, speed, move || notices.send(Notice::BlockJob)) {
             Ok(job) => job,
             Err(error) => {
-                found.give_job_up(plan);
+                self.give_job_up(disk, plan)?;
                 return Err(error.to_string());
             }
         };
@@ -86,6 +89,56 @@ impl Machine {
         Ok(())
     }
 
+    /// Opens what a disk is to be copied to, and has its writes noted from a moment on.
+    fn plan_copy(
+        &mut self,
+        disk: &str,
+        wanted: &BlockCopy,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(JobPlan, Work), String> {
+        let mut devices = self.config.devices.iter();
+        let device = devices.find(|known| known.id == disk);
+        let device = device.ok_or_else(|| format!("there is no disk '{disk}'"))?;
+        let mut image = wanted.image.clone();
+        let handed = hand_over(image.resources_mut(), descriptors)?;
+        let opened = open_copy(device, &image);
+        let left = handed.into_iter().filter(|fd| close_unused(*fd)).count();
+        let layers = opened?;
+        if left > 0 {
+            log::warn!("a copy of {disk}: {left} descriptors were not used");
+        }
+        self.for_a_moment(|machine| machine.devices.pci.disk(disk)?.plan_copy(wanted, layers))
+    }
+
+    /// A disk's job comes to nothing.
+    fn give_job_up(&mut self, disk: &str, plan: JobPlan) -> Result<(), String> {
+        if plan.kind() != BlockJobKind::Copy {
+            self.devices.pci.disk(disk)?.give_job_up(plan);
+            return Ok(());
+        }
+        self.for_a_moment(|machine| {
+            machine.devices.pci.disk(disk)?.give_job_up(plan);
+            Ok(())
+        })
+    }
+
+    /// A disk that went on with a copy is remembered as such.
+    pub(super) fn settle_block_job(&mut self, disk: &str) -> Result<(), String> {
+        if !self.devices.pci.disk(disk)?.is_unsettled() {
+            return Ok(());
+        }
+        self.for_a_moment(|machine| {
+            machine.devices.pci.disk(disk)?.settle();
+            Ok(())
+        })
+    }
+
+    /// Disks have jobs, or have not quite done with them.
+    pub(super) fn has_block_jobs(&self) -> bool {
+        let mut disks = self.devices.pci.disks.iter();
+        !self.block_jobs.is_empty() || disks.any(|(_, disk)| disk.is_unsettled())
+    }
+
     /// A disk's job.
     pub(super) fn block_job(&mut self, disk: &str) -> Result<&mut DiskJob, String> {
         let mut jobs = self.block_jobs.iter_mut();
@@ -95,7 +148,8 @@ impl Machine {
 
     /// A disk that has a job is left alone.
     pub(super) fn without_block_job(&self, disk: &str) -> Result<(), String> {
-        match self.block_jobs.iter().any(|job| job.disk == disk) {
+        let unsettled = self.devices.pci.disk(disk).is_ok_and(Disk::is_unsettled);
+        match unsettled || self.block_jobs.iter().any(|job| job.disk == disk) {
             true => Err("the disk has an active block job".to_owned()),
             false => Ok(()),
         }
@@ -107,14 +161,27 @@ impl Machine {
         let Some(job) = &found.job else {
             return Ok(());
         };
+        let ready = job.phase() == Phase::Ready;
         if !pivot {
-            job.cancel();
+            match &mut found.plan {
+                // All of it, of this very moment.
+                JobPlan::Copy { stay, .. } if ready => {
+                    *stay = true;
+                    job.leave();
+                }
+                _ => job.cancel(),
+            }
             return Ok(());
         }
-        if found.kind != BlockJobKind::ActiveCommit {
-            return Err("only a commit of the image on top has something to pivot to".to_owned());
+        match &found.plan {
+            JobPlan::Copy { stay: true, .. } => {
+                return Err("the job has been given up".to_owned());
+            }
+            JobPlan::Copy { .. } => {}
+            JobPlan::Commit { active, .. } if active.is_some() => {}
+            _ => return Err("the job has nothing to pivot to".to_owned()),
         }
-        if job.phase() != Phase::Ready {
+        if !ready {
             return Err("the job is not ready for pivot yet".to_owned());
         }
         job.leave();
@@ -135,6 +202,7 @@ impl Machine {
                         .find(|job| job.disk == *id)
                         .map(DiskJob::status),
                     last: self.ended_block_jobs.get(id).cloned(),
+                    unsettled: disk.is_unsettled(),
                 })
                 .collect(),
         )
@@ -190,14 +258,17 @@ impl Machine {
         let (id, kind) = (job.disk, job.kind);
         let news = match (phase, self.devices.pci.disk(&id)) {
             (_, Err(_)) => BlockJobNews::Cancelled,
-            (Some(Phase::Ended(Err(cause))), Ok(disk)) => {
-                disk.give_job_up(job.plan);
+            (Some(Phase::Ended(Err(cause))), Ok(_)) => {
+                if let Err(error) = self.give_job_up(&id, job.plan) {
+                    log::error!("{}: {error}", self.config.name);
+                }
                 match cause {
                     Cause::Cancelled => BlockJobNews::Cancelled,
                     Cause::Failed(why) => BlockJobNews::Failed(why),
                 }
             }
             _ => {
+                let stayed = matches!(job.plan, JobPlan::Copy { stay: true, .. });
                 let mut plan = Some(job.plan);
                 let finished = self.for_a_moment(|machine| {
                     let disk = machine.devices.pci.disk(&id)?;
@@ -209,6 +280,7 @@ impl Machine {
                 }
                 killpoint("vmm.block-job-done");
                 match finished {
+                    Ok(()) if stayed => BlockJobNews::Cancelled,
                     Ok(()) => BlockJobNews::Completed,
                     Err(why) => BlockJobNews::Failed(why),
                 }

@@ -237,7 +237,10 @@ impl Machine {
 
 /// Turns numbers of passed descriptors into those they have here, as if they had been inherited: whoever opens the
 /// resource takes each over, once.
-fn hand_over(resources: Vec<&mut Resource>, passed: Vec<OwnedFd>) -> Result<Vec<i32>, String> {
+pub(super) fn hand_over(
+    resources: Vec<&mut Resource>,
+    passed: Vec<OwnedFd>,
+) -> Result<Vec<i32>, String> {
     let numbers: Vec<i32> = passed.iter().map(AsRawFd::as_raw_fd).collect();
     let mut used = vec![false; numbers.len()];
     for resource in resources {
@@ -265,7 +268,7 @@ fn hand_over(resources: Vec<&mut Resource>, passed: Vec<OwnedFd>) -> Result<Vec<
 
 /// Closes a handed descriptor that nobody has taken over: such a one still lacks close-on-exec, which everything else
 /// in this process has.
-fn close_unused(fd: i32) -> bool {
+pub(super) fn close_unused(fd: i32) -> bool {
     // SAFETY: F_GETFD only reads a flag, and fails on what is not open.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
     let unused = flags >= 0 && flags & libc::FD_CLOEXEC == 0;

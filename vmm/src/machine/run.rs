@@ -305,6 +305,7 @@ impl Machine {
             Call::Disks => return Ok(self.disk_images()),
             Call::SetBlockJobSpeed { disk, speed } => self.block_job(disk)?.set_speed(*speed),
             Call::EndBlockJob { disk, pivot } => self.end_block_job(disk, *pivot)?,
+            Call::SettleBlockJob { disk } => self.settle_block_job(disk)?,
         }
         Ok(Answer::Done)
     }

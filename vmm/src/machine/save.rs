@@ -340,7 +340,7 @@ impl Machine {
         if self.job.is_some() {
             return Err("another job is running".to_owned());
         }
-        if !self.block_jobs.is_empty() && !matches!(asked.request.call, Call::Dump { .. }) {
+        if self.has_block_jobs() && !matches!(asked.request.call, Call::Dump { .. }) {
             return Err("domain has active block job".to_owned());
         }
         let was_running = self.state == MachineState::Running;

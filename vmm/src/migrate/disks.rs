@@ -1,195 +1,24 @@
-//! Disks whose content goes along: on the source what the guest writes meanwhile is noted, and sent
-//! again; on the target images are written before there is a machine.
+//! Disks whose content goes along: on the source what the guest writes meanwhile is noted
+//! ([`Noting`]), and sent again; on the target images are written before there is a machine.
 
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use images::iovec::{AlignedBuf, is_zero, total};
-use images::{Error, Extent, Image, ImageInfo, IoBuf, Plain, read_bytes};
+use images::iovec::{AlignedBuf, is_zero};
+pub use images::noting::BLOCK;
+use images::noting::Noting;
+use images::{Error, Image, read_bytes};
 use vmm_api::migrate::{self, HEADER, Header, HelloDisk, Kind, StreamError};
 use vmm_api::saved::CHUNK;
 
 use super::link::{Link, part};
-use crate::devices::lock;
 use crate::num::to_usize;
 
-/// What one bit of the log stands for, bytes.
-pub const BLOCK: u64 = 64 << 10;
 /// What one word of the log stands for, bytes.
 pub const WORD: u64 = 64 * BLOCK;
 /// Bytes of a disk frame's body before the content.
 const PLACE: usize = 12;
-
-/// Blocks that were written, a bit each.
-#[derive(Debug)]
-struct Log(Box<[AtomicU64]>);
-
-/// A disk's image that can note where it is written.
-#[derive(Debug)]
-pub struct Noting {
-    image: Arc<dyn Image>,
-    on: AtomicBool,
-    log: Mutex<Option<Arc<Log>>>,
-}
-
-impl Noting {
-    /// One that notes nothing yet.
-    #[must_use]
-    pub fn new(image: Arc<dyn Image>) -> Self {
-        Self {
-            image,
-            on: AtomicBool::new(false),
-            log: Mutex::default(),
-        }
-    }
-
-    /// Begins to note, or ends. The disk is at rest when it begins: what is in flight is not noted.
-    pub fn note(&self, on: bool) {
-        let words = to_usize(self.image.size().div_ceil(WORD));
-        let log = on.then(|| Arc::new(Log((0..words).map(|_| AtomicU64::new(0)).collect())));
-        *lock(&self.log) = log;
-        self.on.store(on, Ordering::Release);
-    }
-
-    /// Blocks that were written since the last call.
-    #[must_use]
-    pub fn written(&self) -> Vec<u64> {
-        let log = lock(&self.log).clone();
-        log.map_or_else(Vec::new, |log| {
-            log.0.iter().map(|w| w.swap(0, Ordering::AcqRel)).collect()
-        })
-    }
-
-    /// All blocks, or only those that this very image has, and none behind it.
-    ///
-    /// # Errors
-    /// The image's.
-    pub fn content(&self, own_only: bool) -> Result<Vec<u64>, Error> {
-        let size = self.image.size();
-        let mut blocks = vec![0u64; to_usize(size.div_ceil(WORD))];
-        let mut at = 0;
-        while at < size {
-            let len = match own_only {
-                true => {
-                    let extent = self.image.extent(at, size - at)?;
-                    if !extent.present || extent.depth > 0 {
-                        at += extent.len.max(1);
-                        continue;
-                    }
-                    extent.len.max(1)
-                }
-                false => size - at,
-            };
-            mark(at, len, |word, bits| {
-                if let Some(word) = blocks.get_mut(word) {
-                    *word |= bits;
-                }
-            });
-            at += len;
-        }
-        Ok(blocks)
-    }
-
-    /// Only after it has happened: whoever takes the log reads the content afterwards.
-    fn wrote(&self, offset: u64, len: u64) {
-        if !self.on.load(Ordering::Acquire) {
-            return;
-        }
-        let log = lock(&self.log).clone();
-        if let Some(log) = log {
-            mark(offset, len, |word, bits| {
-                if let Some(word) = log.0.get(word) {
-                    word.fetch_or(bits, Ordering::AcqRel);
-                }
-            });
-        }
-    }
-}
-
-/// Calls `set` with each word of the log, and its bits, that the bytes touch.
-fn mark(offset: u64, len: u64, mut set: impl FnMut(usize, u64)) {
-    if len == 0 {
-        return;
-    }
-    let last = offset.saturating_add(len - 1) / BLOCK;
-    let mut block = offset / BLOCK;
-    while block <= last {
-        let (word, from) = (block / 64, block % 64);
-        let upto = (last - word * 64).min(63);
-        set(
-            to_usize(word),
-            (u64::MAX << from) & (u64::MAX >> (63 - upto)),
-        );
-        block = (word + 1) * 64;
-    }
-}
-
-impl Image for Noting {
-    fn size(&self) -> u64 {
-        self.image.size()
-    }
-
-    fn read(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Error> {
-        self.image.read(offset, bufs)
-    }
-
-    fn write(&self, offset: u64, bufs: &[IoBuf]) -> Result<(), Error> {
-        let result = self.image.write(offset, bufs);
-        self.wrote(offset, total(bufs)?);
-        result
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), Error> {
-        let result = self.image.write_zeroes(offset, len, unmap);
-        self.wrote(offset, len);
-        result
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Result<(), Error> {
-        let result = self.image.discard(offset, len);
-        self.wrote(offset, len);
-        result
-    }
-
-    fn flush(&self) -> Result<(), Error> {
-        self.image.flush()
-    }
-
-    fn rest(&self) -> Result<(), Error> {
-        self.image.rest()
-    }
-
-    fn extent(&self, offset: u64, len: u64) -> Result<Extent, Error> {
-        self.image.extent(offset, len)
-    }
-
-    fn info(&self) -> Result<ImageInfo, Error> {
-        self.image.info()
-    }
-
-    fn resize(&self, size: u64) -> Result<(), Error> {
-        if self.on.load(Ordering::Acquire) {
-            return Err(Error::Invalid("a disk that is being copied".into()));
-        }
-        self.image.resize(size)
-    }
-
-    fn plain(&self, offset: u64, len: u64, write: bool) -> Option<Plain> {
-        // Its end could not be noted.
-        if write && self.on.load(Ordering::Acquire) {
-            return None;
-        }
-        self.image.plain(offset, len, write)
-    }
-
-    fn claim(self: Arc<Self>, offset: u64, len: u64) -> Option<Plain> {
-        if self.on.load(Ordering::Acquire) {
-            return None;
-        }
-        self.image.clone().claim(offset, len)
-    }
-}
 
 /// A disk that goes along.
 #[derive(Debug, Clone)]
@@ -363,25 +192,4 @@ pub fn receive(
     };
     disk.touched.store(true, Ordering::Release);
     written.map_err(|error| disk.failed("writing", &error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_log_has_every_block_that_is_touched() {
-        let marked = |offset, len| {
-            let mut words = vec![0u64; 4];
-            mark(offset, len, |word, bits| words[word] |= bits);
-            words
-        };
-        assert_eq!(marked(0, 0), [0, 0, 0, 0]);
-        assert_eq!(marked(0, 1), [1, 0, 0, 0]);
-        assert_eq!(marked(BLOCK - 1, 2), [3, 0, 0, 0]);
-        assert_eq!(marked(63 * BLOCK, BLOCK), [1 << 63, 0, 0, 0]);
-        assert_eq!(marked(63 * BLOCK, 2 * BLOCK), [1 << 63, 1, 0, 0]);
-        assert_eq!(marked(0, 3 * WORD), [u64::MAX, u64::MAX, u64::MAX, 0]);
-        assert_eq!(marked(2 * WORD + BLOCK, 5), [0, 0, 2, 0]);
-    }
 }

@@ -6,13 +6,14 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use images::commit::{self, Active};
+use images::commit;
+use images::follow::Follow;
 use images::{Image, Job, Qcow2};
 
 use crate::devices::lock;
 use crate::killpoint::killpoint;
 
-/// A commit of the image on top is ready when no more bytes than this are left.
+/// What follows the guest's writes is ready when no more bytes than this are left.
 const LITTLE: u64 = 1 << 20;
 /// From one look at what was written to the next, when it is ready.
 const LOOK: Duration = Duration::from_millis(200);
@@ -38,8 +39,8 @@ pub enum Work {
         /// The same.
         base_qcow2: Option<Arc<Qcow2>>,
     },
-    /// The same, of the image on top, until it is told to stop.
-    Active(Arc<Active>),
+    /// Of what the guest writes, until it is told to stop.
+    Follow(Arc<dyn Follow>),
 }
 
 /// How a job stands.
@@ -131,7 +132,7 @@ impl BlockJob {
         self.shared.changed.notify_all();
     }
 
-    /// A commit that is ready is to end soon, to be finished.
+    /// One that is ready is to end soon, to be finished.
     pub fn leave(&self) {
         // What is left is a moment's work, and the guest waits for its end.
         self.job.set_speed(0);
@@ -162,7 +163,7 @@ impl Drop for BlockJob {
 }
 
 fn run(work: Work, job: &Job, shared: &Shared, tell: &impl Fn()) -> Result<(), images::Error> {
-    let active = match work {
+    let follow = match work {
         Work::Pull { top, depth } => return top.pull(depth, job),
         Work::Commit {
             top,
@@ -170,12 +171,12 @@ fn run(work: Work, job: &Job, shared: &Shared, tell: &impl Fn()) -> Result<(), i
             base,
             base_qcow2,
         } => return commit::commit(&top, depth, &base, base_qcow2.as_ref(), job),
-        Work::Active(active) => active,
+        Work::Follow(follow) => follow,
     };
-    active.copy(job)?;
+    follow.copy(job)?;
     killpoint("vmm.commit-copied");
-    while active.catch_up(job)? > LITTLE {}
-    active.flush()?;
+    while follow.catch_up(job)? > LITTLE {}
+    follow.flush()?;
     lock(&shared.phase).0 = Phase::Ready;
     tell();
     loop {
@@ -194,10 +195,10 @@ fn run(work: Work, job: &Job, shared: &Shared, tell: &impl Fn()) -> Result<(), i
                 break;
             }
         }
-        active.catch_up(job)?;
+        follow.catch_up(job)?;
     }
-    active.catch_up(job)?;
+    follow.catch_up(job)?;
     // What is left to be synced with the guest at rest is little then.
-    active.flush()?;
-    active.catch_up(job).map(drop)
+    follow.flush()?;
+    follow.catch_up(job).map(drop)
 }

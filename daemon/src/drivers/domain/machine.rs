@@ -15,7 +15,9 @@ use vmm_api::config::{
     Resource, SerialConfig, TopologyConfig, VcpuHotplug,
 };
 use vmm_api::control::Call;
+use vmm_api::devices::ImageConfig;
 use xml_schemas::Domain;
+use xml_schemas::domain::device::{BackingImage, SecretUse};
 use xml_schemas::domain::{
     CharDevice, CharSource, Clock, ClockOffset, DomainType, FeaturePolicy,
     LifecycleAction as XmlAction, SocketMode, TcpProtocol,
@@ -250,6 +252,54 @@ pub fn build_device(live: &mut Domain, at: usize, around: Surroundings) -> Resul
             Err(error)
         }
     }
+}
+
+/// What a running disk is copied to.
+#[derive(Debug)]
+pub struct CopyWish {
+    /// The disk's target, for messages.
+    pub target: String,
+    /// The image.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: String,
+    /// What opens it.
+    pub secret: Option<SecretUse>,
+    /// What is behind it; none: what its header says.
+    pub backing: Option<BackingImage>,
+    /// Past the page cache.
+    pub direct: bool,
+}
+
+/// The same, opened.
+#[derive(Debug)]
+pub struct CopyImage {
+    /// For the VMM; its descriptors count `descriptors`.
+    pub config: ImageConfig,
+    /// What it is made from.
+    pub descriptors: Vec<OwnedFd>,
+    /// What people call the descriptors, by number.
+    pub names: Names,
+}
+
+/// Opens it.
+///
+/// # Errors
+/// What cannot be opened, or is not offered.
+pub fn build_copy(wish: CopyWish, around: Surroundings) -> Result<CopyImage> {
+    let mut builder = Builder {
+        descriptors: Vec::new(),
+        names: Names::default(),
+        made: Made::default(),
+        around,
+    };
+    let mut config = builder.copy(wish)?;
+    let names = builder.count(config.resources_mut())?;
+    Ok(CopyImage {
+        config,
+        descriptors: builder.descriptors,
+        names,
+    })
 }
 
 /// A machine in the making.

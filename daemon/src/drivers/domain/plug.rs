@@ -227,7 +227,7 @@ pub(super) fn meant(inner: &Inner, flags: u32) -> Result<Both> {
 }
 
 impl Driver {
-    fn surroundings(&self, domain: &Domain) -> Result<Surroundings> {
+    pub(super) fn surroundings(&self, domain: &Domain) -> Result<Surroundings> {
         let inner = domain.lock();
         Ok(Surroundings {
             channels: self.roots.channels(),

@@ -14,7 +14,7 @@ mod lifecycle;
 mod load;
 mod mount;
 pub mod object;
-mod probe;
+pub mod probe;
 mod transfer;
 pub mod volume;
 mod wipe;

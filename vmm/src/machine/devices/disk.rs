@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use images::engine::{Aio, Cache, DetectZeroes, Engine, Meter, Op, Options};
 use images::limits::{Limits, Rate};
+use images::noting::Noting;
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
 use vmm_api::config::Resource;
 use vmm_api::control::{DiskStats, Event};
@@ -12,7 +13,6 @@ use vmm_api::devices::{self as api, DeviceConfig, DiskConfig};
 use super::layers::{self, Access, Layer};
 use super::{Builder, Kit, PciDevices, failed};
 use crate::machine::MachineError;
-use crate::migrate::disks::Noting;
 use crate::notices::{Notice, Notices};
 use crate::num::to_usize;
 use crate::state::switch::Top;
@@ -31,7 +31,9 @@ pub struct Disk {
     pub(super) top: Arc<Top>,
     /// Its images, the one on top first.
     pub(super) layers: Mutex<Vec<Layer>>,
-    noting: Arc<Noting>,
+    pub(super) noting: Arc<Noting>,
+    /// The images it had before it went on with a copy, which are kept as that one is: nobody may know yet.
+    pub(super) leaving: Mutex<Option<Vec<Layer>>>,
 }
 
 impl Disk {
@@ -119,7 +121,7 @@ impl Disk {
 
     /// Its image, whichever is on top.
     pub fn content(&self) -> Arc<dyn images::Image> {
-        self.top.clone()
+        self.noting.clone()
     }
 
     /// Changes its limits, which it has with all that have the same meter.
@@ -243,7 +245,7 @@ fn on_error(policy: api::ErrorPolicy) -> OnError {
     }
 }
 
-fn options(config: &DiskConfig) -> Options {
+pub(super) fn options(config: &DiskConfig) -> Options {
     Options {
         cache: match config.cache {
             api::CacheMode::None => Cache::None,
@@ -425,6 +427,7 @@ impl Builder {
             top,
             noting,
             layers: Mutex::new(layers),
+            leaving: Mutex::default(),
         };
         self.disks.push((device.id.clone(), disk));
         self.virtio(device, Box::new(block))

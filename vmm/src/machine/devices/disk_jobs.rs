@@ -6,16 +6,20 @@ use std::sync::Arc;
 
 use images::chain::{self, Opened};
 use images::commit::Active;
+use images::convert::Target;
+use images::copy::{Copy, CopyOptions};
+use images::follow::Follow;
 use images::lock::Usage;
 use images::qcow2::{self, NoBacking};
 use images::{File, Image, Job, Qcow2};
-use vmm_api::control::{BlockJob as Wanted, BlockJobKind};
-use vmm_api::devices::ImageFormat;
+use vmm_api::control::{BlockCopy, BlockJob as Wanted, BlockJobKind};
+use vmm_api::devices::{DeviceConfig, DeviceKind, ImageConfig, ImageFormat};
 
 use super::disk::Disk;
-use super::layers::{self, Layer, Lock};
+use super::layers::{self, Access, Layer, Lock};
 use crate::devices::lock;
 use crate::killpoint::killpoint;
+use crate::machine::MachineError;
 use crate::num::to_usize;
 use crate::state::block_job::Work;
 
@@ -44,6 +48,15 @@ pub enum JobPlan {
         /// Of the image on top.
         active: Option<Arc<Active>>,
     },
+    /// A copy.
+    Copy {
+        /// What makes it.
+        copy: Arc<Copy>,
+        /// The images it is made to.
+        layers: Vec<Layer>,
+        /// The disk is to stay with the images it has.
+        stay: bool,
+    },
 }
 
 impl JobPlan {
@@ -53,6 +66,7 @@ impl JobPlan {
             Self::Pull { .. } => BlockJobKind::Pull,
             Self::Commit { active: None, .. } => BlockJobKind::Commit,
             Self::Commit { .. } => BlockJobKind::ActiveCommit,
+            Self::Copy { .. } => BlockJobKind::Copy,
         }
     }
 }
@@ -135,7 +149,7 @@ impl Disk {
                     _ => None,
                 };
                 let work = match &active {
-                    Some(active) => Work::Active(active.clone()),
+                    Some(active) => Work::Follow(active.clone()),
                     None => Work::Commit {
                         top: top_layer.opened.image.clone(),
                         depth: u32::try_from(last - first).unwrap_or(u32::MAX),
@@ -153,7 +167,37 @@ impl Disk {
                 };
                 Ok((plan, work))
             }
+            Wanted::Copy(_) => Err("a copy's images are opened first".to_owned()),
         }
+    }
+
+    /// Prepares a copy to images that are open, while no request is in flight.
+    pub fn plan_copy(
+        &self,
+        wanted: &BlockCopy,
+        layers: Vec<Layer>,
+    ) -> Result<(JobPlan, Work), String> {
+        let first = layers.first().ok_or("a copy without an image")?;
+        let target = Target {
+            image: first.opened.image.clone(),
+            qcow2: first.opened.qcow2.clone(),
+            zeroed: wanted.zeroed,
+        };
+        let options = CopyOptions {
+            shallow: wanted.shallow,
+            synchronous: wanted.synchronous,
+            buffer: wanted.buffer,
+        };
+        match wanted.granularity {
+            0 => self.noting.note(true),
+            bytes => self
+                .noting
+                .note_by(bytes.clamp(GRANULE_LEAST, GRANULE_MOST)),
+        }
+        let copy = Arc::new(Copy::new(self.noting.clone(), target, options));
+        let work = Work::Follow(copy.clone());
+        let stay = false;
+        Ok((JobPlan::Copy { copy, layers, stay }, work))
     }
 
     fn top_of(&self, layers: &[Layer]) -> Result<Arc<Qcow2>, String> {
@@ -163,7 +207,11 @@ impl Disk {
     }
 
     /// The job came to nothing: images are as they were, but for what was copied.
+    /// Of a copy: no request is in flight.
     pub fn give_job_up(&self, plan: JobPlan) {
+        if matches!(plan, JobPlan::Copy { .. }) {
+            self.follow_no_more();
+        }
         let JobPlan::Commit {
             base,
             writer,
@@ -205,6 +253,49 @@ impl Disk {
                 above,
                 active: None,
             } => self.finish_commit(top, base, &name, *writer, above),
+            JobPlan::Copy { copy, layers, stay } => self.finish_copy(&copy, layers, stay),
+        }
+    }
+
+    fn follow_no_more(&self) {
+        self.noting.note(false);
+        self.noting.mirror_no_more();
+    }
+
+    /// The disk goes on with the copy. Until that is remembered somewhere ([`Disk::settle`]) the
+    /// images it had get every write, too: whoever still names those is right as well.
+    fn finish_copy(&self, copy: &Copy, layers: Vec<Layer>, stay: bool) -> Result<(), String> {
+        let image = layers.first().map(|first| first.opened.image.clone());
+        let image = image.ok_or("a copy without an image")?;
+        let finished = copy.finish(&Job::new()).and_then(|()| image.rest());
+        self.follow_no_more();
+        finished.map_err(words)?;
+        killpoint("vmm.copied");
+        if stay {
+            return Ok(());
+        }
+        self.noting.mirror_to(self.top.replace(image));
+        let before = std::mem::replace(&mut *lock(&self.layers), layers);
+        *lock(&self.leaving) = Some(before);
+        killpoint("vmm.switched");
+        Ok(())
+    }
+
+    /// It has gone on with a copy, and nobody may know that yet.
+    pub fn is_unsettled(&self) -> bool {
+        lock(&self.leaving).is_some()
+    }
+
+    /// The images it had before are closed. No request is in flight.
+    pub fn settle(&self) {
+        let Some(before) = lock(&self.leaving).take() else {
+            return;
+        };
+        self.noting.mirror_no_more();
+        if let Some(first) = before.first()
+            && let Err(error) = first.opened.image.rest()
+        {
+            log::warn!("{}: closing it: {error}", first.name);
         }
     }
 
@@ -336,6 +427,33 @@ impl Disk {
         // The disk has gone on; but whoever names the image that was merged finds it as it was.
         emptied.map_err(|error| format!("merged, but not emptied then: {error}"))
     }
+}
+
+/// What one bit of a copy's log stands for at least and at most, bytes.
+const GRANULE_LEAST: u64 = 4 << 10;
+const GRANULE_MOST: u64 = 64 << 20;
+
+/// Opens what a disk is to be copied to.
+///
+/// # Errors
+/// It is not possible, in words for the caller.
+pub fn open_copy(device: &DeviceConfig, image: &ImageConfig) -> Result<Vec<Layer>, String> {
+    let DeviceKind::Disk(config) = &device.kind else {
+        return Err(format!("{} is no disk", device.id));
+    };
+    let access = Access {
+        writable: true,
+        shareable: false,
+        direct: super::disk::options(config).cache.direct(),
+    };
+    layers::open(device, image, access).map_err(|error| match error {
+        // It is no device's configuration that is wrong.
+        MachineError::Config(words) => {
+            let device = format!("device {}: ", device.id);
+            words.strip_prefix(&device).unwrap_or(&words).to_owned()
+        }
+        other => other.to_string(),
+    })
 }
 
 /// What an image's header says is behind it.

@@ -128,6 +128,8 @@ pub fn reopen(layers: &[&Layer], writable: bool) -> Result<Vec<Opened>, String> 
             return Err(format!("{} can't be opened again", layer.name));
         }
         config = Some(chain::ImageConfig {
+            // What has nothing behind it here had nothing before.
+            alone: config.is_none(),
             backing: config.take().map(Box::new),
             read_only: index > 0 || !writable,
             ..chain::ImageConfig::new(format(layer.format), layer.file()?)
@@ -261,6 +263,8 @@ fn open_files(
     };
     Ok(chain::ImageConfig {
         data_file,
+        // Whoever opened the files looked at what the header names.
+        alone: backing.is_none(),
         backing,
         passphrase,
         read_only: !access.writable,

@@ -27,9 +27,9 @@ use vmm_api::devices::{
 };
 
 pub use self::console::PendingPort;
-use self::disk::Disk;
+pub use self::disk::Disk;
 pub use self::disk::open_image;
-pub use self::disk_jobs::JobPlan;
+pub use self::disk_jobs::{JobPlan, open_copy};
 use self::iothreads::IoThreads;
 pub use self::layers::Layer;
 use super::MachineError;

@@ -21,7 +21,8 @@ pub struct Link {
     pub index: Option<u32>,
 }
 
-fn is_disk(element: &Element, target: &str) -> bool {
+/// Whether it is the disk with that target.
+pub fn is_disk(element: &Element, target: &str) -> bool {
     element.name == "disk" && element.child("target").and_then(|t| t.attr("dev")) == Some(target)
 }
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use vmm_api::control::{Answer, BlockJobKind, BlockJobNews, Call, DiskImages};
 use xml_schemas::Domain as Definition;
+use xml_schemas::dom::Element;
 
-use super::{Pending, chain, kind_number};
+use super::{Pending, chain, copy, kind_number};
 use crate::drivers::domain::lifecycle::ask;
 use crate::drivers::domain::object::{Domain, Inner, Pinned};
 use crate::drivers::domain::record::Folder;
@@ -142,8 +143,16 @@ impl Driver {
         news: BlockJobNews,
     ) -> Result<()> {
         killpoint("blockjob.ended");
-        let settled = self.settle_images(domain, id).await;
+        let settled = self.settle_images(domain, id, kind).await;
         killpoint("blockjob.settled");
+        if kind == BlockJobKind::Copy && settled.is_ok() {
+            let disk = id.to_owned();
+            // The images from before go on with the disk until it is said that nobody names them.
+            if let Err(error) = ask(domain, Call::SettleBlockJob { disk }).await {
+                log::warn!("domain '{}': {error}", domain.name().name);
+            }
+            killpoint("blockjob.let-go");
+        }
         let pending = {
             let mut inner = domain.lock();
             let live = inner.live_mut()?;
@@ -176,7 +185,12 @@ impl Driver {
     }
 
     /// Has the definitions name the images that a disk has.
-    async fn settle_images(self: &Arc<Self>, domain: &Pinned, id: &str) -> Result<()> {
+    async fn settle_images(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        id: &str,
+        kind: BlockJobKind,
+    ) -> Result<()> {
         let disk = super::images_of(domain, id).await?;
         let (persistent, live, mut next) = {
             let inner = domain.lock();
@@ -196,10 +210,19 @@ impl Driver {
             .find(|link| link.path == *new)
             .map_or(&old.format, |link| &link.format);
         let mut changed = Definition::clone(&live);
+        let moved = old.path != *new;
+        let mirror = copy::mirror_of(&live, &target).cloned();
         if let Some(element) = chain::disk_mut(&mut changed, &target) {
             element.take_children("mirror");
         }
-        let moved = old.path != *new;
+        if kind == BlockJobKind::Copy {
+            if let Some(mirror) = mirror.filter(|_| moved) {
+                return self
+                    .settle_copy(domain, &target, &mirror, changed, persistent)
+                    .await;
+            }
+            return set_definitions(self, domain, None, Some(Arc::new(changed))).await;
+        }
         if moved {
             redirect_disk(&mut changed, &target, new, format);
         }
@@ -227,6 +250,50 @@ impl Driver {
                 }
             }
             Some(Arc::new(changed))
+        });
+        set_definitions(self, domain, persistent, Some(Arc::new(changed))).await
+    }
+
+    /// The same of a disk that has gone on with its mirror, which `changed` has lost.
+    async fn settle_copy(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        target: &str,
+        mirror: &Element,
+        mut changed: Definition,
+        persistent: Option<Arc<Definition>>,
+    ) -> Result<()> {
+        let before = chain::links(&changed, target);
+        if let Some(element) = chain::disk_mut(&mut changed, target) {
+            copy::become_mirror(element, mirror);
+        }
+        let whole = mirror.child("backingStore").is_some();
+        if !whole {
+            let mut next = {
+                let inner = domain.lock();
+                let live = inner.live()?;
+                image_numbers::next(&changed, live.next_image)
+            };
+            let mut known = before.clone();
+            known.extend(chain::links(&changed, target).into_iter().next());
+            chain::refresh(&mut changed, target, &known, &mut next)?;
+            let mut inner = domain.lock();
+            inner.live_mut()?.next_image = next;
+            self.write_record(&inner);
+        }
+        // The stored definition follows if it names the image that was left.
+        let persistent = persistent.and_then(|persistent| {
+            let stored = chain::links(&persistent, target);
+            if stored.first()?.path != before.first()?.path {
+                return None;
+            }
+            let mut stored = Definition::clone(&persistent);
+            let element = chain::disk_mut(&mut stored, target)?;
+            copy::become_mirror(element, mirror);
+            for source in element.elements_mut().filter(|e| e.name == "source") {
+                source.take_attr("index");
+            }
+            Some(Arc::new(stored))
         });
         set_definitions(self, domain, persistent, Some(Arc::new(changed))).await
     }
@@ -279,7 +346,7 @@ impl Driver {
                     self.block_job_news(domain, &mut inner, &disk.id, status.kind, &news);
                 }
                 Some(_) => {}
-                None if behind || mirrored => {
+                None if behind || mirrored || disk.unsettled => {
                     let (kind, news) = missed(&disk, mirrored, behind);
                     let ended = self.block_job_ended(domain, &disk.id, kind, news).await;
                     if let Err(error) = ended {
@@ -322,6 +389,7 @@ mod tests {
             images: vec!["/top".into(), "/base".into()],
             job: None,
             last: Some((BlockJobKind::Pull, BlockJobNews::Completed)),
+            unsettled: false,
         };
         let pull = (BlockJobKind::Pull, BlockJobNews::Completed);
         assert_eq!(missed(&disk, false, true), pull);

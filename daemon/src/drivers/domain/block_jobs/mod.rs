@@ -1,12 +1,14 @@
-//! Block jobs: `blockcommit`, `blockpull`, `blockjob`. The VMM moves the content, and changes the
+//! Block jobs: `blockcommit`, `blockpull`, `blockcopy`, `blockjob`. The VMM moves the content, and changes the
 //! images' headers at the end; what the definitions say follows.
 //!
 //! A merge of the image on top leaves that image empty, so that it reads as the one behind it for
 //! good: until the definitions name that one, either name is right.
 
 pub mod chain;
+mod copy;
 mod end;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +20,12 @@ use vmm_api::control::{
 use xml_schemas::dom::Element;
 
 use self::chain::Link;
+pub use self::copy::Limits as CopyLimits;
 use super::Driver;
 use super::devices::open_writable;
 use super::job::not_begun;
 use super::lifecycle::ask;
+use super::machine::Names;
 use super::object::{Domain, Pinned};
 use super::tuning::find_disk;
 use crate::error::{Error, ErrorCode, Result, check_flags};
@@ -41,12 +45,15 @@ mod commit_flags {
     pub const BANDWIDTH_BYTES: u32 = 16;
 }
 
-/// virDomainBlockRebaseFlags; a pull knows the last one only.
+/// virDomainBlockRebaseFlags; a pull knows the last two only.
 mod rebase_flags {
+    pub const SHALLOW: u32 = 1;
+    pub const REUSE_EXT: u32 = 2;
+    pub const COPY_RAW: u32 = 4;
     pub const COPY: u32 = 8;
+    pub const COPY_DEV: u32 = 32;
     pub const RELATIVE: u32 = 16;
     pub const BANDWIDTH_BYTES: u32 = 64;
-    pub const ALL: u32 = 127;
 }
 
 /// virDomainBlockJobAbortFlags
@@ -59,6 +66,7 @@ mod abort_flags {
 pub fn kind_number(kind: BlockJobKind) -> i32 {
     match kind {
         BlockJobKind::Pull => 1,
+        BlockJobKind::Copy => 2,
         BlockJobKind::Commit => 3,
         BlockJobKind::ActiveCommit => 4,
     }
@@ -141,8 +149,32 @@ struct Order {
     speed: u64,
     /// The image to be written, and the one above it, where they are opened anew.
     files: Vec<String>,
+    /// What is open already, and what people call it.
+    opened: Vec<OwnedFd>,
+    names: Names,
+    /// What the definition says of it while it is being written.
+    mirror: Option<Element>,
     delete: Vec<PathBuf>,
     owner: Option<(oneshot::Sender<BlockJobNews>, oneshot::Sender<()>)>,
+}
+
+impl Default for Order {
+    /// All of a disk is pulled.
+    fn default() -> Self {
+        Self {
+            job: BlockJob::Pull {
+                base: None,
+                name: None,
+            },
+            speed: 0,
+            files: Vec::new(),
+            opened: Vec::new(),
+            names: Names::default(),
+            mirror: None,
+            delete: Vec::new(),
+            owner: None,
+        }
+    }
 }
 
 fn disk_of(domain: &Domain, path: &str) -> Result<Known> {
@@ -180,10 +212,12 @@ fn speed(bandwidth: u64, bytes: bool) -> Result<u64> {
     if bytes {
         return Ok(bandwidth);
     }
-    bandwidth.checked_mul(MIB).ok_or_else(|| {
+    const MOST: u64 = i64::MAX as u64 / MIB;
+    let within = bandwidth.checked_mul(MIB).filter(|_| bandwidth <= MOST);
+    within.ok_or_else(|| {
         Error::new(
             ErrorCode::OVERFLOW,
-            format!("bandwidth must be less than {}", u64::MAX / MIB),
+            format!("bandwidth must be less than {MOST}"),
         )
     })
 }
@@ -213,10 +247,25 @@ pub async fn disk_without_block_job(domain: &Domain, id: &str) -> Result<()> {
 /// libvirt's words for a disk that has a job: a mirror is another matter to it.
 fn busy(target: &str, kind: BlockJobKind) -> Error {
     let code = match kind {
-        BlockJobKind::ActiveCommit => ErrorCode::BLOCK_COPY_ACTIVE,
+        BlockJobKind::ActiveCommit | BlockJobKind::Copy => ErrorCode::BLOCK_COPY_ACTIVE,
         _ => ErrorCode::OPERATION_UNSUPPORTED,
     };
     Error::new(code, format!("disk '{target}' already in active block job"))
+}
+
+/// The same of all disks, in the words for one.
+///
+/// # Errors
+/// A disk of the running domain has a job.
+pub async fn disks_without_block_job(domain: &Domain) -> Result<()> {
+    let ids: Vec<String> = match ask(domain, Call::Disks).await? {
+        Answer::Disks(all) => all.into_iter().map(|disk| disk.id).collect(),
+        other => return Err(Error::internal(format!("the VMM answered {other:?}"))),
+    };
+    for id in ids {
+        disk_without_block_job(domain, &id).await?;
+    }
+    Ok(())
 }
 
 /// Images that a block job works with are left alone.
@@ -316,10 +365,15 @@ impl Driver {
         bandwidth: u64,
         flags: u32,
     ) -> Result<()> {
-        use rebase_flags::{BANDWIDTH_BYTES, COPY, RELATIVE};
-        check_flags(flags, rebase_flags::ALL, "qemuDomainBlockRebase")?;
+        use rebase_flags::{
+            BANDWIDTH_BYTES, COPY, COPY_DEV, COPY_RAW, RELATIVE, REUSE_EXT, SHALLOW,
+        };
+        let known = SHALLOW | REUSE_EXT | COPY_RAW | COPY | RELATIVE | COPY_DEV | BANDWIDTH_BYTES;
+        check_flags(flags, known, "qemuDomainBlockRebase")?;
         if flags & COPY != 0 {
-            return self.block_copy();
+            return self
+                .block_rebase_copy(domain, path, base, bandwidth, flags)
+                .await;
         }
         check_flags(flags, BANDWIDTH_BYTES | RELATIVE, "qemuDomainBlockPull")?;
         let _job = domain.job().await?;
@@ -344,22 +398,9 @@ impl Driver {
                 name: name.transpose()?,
             },
             speed,
-            files: Vec::new(),
-            delete: Vec::new(),
-            owner: None,
+            ..Order::default()
         };
         Ok(self.begin_block_job(&domain, &disk, order).await?)
-    }
-
-    /// Copies of disks to elsewhere are not there.
-    ///
-    /// # Errors
-    /// Always.
-    pub fn block_copy(&self) -> Result<()> {
-        Err(Error::new(
-            ErrorCode::OPERATION_UNSUPPORTED,
-            "copying a running disk to another image (blockcopy) is not supported",
-        ))
     }
 
     /// How a disk's job stands.
@@ -438,7 +479,7 @@ impl Driver {
                 return Err(no_job(&disk.target));
             };
             if pivot {
-                can_pivot(&disk.target, &status)?;
+                can_pivot(&disk, &status)?;
             }
             let ended = wait_for(&domain, &disk.id, status.kind)?;
             let call = Call::EndBlockJob {
@@ -486,17 +527,22 @@ impl Driver {
             return Err(Error::internal(words).into());
         }
         let (files, direct) = (order.files.clone(), disk.direct);
-        let opened = super::blocking(move || {
-            let files = files.iter();
-            files
-                .map(|file| open_writable(Path::new(file), direct).map(Into::into))
-                .collect::<Result<Vec<_>>>()
-        })
-        .await??;
+        let mut opened = order.opened;
+        if !files.is_empty() {
+            let more = super::blocking(move || {
+                let files = files.iter();
+                files
+                    .map(|file| open_writable(Path::new(file), direct).map(Into::into))
+                    .collect::<Result<Vec<_>>>()
+            });
+            opened.extend(more.await??);
+        }
         let control = domain.lock().live()?.control.clone();
         let mirror = match &order.job {
-            BlockJob::Commit { top: 0, base, .. } => disk.links.get(*base as usize).cloned(),
-            _ => None,
+            BlockJob::Commit { top: 0, base, .. } => {
+                disk.links.get(*base as usize).map(mirror_element)
+            }
+            _ => order.mirror,
         };
         {
             // Known before its first news can come.
@@ -514,11 +560,10 @@ impl Driver {
                 ready,
                 waiting: Vec::new(),
             });
-            if let Some(base) = &mirror {
+            if let Some(mirror) = mirror {
                 let definition = Arc::make_mut(&mut live.definition);
                 if let Some(element) = chain::disk_mut(definition, &disk.target) {
-                    element.take_children("mirror");
-                    element.push(mirror_element(base));
+                    copy::put_mirror(element, mirror);
                 }
             }
         }
@@ -531,7 +576,9 @@ impl Driver {
         let answer = match control.send_with(call, opened) {
             Ok(answer) => match tokio::time::timeout(BEGIN_LIMIT, answer).await {
                 Ok(Ok(Ok(_))) => Ok(()),
-                Ok(Ok(Err(refused))) => Err(Error::failed(refused.message).into()),
+                Ok(Ok(Err(refused))) => {
+                    Err(Error::failed(order.names.explain(&refused.message)).into())
+                }
                 Ok(Err(_)) => Err(Failure {
                     error: Error::failed("domain is no longer running"),
                     begun: true,
@@ -659,10 +706,8 @@ impl Order {
                 base: number(base),
                 name: called(&above.path, &written.path, relative)?,
             },
-            speed: 0,
             files,
-            delete: Vec::new(),
-            owner: None,
+            ..Self::default()
         })
     }
 }
@@ -682,6 +727,7 @@ fn kind_of(job: &BlockJob) -> BlockJobKind {
         BlockJob::Pull { .. } => BlockJobKind::Pull,
         BlockJob::Commit { top: 0, .. } => BlockJobKind::ActiveCommit,
         BlockJob::Commit { .. } => BlockJobKind::Commit,
+        BlockJob::Copy(_) => BlockJobKind::Copy,
     }
 }
 
@@ -708,14 +754,19 @@ fn wait_for(
     Ok(receiver)
 }
 
-fn can_pivot(target: &str, status: &BlockJobStatus) -> Result<()> {
+fn can_pivot(disk: &Known, status: &BlockJobStatus) -> Result<()> {
+    let early = |what: String| {
+        Err(Error::new(
+            ErrorCode::BLOCK_COPY_ACTIVE,
+            format!("{what} not ready for pivot yet"),
+        ))
+    };
     let kind = match status.kind {
-        BlockJobKind::ActiveCommit if status.ready => return Ok(()),
-        BlockJobKind::ActiveCommit => {
-            return Err(Error::new(
-                ErrorCode::BLOCK_COPY_ACTIVE,
-                format!("disk '{target}' not ready for pivot yet"),
-            ));
+        BlockJobKind::ActiveCommit | BlockJobKind::Copy if status.ready => return Ok(()),
+        BlockJobKind::ActiveCommit => return early(format!("disk '{}'", disk.target)),
+        BlockJobKind::Copy => {
+            let name = copy::job_name(&disk.target, &disk.links);
+            return early(format!("block job '{name}'"));
         }
         BlockJobKind::Pull => "pull",
         BlockJobKind::Commit => "commit",

@@ -19,7 +19,7 @@ use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{BackingImage, Disk, DiskSource, IoTune, SecretUse};
 
 use crate::drivers::domain::iothreads;
-use crate::drivers::domain::machine::Builder;
+use crate::drivers::domain::machine::{Builder, CopyWish};
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, plain};
 
 /// Most images of one chain, as in libvirt.
@@ -139,6 +139,24 @@ impl Builder {
                 stated => policy(stated),
             },
         })
+    }
+
+    /// Opens what a running disk is copied to.
+    pub(in crate::drivers::domain) fn copy(&mut self, wish: CopyWish) -> Result<ImageConfig> {
+        let mut chain = Chain {
+            target: &wish.target,
+            direct: wish.direct,
+            seen: HashSet::new(),
+        };
+        let wanted = Wanted {
+            path: wish.path,
+            format: wish.format,
+            secret: wish.secret,
+            writable: true,
+            backing: wish.backing,
+            parent: None,
+        };
+        Ok(self.image(&mut chain, wanted)?.0)
     }
 
     /// Opens one image and what is behind it; also the element that says so.

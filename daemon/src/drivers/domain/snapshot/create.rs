@@ -13,7 +13,7 @@ use xml_schemas::snapshot::{Place, Snapshot, SnapshotState};
 
 use super::disks::{self, Overlay};
 use super::{error, memory, merge, unknown};
-use crate::drivers::domain::block_jobs::{chain, without_block_job};
+use crate::drivers::domain::block_jobs::{chain, disks_without_block_job};
 use crate::drivers::domain::job::{self, End};
 use crate::drivers::domain::lifecycle::{ask, ask_within, end};
 use crate::drivers::domain::object::Pinned;
@@ -61,7 +61,7 @@ pub(super) async fn create(
     tidy(driver, domain).await?;
     let mut plan = Plan::new(driver, domain, snapshot, flags)?;
     if plan.running {
-        without_block_job(domain).await?;
+        disks_without_block_job(domain).await?;
         plan.live(driver, domain).await?;
     } else {
         plan.off(driver, domain).await?;

@@ -13,7 +13,7 @@ use super::create::{SNAPSHOT_LIMIT, set_definitions, tidy};
 use super::tree::Tree;
 use super::{disks, error, merge, unknown};
 use crate::drivers::domain::block_jobs::chain::Link;
-use crate::drivers::domain::block_jobs::{chain, without_block_job};
+use crate::drivers::domain::block_jobs::{chain, disks_without_block_job};
 use crate::drivers::domain::devices::behind_image;
 use crate::drivers::domain::lifecycle::ask_within;
 use crate::drivers::domain::object::Pinned;
@@ -188,7 +188,7 @@ async fn external(
     let running = domain.lock().live.is_some();
     let left: Vec<Merge> = merges.iter().filter(|m| !m.done).cloned().collect();
     if running && !left.is_empty() {
-        without_block_job(domain).await?;
+        disks_without_block_job(domain).await?;
         for merge in &left {
             let links = behind_live(domain, merge)?;
             // It changes what the running domain has on top of it, too.
