@@ -13,7 +13,6 @@ const HEAD: &str = "# Compatibility with libvirt\n\nMade by `make docs` from vir
 const REFUSED: &[(&str, &str)] = &[
     ("DOMAIN_SCREENSHOT", "screenshot"),
     ("DOMAIN_PM_SUSPEND_FOR_DURATION", "dompmsuspend"),
-    ("DOMAIN_BLOCK_COPY", "blockcopy"),
     ("DOMAIN_MIGRATE_GET_COMPRESSION_CACHE", "migrate-compcache"),
     ("DOMAIN_MIGRATE_SET_COMPRESSION_CACHE", "migrate-compcache"),
     ("DOMAIN_SET_LAUNCH_SECURITY_STATE", "domsetlaunchsecstate"),

@@ -529,20 +529,9 @@ fn copy_target(args: &Args) -> Result<String> {
     Ok(xml)
 }
 
-fn blockcopy(shell: &mut Shell, args: &Args) -> Result {
-    for (one, other) in [
-        ("dest", "xml"),
-        ("format", "xml"),
-        ("blockdev", "xml"),
-        ("pivot", "finish"),
-    ] {
-        args.exclusive(one, other)?;
-    }
-    let waits = waits(args) || args.has("pivot") || args.has("finish");
-    let path = args.required("path")?.to_owned();
-    let destxml = copy_target(args)?;
+/// The values that a copy keeps to.
+fn copy_params(args: &Args, bandwidth: u64) -> Result<Vec<TypedParam>> {
     let mut params = Vec::new();
-    let bandwidth = bandwidth(args)?;
     if bandwidth > 0 {
         let unit = if args.has("bytes") { 1 } else { 1 << 20 };
         let bytes = bandwidth.checked_mul(unit).ok_or_else(|| {
@@ -556,6 +545,47 @@ fn blockcopy(shell: &mut Shell, args: &Args) -> Result {
     if let Some(size) = args.number::<u64>("buf-size")? {
         params.push(TypedParam::new("buf-size", size));
     }
+    Ok(params)
+}
+
+/// A copy that virDomainBlockRebase has words for: where to, and its flags.
+fn simple_copy(args: &Args) -> Result<Option<(String, u32)>> {
+    let format = args.text("format")?;
+    let beyond = ["granularity", "buf-size", "xml"];
+    let beyond = beyond
+        .iter()
+        .any(|name| args.text(name).is_ok_and(|value| value.is_some()));
+    let flagged = args.has("transient-job") || args.has("synchronous-writes");
+    let Some(dest) = args.text("dest")?.filter(|_| !beyond && !flagged) else {
+        return Ok(None);
+    };
+    if format.is_some_and(|format| format != "raw") {
+        return Ok(None);
+    }
+    let flags = sum(&[
+        (1, args.has("shallow")),
+        (2, args.has("reuse-external")),
+        (4, format.is_some()),
+        (8, true),
+        (32, args.has("blockdev")),
+        (64, args.has("bytes")),
+    ]);
+    Ok(Some((dest.to_owned(), flags)))
+}
+
+fn blockcopy(shell: &mut Shell, args: &Args) -> Result {
+    for (one, other) in [
+        ("dest", "xml"),
+        ("format", "xml"),
+        ("blockdev", "xml"),
+        ("pivot", "finish"),
+    ] {
+        args.exclusive(one, other)?;
+    }
+    let waits = waits(args) || args.has("pivot") || args.has("finish");
+    let path = args.required("path")?.to_owned();
+    let destxml = copy_target(args)?;
+    let bandwidth = bandwidth(args)?;
     let flags = sum(&[
         (1, args.has("shallow")),
         (2, args.has("reuse-external")),
@@ -571,14 +601,29 @@ fn blockcopy(shell: &mut Shell, args: &Args) -> Result {
     if waits {
         waiting.register(shell)?;
     }
-    let call = DomainBlockCopyArgs {
-        dom: dom.clone(),
-        path: path.clone(),
-        destxml,
-        params: params.into(),
-        flags,
-    };
-    shell.call(procs::DOMAIN_BLOCK_COPY, &call)?;
+    match simple_copy(args)? {
+        // An older daemon knows the simpler call only.
+        Some((dest, flags)) => {
+            let call = DomainBlockRebaseArgs {
+                dom: dom.clone(),
+                path: path.clone(),
+                base: Some(dest),
+                bandwidth,
+                flags,
+            };
+            shell.call(procs::DOMAIN_BLOCK_REBASE, &call)?;
+        }
+        None => {
+            let call = DomainBlockCopyArgs {
+                dom: dom.clone(),
+                path: path.clone(),
+                destxml,
+                params: copy_params(args, bandwidth)?.into(),
+                flags,
+            };
+            shell.call(procs::DOMAIN_BLOCK_COPY, &call)?;
+        }
+    }
     if !waits {
         shell.out.print_extra("Block Copy started");
         return Ok(());

@@ -17,7 +17,6 @@ pub const REFUSED: &[i32] = &[
     procs::DOMAIN_OPEN_GRAPHICS.number(),
     procs::DOMAIN_OPEN_GRAPHICS_FD.number(),
     procs::DOMAIN_PM_SUSPEND_FOR_DURATION.number(),
-    procs::DOMAIN_BLOCK_COPY.number(),
     procs::DOMAIN_MIGRATE_GET_COMPRESSION_CACHE.number(),
     procs::DOMAIN_MIGRATE_SET_COMPRESSION_CACHE.number(),
     procs::DOMAIN_SET_LAUNCH_SECURITY_STATE.number(),

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::LifecycleAction;
 use crate::devices::{
-    Bandwidth, ConsolePort, DeviceConfig, DiskLimits, ErrorPolicy, ImageConfig, IoThreadConfig, WatchdogAction,
+    Bandwidth, ConsolePort, DeviceConfig, DiskLimits, ErrorPolicy, ImageConfig, IoThreadConfig,
+    WatchdogAction,
 };
 use crate::migrate;
 
