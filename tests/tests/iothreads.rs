@@ -312,5 +312,13 @@ fn what_makes_no_sense_is_refused() {
         .ok();
     until(&rig, "iothread7", <[String]>::is_empty);
     assert_eq!(listed(&rig, "--config").len(), 2);
+    // A saved guest comes back with what it had.
+    rig.vireo(&["iothreadadd", "deb", "9", "--live"]).ok();
+    let cpu = cpus_of_the_host()[0].clone();
+    rig.vireo(&["iothreadpin", "deb", "9", &cpu, "--live"]).ok();
+    rig.vireo(&["managedsave", "deb"]).ok();
+    rig.vireo(&["start", "deb"]).ok();
+    assert_eq!(of(&rig, "iothread9"), [cpu.as_str()]);
+    assert_eq!(listed(&rig, "--live")[2], ("9".to_owned(), cpu));
     rig.vireo(&["destroy", "deb"]).ok();
 }

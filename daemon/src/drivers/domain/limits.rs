@@ -280,7 +280,7 @@ pub fn place(groups: &Groups, definition: &Definition, pid: u32) -> Result<()> {
     let Some(group) = groups.get(Controller::Cpu) else {
         return Ok(());
     };
-    for (thread, kind) in vcpus::new_threads(definition, pid)? {
+    for (thread, kind) in vcpus::new_threads(&vcpus::kinds(definition), pid)? {
         group.take_thread(&part_of(kind), thread)?;
     }
     Ok(())
@@ -296,7 +296,7 @@ pub fn place_one(groups: &Groups, definition: &Definition, pid: u32, kind: Threa
     };
     group.make_part(&part_of(kind))?;
     set_cpu(group, definition)?;
-    let threads = vcpus::new_threads(definition, pid)?;
+    let threads = vcpus::new_threads(&[kind], pid)?;
     for (thread, _) in threads.into_iter().filter(|(_, other)| *other == kind) {
         group.take_thread(&part_of(kind), thread)?;
     }

@@ -64,12 +64,13 @@ pub fn cpus(definition: &Definition, threads: Threads) -> Option<BTreeSet<u32>> 
 }
 
 /// All kinds of threads that a definition has.
-fn kinds(definition: &Definition) -> impl Iterator<Item = Threads> + use<> {
+pub(super) fn kinds(definition: &Definition) -> Vec<Threads> {
     let online = definition.online_vcpus().into_iter().map(Threads::Vcpu);
     let own = iothreads::ids(definition).into_iter();
     online
         .chain(own.map(Threads::IoThread))
         .chain([Threads::Emulator])
+        .collect()
 }
 
 /// Threads of a process: vCPUs and I/O threads with their numbers, and the rest.
@@ -144,10 +145,9 @@ pub fn vcpu_waits(pid: u32) -> BTreeMap<u32, (u64, u64)> {
 }
 
 /// As [`threads`], for a machine that was just built: each thread takes its name when it first runs.
-pub(super) fn new_threads(definition: &Definition, pid: u32) -> Result<Vec<(i32, Threads)>> {
+pub(super) fn new_threads(wanted: &[Threads], pid: u32) -> Result<Vec<(i32, Threads)>> {
     const LIMIT: Duration = Duration::from_secs(5);
     let deadline = Instant::now() + LIMIT;
-    let wanted: Vec<Threads> = kinds(definition).collect();
     loop {
         let all =
             threads(pid).map_err(|e| Error::system("cannot list the domain's threads", &e))?;
@@ -179,6 +179,11 @@ fn put(thread: i32, cpus: &BTreeSet<u32>) -> io::Result<()> {
     }
 }
 
+fn is_helper(thread: i32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{thread}/comm"));
+    name.is_ok_and(|name| name.starts_with(HELPER))
+}
+
 /// Puts the threads that are meant onto CPUs.
 pub(super) fn pin(pid: u32, wanted: Threads, cpus: &BTreeSet<u32>) -> Result<()> {
     // Those that came while the first ones were put have their CPUs or their starter's of before.
@@ -198,6 +203,8 @@ fn pin_some(all: &[(i32, Threads)], wanted: Threads, cpus: &BTreeSet<u32>) -> Re
         match put(thread, cpus) {
             // One that ended meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            // Linux before 6.4 does not let anybody move those.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && is_helper(thread) => {}
             Err(error) => {
                 let text = format!("cannot set CPU affinity on process {thread}");
                 return Err(Error::system(text, &error));
@@ -216,7 +223,7 @@ pub fn place(definition: &Definition, pid: u32) -> Result<()> {
     if !is_placed(definition) {
         return Ok(());
     }
-    let all = new_threads(definition, pid)?;
+    let all = new_threads(&kinds(definition), pid)?;
     schedule(definition, &all)?;
     for kind in kinds(definition) {
         if let Some(cpus) = cpus(definition, kind) {
@@ -231,7 +238,7 @@ pub fn place(definition: &Definition, pid: u32) -> Result<()> {
 /// # Errors
 /// As [`place`].
 pub fn place_one(definition: &Definition, pid: u32, kind: Threads) -> Result<()> {
-    let mut own = new_threads(definition, pid)?;
+    let mut own = new_threads(&[kind], pid)?;
     own.retain(|(_, other)| *other == kind);
     let of_others = || {
         let pinned = cpus(definition, Threads::Emulator);
