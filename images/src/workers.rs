@@ -61,10 +61,14 @@ pub fn run<T: Send>(
             };
             if let Err(error) = done {
                 stop.store(true, Ordering::Release);
-                failed
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get_or_insert(error);
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                // Whoever waited for one that failed says no more than that it was given up.
+                if failed
+                    .as_ref()
+                    .is_none_or(|known| matches!(known, Error::Cancelled))
+                {
+                    *failed = Some(error);
+                }
             }
         }
     };
@@ -80,5 +84,34 @@ pub fn run<T: Send>(
     match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_told_and_not_that_others_gave_up_for_it() {
+        for _ in 0..50 {
+            let (turns, mut left) = (Turns::default(), 0..8u64);
+            let done = run(
+                4,
+                || Ok(left.next()),
+                |turn| {
+                    if turn == 2 {
+                        turns.fail();
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                        return Err(Error::Invalid("no space".into()));
+                    }
+                    match turns.wait(turn) {
+                        true => turns.done(turn),
+                        false => return Err(Error::Cancelled),
+                    }
+                    Ok(())
+                },
+            );
+            assert!(matches!(done, Err(Error::Invalid(_))), "{done:?}");
+        }
     }
 }
