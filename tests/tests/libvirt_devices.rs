@@ -472,7 +472,6 @@ fn disks_of_a_group_share_their_limits() {
 #[test]
 fn a_guest_whose_drive_is_empty_starts_without_it() {
     let rig = Rig::new();
-    let _daemon = rig.daemon();
     rig.define(&with(
         &tiny_guest(&rig, "one", "qemu"),
         "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>\
