@@ -494,6 +494,8 @@ fn a_guest_whose_drive_is_empty_starts_without_it() {
     let refused = rig.vireo(&["change-media", "one", "sda", &iso, "--live"]);
     let error = refused.fails();
     assert!(error.contains("left out of the machine"), "{error}");
+    let error = rig.vireo(&["blockpull", "one", "sda"]).fails();
+    assert!(error.contains("disk sda has no source file"), "{error}");
     // It is kept with the guest, and comes back with it.
     rig.vireo(&["managedsave", "one"]).ok();
     rig.vireo(&["start", "one"]).ok();

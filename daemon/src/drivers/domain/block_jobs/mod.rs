@@ -176,6 +176,10 @@ fn disk_of(domain: &Domain, path: &str) -> Result<Known> {
     let definition = &inner.live()?.definition;
     let words = format!("disk '{path}' not found in domain");
     let disk = find_disk(definition, path, &words)?;
+    if disk.is_empty_drive() {
+        let words = format!("disk {} has no source file", disk.target);
+        return Err(Error::new(ErrorCode::INVALID_ARG, words));
+    }
     let links = chain::links(definition, &disk.target);
     let cache = disk.cache.as_deref();
     Ok(Known {
