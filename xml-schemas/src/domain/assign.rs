@@ -487,9 +487,9 @@ fn place_ports(devices: &mut Devices, map: &mut Map) -> Result<(), XmlError> {
 /// A disk's place on a controller of disks, as it is in its id.
 fn drive(disk: &Element) -> Option<String> {
     let address = disk.child("address")?;
-    let part = |name| address.attr(name).unwrap_or("0");
-    (address.attr("type") == Some("drive"))
-        .then(|| format!("{}-{}-{}", part("controller"), part("bus"), part("unit")))
+    let part = |name| address.attr(name).unwrap_or("0").parse::<u32>().ok();
+    let (controller, bus, unit) = (part("controller")?, part("bus")?, part("unit")?);
+    (address.attr("type") == Some("drive")).then(|| format!("{controller}-{bus}-{unit}"))
 }
 
 /// Gives every device of a running domain the id that libvirt gives it.
@@ -503,7 +503,7 @@ pub(super) fn aliases(devices: &mut Devices) {
     for device in &mut devices.rest {
         let name = match device.name.as_str() {
             "disk" => match Disk::read(device) {
-                Ok(disk) => match (drive(device), disk.index()) {
+                Ok(disk) => match (drive(device).filter(|_| disk.bus != "virtio"), disk.index()) {
                     (Some(drive), _) => format!("{}{drive}", disk.bus),
                     (None, Some(index)) => format!("{}-disk{index}", disk.bus),
                     (None, None) => next("disk"),

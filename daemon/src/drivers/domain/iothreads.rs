@@ -237,6 +237,8 @@ pub(super) fn check(definition: &Definition) -> Result<()> {
             ));
         }
     }
+    let all = ids(definition);
+    let mut scheduled = BTreeSet::new();
     let tune = section(definition, "cputune").into_iter();
     for part in tune.flat_map(Element::elements) {
         let named = match &*part.name {
@@ -247,9 +249,17 @@ pub(super) fn check(definition: &Definition) -> Result<()> {
                 .unwrap_or_default(),
             _ => continue,
         };
-        let all = ids(definition);
         if let Some(id) = named.iter().find(|id| !all.contains(id)) {
             return Err(Error::unsupported(format!("Cannot find 'iothread' : {id}")));
+        }
+        if part.name == "iothreadsched" {
+            if !named.is_disjoint(&scheduled) {
+                return Err(Error::new(
+                    ErrorCode::XML_DETAIL,
+                    "'iothreadsched' attributes 'iothreads' must not overlap",
+                ));
+            }
+            scheduled.extend(named);
         }
     }
     for (disk, id) in disks(definition) {
@@ -266,7 +276,7 @@ pub(super) fn check(definition: &Definition) -> Result<()> {
                 target(disk)
             )));
         }
-        if !ids(definition).contains(&id) {
+        if !all.contains(&id) {
             return Err(Error::unsupported(format!(
                 "Disk iothread '{id}' not defined in iothreadid"
             )));
@@ -542,6 +552,9 @@ mod tests {
         assert!(refused(two, &disk(1, "sata")).ends_with("not available for bus sata target vda"));
         let pin = format!("{two}<cputune><iothreadpin iothread='5' cpuset='0'/></cputune>");
         assert!(refused(&pin, "").ends_with("Cannot find 'iothread' : 5"));
+        let twice = "<iothreadsched iothreads='1-2' scheduler='batch'/>";
+        let twice = format!("{two}<cputune>{twice}{twice}</cputune>");
+        assert!(refused(&twice, "").contains("must not overlap"));
         let ids =
             "<iothreadids><iothread id='4' thread_pool_min='5' thread_pool_max='2'/></iothreadids>";
         assert!(refused(ids, "").contains("thread_pool_min must be smaller"));

@@ -1,5 +1,7 @@
 //! Changing and measuring the devices of domains.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use super::object::{Domain, Pinned};
 use super::query;
 use super::record::Folder;
 use super::{Driver, blocking};
+use crate::drivers::domain::block_jobs::chain::is_disk;
 use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::error::{Error, ErrorCode, ErrorDomain, Result};
 use crate::events::DomainEvent;
@@ -221,7 +224,7 @@ impl Driver {
                 if tune.group.as_ref() != Some(name)
                     && let Some(others) = in_group(definition, name, &own.target)
                 {
-                    tune = others;
+                    tune = others.iotune;
                 }
                 tune.group = Some(name.clone()).filter(|name| !name.is_empty());
             }
@@ -577,52 +580,60 @@ impl Driver {
     }
 }
 
-fn is_disk(e: &Element, target: &str) -> bool {
-    e.name == "disk" && e.child("target").and_then(|t| t.attr("dev")) == Some(target)
-}
-
-/// What the disks of a group but one have.
-fn in_group(definition: &Definition, group: &str, but: &str) -> Option<IoTune> {
+/// One of the disks of a group, but that one.
+fn in_group(definition: &Definition, group: &str, but: &str) -> Option<Disk> {
     let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
     let mut disks = disks.filter_map(|e| Disk::read(e).ok());
-    let found =
-        disks.find(|disk| disk.target != but && disk.iotune.group.as_deref() == Some(group));
-    found.map(|disk| disk.iotune)
+    disks.find(|disk| disk.target != but && disk.iotune.group.as_deref() == Some(group))
 }
 
-/// Refuses a disk whose limits are others than those of its group.
+/// Refuses a disk that comes to a group whose limits are others.
 ///
 /// # Errors
 /// VIR_ERR_CONFIG_UNSUPPORTED, in libvirt's words.
 pub(super) fn check_group(definition: &Definition, target: &str) -> Result<()> {
-    let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
-    let disks: Vec<Disk> = disks.filter_map(|e| Disk::read(e).ok()).collect();
-    let Some(own) = disks.iter().find(|disk| disk.target == target) else {
+    let mut devices = definition.devices.rest.iter();
+    let own = devices.find(|e| is_disk(e, target));
+    let Some(own) = own.and_then(|e| Disk::read(e).ok()) else {
         return Ok(());
     };
-    let differs = |other: &&Disk| {
-        own.iotune.group.is_some()
-            && other.iotune.group == own.iotune.group
-            && other.iotune.values != own.iotune.values
+    let Some(group) = &own.iotune.group else {
+        return Ok(());
     };
-    match disks.iter().find(differs) {
-        None => Ok(()),
-        Some(other) => Err(Error::unsupported(format!(
-            "different iotunes for disks {} and {}",
-            own.target, other.target
-        ))),
+    match in_group(definition, group, target) {
+        Some(other) if other.iotune.values != own.iotune.values => {
+            Err(different(&own.target, &other.target))
+        }
+        _ => Ok(()),
     }
 }
 
-/// The same for all disks.
+fn different(one: &str, other: &str) -> Error {
+    Error::unsupported(format!("different iotunes for disks {one} and {other}"))
+}
+
+/// Refuses disks whose limits are others than those of their group.
 ///
 /// # Errors
-/// As [`check_group`].
+/// VIR_ERR_CONFIG_UNSUPPORTED, in libvirt's words.
 pub(super) fn check_groups(definition: &Definition) -> Result<()> {
     let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
-    let grouped = disks.filter(|e| group_of(e).is_some());
-    let mut targets = grouped.filter_map(|e| e.child("target")?.attr("dev"));
-    targets.try_for_each(|target| check_group(definition, target))
+    let mut groups: HashMap<String, (String, [u64; 19])> = HashMap::new();
+    for disk in disks.filter_map(|e| Disk::read(e).ok()) {
+        let Some(group) = disk.iotune.group else {
+            continue;
+        };
+        match groups.entry(group) {
+            Entry::Vacant(first) => {
+                first.insert((disk.target, disk.iotune.values));
+            }
+            Entry::Occupied(first) if first.get().1 != disk.iotune.values => {
+                return Err(different(&first.get().0, &disk.target));
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// The disks whose limits a disk has in common.
