@@ -12,8 +12,8 @@ use vmm_api::config::{CharBackend, Resource};
 use vmm_api::control::{Answer, Call, Event, FromVmm, Request, Stats};
 use vmm_api::devices::{
     BalloonConfig, CacheMode, ConsoleConfig, ConsolePort, DetectZeroes, DeviceConfig, DeviceKind,
-    DiskConfig, DiskLimits, ErrorPolicy, ImageConfig, ImageFormat, IoMode, NetBackend, NetConfig,
-    PciAddress, RngConfig, RootPortConfig, WatchdogAction, WatchdogConfig,
+    DiskBus, DiskConfig, DiskLimits, ErrorPolicy, ImageConfig, ImageFormat, IoMode, NetBackend,
+    NetConfig, PciAddress, RngConfig, RootPortConfig, WatchdogAction, WatchdogConfig,
 };
 
 fn at(bus: u8, device: u8) -> PciAddress {
@@ -59,6 +59,8 @@ fn image(format: ImageFormat, path: &str) -> ImageConfig {
 
 fn disk(image: ImageConfig) -> DiskConfig {
     DiskConfig {
+        bus: DiskBus::Virtio,
+        cdrom: false,
         iothread: None,
         image: Some(image),
         readonly: false,

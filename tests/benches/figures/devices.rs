@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use vireo_tests::{Guest, Kernel, Rig, machine, which};
 use vmm_api::config::Resource;
 use vmm_api::devices::{
-    CacheMode, DetectZeroes, DeviceConfig, DeviceKind, DiskConfig, DiskLimits, ErrorPolicy,
-    ImageConfig, ImageFormat, IoMode, NetBackend, NetConfig, PciAddress,
+    CacheMode, DetectZeroes, DeviceConfig, DeviceKind, DiskBus, DiskConfig, DiskLimits,
+    ErrorPolicy, ImageConfig, ImageFormat, IoMode, NetBackend, NetConfig, PciAddress,
 };
 
 use super::{report, resident_kib};
@@ -143,6 +143,8 @@ fn disk(format: ImageFormat, path: &Path, device: u8) -> DeviceConfig {
         passphrase: None,
     };
     let disk = DiskConfig {
+        bus: DiskBus::Virtio,
+        cdrom: false,
         iothread: None,
         image: Some(image),
         readonly: false,

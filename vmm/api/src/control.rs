@@ -164,6 +164,17 @@ pub enum Call {
         /// The offset; 0: nothing is told.
         bytes: u64,
     },
+    /// Puts another medium into a CD-ROM drive: the tray opens, the medium changes, the tray closes.
+    /// Where the guest has locked the tray it is asked to let go of the medium, and this is refused
+    /// ([`Failure::locked`]); `Event::TrayMoved` tells when it has opened the tray, and then it can be tried again.
+    ChangeMedium {
+        /// The drive.
+        id: String,
+        /// The medium; `None`: the drive is left empty. Descriptors as for `AddDevice`.
+        image: Option<Box<ImageConfig>>,
+        /// Whatever the guest has locked.
+        force: bool,
+    },
     /// Makes a disk larger, or (raw) smaller; the guest is told.
     ResizeDisk {
         /// The disk.
@@ -375,8 +386,11 @@ pub struct BlockJobStatus {
 pub struct DiskImages {
     /// The disk.
     pub id: String,
-    /// Its images as people call them, the one on top first.
+    /// Its images as people call them, the one on top first; none: a drive without a medium.
     pub images: Vec<String>,
+    /// Of a CD-ROM drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tray: Option<Tray>,
     /// Its job.
     pub job: Option<BlockJobStatus>,
     /// The job before, and how it ended: for whoever did not hear of it.
@@ -385,6 +399,15 @@ pub struct DiskImages {
     /// It has gone on with a copy, and nobody has said that this is remembered: `Call::SettleBlockJob`.
     #[serde(default)]
     pub unsettled: bool,
+}
+
+/// A CD-ROM drive's tray.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Tray {
+    /// It is out.
+    pub open: bool,
+    /// The guest keeps it from being opened.
+    pub locked: bool,
 }
 
 /// What became of a disk's job.
@@ -616,6 +639,9 @@ pub struct Failure {
     /// Of a migration: the right to run the guest was given away, and whether it arrived is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undecided: Option<bool>,
+    /// The guest has locked a drive's tray (`Call::ChangeMedium`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub locked: bool,
 }
 
 impl Failure {
@@ -633,6 +659,7 @@ impl From<String> for Failure {
             message,
             job: None,
             undecided: None,
+            locked: false,
         }
     }
 }
@@ -758,6 +785,13 @@ pub enum Event {
         threshold: u64,
         /// Bytes beyond it.
         excess: u64,
+    },
+    /// A CD-ROM drive's tray was opened or closed, by the guest or from outside.
+    TrayMoved {
+        /// The drive.
+        id: String,
+        /// It is out.
+        open: bool,
     },
     /// A migration's round begins.
     MigrationRound(u32),

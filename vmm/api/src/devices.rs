@@ -67,7 +67,10 @@ impl DeviceConfig {
                         .flat_map(ConsolePort::resources_mut),
                 );
             }
-            DeviceKind::RootPort(_) | DeviceKind::Balloon(_) | DeviceKind::Watchdog(_) => {}
+            DeviceKind::RootPort(_)
+            | DeviceKind::Balloon(_)
+            | DeviceKind::Watchdog(_)
+            | DeviceKind::Ahci(_) => {}
         }
         all
     }
@@ -79,7 +82,7 @@ impl DeviceConfig {
 pub enum DeviceKind {
     /// A PCI Express root port; devices with `bus` equal to its `index` are behind it.
     RootPort(RootPortConfig),
-    /// virtio-blk.
+    /// A disk or CD-ROM drive: virtio-blk, or at a port of a SATA controller ([`DiskConfig::bus`]).
     Disk(Box<DiskConfig>),
     /// virtio-net.
     Net(NetConfig),
@@ -93,6 +96,41 @@ pub enum DeviceKind {
     Vsock(VsockConfig),
     /// The i6300ESB watchdog.
     Watchdog(WatchdogConfig),
+    /// A SATA controller: ICH9's AHCI host controller (8086:2922).
+    Ahci(AhciConfig),
+}
+
+/// A SATA controller. Its drives are devices of their own, which name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AhciConfig {
+    /// 1 to 32; ICH9 has six.
+    #[serde(default = "six")]
+    pub ports: u8,
+}
+
+/// Where a drive is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskBus {
+    /// A PCI function of its own, at the device's address.
+    #[default]
+    Virtio,
+    /// At a port of a SATA controller, whose address is the drive's, too.
+    Sata {
+        /// The controller's id.
+        controller: String,
+        /// Its port, from 0.
+        port: u8,
+    },
+}
+
+impl DiskBus {
+    /// virtio-blk.
+    #[must_use]
+    pub fn is_virtio(&self) -> bool {
+        *self == Self::Virtio
+    }
 }
 
 /// A root port.
@@ -114,6 +152,12 @@ pub struct RootPortConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "DiskBus::is_virtio")]
+    pub bus: DiskBus,
+    /// A CD-ROM drive (SATA only): the guest reads, and takes media out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cdrom: bool,
     /// The guest's content; `None`: an empty drive (cdrom only).
     pub image: Option<ImageConfig>,
     /// The guest may only read.
@@ -527,6 +571,10 @@ fn yes() -> bool {
 
 fn one() -> u16 {
     1
+}
+
+fn six() -> u8 {
+    6
 }
 
 fn sector() -> u32 {

@@ -196,6 +196,7 @@ impl Machine {
                 .map(|(id, disk)| DiskImages {
                     id: id.clone(),
                     images: disk.image_names(),
+                    tray: None,
                     job: self
                         .block_jobs
                         .iter()

@@ -161,6 +161,7 @@ impl Machine {
             Call::AddPort { controller, port } => self
                 .add_port(controller, port, asked.descriptors)
                 .map(|()| Answer::Done),
+            Call::ChangeMedium { id, .. } => Err(format!("'{id}' is no CD-ROM drive")),
             call => self.carry_out(call),
         };
         let result = result.map_err(Failure::from);
@@ -286,6 +287,7 @@ impl Machine {
             | Call::Dump { .. }
             | Call::Migrate(_)
             | Call::SwitchDisks { .. }
+            | Call::ChangeMedium { .. }
             | Call::StartBlockJob { .. } => {
                 return Err("that needs descriptors".to_owned());
             }

@@ -545,6 +545,7 @@ impl Machine {
                 message,
                 job: Some(so_far),
                 undecided,
+                locked: false,
             });
         self.send(by, &FromVmm::Reply(Reply { id, result }));
     }

@@ -237,6 +237,9 @@ impl Watched {
                 self.driver
                     .threshold_passed(&self.domain, &inner, which, far);
             }
+            Event::TrayMoved { id, open } => {
+                log::debug!("{}: tray of {id} open: {open}", self.domain.uuid);
+            }
             Event::MigrationRound(number) => {
                 let number = i32::try_from(*number).unwrap_or(i32::MAX);
                 self.emit(&inner, &DomainEvent::MigrationIteration(number));

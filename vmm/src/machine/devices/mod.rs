@@ -480,8 +480,11 @@ impl Builder {
     fn device(&mut self, device: &DeviceConfig) -> Result<(), MachineError> {
         match &device.kind {
             DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
+            DeviceKind::Disk(config) if config.cdrom || !config.bus.is_virtio() => {
+                Err(failed(device, "SATA drives are not there yet"))
+            }
+            DeviceKind::Ahci(_) => Err(failed(device, "SATA controllers are not there yet")),
             DeviceKind::Disk(config) => self.disk(device, config),
-
             DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Rng(config) => self.rng(device, config),
             DeviceKind::Watchdog(config) => self.watchdog(device, *config),

@@ -387,6 +387,7 @@ mod tests {
         let mut disk = DiskImages {
             id: "virtio-disk0".into(),
             images: vec!["/top".into(), "/base".into()],
+            tray: None,
             job: None,
             last: Some((BlockJobKind::Pull, BlockJobNews::Completed)),
             unsettled: false,

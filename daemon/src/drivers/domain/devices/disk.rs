@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use images::qcow2::Header;
 use vmm_api::config::Resource;
 use vmm_api::devices::{
-    CacheMode, DetectZeroes, DiskConfig, DiskLimits, ErrorPolicy, ImageConfig, ImageFormat, IoMode,
-    Limit,
+    CacheMode, DetectZeroes, DiskBus, DiskConfig, DiskLimits, ErrorPolicy, ImageConfig,
+    ImageFormat, IoMode, Limit,
 };
 use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{BackingImage, Disk, DiskSource, IoTune, SecretUse};
@@ -105,6 +105,8 @@ impl Builder {
         };
         let logical = disk.logical_block_size.unwrap_or(512);
         Ok(DiskConfig {
+            bus: DiskBus::Virtio,
+            cdrom: false,
             image: Some(image),
             readonly: disk.readonly,
             shareable: disk.shareable,

@@ -299,6 +299,7 @@ impl Driver {
                     .to_owned(),
                 job: Some(job),
                 undecided: Some(false),
+                locked: false,
             }),
         }))
     }
