@@ -160,7 +160,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Removes what writes that were cut short left in `folder`. Only the one daemon of a root may
+/// Removes what writes and removals that were cut short left in `folder`. Only the one daemon of a root may
 /// call it.
 ///
 /// # Errors
@@ -171,11 +171,32 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         if name.starts_with(TEMP_PREFIX) && name.ends_with(TEMP_SUFFIX) {
-            log::info!("removing an unfinished write: {}", entry.path().display());
-            fs::remove_file(entry.path())?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                log::info!("removing the rest of a folder: {}", path.display());
+                fs::remove_dir_all(path)?;
+            } else {
+                log::info!("removing an unfinished write: {}", path.display());
+                fs::remove_file(path)?;
+            }
         }
     }
     Ok(())
+}
+
+/// Removes a folder with everything in it; that it is not there is fine. It loses its name first: who still writes into
+/// it by that name fails, rather than leaving something behind or keeping it from going.
+///
+/// # Errors
+/// The system's.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let nameless = temp_name(parent(path)?);
+    match fs::rename(path, &nameless) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        renamed => renamed?,
+    }
+    killpoint("files.tree-nameless");
+    fs::remove_dir_all(&nameless)
 }
 
 /// Removes a file; that it is not there is fine.
@@ -301,10 +322,40 @@ mod tests {
     fn leftovers_go_and_other_files_stay() {
         let folder = TempFolder::new();
         fs::write(folder.0.join(".vireo-1-2.new"), "half").unwrap();
+        fs::create_dir(folder.0.join(".vireo-1-3.new")).unwrap();
+        fs::write(folder.0.join(".vireo-1-3.new/state.json"), "").unwrap();
         fs::write(folder.0.join("vm.xml"), "whole").unwrap();
         remove_leftovers(&folder.0).unwrap();
         assert!(folder.0.join("vm.xml").exists());
         assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_goes_while_others_write_into_it() {
+        use std::sync::atomic::AtomicBool;
+        let folder = TempFolder::new();
+        let path = folder.0.join("domain");
+        for _ in 0..50 {
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("one"), "").unwrap();
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let file = path.join("state.json");
+                        let _ = write_atomically(&file, b"x", Durability::Process);
+                    }
+                });
+                while !path.join("state.json").exists() {
+                    std::thread::yield_now();
+                }
+                remove_tree(&path).unwrap();
+                assert!(!path.exists());
+                over.store(true, Ordering::Relaxed);
+            });
+        }
+        remove_tree(&path).unwrap();
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
     }
 
     #[test]

@@ -117,17 +117,14 @@ impl Folder {
     /// # Errors
     /// The system's.
     pub fn make(path: PathBuf) -> io::Result<Self> {
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        files::remove_tree(&path)?;
         files::make_folder(&path, 0o700)?;
         Ok(Self(path))
     }
 
     /// Removes it with everything in it.
     pub fn remove(&self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        if let Err(error) = files::remove_tree(&self.0) {
             log::warn!("cannot remove {}: {error}", self.0.display());
         }
     }

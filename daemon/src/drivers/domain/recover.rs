@@ -41,8 +41,10 @@ type Known = oneshot::Sender<FirstAnswer>;
 pub async fn load(driver: &Arc<Driver>) -> io::Result<()> {
     load_definitions(driver)?;
     let mut looked_at = Vec::new();
-    for entry in fs::read_dir(driver.roots.live_domains())? {
-        let path = entry?.path();
+    // All of them first: some are going to be removed.
+    let entries: Vec<_> = fs::read_dir(driver.roots.live_domains())?.collect::<io::Result<_>>()?;
+    for entry in entries {
+        let path = entry.path();
         if !path.is_dir() {
             continue;
         }

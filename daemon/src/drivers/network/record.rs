@@ -50,10 +50,7 @@ impl Folder {
     /// # Errors
     /// The system's.
     pub fn make(path: PathBuf) -> io::Result<Self> {
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        files::remove_tree(&path)?;
         files::make_folder(&path, 0o755)?;
         files::make_folder(&path.join("ports"), 0o700)?;
         Ok(Self(path))
@@ -61,11 +58,8 @@ impl Folder {
 
     /// Removes it with everything in it.
     pub fn remove(&self) {
-        match fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("cannot remove {}: {error}", self.0.display());
-            }
-            _ => {}
+        if let Err(error) = files::remove_tree(&self.0) {
+            log::warn!("cannot remove {}: {error}", self.0.display());
         }
     }
 

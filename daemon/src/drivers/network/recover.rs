@@ -79,7 +79,9 @@ fn define_default(driver: &Driver) {
 }
 
 fn take_up_all(driver: &Driver) -> io::Result<()> {
-    for entry in fs::read_dir(driver.roots.live_networks())? {
+    let folder = driver.roots.live_networks();
+    files::remove_leftovers(&folder)?;
+    for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let uuid = path
             .file_name()
