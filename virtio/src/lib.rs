@@ -8,7 +8,7 @@ pub mod block;
 pub mod console;
 pub mod device;
 pub mod feature;
-mod life;
+pub mod life;
 pub mod memory;
 pub mod net;
 pub mod pci;

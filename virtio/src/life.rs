@@ -8,7 +8,7 @@ use crate::worker::{Handler, Poll, Starter, Stuck, Worker};
 
 /// Where a device (or a queue pair of it) is in its life cycle, and its handler with it.
 #[derive(Debug, Default)]
-pub(crate) enum Life<H> {
+pub enum Life<H> {
     /// Nothing runs, nothing is kept.
     #[default]
     Inactive,
@@ -22,11 +22,17 @@ pub(crate) enum Life<H> {
 
 impl<H: Handler> Life<H> {
     /// Sets `handler` going.
+    ///
+    /// # Errors
+    /// The host's refusal.
     pub fn start(&mut self, name: &str, handler: H) -> Result<(), DeviceError> {
         self.start_by(None, name, handler)
     }
 
     /// The same, by a starter of its own.
+    ///
+    /// # Errors
+    /// The host's refusal.
     pub fn start_by(
         &mut self,
         starter: Option<&Starter>,
@@ -78,11 +84,17 @@ impl<H: Handler> Life<H> {
     }
 
     /// Goes on after [`Self::pause`].
+    ///
+    /// # Errors
+    /// The host's refusal.
     pub fn resume(&mut self, name: &str) -> Result<(), DeviceError> {
         self.resume_by(None, name)
     }
 
     /// The same, by a starter of its own.
+    ///
+    /// # Errors
+    /// The host's refusal.
     pub fn resume_by(&mut self, starter: Option<&Starter>, name: &str) -> Result<(), DeviceError> {
         match std::mem::take(self) {
             Self::Paused(handler) => self.start_by(starter, name, handler),
@@ -105,6 +117,7 @@ impl<H: Handler> Life<H> {
     }
 
     /// The handler while paused.
+    #[must_use]
     pub fn paused(&self) -> Option<&H> {
         match self {
             Self::Paused(handler) => Some(handler),
@@ -133,7 +146,7 @@ impl<H: Handler> Life<H> {
 }
 
 /// A system call's error as a device's.
-pub(crate) fn os(call: &'static str) -> impl FnOnce(io::Error) -> DeviceError {
+pub fn os(call: &'static str) -> impl FnOnce(io::Error) -> DeviceError {
     move |source| DeviceError::Os { call, source }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use vmm_api::config::{FirmwareConfig, MachineConfig};
-use vmm_api::devices::{DeviceConfig, DeviceKind, PciAddress};
+use vmm_api::devices::{DeviceConfig, DeviceKind, DiskBus, PciAddress};
 
 use crate::acpi::{self, Description};
 use crate::devices::fw_cfg::Items;
@@ -160,13 +160,17 @@ fn open_firmware_path(device: &DeviceConfig, devices: &[DeviceConfig]) -> Option
         })?;
         node("pci-bridge", port.address);
     }
-    let (name, unit) = match device.kind {
-        DeviceKind::Disk(_) => ("scsi", "/disk@0,0"),
-        DeviceKind::Net(_) => ("ethernet", "/ethernet-phy@0"),
+    let (name, unit) = match &device.kind {
+        DeviceKind::Disk(disk) => match &disk.bus {
+            DiskBus::Virtio => ("scsi", "/disk@0,0".to_owned()),
+            // Its controller's address. SeaBIOS doesn't look at the name there.
+            DiskBus::Sata { port, .. } => ("*", format!("/drive@{port:x}/disk@0")),
+        },
+        DeviceKind::Net(_) => ("ethernet", "/ethernet-phy@0".to_owned()),
         _ => return None,
     };
     node(name, device.address);
-    Some(path + unit)
+    Some(path + &unit)
 }
 
 #[cfg(test)]
@@ -184,20 +188,22 @@ mod tests {
               "kind": { "disk": {} } },
             { "id": "lost", "address": { "bus": 5, "device": 0, "function": 0 },
               "kind": { "disk": {} } },
+            { "id": "cd", "address": { "bus": 0, "device": 31, "function": 2 },
+              "kind": { "disk": { "cdrom": true, "bus": { "sata": { "controller": "sata0", "port": 1 } } } } },
         ]))
         .unwrap();
         let firmware = FirmwareConfig {
             rom: vmm_api::config::Resource::Fd(3),
             serial_console: false,
             boot_menu_ms: None,
-            boot_order: ["far", "port", "lost", "near", "none"]
+            boot_order: ["far", "port", "lost", "cd", "near", "none"]
                 .map(str::to_owned)
                 .into(),
             retry_ms: None,
         };
         assert_eq!(
             String::from_utf8(boot_order(&firmware, &devices)).unwrap(),
-            "/pci@i0cf8/pci-bridge@2,3/scsi@0/disk@0,0\n/pci@i0cf8/scsi@1a/disk@0,0\nHALT\0"
+            "/pci@i0cf8/pci-bridge@2,3/scsi@0/disk@0,0\n/pci@i0cf8/*@1f,2/drive@1/disk@0\n/pci@i0cf8/scsi@1a/disk@0,0\nHALT\0"
         );
     }
 }

@@ -70,7 +70,9 @@ pub struct Policy {
 }
 
 impl Policy {
-    fn action(&self, write: bool, errno: i32) -> Action {
+    /// What becomes of a request that failed with this error.
+    #[must_use]
+    pub fn action(&self, write: bool, errno: i32) -> Action {
         match if write { self.write } else { self.read } {
             OnError::Report => Action::Report,
             OnError::Ignore => Action::Ignore,

@@ -9,6 +9,11 @@ use super::config::{self, COMMAND, Config, INTX_DISABLE, MASTER, STATUS_INTX};
 use super::{Express, Host, IntxLine, Msix, msix};
 use crate::device::DeviceError;
 
+/// The MSI capability; its body's first byte where addresses have 64 bits; its control word's enable bit.
+const MSI: u8 = 0x05;
+const MSI_64: u8 = 1 << 7;
+const MSI_ENABLE: u16 = 1;
+
 /// The pin of a function, with its status and disable bits.
 #[derive(Debug)]
 pub struct Pin {
@@ -73,6 +78,8 @@ pub struct Core {
     host: Host,
     pin: Arc<Pin>,
     msix: Option<(Arc<Msix>, u16)>,
+    /// Where the MSI capability is.
+    msi: Option<u16>,
     express: Option<u16>,
     /// BARs the mapper knows of: number and address.
     mapped: Vec<(u8, u64)>,
@@ -96,6 +103,7 @@ impl Core {
             pin: Arc::new(Pin::new(Arc::clone(&host.intx))),
             host,
             msix: None,
+            msi: None,
             express: None,
             mapped: Vec::new(),
         }
@@ -122,6 +130,41 @@ impl Core {
             .ok_or_else(|| self.full())?;
         self.msix = Some((Arc::clone(&msix), offset));
         Ok(msix)
+    }
+
+    /// Adds MSI with one message, which may go anywhere (7.7.1).
+    ///
+    /// # Errors
+    /// Configuration space is full.
+    pub fn add_msi(&mut self) -> Result<(), DeviceError> {
+        let mut body = [0; 12];
+        body[0] = MSI_64;
+        let at = self.add_capability(MSI, &body)?;
+        self.config.allow16(at + 2, MSI_ENABLE);
+        self.config.allow32(at + 4, !3);
+        self.config.allow32(at + 8, u32::MAX);
+        self.config.allow16(at + 12, u16::MAX);
+        self.msi = Some(at);
+        Ok(())
+    }
+
+    /// Software has switched MSI on: the pin is not used then.
+    #[must_use]
+    pub fn has_msi(&self) -> bool {
+        self.msi
+            .is_some_and(|at| self.config.read(at + 2, 2) as u16 & MSI_ENABLE != 0)
+    }
+
+    /// Sends the message, where MSI is on and software lets the function reach memory.
+    pub fn send_msi(&self) {
+        if let Some(at) = self.msi
+            && self.has_msi()
+            && self.is_master()
+        {
+            let address = u64::from(self.config.read(at + 4, 4))
+                | u64::from(self.config.read(at + 8, 4)) << 32;
+            self.host.msi.send(address, self.config.read(at + 12, 2));
+        }
     }
 
     /// Adds the PCI Express capability; its offset.

@@ -4,6 +4,7 @@
 //! from its host resources. `reset` puts it into the state of power-on; the vCPUs are stopped
 //! then.
 
+pub mod ahci;
 pub mod cpus;
 pub mod debug;
 pub mod fw_cfg;

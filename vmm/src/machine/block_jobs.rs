@@ -64,6 +64,11 @@ impl Machine {
             return Err("a job is running".to_owned());
         }
         self.without_block_job(disk)?;
+        if self.devices.pci.disk(disk)?.is_cdrom() {
+            return Err(format!(
+                "'{disk}' is a CD-ROM drive: its media are not changed"
+            ));
+        }
         let (plan, work) = match wanted {
             Wanted::Copy(copy) => self.plan_copy(disk, copy, descriptors)?,
             other => self.devices.pci.disk(disk)?.plan_job(other, descriptors)?,
@@ -196,7 +201,7 @@ impl Machine {
                 .map(|(id, disk)| DiskImages {
                     id: id.clone(),
                     images: disk.image_names(),
-                    tray: None,
+                    tray: disk.tray(),
                     job: self
                         .block_jobs
                         .iter()

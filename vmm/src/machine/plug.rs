@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use vmm_api::config::Resource;
 use vmm_api::control::Event;
-use vmm_api::devices::{ConsolePort, DeviceConfig, DeviceKind};
+use vmm_api::devices::{ConsolePort, DeviceConfig, DeviceKind, ImageConfig};
 
 use super::Machine;
 use super::build::token;
+use super::devices::open_medium;
 use crate::chardev::Channel;
 use crate::num::to_usize;
 
@@ -49,6 +50,54 @@ impl Machine {
         }
         self.config.devices.push(own);
         Ok(())
+    }
+
+    /// Puts another medium into a CD-ROM drive, or takes it out. Descriptors as for [`Machine::add_device`]. False: the
+    /// guest has locked the tray, and is asked to let go of the medium.
+    pub(super) fn change_medium(
+        &mut self,
+        id: &str,
+        image: Option<&ImageConfig>,
+        force: bool,
+        passed: Vec<OwnedFd>,
+    ) -> Result<bool, String> {
+        let disk = self.devices.pci.disk(id)?;
+        if !disk.is_cdrom() {
+            return Err(format!("'{id}' is no CD-ROM drive"));
+        }
+        if self.job.is_some() {
+            return Err("a job is running".to_owned());
+        }
+        if !force && !disk.ask_for_medium() {
+            return Ok(false);
+        }
+        let mut devices = self.config.devices.iter();
+        let device = devices.find(|known| known.id == id);
+        let device = device.ok_or_else(|| format!("there is no device '{id}'"))?;
+        let mut own = image.cloned();
+        let mut layers = Vec::new();
+        if let Some(own) = &mut own {
+            let handed = hand_over(own.resources_mut(), passed)?;
+            let opened = open_medium(device, own);
+            let left = handed.into_iter().filter(|fd| close_unused(*fd)).count();
+            layers = opened?;
+            if left > 0 {
+                log::warn!("{id}: {left} descriptors were not used");
+            }
+        }
+        let before = self.for_a_moment(|machine| {
+            let disk = machine.devices.pci.disk(id)?;
+            Ok(disk.put_medium(layers))
+        })?;
+        drop(before);
+        for device in &mut self.config.devices {
+            if device.id == id
+                && let DeviceKind::Disk(disk) = &mut device.kind
+            {
+                disk.image = own.take();
+            }
+        }
+        Ok(true)
     }
 
     /// Gives a virtio-serial device another port, with its host side on the event loop.
@@ -178,6 +227,13 @@ impl Machine {
     /// Asks the guest to let go of a device; [`Event::DeviceRemoved`] tells when it has.
     pub(super) fn remove_device(&mut self, id: &str) -> Result<(), String> {
         let known = self.config.devices.iter().find(|known| known.id == id);
+        let sata = |known: &DeviceConfig| match &known.kind {
+            DeviceKind::Disk(disk) => !disk.bus.is_virtio(),
+            _ => false,
+        };
+        if known.is_some_and(sata) {
+            return Err("SATA drives can't be unplugged while the guest runs".to_owned());
+        }
         let index = known
             .map(|known| known.address.bus)
             .ok_or_else(|| format!("there is no device '{id}'"))?;

@@ -161,15 +161,25 @@ impl Machine {
             Call::AddPort { controller, port } => self
                 .add_port(controller, port, asked.descriptors)
                 .map(|()| Answer::Done),
-            Call::ChangeMedium { id, .. } => Err(format!("'{id}' is no CD-ROM drive")),
+            Call::ChangeMedium { id, image, force } => {
+                let changed = self.change_medium(id, image.as_deref(), *force, asked.descriptors);
+                let result = match changed {
+                    Ok(true) => Ok(Answer::Done),
+                    Ok(false) => Err(Failure {
+                        locked: true,
+                        ..format!("the guest has locked the tray of '{id}'").into()
+                    }),
+                    Err(message) => Err(message.into()),
+                };
+                return self.reply(asked.by, asked.request.id, result);
+            }
             call => self.carry_out(call),
         };
-        let result = result.map_err(Failure::from);
-        let reply = FromVmm::Reply(Reply {
-            id: asked.request.id,
-            result,
-        });
-        self.send(asked.by, &reply);
+        self.reply(asked.by, asked.request.id, result.map_err(Failure::from));
+    }
+
+    fn reply(&mut self, to: u64, id: u64, result: Result<Answer, Failure>) {
+        self.send(to, &FromVmm::Reply(Reply { id, result }));
     }
 
     pub(super) fn send(&mut self, to: u64, message: &FromVmm) {

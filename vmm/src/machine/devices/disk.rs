@@ -6,12 +6,15 @@ use images::engine::{Aio, Cache, DetectZeroes, Engine, Meter, Op, Options};
 use images::limits::{Limits, Rate};
 use images::noting::Noting;
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
+use virtio::worker::Starter;
 use vmm_api::config::Resource;
 use vmm_api::control::{DiskStats, Event};
 use vmm_api::devices::{self as api, DeviceConfig, DiskConfig};
 
 use super::layers::{self, Access, Layer};
+use super::sata::NoMedium;
 use super::{Builder, Kit, PciDevices, failed};
+use crate::devices::ahci::Drive;
 use crate::machine::MachineError;
 use crate::notices::{Notice, Notices};
 use crate::num::to_usize;
@@ -23,10 +26,64 @@ const QUEUES_MAX: u16 = 16;
 /// Entries of a queue.
 const QUEUE_SIZE: u16 = 256;
 
+/// How the guest sees a disk.
+#[derive(Debug)]
+pub enum Front {
+    /// As virtio-blk.
+    Virtio(Handle),
+    /// As a drive at a SATA port.
+    Sata(Arc<Drive>),
+}
+
+impl Front {
+    fn capacity(&self) -> u64 {
+        match self {
+            Self::Virtio(handle) => handle.capacity(),
+            Self::Sata(drive) => drive.capacity(),
+        }
+    }
+
+    fn set_capacity(&self, bytes: u64) {
+        match self {
+            Self::Virtio(handle) => handle.set_capacity(bytes),
+            Self::Sata(drive) => drive.set_capacity(bytes),
+        }
+    }
+}
+
+/// What is behind a disk, however the guest sees it.
+pub(super) struct Content {
+    /// All but the way to the guest.
+    pub engine: Arc<Engine>,
+    top: Arc<Top>,
+    noting: Arc<Noting>,
+    layers: Vec<Layer>,
+    /// Who hears of failures.
+    pub hooks: Failures,
+    /// What becomes of them.
+    pub policy: Policy,
+    /// Who starts its threads.
+    pub starter: Option<Starter>,
+}
+
+impl Content {
+    /// The disk, for changes while its guest runs.
+    pub fn disk(self, front: Front) -> Disk {
+        Disk {
+            front,
+            engine: self.engine,
+            top: self.top,
+            noting: self.noting,
+            layers: Mutex::new(self.layers),
+            leaving: Mutex::default(),
+        }
+    }
+}
+
 /// A disk, for changes while its guest runs.
 #[derive(Debug)]
 pub struct Disk {
-    handle: Handle,
+    pub(super) front: Front,
     engine: Arc<Engine>,
     pub(super) top: Arc<Top>,
     /// Its images, the one on top first.
@@ -56,7 +113,7 @@ impl Disk {
             flush_requests: flush.requests,
             flush_ns: flush.nanos,
             errors: read.failed + write.failed + flush.failed + discard.failed,
-            capacity: self.handle.capacity(),
+            capacity: self.front.capacity(),
             allocation: info.allocated,
             physical: info.end,
             threshold: self.file_of(0, images::File::mark).unwrap_or(0),
@@ -154,13 +211,13 @@ impl Disk {
         let before = image.size();
         // A guest must not reach for what is gone: it is told of less before, of more after.
         if bytes < before {
-            self.handle.set_capacity(bytes);
+            self.front.set_capacity(bytes);
         }
         if let Err(error) = image.resize(bytes) {
-            self.handle.set_capacity(image.size());
+            self.front.set_capacity(image.size());
             return Err(error.to_string());
         }
-        self.handle.set_capacity(bytes);
+        self.front.set_capacity(bytes);
         Ok(())
     }
 }
@@ -184,10 +241,13 @@ impl images::Mark for Threshold {
     }
 }
 
-#[derive(Debug)]
-struct Failures {
-    id: String,
-    notices: Arc<Notices>,
+/// Who hears of failures.
+#[derive(Debug, Clone)]
+pub(super) struct Failures {
+    /// The disk's id.
+    pub id: String,
+    /// Where it goes.
+    pub notices: Arc<Notices>,
 }
 
 impl Hooks for Failures {
@@ -360,26 +420,32 @@ impl Kit {
 }
 
 impl Builder {
-    pub(super) fn disk(
+    /// Opens what a disk is made of.
+    pub(super) fn content(
         &mut self,
         device: &DeviceConfig,
         config: &DiskConfig,
-    ) -> Result<(), MachineError> {
-        let Some(image) = &config.image else {
-            return Err(failed(
-                device,
-                "a drive without a medium: virtio disks have one",
-            ));
-        };
+    ) -> Result<Content, MachineError> {
         let options = options(config);
         let access = Access {
             writable: !config.readonly,
             shareable: config.shareable,
             direct: options.cache.direct(),
         };
-        let layers = layers::open(device, image, access)?;
-        let image = layers.first().map(|first| first.opened.image.clone());
-        let image = image.ok_or_else(|| failed(device, "no image"))?;
+        let (layers, image): (Vec<Layer>, Arc<dyn images::Image>) = match &config.image {
+            Some(image) => {
+                let layers = layers::open(device, image, access)?;
+                let image = layers.first().map(|first| first.opened.image.clone());
+                (layers, image.ok_or_else(|| failed(device, "no image"))?)
+            }
+            None if config.cdrom => (Vec::new(), Arc::new(NoMedium)),
+            None => {
+                return Err(failed(
+                    device,
+                    "a drive without a medium: only CD-ROM drives go without",
+                ));
+            }
+        };
         let top = Arc::new(Top::new(image));
         let noting = Arc::new(Noting::new(top.clone()));
         let meter = match &config.limits_group {
@@ -397,10 +463,33 @@ impl Builder {
                 .set_limits(limits)
                 .map_err(|error| failed(device, error))?;
         }
-        let hooks = Arc::new(Failures {
-            id: device.id.clone(),
-            notices: self.notices.clone(),
-        });
+        Ok(Content {
+            engine,
+            top,
+            noting,
+            layers,
+            hooks: Failures {
+                id: device.id.clone(),
+                notices: self.notices.clone(),
+            },
+            policy: Policy {
+                read: on_error(config.on_read_error),
+                write: on_error(config.on_write_error),
+            },
+            starter,
+        })
+    }
+
+    /// A virtio disk.
+    pub(super) fn disk(
+        &mut self,
+        device: &DeviceConfig,
+        config: &DiskConfig,
+    ) -> Result<(), MachineError> {
+        if config.cdrom {
+            return Err(failed(device, "CD-ROM drives are at SATA controllers"));
+        }
+        let mut content = self.content(device, config)?;
         let block = block::Options {
             read_only: config.readonly,
             serial: config.serial.clone(),
@@ -412,23 +501,14 @@ impl Builder {
             queue_size: QUEUE_SIZE,
             logical_block_size: config.logical_block_size,
             physical_block_size: config.physical_block_size,
-            policy: Policy {
-                read: on_error(config.on_read_error),
-                write: on_error(config.on_write_error),
-            },
-            starter,
+            policy: content.policy,
+            starter: content.starter.take(),
             ..block::Options::default()
         };
-        let storage = Arc::new(EngineStorage(engine.clone()));
+        let storage = Arc::new(EngineStorage(content.engine.clone()));
+        let hooks = Arc::new(content.hooks.clone());
         let block = Block::new(block, storage, hooks).map_err(|error| failed(device, error))?;
-        let disk = Disk {
-            handle: block.handle(),
-            engine,
-            top,
-            noting,
-            layers: Mutex::new(layers),
-            leaving: Mutex::default(),
-        };
+        let disk = content.disk(Front::Virtio(block.handle()));
         self.disks.push((device.id.clone(), disk));
         self.virtio(device, Box::new(block))
     }

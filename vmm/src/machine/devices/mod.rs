@@ -7,6 +7,7 @@ mod disk_jobs;
 mod iothreads;
 mod layers;
 pub mod net;
+mod sata;
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -22,8 +23,8 @@ use virtio::vsock::{Vsock, VsockOptions};
 use vmm_api::config::MachineConfig;
 use vmm_api::control::Stats;
 use vmm_api::devices::{
-    ConsolePort, DeviceConfig, DeviceKind, PciAddress, RngConfig, RootPortConfig, VsockConfig,
-    WatchdogAction, WatchdogConfig,
+    ConsolePort, DeviceConfig, DeviceKind, DiskBus, DiskConfig, PciAddress, RngConfig,
+    RootPortConfig, VsockConfig, WatchdogAction, WatchdogConfig,
 };
 
 pub use self::console::PendingPort;
@@ -32,6 +33,7 @@ pub use self::disk::open_image;
 pub use self::disk_jobs::{JobPlan, open_copy};
 use self::iothreads::IoThreads;
 pub use self::layers::Layer;
+pub use self::sata::open_medium;
 use super::MachineError;
 use crate::bus::Movable;
 use crate::devices::i6300esb::I6300esb;
@@ -187,7 +189,7 @@ impl PciDevices {
             groups: Arc::default(),
             iothreads,
         });
-        builder.host_bridge()?;
+        builder.host_bridge(PciAddress::default())?;
         // Root ports first: the rest may be behind them.
         let (ports, others): (Vec<_>, Vec<_>) = config
             .devices
@@ -199,8 +201,15 @@ impl PciDevices {
                 builder.root_port(device, port, occupied)?;
             }
         }
-        for device in others {
-            builder.device(device)?;
+        for device in &others {
+            match &device.kind {
+                DeviceKind::Ahci(ahci) => builder.ahci(device, *ahci, &others)?,
+                // They come with their controllers.
+                DeviceKind::Disk(disk) if !disk.bus.is_virtio() => {
+                    has_controller(disk, &others).map_err(|error| failed(device, error))?
+                }
+                _ => builder.device(device)?,
+            }
         }
         Ok(Self {
             root: builder.kit.root.clone(),
@@ -226,6 +235,9 @@ impl PciDevices {
         let port = port.ok_or("only slots of root ports take devices while the guest runs")?;
         let mut builder = Builder::new(self.kit.clone());
         match &device.kind {
+            DeviceKind::Disk(disk) if !disk.bus.is_virtio() => {
+                return Err("SATA drives can't be plugged while the guest runs".into());
+            }
             DeviceKind::Disk(_) | DeviceKind::Net(_) | DeviceKind::Rng(_) => {}
             _ => return Err("devices of this kind can't be plugged while the guest runs".into()),
         }
@@ -387,6 +399,18 @@ fn find<'a, T>(list: &'a [(String, T)], id: &str) -> Option<&'a T> {
         .map(|entry| &entry.1)
 }
 
+/// The controller that a drive names is there.
+fn has_controller(disk: &DiskConfig, devices: &[&DeviceConfig]) -> Result<(), String> {
+    let DiskBus::Sata { controller, .. } = &disk.bus else {
+        return Ok(());
+    };
+    let named = |device: &&&DeviceConfig| device.id == *controller;
+    match devices.iter().find(named).map(|device| &device.kind) {
+        Some(DeviceKind::Ahci(_)) => Ok(()),
+        _ => Err(format!("there is no SATA controller '{controller}'")),
+    }
+}
+
 fn failed(device: &DeviceConfig, error: impl std::fmt::Display) -> MachineError {
     MachineError::Config(format!("device {}: {error}", device.id))
 }
@@ -398,8 +422,8 @@ impl Builder {
         self.hosts.host(pin_slot(place, port))
     }
 
-    fn host_bridge(&mut self) -> Result<(), MachineError> {
-        let place = PciAddress::default();
+    /// A function that is nothing but there.
+    fn host_bridge(&mut self, place: PciAddress) -> Result<(), MachineError> {
         let (host, _) = self.host(place);
         let ids = Ids {
             // Red Hat's generic PCI Express host bridge: known to every guest, driven by none.
@@ -480,10 +504,7 @@ impl Builder {
     fn device(&mut self, device: &DeviceConfig) -> Result<(), MachineError> {
         match &device.kind {
             DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
-            DeviceKind::Disk(config) if config.cdrom || !config.bus.is_virtio() => {
-                Err(failed(device, "SATA drives are not there yet"))
-            }
-            DeviceKind::Ahci(_) => Err(failed(device, "SATA controllers are not there yet")),
+            DeviceKind::Ahci(_) => Err(failed(device, "a SATA controller comes with its drives")),
             DeviceKind::Disk(config) => self.disk(device, config),
             DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Rng(config) => self.rng(device, config),
