@@ -5,6 +5,7 @@
 //! beside a user's own Vireo.
 
 pub mod certificates;
+mod control;
 mod guests;
 pub mod hosts;
 mod machine;
@@ -14,6 +15,7 @@ mod rig;
 pub mod sshd;
 mod terminal;
 
+pub use control::Control;
 pub use guests::{
     Kernel, grub_disk, linux_guest, tiny_guest, tiny_guest_with_panic_port, tiny_kernel,
 };

@@ -95,6 +95,22 @@ impl Guest {
         Self::start(&mut command, descriptors)
     }
 
+    /// Goes on with a guest that was saved while its shell waited for a line.
+    pub fn resume(rig: &Rig, config: &MachineConfig) -> Self {
+        let config = serde_json::to_vec_pretty(config).unwrap();
+        let path = rig.write("machine.json", config);
+        let mut command = rig.command("vireo-vmm");
+        command.args(["--config", &path]);
+        let mut terminal = Terminal::start(&mut command);
+        terminal.wait_raw(SOON);
+        Self { terminal }
+    }
+
+    /// Waits for the end of its VMM.
+    pub fn wait(&mut self) -> i32 {
+        self.terminal.wait(SOON)
+    }
+
     /// Boots the same guest by another program, whose standard input and output are the guest's
     /// first serial port.
     pub fn start(command: &mut Command, descriptors: &[OwnedFd]) -> Self {

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use vireo_tests::{Guest, Kernel, Rig, left_out, machine, which};
+use vireo_tests::{Control, Guest, Kernel, Rig, left_out, machine, which};
 use vmm_api::config::{CharBackend, Resource};
-use vmm_api::control::{Answer, Call, Event, FromVmm, Request, Stats};
+use vmm_api::control::{Call, Event};
 use vmm_api::devices::{
     BalloonConfig, CacheMode, ConsoleConfig, ConsolePort, DetectZeroes, DeviceConfig, DeviceKind,
     DiskBus, DiskConfig, DiskLimits, ErrorPolicy, ImageConfig, ImageFormat, IoMode, NetBackend,
@@ -486,77 +486,6 @@ fn linux_is_reset_by_a_watchdog_that_it_does_not_feed() {
         "the guest sees whose reset it was"
     );
     guest.power_off();
-}
-
-/// A client of the VMM's control socket.
-struct Control {
-    stream: UnixStream,
-    next: u64,
-    events: Vec<Event>,
-}
-
-impl Control {
-    fn connect(path: &std::path::Path) -> Self {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            if let Ok(stream) = UnixStream::connect(path) {
-                stream
-                    .set_read_timeout(Some(Duration::from_secs(60)))
-                    .unwrap();
-                return Self {
-                    stream,
-                    next: 1,
-                    events: Vec::new(),
-                };
-            }
-            assert!(Instant::now() < deadline, "no control socket");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn frame(&mut self) -> FromVmm {
-        serde_json::from_slice(&next_frame(&mut self.stream)).unwrap()
-    }
-
-    fn call(&mut self, call: Call) -> Result<Answer, String> {
-        let id = self.next;
-        self.next += 1;
-        let request = serde_json::to_vec(&Request {
-            id,
-            call,
-            descriptors: 0,
-        })
-        .unwrap();
-        send_frame(&mut self.stream, &request);
-        loop {
-            match self.frame() {
-                FromVmm::Reply(reply) if reply.id == id => {
-                    return reply.result.map_err(|failure| failure.message);
-                }
-                FromVmm::Reply(_) => {}
-                FromVmm::Event(event) => self.events.push(event),
-            }
-        }
-    }
-
-    fn stats(&mut self) -> Stats {
-        match self.call(Call::Stats).unwrap() {
-            Answer::Stats(stats) => stats,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Waits for an event that has come, or comes.
-    fn event(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
-        loop {
-            if let Some(at) = self.events.iter().position(&wanted) {
-                return self.events.remove(at);
-            }
-            if let FromVmm::Event(event) = self.frame() {
-                self.events.push(event);
-            }
-        }
-    }
 }
 
 #[test]

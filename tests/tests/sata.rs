@@ -1,10 +1,12 @@
 //! SATA disks and CD-ROM drives as a Linux guest and SeaBIOS see them.
 
-use std::fs;
+use std::fs::{self, File};
 
 use serde_json::{Value, json};
-use vireo_tests::{Guest, Kernel, Rig, left_out, machine};
-use vmm_api::devices::DeviceConfig;
+use vireo_tests::{Control, Guest, Kernel, Rig, left_out, machine};
+use vmm_api::config::{Resource, RestoreConfig};
+use vmm_api::control::{Answer, Call, Event, Tray};
+use vmm_api::devices::{DeviceConfig, ImageConfig};
 
 fn devices(list: Vec<Value>) -> Vec<DeviceConfig> {
     let parsed = list.into_iter().map(serde_json::from_value);
@@ -154,4 +156,194 @@ fn linux_uses_sata_disks_and_cds() {
         now[8 << 20..9 << 20].iter().all(|byte| *byte == 0),
         "what was discarded"
     );
+}
+
+/// A drive's tray and media as the machine tells them.
+fn drive_of(control: &mut Control, id: &str) -> (Tray, Vec<String>) {
+    match control.call(Call::Disks).unwrap() {
+        Answer::Disks(disks) => {
+            let disk = disks.into_iter().find(|disk| disk.id == id).unwrap();
+            (disk.tray.unwrap(), disk.images)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn linux_sees_media_that_change() {
+    let Some(kernel) = kernel() else {
+        return left_out("needs linux-image-686-pae:i386 (make test downloads it)");
+    };
+    let rig = Rig::new();
+    let [first, second] = ["first", "second"]
+        .map(|name| rig.write(&format!("{name}.iso"), iso("NAME.TXT", name.as_bytes())));
+    let cdrom = json!({ "cdrom": true, "readonly": true });
+    let list = vec![controller(), drive("cd", 0, None, cdrom)];
+    let mut config = machine(kernel, devices(list));
+    config.control = Some(Resource::Path(rig.path("control")));
+    let mut guest = Guest::boot(&rig, &config, &[]);
+    let mut control = Control::connect(&rig.path("control"));
+    let change = |control: &mut Control, path: Option<&str>, force: bool| {
+        let file = path.map(|path| File::open(path).unwrap());
+        let image = path.map(|path| {
+            let image = json!({ "format": "raw", "file": { "fd": 0 }, "name": path });
+            Box::new(serde_json::from_value::<ImageConfig>(image).unwrap())
+        });
+        let call = Call::ChangeMedium {
+            id: "cd".into(),
+            image,
+            force,
+        };
+        let files: Vec<&File> = file.iter().collect();
+        control.ask(call, &files)
+    };
+    let moved = |control: &mut Control, open: bool| {
+        let id = "cd".to_owned();
+        control.event(|event| {
+            *event
+                == Event::TrayMoved {
+                    id: id.clone(),
+                    open,
+                }
+        });
+    };
+    let name = "mount -t iso9660 -o ro /dev/sr0 /mnt && cat /mnt/name.txt && umount /mnt";
+    guest.run("mkdir -p /mnt").ok();
+    assert_ne!(guest.run(name).status, 0, "empty");
+    assert_eq!(drive_of(&mut control, "cd"), (Tray::default(), vec![]));
+
+    change(&mut control, Some(&first), false).unwrap();
+    moved(&mut control, true);
+    moved(&mut control, false);
+    assert_eq!(drive_of(&mut control, "cd").1, vec![first.clone()]);
+    assert_eq!(guest.run(name).ok(), "first");
+    change(&mut control, Some(&second), false).unwrap();
+    assert_eq!(guest.run(name).ok(), "second");
+
+    // Mounted, the guest locks the tray: not without force.
+    guest.run("mount -t iso9660 -o ro /dev/sr0 /mnt").ok();
+    let refused = change(&mut control, Some(&first), false).unwrap_err();
+    assert!(refused.locked, "{refused:?}");
+    let (tray, media) = drive_of(&mut control, "cd");
+    assert_eq!((tray.locked, media), (true, vec![second]));
+    guest.run("umount /mnt").ok();
+    change(&mut control, Some(&first), false).unwrap();
+    guest.run("mount -t iso9660 -o ro /dev/sr0 /mnt").ok();
+    change(&mut control, None, true).unwrap();
+    assert_eq!(drive_of(&mut control, "cd"), (Tray::default(), vec![]));
+    guest.run("umount /mnt").ok();
+    assert_ne!(guest.run(name).status, 0, "taken out");
+
+    // The guest opens the tray itself, and closes it when it reads the next time.
+    change(&mut control, Some(&first), false).unwrap();
+    while let (Tray { open: true, .. }, _) = drive_of(&mut control, "cd") {}
+    guest
+        .run("echo 1 >/proc/sys/dev/cdrom/autoeject; dd if=/dev/sr0 of=/dev/null count=1")
+        .ok();
+    let (tray, media) = drive_of(&mut control, "cd");
+    assert_eq!((tray.open, media), (true, vec![first.clone()]));
+    guest.run("echo 0 >/proc/sys/dev/cdrom/autoeject").ok();
+    assert_eq!(guest.run(name).ok(), "first");
+    assert!(!drive_of(&mut control, "cd").0.open);
+    let stats = control.stats();
+    let (_, stats) = stats.disks.iter().find(|(id, _)| id == "cd").unwrap();
+    assert!(
+        stats.read_requests > 0 && stats.read_bytes > 0 && stats.errors == 0,
+        "{stats:?}"
+    );
+    guest.power_off();
+}
+
+/// Without ACPI the interrupt's way is in the MP table; without MSI it is the pin's.
+#[test]
+fn linux_uses_sata_drives_without_acpi_and_msi() {
+    let Some(kernel) = kernel() else {
+        return left_out("needs linux-image-686-pae:i386 (make test downloads it)");
+    };
+    for (acpi, cmdline) in [(true, "pci=nomsi"), (false, "pci=nomsi"), (false, "")] {
+        let rig = Rig::new();
+        let content = numbered(4096);
+        let disk = rig.write("disk.img", &content);
+        let list = vec![controller(), drive("disk", 0, Some(&disk), json!({}))];
+        let mut config = machine(kernel, devices(list));
+        config.acpi = acpi;
+        config.boot.cmdline = format!("console=ttyS0 quiet {cmdline}");
+        let mut guest = Guest::boot(&rig, &config, &[]);
+        let line = guest.run("grep ahci /proc/interrupts").ok();
+        assert_eq!(
+            line.contains("PCI-MSI"),
+            cmdline.is_empty(),
+            "acpi={acpi} {line}"
+        );
+        let read =
+            "dd if=/dev/sda bs=512 skip=4000 count=1 2>/dev/null | hexdump -n 4 -e '1/4 \"%d\"'";
+        assert_eq!(guest.run(read).ok(), "4000", "acpi={acpi} {cmdline}");
+        let complaints = "dmesg | grep -cE 'exception|failed command|timeout|nobody cared'";
+        assert_eq!(guest.run(complaints).output, "0\n");
+        if acpi {
+            guest.power_off();
+        }
+    }
+}
+
+#[test]
+fn linux_is_saved_while_it_uses_its_drives() {
+    let Some(kernel) = kernel() else {
+        return left_out("needs linux-image-686-pae:i386 (make test downloads it)");
+    };
+    let rig = Rig::new();
+    let disk = rig.write("disk.img", numbered(16384));
+    let cd = rig.write("cd.iso", iso("TEXT.TXT", &[b'x'; 3 << 20]));
+    let list = vec![
+        controller(),
+        drive("disk", 0, Some(&disk), json!({})),
+        drive(
+            "cd",
+            1,
+            Some(&cd),
+            json!({ "cdrom": true, "readonly": true }),
+        ),
+    ];
+    let mut config = machine(kernel, devices(list));
+    config.control = Some(Resource::Path(rig.path("control")));
+    // A terminal that outlives the process would not do: the guest's shell goes on where it was.
+    let mut guest = Guest::boot(&rig, &config, &[]);
+    guest
+        .run(
+            "mkdir /mnt; mount -t iso9660 -o ro /dev/sr0 /mnt; i=0; echo 0 >/rounds; \
+             (while :; do dd if=/dev/zero of=/dev/sda bs=64k count=32 oflag=direct 2>/dev/null || echo disk >>/bad; \
+             cat /mnt/text.txt >/dev/null || echo cd >>/bad; echo 3 >/proc/sys/vm/drop_caches; \
+             i=$((i + 1)); echo $i >/rounds; done) &",
+        )
+        .ok();
+    let wait = "n=$(cat /rounds); while [ $(cat /rounds) = $n ]; do sleep 0.1; done; cat /bad 2>/dev/null; true";
+    assert_eq!(guest.run(wait).ok(), "");
+    for round in 0..3 {
+        let mut control = Control::connect(&rig.path("control"));
+        let image = rig.path(&format!("image{round}"));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&image)
+            .unwrap();
+        let save = Call::Save {
+            xml: "<domain/>".into(),
+            id: [1; 16],
+            running: Some(true),
+        };
+        control.ask(save, &[&file]).unwrap();
+        control.call(Call::Stop).unwrap();
+        guest.wait();
+        let _ = fs::remove_file(rig.path("control"));
+        config.restore = Some(RestoreConfig {
+            image: Resource::Path(image),
+            copy: false,
+        });
+        guest = Guest::resume(&rig, &config);
+        assert_eq!(guest.run(wait).ok(), "", "round {round}");
+    }
+    let complaints = "dmesg | grep -cE 'exception|failed command|timeout'";
+    assert_eq!(guest.run(complaints).output, "0\n");
+    guest.power_off();
 }

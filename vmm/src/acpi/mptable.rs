@@ -1,6 +1,8 @@
 //! Intel MultiProcessor table (specification 1.4, chapter 4), for machines without ACPI.
 
-use super::checksum;
+use std::collections::BTreeSet;
+
+use super::{PCI_PINS, checksum};
 use crate::devices::{ioapic, pm};
 use crate::layout::{LOCAL_APIC, MP_TABLE};
 use crate::memory::{GuestMemory, MemoryError};
@@ -9,15 +11,21 @@ use crate::num::{low8, low16, low32, to_usize};
 /// More vCPUs need ACPI: the table has 1 KiB.
 pub const MAX_VCPUS: u32 = 32;
 
-const ISA_BUS: u8 = 0;
+/// PCI's bus has its own number there, the other one comes after it.
+const PCI_BUS: u8 = 0;
+const ISA_BUS: u8 = 1;
+/// All there is room for.
+const MOST: usize = 1024;
 
-/// Writes the floating pointer and the table, with the vCPUs of these APIC ids.
+/// Writes the floating pointer and the table, with the vCPUs of these APIC ids, and the pins (INTA#) of the devices in these
+/// slots of PCI's root bus: as many as there is room for.
 ///
 /// # Errors
 /// Guest memory ends below it.
 pub fn write(
     memory: &GuestMemory,
     vcpus: impl IntoIterator<Item = u32>,
+    slots: &BTreeSet<u8>,
 ) -> Result<(), MemoryError> {
     // The I/O APIC has one of those ids, too.
     let vcpus = vcpus.into_iter().filter(|id| *id < 254);
@@ -39,6 +47,7 @@ pub fn write(
         cpu[8..12].copy_from_slice(&0x201_u32.to_le_bytes());
         add(&cpu);
     }
+    add(&[1, PCI_BUS, b'P', b'C', b'I', b' ', b' ', b' ']);
     add(&[1, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let mut controller = [2, ioapic_id, 0x11, 1, 0, 0, 0, 0];
     controller[4..].copy_from_slice(&low32(ioapic::BASE).to_le_bytes());
@@ -50,6 +59,13 @@ pub fn write(
     }
     add(&[4, 3, 0, 0, ISA_BUS, 0, 0xff, 0]);
     add(&[4, 1, 0, 0, ISA_BUS, 0, 0xff, 1]);
+    let room = MOST.saturating_sub(16 + 44 + entries.len()) / 8;
+    for slot in slots.iter().take(room) {
+        let line = PCI_PINS.first + slot % PCI_PINS.count;
+        // Level, active high, as everything here.
+        entries.extend([3, 0, 0x0d, 0, PCI_BUS, slot << 2, ioapic_id, line]);
+        count += 1;
+    }
 
     let mut table = vec![0; 44];
     table[..4].copy_from_slice(b"PCMP");
@@ -80,7 +96,7 @@ mod tests {
     #[test]
     fn sums_to_zero_and_stays_below_640k() {
         let memory = GuestMemory::new(1 << 20).unwrap();
-        write(&memory, 0..1000).unwrap();
+        write(&memory, 0..1000, &(0..32).collect()).unwrap();
         let mut area = vec![0; 1024];
         memory.read(MP_TABLE, &mut area).unwrap();
         let length = usize::from(area.u16_at(20).unwrap());
@@ -88,6 +104,7 @@ mod tests {
         let sum = |bytes: &[u8]| bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
         assert_eq!(sum(&area[..16]), 0);
         assert_eq!(sum(&area[16..16 + length]), 0);
-        assert_eq!(area.u16_at(50), Some(32 + 2 + 16 + 2));
+        // 19 of the slots.
+        assert_eq!(area.u16_at(50), Some(32 + 3 + 16 + 2 + 19));
     }
 }

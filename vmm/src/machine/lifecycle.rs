@@ -23,7 +23,10 @@ impl Machine {
             acpi::write(&self.memory, &self.description)?;
         } else {
             let apic_ids = self.present().map(|id| self.apic_id(id));
-            mptable::write(&self.memory, apic_ids)?;
+            let on_root = self.config.devices.iter().map(|device| device.address);
+            let on_root = on_root.filter(|address| address.bus == 0);
+            let slots = on_root.map(|address| address.device).collect();
+            mptable::write(&self.memory, apic_ids, &slots)?;
         }
         let mut first = Some(self.first_job()?);
         self.threads.forget_jobs();

@@ -131,16 +131,11 @@ impl CdState {
     pub fn change(&mut self, medium: bool) {
         self.open = false;
         self.medium = medium;
-        self.inserted();
+        self.changed = medium;
+        self.event = if medium { EVENT_NEW } else { EVENT_GONE };
         if !medium {
             self.locked = false;
         }
-    }
-
-    /// The tray has come in.
-    fn inserted(&mut self) {
-        self.changed = self.medium;
-        self.event = if self.medium { EVENT_NEW } else { EVENT_GONE };
     }
 
     /// There is a medium that can be read; otherwise why not.
@@ -397,17 +392,12 @@ fn start_stop(cd: &mut CdState, packet: &[u8; 16]) -> Result<Done, Sense> {
     }
     match (start, cd.open) {
         (false, false) if cd.locked => Err(LOCKED),
-        (false, false) => {
-            cd.open = true;
-            cd.event = EVENT_GONE;
+        // What the guest does itself it need not be told: Linux takes no data from a medium that it hears is another
+        // one while it opens the drive.
+        _ => {
+            cd.open = !start;
             Ok(Done::Nothing)
         }
-        (true, true) => {
-            cd.open = false;
-            cd.inserted();
-            Ok(Done::Nothing)
-        }
-        _ => Ok(Done::Nothing),
     }
 }
 
