@@ -1,5 +1,10 @@
 //! A controller with drives whose storage is memory, and a guest that drives it by hand.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "addresses and registers of a small machine"
+)]
+
 mod atapi;
 mod disk;
 mod hostile;
