@@ -11,7 +11,7 @@ const VIRSH: &str = include_str!("compatibility/virsh.txt");
 const IN_PART: &[(&str, &str)] = &[
     (
         "start",
-        "devices that need a screen, and empty drives, are left out of the machine; others that are not there are refused by name",
+        "devices that need a screen, and empty floppy drives, are left out of the machine; others that are not there are refused by name",
     ),
     (
         "memtune",
@@ -23,8 +23,8 @@ const IN_PART: &[(&str, &str)] = &[
         "kept in definitions; a domain that asks for it does not start",
     ),
     ("cpu-stats", "no times by CPU of the host"),
-    ("attach-device", PLUG),
-    ("attach-disk", PLUG),
+    ("attach-device", PLUG_OR_MEDIUM),
+    ("attach-disk", PLUG_OR_MEDIUM),
     ("attach-interface", PLUG),
     ("detach-device", PLUG),
     ("detach-device-alias", PLUG),
@@ -32,12 +32,12 @@ const IN_PART: &[(&str, &str)] = &[
         "update-device",
         "a running domain's network cards: no other filter, no VLANs on the bridge it is on",
     ),
-    ("change-media", "in definitions"),
+    ("change-media", "no floppy drives"),
     ("domstats", "nothing of vm"),
     ("domiftune", "no floor"),
     (
         "event",
-        "what can't happen here never comes: trays, sleep, memory failures, changes of the clock",
+        "what can't happen here never comes: sleep, memory failures, changes of the clock",
     ),
     ("net-create", NETWORKS),
     ("net-define", NETWORKS),
@@ -54,6 +54,7 @@ const POOLS: &str = "types dir, fs, netfs";
 const SOURCES: &str = "of netfs pools";
 
 const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy sources, channels";
+const PLUG_OR_MEDIUM: &str = "while the guest runs: virtio disks, network cards, entropy sources, channels, and media of CD-ROM drives";
 
 /// Commands that are answered with a refusal, and why.
 const REFUSED: &[(&str, &str)] = &[

@@ -234,6 +234,7 @@ pub fn domain(vmm: &Path, wanted: &Wanted) -> Result<String> {
         ))
     })?;
     let bios = crate::drivers::domain::firmware::bios();
+    let i440fx = machine.starts_with("pc-i440fx");
     let capabilities = DomainCapabilities {
         path,
         domain_type: domain_type.to_owned(),
@@ -243,7 +244,7 @@ pub fn domain(vmm: &Path, wanted: &Wanted) -> Result<String> {
         firmware: bios.map(|_| "bios".to_owned()).into_iter().collect(),
         loaders: bios.map(str::to_owned).into_iter().collect(),
         cpu: cpu_modes(domain_type == "kvm"),
-        devices: devices(),
+        devices: devices(i440fx),
         features: [
             ("vmcoreinfo", false),
             ("genid", true),
@@ -285,7 +286,7 @@ fn cpu_modes(kvm: bool) -> CpuModes {
 }
 
 /// libvirt's device kinds, and what the machine has of them.
-fn devices() -> Vec<DeviceCapability> {
+fn devices(i440fx: bool) -> Vec<DeviceCapability> {
     let there = |name: &str, enums: &[(&str, &[&str])]| DeviceCapability {
         name: name.to_owned(),
         supported: true,
@@ -297,12 +298,17 @@ fn devices() -> Vec<DeviceCapability> {
             })
             .collect(),
     };
+    // What is called IDE is an AHCI controller here: a definition may have it where QEMU's would.
+    let buses: &[&str] = match i440fx {
+        true => &["ide", "virtio", "sata"],
+        false => &["virtio", "sata"],
+    };
     vec![
         there(
             "disk",
             &[
-                ("diskDevice", &["disk"]),
-                ("bus", &["virtio"]),
+                ("diskDevice", &["disk", "cdrom"]),
+                ("bus", buses),
                 ("model", &["virtio", "virtio-non-transitional"]),
             ],
         ),

@@ -36,7 +36,7 @@ pub struct DomainName {
     pub id: i32,
 }
 
-/// Something that happened to a domain. What can't happen to one here (a tray that opens, sleep, a failed memory) is
+/// Something that happened to a domain. What can't happen to one here (sleep, a failed memory) is
 /// not among them; a client may register for it all the same, and waits.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DomainEvent {
@@ -72,6 +72,22 @@ pub enum DomainEvent {
         kind: i32,
         /// virConnectDomainEventBlockJobStatus.
         status: i32,
+    },
+    /// VIR_DOMAIN_EVENT_ID_DISK_CHANGE: a start goes on without an image that is not there.
+    DiskChange {
+        /// The image's path.
+        path: String,
+        /// The device's id.
+        alias: String,
+        /// virConnectDomainEventDiskChangeReason: the drive is empty (0), the disk is not there (1).
+        reason: i32,
+    },
+    /// VIR_DOMAIN_EVENT_ID_TRAY_CHANGE
+    TrayChange {
+        /// The drive's id.
+        alias: String,
+        /// It is out.
+        open: bool,
     },
     /// VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE: KiB the guest uses.
     BalloonChange(u64),
@@ -124,6 +140,8 @@ impl DomainEvent {
             Self::BlockJob {
                 by_target: false, ..
             } => 8,
+            Self::DiskChange { .. } => 9,
+            Self::TrayChange { .. } => 10,
             Self::BalloonChange(_) => 13,
             Self::DeviceRemoved(_) => 15,
             Self::BlockJob { .. } => 16,

@@ -8,6 +8,7 @@ pub mod certificates;
 mod control;
 mod guests;
 pub mod hosts;
+pub mod iso;
 mod machine;
 pub mod moves;
 pub mod namespace;

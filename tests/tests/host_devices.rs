@@ -121,8 +121,8 @@ fn linux_keeps_its_devices_when_the_daemon_is_killed() {
             "<disk type='file'><driver name='qemu' type='raw'/><source file='{luks}'>\
              <encryption format='luks'><secret type='passphrase' uuid='{uuid}'/></encryption></source>\
              <target dev='vda'/></disk>\
-             <disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='{cd}'/>\
-             <target dev='vdb' bus='virtio'/></disk>\
+             <disk type='file'><driver name='qemu' type='raw'/><source file='{cd}'/>\
+             <target dev='vdb' bus='virtio'/><readonly/></disk>\
              <channel type='unix'><source mode='bind' path='{channel}'/>\
              <target type='virtio' name='org.example.0'/></channel>\
              <vsock model='virtio'><cid auto='no' address='77'/></vsock>"
@@ -148,7 +148,7 @@ fn linux_keeps_its_devices_when_the_daemon_is_killed() {
     assert!(stats.contains("vda wr_bytes 1048576\n"), "{stats}");
     let list = rig.vireo(&["domblklist", "deb", "--details"]).ok();
     assert!(
-        list.contains(&format!(" file   cdrom    vdb      {cd}\n")),
+        list.contains(&format!(" file   disk     vdb      {cd}\n")),
         "{list}"
     );
     let mut terminal = Terminal::start(rig.command("vireo").args(["console", "deb"]));

@@ -614,13 +614,32 @@ fn devices(shell: &mut Shell, args: &Args, dom: &Domain, kind: &str) -> Result<V
     Ok(all.filter(|e| e.name == kind).cloned().collect())
 }
 
+/// Where a disk's source says what it is.
+const SOURCES: [&str; 4] = ["file", "dev", "dir", "name"];
+
 /// Whether a disk is meant by a target or a source.
 fn is_disk(disk: &Element, name: &str) -> bool {
     let target = disk.child("target").and_then(|t| t.attr("dev"));
     let source = disk.child("source");
-    let sources = ["file", "dev", "dir", "name"];
     target == Some(name)
-        || source.is_some_and(|source| sources.iter().any(|at| source.attr(at) == Some(name)))
+        || source.is_some_and(|source| SOURCES.iter().any(|at| source.attr(at) == Some(name)))
+}
+
+/// A disk's document without parts that were before its source or target: their lines are left, as virsh leaves them.
+fn with_gaps(xml: &str, gone: usize) -> String {
+    const INDENT: &str = "      ";
+    let mut text = String::new();
+    let mut left = gone;
+    for line in xml.lines() {
+        let here = line.trim_start();
+        if here.starts_with("<source") || here.starts_with("<target") {
+            text.push_str(&format!("{INDENT}\n").repeat(std::mem::take(&mut left)));
+        }
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.truncate(text.trim_end_matches('\n').len());
+    text
 }
 
 fn find_disk(shell: &mut Shell, args: &Args, dom: &Domain, name: &str) -> Result<Element> {
@@ -707,10 +726,13 @@ fn change_media(shell: &mut Shell, args: &Args) -> Result {
     }
     let source = args.text("source")?.map(str::to_owned);
     let path = args.required("path")?.to_owned();
-    let what = ["eject", "insert", "update"]
+    let stated = ["eject", "insert", "update"]
         .into_iter()
         .find(|name| args.has(name));
-    let what = what.unwrap_or("update");
+    let what = stated.unwrap_or("update");
+    if (what == "insert" || stated.is_none()) && source.is_none() {
+        return Err(Failure::new("New disk media source was not specified"));
+    }
     let dom = find_domain(shell, args, ANY)?;
     let mut disk = find_disk(shell, args, &dom, &path)?;
     if !matches!(disk.attr("device"), Some("cdrom" | "floppy")) {
@@ -718,41 +740,34 @@ fn change_media(shell: &mut Shell, args: &Args) -> Result {
             "No disk found whose source path or target is {path}"
         )));
     }
-    if what == "insert" && source.is_none() {
-        return Err(Failure::new("New disk media source was not specified"));
+    let source = source.filter(|_| what != "eject");
+    let before = disk.take_children("source");
+    // What is left of one that was taken out has no place.
+    let is_place = |source: &Element| SOURCES.iter().any(|at| source.attr(at).is_some());
+    if source.is_none() && before.is_empty() {
+        return Err(Failure::new(format!(
+            "The disk device '{path}' doesn't have media"
+        )));
     }
-    let before = disk.take_child("source");
-    match (what, &before) {
-        ("eject", None) => {
-            return Err(Failure::new(format!(
-                "The disk device '{path}' doesn't have media"
-            )));
-        }
-        ("insert", Some(_)) => {
-            return Err(Failure::new(format!(
-                "The disk device '{path}' already has media"
-            )));
-        }
-        _ => {}
+    if what == "insert" && before.iter().any(is_place) {
+        return Err(Failure::new(format!(
+            "The disk device '{path}' already has media"
+        )));
     }
-    disk.take_children("backingStore");
-    match &source {
-        Some(source) if what != "eject" => {
-            let block = args.has("block");
-            disk.set_attr("type", if block { "block" } else { "file" });
-            let attribute = if block { "dev" } else { "file" };
-            let from = Element::new("source").with_attr(attribute, source);
-            let mut parts = disk.take_elements();
-            let at = parts.iter().position(|part| part.name == "target");
-            parts.insert(at.unwrap_or(parts.len()), from);
-            parts.into_iter().for_each(|part| disk.push(part));
-        }
-        None if what == "update" && before.is_none() => {
-            return Err(Failure::new("New disk media source was not specified"));
-        }
-        _ => {}
+    let gone = before.len() + disk.take_children("backingStore").len();
+    if let Some(source) = &source {
+        let block = args.has("block");
+        disk.set_attr("type", if block { "block" } else { "file" });
+        let attribute = if block { "dev" } else { "file" };
+        let mut from = Element::new("source").with_attr(attribute, source);
+        let policy = before.first().and_then(|e| e.attr("startupPolicy"));
+        from.set_opt_attr("startupPolicy", policy.map(str::to_owned));
+        let mut parts = disk.take_elements();
+        let at = parts.iter().position(|part| part.name == "target");
+        parts.insert(at.unwrap_or(parts.len()), from);
+        parts.into_iter().for_each(|part| disk.push(part));
     }
-    let xml = cut_out(&disk);
+    let xml = with_gaps(&cut_out(&disk), gone);
     if args.has("print-xml") {
         shell.out.print(xml);
         return Ok(());

@@ -522,6 +522,37 @@ fn send_domain(
                 excess: *excess,
             },
         ),
+        DomainEvent::DiskChange {
+            path,
+            alias,
+            reason,
+        } => send_either!(
+            connection,
+            callback,
+            DOMAIN_EVENT_DISK_CHANGE,
+            DOMAIN_EVENT_CALLBACK_DISK_CHANGE,
+            DomainEventCallbackDiskChangeMsg,
+            DomainEventDiskChangeMsg {
+                dom,
+                old_src_path: Some(path.clone()),
+                new_src_path: None,
+                dev_alias: alias.clone(),
+                reason: *reason,
+            }
+        ),
+        DomainEvent::TrayChange { alias, open } => send_either!(
+            connection,
+            callback,
+            DOMAIN_EVENT_TRAY_CHANGE,
+            DOMAIN_EVENT_CALLBACK_TRAY_CHANGE,
+            DomainEventCallbackTrayChangeMsg,
+            DomainEventTrayChangeMsg {
+                dom,
+                dev_alias: alias.clone(),
+                // virConnectDomainEventTrayChangeReason
+                reason: i32::from(!open),
+            }
+        ),
         DomainEvent::BalloonChange(kib) => send_either!(
             connection,
             callback,

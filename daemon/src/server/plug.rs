@@ -6,6 +6,7 @@ use rpc::server::Router;
 
 use super::{Answer, Call, Daemon};
 use crate::drivers::domain::metadata::affect;
+use crate::drivers::domain::update::FORCE;
 use crate::error::check_flags;
 
 /// The functions that change which devices domains have.
@@ -19,9 +20,8 @@ pub fn routes(router: Router<Daemon>) -> Router<Daemon> {
         .on(procs::DOMAIN_UPDATE_DEVICE_FLAGS, update_flags)
 }
 
-/// virDomainDeviceModifyFlags; force changes nothing, as no change needs it.
+/// virDomainDeviceModifyFlags
 const IMPACT: u32 = affect::LIVE | affect::CONFIG;
-const FORCE: u32 = 4;
 
 async fn attach(call: Call, args: DomainAttachDeviceArgs) -> Answer<()> {
     let domain = call.state().pin(&args.dom)?;
@@ -67,7 +67,5 @@ async fn update_flags(call: Call, args: DomainUpdateDeviceFlagsArgs) -> Answer<(
     check_flags(args.flags, IMPACT | FORCE, "qemuDomainUpdateDeviceFlags")?;
     let domain = call.state().pin(&args.dom)?;
     let domains = &call.state().domains;
-    Ok(domains
-        .update_device(domain, &args.xml, args.flags & IMPACT)
-        .await?)
+    Ok(domains.update_device(domain, &args.xml, args.flags).await?)
 }

@@ -1,10 +1,12 @@
 //! Places of devices: PCI addresses with the root ports they need, ports of virtio-serial
 //! controllers. What a user stated is kept, and what is assigned at define stays for good.
 
+mod drives;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::device::{Disk, PciAddress, channel_place};
+use super::device::{Disk, DriveAddress, PciAddress, channel_place};
 use super::{Devices, Domain};
 use crate::dom::Element;
 use crate::error::XmlError;
@@ -18,14 +20,41 @@ const SERIAL_PORTS: u32 = 31;
 /// # Errors
 /// VIR_ERR_XML_ERROR for places that cannot be, or that two devices claim.
 pub(super) fn assign(domain: &mut Domain) -> Result<(), XmlError> {
-    let i440fx = domain
-        .os
-        .machine
-        .as_deref()
-        .is_some_and(|machine| machine.starts_with("pc-i440fx"));
+    let i440fx = is_i440fx(domain);
+    let has_ide = has_ide(domain);
     controllers(&mut domain.devices)?;
+    drives::controllers(&mut domain.devices, i440fx, has_ide)?;
     serial_ports(&mut domain.devices)?;
     pci(&mut domain.devices, i440fx)
+}
+
+/// Places for the drives of a definition that was stored before drives had any.
+///
+/// # Errors
+/// As [`assign`].
+pub(super) fn place_drives(domain: &mut Domain) -> Result<(), XmlError> {
+    let mut changed = false;
+    for disk in domain.devices.rest.iter_mut().filter(|e| e.name == "disk") {
+        changed |= DriveAddress::give_usual(disk)?;
+    }
+    if changed {
+        let (i440fx, has_ide) = (is_i440fx(domain), has_ide(domain));
+        drives::controllers(&mut domain.devices, i440fx, has_ide)?;
+        pci(&mut domain.devices, i440fx)?;
+        domain.devices.arrange();
+    }
+    Ok(())
+}
+
+/// What QEMU calls Q35 has none.
+fn has_ide(domain: &Domain) -> bool {
+    let machine = domain.os.machine.as_deref();
+    machine.is_none_or(|machine| !machine.starts_with("pc-q35"))
+}
+
+fn is_i440fx(domain: &Domain) -> bool {
+    let machine = domain.os.machine.as_deref();
+    machine.is_some_and(|machine| machine.starts_with("pc-i440fx"))
 }
 
 /// A PCI device's turn, in libvirt's order; `None` for what is no PCI device of this machine.
@@ -47,8 +76,9 @@ fn on_virtio(disk: &Element) -> bool {
 }
 
 /// Conventional PCI devices, which sit on the root bus: there is no bridge to that kind.
-fn conventional(device: &Element) -> bool {
+fn conventional(device: &Element, i440fx: bool) -> bool {
     device.name == "watchdog" && device.attr("model") == Some("i6300esb")
+        || drives::is_card(device, i440fx)
 }
 
 fn is_controller(device: &Element, kind: &str) -> bool {
@@ -339,7 +369,9 @@ fn pci(devices: &mut Devices, i440fx: bool) -> Result<(), XmlError> {
     for wanted in 0..=6 {
         for at in 0..devices.rest.len() {
             let device = &devices.rest[at];
-            if turn(device) != Some(wanted)
+            // Where there is no root port, cards have their turn with the other controllers.
+            let card = i440fx && drives::is_card(device, i440fx);
+            if turn(device).or(card.then_some(1)) != Some(wanted)
                 || PciAddress::of(device)?.is_some()
                 || elsewhere(device)
             {
@@ -368,7 +400,7 @@ fn pci(devices: &mut Devices, i440fx: bool) -> Result<(), XmlError> {
         }
     }
     place_ports(devices, &mut map)?;
-    for device in devices.rest.iter_mut().filter(|e| conventional(e)) {
+    for device in devices.rest.iter_mut().filter(|e| conventional(e, i440fx)) {
         if PciAddress::of(device)?.is_none() {
             let address = map.free_slot(0).ok_or_else(full)?;
             map.claim(address, 0)?;
@@ -485,15 +517,15 @@ fn place_ports(devices: &mut Devices, map: &mut Map) -> Result<(), XmlError> {
 }
 
 /// A disk's place on a controller of disks, as it is in its id.
-fn drive(disk: &Element) -> Option<String> {
-    let address = disk.child("address")?;
-    let part = |name| address.attr(name).unwrap_or("0").parse::<u32>().ok();
-    let (controller, bus, unit) = (part("controller")?, part("bus")?, part("unit")?);
-    (address.attr("type") == Some("drive")).then(|| format!("{controller}-{bus}-{unit}"))
+fn drive(disk: &Disk) -> Option<String> {
+    let place = disk.drive.filter(|_| disk.bus != "virtio")?;
+    Some(format!("{}-{}-{}", place.controller, place.bus, place.unit))
 }
 
 /// Gives every device of a running domain the id that libvirt gives it.
 pub(super) fn aliases(devices: &mut Devices) {
+    let root = |e: &Element| is_controller(e, "pci") && e.attr("model") == Some("pci-root");
+    let i440fx = devices.rest.iter().any(root);
     let mut counts: BTreeMap<&'static str, u32> = BTreeMap::new();
     let mut next = |prefix: &'static str| {
         let count = counts.entry(prefix).or_default();
@@ -503,7 +535,7 @@ pub(super) fn aliases(devices: &mut Devices) {
     for device in &mut devices.rest {
         let name = match device.name.as_str() {
             "disk" => match Disk::read(device) {
-                Ok(disk) => match (drive(device).filter(|_| disk.bus != "virtio"), disk.index()) {
+                Ok(disk) => match (drive(&disk), disk.index()) {
                     (Some(drive), _) => format!("{}{drive}", disk.bus),
                     (None, Some(index)) => format!("{}-disk{index}", disk.bus),
                     (None, None) => next("disk"),
@@ -518,6 +550,9 @@ pub(super) fn aliases(devices: &mut Devices) {
                     }
                     "pci" if index == 0 => "pcie.0".into(),
                     "pci" => format!("pci.{index}"),
+                    // As QEMU calls the one that is on the board.
+                    "sata" if index == 0 && !i440fx => "ide".into(),
+                    "ide" if index == 0 && i440fx => "ide".into(),
                     kind => format!("{kind}{index}"),
                 }
             }

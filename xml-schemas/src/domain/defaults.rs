@@ -41,12 +41,8 @@ impl MachineName {
     /// The machine of a definition that names none.
     pub const DEFAULT: &'static str = "pc-q35-7.2";
 
-    /// Those that capabilities lists. Other versions of the same families are understood too.
+    /// Those that capabilities lists, the one first that clients take who have no wish. Other versions of the same families are understood too.
     pub const ALL: &'static [MachineName] = &[
-        MachineName {
-            name: "vireo",
-            canonical: None,
-        },
         MachineName {
             name: "pc-q35-7.2",
             canonical: None,
@@ -65,6 +61,10 @@ impl MachineName {
         },
         MachineName {
             name: "microvm",
+            canonical: None,
+        },
+        MachineName {
+            name: "vireo",
             canonical: None,
         },
     ];
@@ -158,7 +158,12 @@ fn fill_os(domain: &mut Domain) -> Result<(), XmlError> {
             )));
         }
     }
-    let wanted = os.machine.as_deref().unwrap_or(MachineName::DEFAULT);
+    // libvirt's usual machine is the one that has IDE, and clients count on it: they get what they mean.
+    let usual = match domain.devices.rest.iter().any(is_ide) {
+        true => "pc",
+        false => MachineName::DEFAULT,
+    };
+    let wanted = os.machine.as_deref().unwrap_or(usual);
     match MachineName::canonical(wanted) {
         Some(canonical) => os.machine = Some(canonical),
         None => {
@@ -168,6 +173,15 @@ fn fill_os(domain: &mut Domain) -> Result<(), XmlError> {
         }
     }
     Ok(())
+}
+
+/// A disk at an IDE controller, or such a controller.
+fn is_ide(device: &Element) -> bool {
+    match device.name.as_str() {
+        "disk" => Disk::read(device).is_ok_and(|disk| disk.bus == "ide"),
+        "controller" => device.attr("type") == Some("ide"),
+        _ => false,
+    }
 }
 
 /// Without any boot order, the first disk is tried.

@@ -373,6 +373,13 @@ impl Domain {
             // Taken before it was looked at: the machine started with its first ones.
             self.rest.retain(|e| e.name != "vcpus");
         }
+        // They were disks that a guest can only read.
+        for disk in self.devices.rest.iter_mut().filter(|e| e.name == "disk") {
+            let bus = disk.child("target").and_then(|e| e.attr("bus"));
+            if bus == Some("virtio") && disk.attr("device") == Some("cdrom") {
+                disk.set_attr("device", "disk");
+            }
+        }
         defaults::fill(self, host)
     }
 
@@ -393,6 +400,19 @@ impl Domain {
     /// Why the machine cannot have the device at `at`, whatever the others are.
     pub fn unsupported_device(&self, at: usize) -> Option<Unsupported> {
         support::unsupported_device(self, at)
+    }
+
+    /// Whether a device is a controller of disks without any, which the machine does without.
+    pub fn is_without_drives(&self, device: &Element) -> bool {
+        support_devices::is_without_drives(self, device)
+    }
+
+    /// Gives drives places and controllers, where a definition of an earlier version has none.
+    ///
+    /// # Errors
+    /// As [`Domain::fill_defaults`].
+    pub fn place_drives(&mut self) -> Result<(), XmlError> {
+        assign::place_drives(self)
     }
 
     /// What start leaves out of the machine, each with its name ("graphics 'vnc'").

@@ -463,7 +463,7 @@ mod tests {
         );
         let error = d.check_startable(&host()).unwrap_err().to_string();
         assert!(
-            error.contains("disk 'sda' (bus 'scsi': use virtio)"),
+            error.contains("disk 'sda' (bus 'scsi': use virtio or sata)"),
             "{error}"
         );
     }
@@ -489,7 +489,6 @@ mod tests {
         assert_eq!(
             names(&d.check_startable(&host()).unwrap().left_out),
             [
-                "disk 'sda'",
                 "disk 'fda'",
                 "controller 'usb'",
                 "input 'tablet'",
@@ -504,9 +503,18 @@ mod tests {
         // The guest may need what is in one.
         let d = domain(
             "",
-            "<disk type='file' device='cdrom'><source file='/x.iso'/><target dev='sda' bus='sata'/></disk>",
+            "<disk type='file' device='floppy'><source file='/x.img'/><target dev='fda' bus='fdc'/></disk>\
+             <disk type='file'><source file='/y'/><target dev='sda' bus='sata'/>\
+             <address type='drive' controller='0' bus='0' unit='6'/></disk>",
         );
-        assert_eq!(names(&d.unsupported()), ["disk 'sda'"]);
+        let found: Vec<_> = d.unsupported().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                "disk 'fda' (bus 'fdc': use virtio or sata)",
+                "disk 'sda' (no such place at a sata controller: controller='0' bus='0' target='0' unit='6')",
+            ]
+        );
     }
 
     #[test]

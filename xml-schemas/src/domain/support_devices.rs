@@ -1,6 +1,6 @@
 //! Which devices the machine has, of those that a definition can name.
 
-use super::device::{Balloon, Disk, DiskSource, Interface, PciAddress, Rng, Watchdog};
+use super::device::{Balloon, Disk, DiskSource, Interface, PciAddress, Rng, Watchdog, is_ahci};
 use super::support::{Unsupported, named};
 use super::{CharDevice, CharSource, Domain, TcpProtocol};
 use crate::dom::Element;
@@ -58,11 +58,13 @@ pub(super) fn fate(device: &Element) -> Fate {
         "disk" => {
             let name = child("target", "dev").unwrap_or_else(|| device.name.to_string());
             match Disk::read(device) {
-                // As an installation leaves it behind. With something in it the guest may need it.
-                Ok(disk) if disk.is_empty_drive() => Fate::LeftOut(Unsupported {
-                    name,
-                    reason: format!("an empty {} drive", disk.device),
-                }),
+                // With something in it the guest may need it.
+                Ok(disk) if disk.is_empty_drive() && !disk.is_cdrom() => {
+                    Fate::LeftOut(Unsupported {
+                        name,
+                        reason: format!("an empty {} drive", disk.device),
+                    })
+                }
                 _ => judge(name, disk_fault(device)),
             }
         }
@@ -97,6 +99,8 @@ fn controller(device: &Element) -> Fate {
         // Bridges with nothing behind them: what is behind one is named itself.
         "pci" => Fate::Fine,
         "usb" if model == "none" => Fate::Fine,
+        // There where a drive is at it; nobody could do anything with it otherwise.
+        "sata" | "ide" => Fate::Fine,
         "virtio-serial" => match driver_fault(device) {
             None => Fate::Fine,
             Some(reason) => Fate::Refused(Unsupported {
@@ -143,14 +147,21 @@ fn disk_fault(element: &Element) -> Fault {
         Ok(disk) => disk,
         Err(error) => return Some(error.to_string()),
     };
-    if disk.bus != "virtio" {
-        return Some(format!("bus '{}': use virtio", disk.bus));
+    if disk.bus != "virtio" && !disk.is_ahci() {
+        return Some(format!("bus '{}': use virtio or sata", disk.bus));
     }
     if !matches!(disk.device.as_str(), "disk" | "cdrom") {
         return Some(format!("device '{}'", disk.device));
     }
+    if let Some(place) = disk.drive.filter(|place| place.port(&disk.bus).is_none()) {
+        return Some(format!(
+            "no such place at a {} controller: {place}",
+            disk.bus
+        ));
+    }
     match &disk.source {
         DiskSource::File(_) | DiskSource::Block(_) | DiskSource::Volume { .. } => {}
+        DiskSource::None if disk.is_cdrom() => {}
         DiskSource::None => return Some("it has no source".to_owned()),
         DiskSource::Other(kind) => return Some(format!("type '{kind}'")),
     }
@@ -302,7 +313,21 @@ fn watchdog_fault(element: &Element) -> Fault {
 pub(super) fn places(domain: &Domain, found: &mut Vec<Unsupported>) {
     let all = domain.devices.rest.iter();
     let fine = all.filter(|device| matches!(fate(device), Fate::Fine));
+    let fine = fine.filter(|device| !is_without_drives(domain, device));
     found.extend(fine.filter_map(|device| place(domain, device)));
+}
+
+/// A controller of disks that the machine does without.
+pub fn is_without_drives(domain: &Domain, controller: &Element) -> bool {
+    let kind = controller.attr("type").unwrap_or_default();
+    if controller.name != "controller" || !is_ahci(kind) {
+        return false;
+    }
+    let index = controller.attr("index").and_then(crate::units::number);
+    let disks = domain.devices.rest.iter().filter(|e| e.name == "disk");
+    let drives = disks.filter_map(|e| Disk::read(e).ok());
+    let mut here = drives.filter(|disk| disk.bus == kind);
+    !here.any(|disk| disk.drive.map(|place| place.controller) == index)
 }
 
 /// What is wrong with a device's place.

@@ -1,5 +1,7 @@
 //! From a definition to a machine: the VMM's configuration, and every descriptor it needs.
 
+mod single;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -15,16 +17,16 @@ use vmm_api::config::{
     Resource, SerialConfig, TopologyConfig, VcpuHotplug,
 };
 use vmm_api::control::Call;
-use vmm_api::devices::ImageConfig;
 use xml_schemas::Domain;
-use xml_schemas::domain::device::{BackingImage, SecretUse};
 use xml_schemas::domain::{
     CharDevice, CharSource, Clock, ClockOffset, DomainType, FeaturePolicy,
     LifecycleAction as XmlAction, SocketMode, TcpProtocol,
 };
 
+pub use self::single::{CopyImage, CopyWish, Medium, build_copy, build_device, build_medium};
+
 use super::devices::Surroundings;
-use super::{image_numbers, iothreads, vcpu_plug};
+use super::{image_numbers, iothreads, media, vcpu_plug};
 use crate::cgroups::Groups;
 use crate::error::{Error, Result};
 use crate::files;
@@ -190,12 +192,7 @@ fn remove_file(path: &Path) {
 /// # Errors
 /// What cannot be opened, or is not offered.
 pub fn build(definition: &Domain, id: i32, around: Surroundings) -> Result<Machine> {
-    let mut builder = Builder {
-        descriptors: Vec::new(),
-        names: Names::default(),
-        made: Made::default(),
-        around,
-    };
+    let mut builder = Builder::new(around);
     match builder.machine(definition, id) {
         Ok((config, definition, next_image)) => Ok(Machine {
             config,
@@ -212,96 +209,6 @@ pub fn build(definition: &Domain, id: i32, around: Surroundings) -> Result<Machi
     }
 }
 
-/// One device for a machine that runs.
-#[derive(Debug)]
-pub struct Device {
-    /// Its id.
-    pub id: String,
-    /// For the VMM; its descriptors count `descriptors`.
-    pub call: Call,
-    /// What it is made from.
-    pub descriptors: Vec<OwnedFd>,
-    /// What people call the descriptors, by number.
-    pub names: Names,
-    /// What was made on the file system.
-    pub made: Made,
-}
-
-/// Opens everything for the device at `at` of a running definition, which gets what is chosen here. Undoes what it
-/// made if it fails.
-///
-/// # Errors
-/// What cannot be opened, or is not offered.
-pub fn build_device(live: &mut Domain, at: usize, around: Surroundings) -> Result<Device> {
-    let mut builder = Builder {
-        descriptors: Vec::new(),
-        names: Names::default(),
-        made: Made::default(),
-        around,
-    };
-    match builder.one(live, at) {
-        Ok((id, call, names)) => Ok(Device {
-            id,
-            call,
-            descriptors: builder.descriptors,
-            names,
-            made: builder.made,
-        }),
-        Err(error) => {
-            builder.made.undo();
-            Err(error)
-        }
-    }
-}
-
-/// What a running disk is copied to.
-#[derive(Debug)]
-pub struct CopyWish {
-    /// The disk's target, for messages.
-    pub target: String,
-    /// The image.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: String,
-    /// What opens it.
-    pub secret: Option<SecretUse>,
-    /// What is behind it; none: what its header says.
-    pub backing: Option<BackingImage>,
-    /// Past the page cache.
-    pub direct: bool,
-}
-
-/// The same, opened.
-#[derive(Debug)]
-pub struct CopyImage {
-    /// For the VMM; its descriptors count `descriptors`.
-    pub config: ImageConfig,
-    /// What it is made from.
-    pub descriptors: Vec<OwnedFd>,
-    /// What people call the descriptors, by number.
-    pub names: Names,
-}
-
-/// Opens it.
-///
-/// # Errors
-/// What cannot be opened, or is not offered.
-pub fn build_copy(wish: CopyWish, around: Surroundings) -> Result<CopyImage> {
-    let mut builder = Builder {
-        descriptors: Vec::new(),
-        names: Names::default(),
-        made: Made::default(),
-        around,
-    };
-    let mut config = builder.copy(wish)?;
-    let names = builder.count(config.resources_mut())?;
-    Ok(CopyImage {
-        config,
-        descriptors: builder.descriptors,
-        names,
-    })
-}
-
 /// A machine in the making.
 #[derive(Debug)]
 pub(super) struct Builder {
@@ -312,6 +219,15 @@ pub(super) struct Builder {
 }
 
 impl Builder {
+    fn new(around: Surroundings) -> Self {
+        Self {
+            descriptors: Vec::new(),
+            names: Names::default(),
+            made: Made::default(),
+            around,
+        }
+    }
+
     /// The device at `at` of a running definition.
     fn one(&mut self, live: &mut Domain, at: usize) -> Result<(String, Call, Names)> {
         if live.devices.rest[at].name == "channel" {
@@ -362,6 +278,7 @@ impl Builder {
     fn machine(&mut self, stored: &Domain, id: i32) -> Result<(MachineConfig, Domain, u32)> {
         let mut live = stored.clone();
         live.id = u32::try_from(id).ok();
+        live.place_drives()?;
         live.devices.assign_aliases();
         let (kernel, firmware) = match live.os.kernel.as_deref() {
             Some(path) => (Some(self.input("kernel", path)?), None),
@@ -387,6 +304,7 @@ impl Builder {
         let stated = image_numbers::lengths(&live);
         let devices = self.devices(&mut live)?;
         let next_image = image_numbers::at_start(&mut live, &stated);
+        media::at_start(&mut live);
         let config = MachineConfig {
             version: CONFIG_VERSION,
             name: live.name.clone(),

@@ -18,7 +18,7 @@ use super::record::Folder;
 use super::which_device::{
     DOCUMENT, check_new, find, find_alias, in_definition, mac, parse, target,
 };
-use super::{Driver, channels, image_numbers, iothreads, tuning};
+use super::{Driver, channels, image_numbers, iothreads, media, tuning};
 use crate::control::{Control, ControlError};
 use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::drivers::network::plug::Owner;
@@ -84,13 +84,23 @@ pub(super) fn with_device(
         View::Live => Definition::parse_live(&text),
         View::Inactive => Definition::parse(&text, Validation::Lenient),
     };
+    if new.name == "disk" {
+        // What runs may say what no new disk may.
+        device::Disk::complete(&mut new.clone()).map_err(XmlError::nowhere)?;
+    }
     let parsed = parsed.map_err(XmlError::nowhere)?;
     if let Some(warning) = parsed.warnings.first() {
         return Err(Error::new(ErrorCode::XML_ERROR, warning.to_string()));
     }
     let mut changed = parsed.domain;
-    let filled = changed.fill_defaults(&driver.host());
+    let filled = match view {
+        View::Live => changed.fill_stored(&driver.host()),
+        View::Inactive => changed.fill_defaults(&driver.host()),
+    };
     filled.map_err(XmlError::nowhere)?;
+    if view == View::Live {
+        as_they_run(definition, &mut changed);
+    }
     changed.check_size()?;
     let thread = new.child("driver").and_then(|e| e.attr("iothread"));
     if let Some(thread) = thread.filter(|_| new.name == "disk")
@@ -106,6 +116,18 @@ pub(super) fn with_device(
         tuning::check_group(&changed, target(new).unwrap_or_default())?;
     }
     Ok(changed)
+}
+
+/// Disks that run stay as they are, whatever would have been filled in.
+fn as_they_run(definition: &Definition, changed: &mut Definition) {
+    for own in definition.devices.rest.iter().filter(|e| e.name == "disk") {
+        let mut disks = changed.devices.rest.iter_mut().filter(|e| e.name == "disk");
+        let same =
+            |e: &&mut Element| device::alias(e).is_some() && device::alias(e) == device::alias(own);
+        if let Some(disk) = disks.find(same) {
+            *disk = own.clone();
+        }
+    }
 }
 
 /// Where the new device is: what is of its kind and was not there. Disks and cards are known by their
@@ -280,6 +302,13 @@ impl Driver {
             None => None,
         };
         if let Some(definition) = running {
+            if let Some(have) = drive_of(&definition, &new)? {
+                // As libvirt: what is attached to a drive that is there is a medium for it.
+                let mut wanted = new.clone();
+                device::Disk::complete(&mut wanted).map_err(XmlError::nowhere)?;
+                self.change_medium(&domain, have, &wanted, false).await?;
+                return self.keep(&domain, stored).await;
+            }
             check_new(&definition, &new, true)?;
             // The same hardware address for both.
             let new = match &stored {
@@ -302,6 +331,18 @@ impl Driver {
                 "live attach of device '{}' is not supported",
                 new.name
             )));
+        }
+        if new.name == "disk" {
+            let mut disk = new.clone();
+            device::Disk::complete(&mut disk).map_err(XmlError::nowhere)?;
+            let disk = device::Disk::read(&disk)?;
+            if disk.device == "floppy" {
+                return Err(unsupported("floppy device hotplug isn't supported"));
+            }
+            if disk.is_ahci() {
+                let text = format!("disk bus '{}' cannot be hotplugged.", disk.bus);
+                return Err(unsupported(text));
+            }
         }
         let after = with_device(self, definition, View::Live, new)?;
         let (mut after, at) = match new.name.as_str() {
@@ -478,6 +519,7 @@ impl Driver {
                 .ok_or_else(|| Error::internal("a running device has no id"))?
                 .to_owned();
             if device.name == "disk" {
+                check_unplug(device)?;
                 disk_without_block_job(&domain, &alias).await?;
             }
             ask(&domain, Call::RemoveDevice { id: alias.clone() }).await?;
@@ -571,6 +613,33 @@ impl Driver {
             tokio::task::spawn_blocking(move || made.clear_away());
         }
     }
+}
+
+/// The running drive that a document of a CD-ROM means.
+fn drive_of<'a>(definition: &'a Definition, new: &Element) -> Result<Option<&'a Element>> {
+    if new.name != "disk" || new.attr("device") != Some("cdrom") {
+        return Ok(None);
+    }
+    let mut wanted = new.clone();
+    device::Disk::complete(&mut wanted).map_err(XmlError::nowhere)?;
+    let bus = |e: &Element| Some(e.child("target")?.attr("bus")?.to_owned());
+    let mut all = definition.devices.rest.iter();
+    Ok(all.find(|e| media::is_drive(e) && target(e) == target(&wanted) && bus(e) == bus(&wanted)))
+}
+
+/// What does not go while the machine runs, in libvirt's words.
+fn check_unplug(disk: &Element) -> Result<()> {
+    let disk = device::Disk::read(disk)?;
+    if matches!(disk.device.as_str(), "cdrom" | "floppy") && disk.bus != "virtio" {
+        return Err(unsupported(format!(
+            "disk device type '{}' cannot be detached",
+            disk.device
+        )));
+    }
+    if disk.is_ahci() {
+        return Err(unsupported("This type of disk cannot be hot unplugged"));
+    }
+    Ok(())
 }
 
 pub(super) fn write(definition: &Definition, folder: &Folder) {

@@ -159,9 +159,7 @@ impl Folder {
     /// # Errors
     /// The system's.
     pub fn write_plugging(&self, device: &Element) -> io::Result<()> {
-        let mut text = String::new();
-        dom::format_element(&mut text, device, 0);
-        files::write_atomically(&self.plugging(), text.as_bytes(), Durability::Process)
+        write_device(&self.plugging(), device)
     }
 
     /// The device that the last daemon was about to plug, or had plugged, when it ended.
@@ -169,19 +167,38 @@ impl Folder {
     /// # Errors
     /// The system's, and for what is no device.
     pub fn read_plugging(&self) -> io::Result<Option<Element>> {
-        let text = match fs::read_to_string(self.plugging()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            text => text?,
-        };
-        let device = dom::parse(&text, "(plugging)").map_err(io::Error::other)?;
-        Ok(Some(device))
+        read_device(&self.plugging())
     }
 
     /// It is in the live definition, or nowhere.
     pub fn forget_plugging(&self) {
-        if let Err(error) = files::remove_if_there(&self.plugging()) {
-            log::warn!("cannot remove {}: {error}", self.plugging().display());
-        }
+        forget_device(&self.plugging());
+    }
+
+    /// A drive with what is about to be in it.
+    fn changing(&self) -> PathBuf {
+        self.0.join("changing.xml")
+    }
+
+    /// Notes what is about to be in a drive.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write_changing(&self, drive: &Element) -> io::Result<()> {
+        write_device(&self.changing(), drive)
+    }
+
+    /// The drive whose medium the last daemon was about to change, or had changed, when it ended.
+    ///
+    /// # Errors
+    /// The system's, and for what is no device.
+    pub fn read_changing(&self) -> io::Result<Option<Element>> {
+        read_device(&self.changing())
+    }
+
+    /// What is in it is in the live definition.
+    pub fn forget_changing(&self) {
+        forget_device(&self.changing());
     }
 
     fn state(&self) -> PathBuf {
@@ -216,6 +233,27 @@ impl Folder {
     /// Why the VMM ended, if it could say.
     pub fn exit_record(&self) -> Option<ExitRecord> {
         read_exit_record(&self.exit())
+    }
+}
+
+fn write_device(path: &Path, device: &Element) -> io::Result<()> {
+    let mut text = String::new();
+    dom::format_element(&mut text, device, 0);
+    files::write_atomically(path, text.as_bytes(), Durability::Process)
+}
+
+fn read_device(path: &Path) -> io::Result<Option<Element>> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    let device = dom::parse(&text, "(device)").map_err(io::Error::other)?;
+    Ok(Some(device))
+}
+
+fn forget_device(path: &Path) {
+    if let Err(error) = files::remove_if_there(path) {
+        log::warn!("cannot remove {}: {error}", path.display());
     }
 }
 

@@ -291,9 +291,16 @@ async fn take_up(
         log::error!("domain '{name}': a device that was to be plugged: {error}");
         None
     });
+    let changing = folder.read_changing().unwrap_or_else(|error| {
+        log::error!("domain '{name}': a medium that was to be changed: {error}");
+        None
+    });
     if let Some(domain) = driver.registry.pin(domain) {
         let driver = Arc::clone(driver);
         tokio::spawn(async move {
+            if let Err(error) = driver.settle_media(&domain, changing).await {
+                log::warn!("domain '{}': its drives: {error}", domain.name().name);
+            }
             if let Err(error) = driver.catch_up_devices(&domain, plugging).await {
                 log::warn!("domain '{}': its devices: {error}", domain.name().name);
             }

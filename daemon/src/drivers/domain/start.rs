@@ -21,7 +21,7 @@ use super::machine::{self, Machine, Made, Names};
 use super::object::{Live, Pinned};
 use super::record::{Folder, Record};
 use super::state::{Lifecycle, PausedReason, RunningReason, State};
-use super::{Driver, channels, limits, saved_image, vcpu_plug, vcpus, watch};
+use super::{Driver, channels, limits, saved_image, startup_policy, vcpu_plug, vcpus, watch};
 use crate::cgroups::Groups;
 use crate::control::{self, Control, ControlError, Frames};
 use crate::drivers::network::plug::Owner;
@@ -165,10 +165,27 @@ pub async fn start(
     if domain.lock().live.is_some() {
         return Err(Error::invalid("domain is already running"));
     }
+    let mut definition = Arc::clone(definition);
+    let dropped = if startup_policy::is_stated(&definition) {
+        let (driver, wanted) = (Arc::clone(driver), Arc::clone(&definition));
+        let cold = options.from.is_none() && options.arriving.is_none();
+        let (now, dropped) = super::blocking(move || {
+            let mut now = Definition::clone(&wanted);
+            let dropped = startup_policy::apply(&mut now, &driver.storage, cold);
+            (now, dropped)
+        })
+        .await?;
+        if !dropped.is_empty() {
+            definition = Arc::new(now);
+        }
+        dropped
+    } else {
+        Vec::new()
+    };
     let startable = definition.check_startable(&driver.host())?;
     let left_out = startable.left_out.iter().map(ToString::to_string).collect();
     let prepared = {
-        let (driver, definition) = (Arc::clone(driver), Arc::clone(definition));
+        let (driver, definition) = (Arc::clone(driver), Arc::clone(&definition));
         let from = options.from.as_ref().map(Saved::of).transpose()?;
         let autodestroy = options.autodestroy;
         let arriving = options.arriving.as_mut();
@@ -212,6 +229,7 @@ pub async fn start(
         control,
         frames,
         vcpus,
+        dropped,
     };
     started.run(driver, domain, options).await
 }
@@ -227,6 +245,8 @@ struct Started {
     frames: Frames,
     /// The vCPUs that it has, where it can tell.
     vcpus: Option<Vec<u32>>,
+    /// What it does without, as its images are not there.
+    dropped: Vec<DomainEvent>,
 }
 
 impl Started {
@@ -318,6 +338,7 @@ impl Started {
             };
             let name = domain.name_in(&inner);
             let told = |event| driver.hub.emit(&name, &event);
+            self.dropped.into_iter().for_each(told);
             if agent {
                 // VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_DISCONNECTED, _REASON_DOMAIN_STARTED
                 told(DomainEvent::AgentLifecycle(2, 1));
@@ -348,6 +369,13 @@ impl Started {
             },
             self.frames,
         ));
+        if options.from.is_some() || options.arriving.is_some() {
+            // Where it left them.
+            let trays = driver.catch_up_media(domain, None).await;
+            if let Err(error) = trays {
+                log::warn!("domain '{}': its drives: {error}", domain.name().name);
+            }
+        }
         let managed = options.from.filter(|from| from.managed);
         if options.paused {
             if let Some(from) = &managed {

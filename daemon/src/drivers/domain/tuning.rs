@@ -393,6 +393,12 @@ impl Driver {
         let definition = Arc::clone(&domain.lock().live()?.definition);
         let words = format!("disk '{disk}' was not found in the domain config");
         let disk = find_disk(&definition, disk, &words)?;
+        if disk.readonly || disk.source == DiskSource::None {
+            return Err(Error::new(
+                ErrorCode::OPERATION_UNSUPPORTED,
+                format!("can't resize empty or readonly disk '{}'", disk.target),
+            ));
+        }
         if whole {
             let DiskSource::Block(path) = &disk.source else {
                 return Err(only_devices());

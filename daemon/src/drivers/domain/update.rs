@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 use vmm_api::control::Call;
-use xml_schemas::Domain as Definition;
 use xml_schemas::dom::Element;
 use xml_schemas::domain::View;
 use xml_schemas::domain::device::{self, Interface, IoTune, PciAddress};
 use xml_schemas::network::port::Plug;
 use xml_schemas::network::vlan::Vlan;
+use xml_schemas::{Domain as Definition, XmlError};
 
 use super::devices::{bandwidth, check_vlan, set_port};
 use super::lifecycle::ask;
@@ -20,10 +20,13 @@ use super::object::{Domain, Pinned};
 use super::plug::{meant, move_to, new_device, with_device, write};
 use super::record::Folder;
 use super::which_device::{find, in_definition, parse, says, target};
-use super::{Driver, blocking};
+use super::{Driver, blocking, media};
 use crate::drivers::network::plug::Owner;
 use crate::error::{Error, ErrorCode, Result};
 use crate::link;
+
+/// VIR_DOMAIN_DEVICE_MODIFY_FORCE: a medium changes whatever the guest has locked.
+pub const FORCE: u32 = 4;
 
 fn unsupported(text: impl Into<String>) -> Error {
     Error::new(ErrorCode::OPERATION_UNSUPPORTED, text)
@@ -40,6 +43,8 @@ impl Driver {
         xml: &str,
         flags: u32,
     ) -> Result<()> {
+        let force = flags & FORCE != 0;
+        let flags = flags & !FORCE;
         impact(&domain.lock(), flags)?;
         let wanted = parse(xml)?;
         let job = domain.job().await?;
@@ -79,7 +84,7 @@ impl Driver {
             let have = &definition.devices.rest[at];
             match wanted.name.as_str() {
                 "interface" => self.update_card(&domain, have, &wanted).await?,
-                "disk" => self.update_disk(&domain, have, &wanted)?,
+                "disk" => self.update_disk(&domain, have, &wanted, force).await?,
                 kind => {
                     return Err(unsupported(format!(
                         "live update of device '{kind}' is not supported"
@@ -112,19 +117,29 @@ impl Driver {
         Ok(())
     }
 
-    /// Of a running disk only what the machine does not see can be changed.
-    fn update_disk(&self, domain: &Domain, have: &Element, wanted: &Element) -> Result<()> {
-        check_disk(have, wanted)?;
-        let wanted = wanted.clone();
+    /// Of a running disk what the machine does not see can be changed, and of a drive its medium.
+    async fn update_disk(
+        &self,
+        domain: &Pinned,
+        have: &Element,
+        wanted: &Element,
+        force: bool,
+    ) -> Result<()> {
+        let mut filled = wanted.clone();
+        device::Disk::complete(&mut filled).map_err(XmlError::nowhere)?;
+        let same = media::same_medium(have, &filled)?;
+        check_disk(have, wanted, &filled, same)?;
+        if !same {
+            self.change_medium(domain, have, &filled, force).await?;
+        }
+        let policy = |e: &Element| Some(e.child("source")?.attr("startupPolicy")?.to_owned());
+        let (policy, snapshot) = (policy(wanted), wanted.attr("snapshot").map(str::to_owned));
         self.note_change(domain, device::alias(have), |disk| {
-            if let Some(snapshot) = wanted.attr("snapshot") {
-                disk.set_attr("snapshot", snapshot);
-            }
-            let policy = |e: &Element| Some(e.child("source")?.attr("startupPolicy")?.to_owned());
-            if let Some(policy) = policy(&wanted) {
-                for source in disk.elements_mut().filter(|e| e.name == "source") {
-                    source.set_attr("startupPolicy", &policy);
-                }
+            disk.take_attr("snapshot");
+            disk.set_opt_attr("snapshot", snapshot);
+            for source in disk.elements_mut().filter(|e| e.name == "source") {
+                source.take_attr("startupPolicy");
+                source.set_opt_attr("startupPolicy", policy.clone());
             }
         })
     }
@@ -438,36 +453,8 @@ fn check_card(have: &Element, wanted: &Element, of: (&Interface, &Interface)) ->
     Ok(())
 }
 
-/// What of a running disk cannot be changed, in libvirt's words.
-fn check_disk(have: &Element, wanted: &Element) -> Result<()> {
-    if !says(have, wanted) && device::Disk::read(have).is_ok_and(|disk| disk.is_empty_drive()) {
-        return Err(unsupported(
-            "the drive was empty and is left out of the machine: change its media while the guest is off",
-        ));
-    }
-    let source = |e: &Element| {
-        let mut source = e.child("source")?.clone();
-        source
-            .attributes
-            .retain(|(name, _)| name != "startupPolicy");
-        Some(source)
-    };
-    let same_source = match (source(have), source(wanted)) {
-        (Some(own), Some(other)) => says(&own, &other),
-        (own, other) => own.is_some() == other.is_some(),
-    };
-    let removable = |e: &Element| matches!(e.attr("device"), Some("cdrom" | "floppy"));
-    if !same_source && !removable(have) {
-        return Err(Error::unsupported(
-            "disk source can be changed only in removable drives",
-        ));
-    }
-    if removable(wanted) && !removable(have) {
-        return Err(Error::unsupported(format!(
-            "disk type of '{}' does not support ejectable media",
-            target(have).unwrap_or_default()
-        )));
-    }
+/// What of a running disk cannot be changed, in libvirt's words. `filled` is `wanted` with what it leaves out.
+fn check_disk(have: &Element, wanted: &Element, filled: &Element, same: bool) -> Result<()> {
     let refuse = |field: &str| {
         Err(unsupported(format!(
             "cannot modify field '{field}' of the disk"
@@ -479,8 +466,23 @@ fn check_disk(have: &Element, wanted: &Element) -> Result<()> {
         other.is_some() && other != attr(have, of, name)
     };
     let text = |e: &Element, name: &str| e.child_text(name).map(|text| text.trim().to_owned());
-    if differs("target", "bus") {
-        return refuse("bus");
+    for (name, field) in [("device", "device"), ("bus", "bus")] {
+        let of = |e: &Element| match name {
+            "device" => e.attr(name).map(str::to_owned),
+            _ => attr(e, "target", name),
+        };
+        if of(filled) != of(have) {
+            return refuse(field);
+        }
+    }
+    let drive = device::DriveAddress::of(filled)?;
+    if drive.is_some() && drive != device::DriveAddress::of(have)? {
+        return refuse("address");
+    }
+    if attr(wanted, "target", "tray").as_deref() == Some("open")
+        && attr(have, "target", "tray").as_deref() != Some("open")
+    {
+        return refuse("tray");
     }
     let tune = |e: &Element, name: &str| text(e.child("iotune")?, name);
     for name in IoTune::NAMES.into_iter().chain(["group_name"]) {
@@ -506,7 +508,6 @@ fn check_disk(have: &Element, wanted: &Element) -> Result<()> {
         "discard",
         "iothread",
         "detect_zeroes",
-        "type",
         "queues",
     ] {
         if differs("driver", name) {
@@ -521,6 +522,9 @@ fn check_disk(have: &Element, wanted: &Element) -> Result<()> {
         if wanted.child(name).is_some() && have.child(name).is_none() {
             return refuse(field);
         }
+    }
+    if !media::is_drive(have) && differs("driver", "type") {
+        return refuse("type");
     }
     for name in ["logical_block_size", "physical_block_size"] {
         if differs("blockio", name) {
@@ -540,14 +544,40 @@ fn check_disk(have: &Element, wanted: &Element) -> Result<()> {
             "changing device alias is not allowed",
         ));
     }
+    let removable = media::is_drive(have);
+    if !same && !removable {
+        if matches!(have.attr("device"), Some("cdrom" | "floppy")) {
+            return Err(unsupported(
+                "the drive is left out of the machine: change its media while the guest is off",
+            ));
+        }
+        return Err(Error::unsupported(
+            "disk source can be changed only in removable drives",
+        ));
+    }
     // What there is no name for.
     let mut rest = wanted.clone();
     rest.attributes.retain(|(name, _)| name != "snapshot");
     rest.take_children("iotune");
-    for e in rest.elements_mut().filter(|e| e.name == "source") {
-        e.attributes.retain(|(name, _)| name != "startupPolicy");
+    for e in rest.elements_mut() {
+        match e.name.as_str() {
+            "source" => e
+                .attributes
+                .retain(|(name, _)| name != "startupPolicy" && name != "index"),
+            "target" => drop(e.take_attr("tray")),
+            _ => {}
+        }
     }
-    if removable(have) && !same_source || !says(have, &rest) {
+    if removable {
+        for part in ["source", "backingStore", "encryption"] {
+            rest.take_children(part);
+        }
+        rest.take_attr("type");
+        for driver in rest.elements_mut().filter(|e| e.name == "driver") {
+            driver.take_attr("type");
+        }
+    }
+    if !says(have, &rest) {
         return Err(unsupported("live update of device 'disk' is not supported"));
     }
     Ok(())

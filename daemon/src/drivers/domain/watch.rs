@@ -238,7 +238,8 @@ impl Watched {
                     .threshold_passed(&self.domain, &inner, which, far);
             }
             Event::TrayMoved { id, open } => {
-                log::debug!("{}: tray of {id} open: {open}", self.domain.uuid);
+                let driver = &self.driver;
+                driver.tray_moved(&self.domain, &mut inner, id, *open);
             }
             Event::MigrationRound(number) => {
                 let number = i32::try_from(*number).unwrap_or(i32::MAX);
@@ -443,6 +444,7 @@ impl Watched {
                 self.driver.ports_are(&self.domain, &mut inner, open);
             }
             self.driver.vcpus_are(&mut inner, status.vcpus.as_deref());
+            self.driver.look_at_trays(&self.domain, &inner);
             let state = caught_up(inner.state, machine);
             if machine == MachineState::Running {
                 inner.coming = None;

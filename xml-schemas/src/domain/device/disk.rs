@@ -1,6 +1,6 @@
 //! `<disk>`.
 
-use super::{PciAddress, alias, boot_order, numeric, of, owned};
+use super::{DriveAddress, PciAddress, alias, boot_order, drive, numeric, of, owned};
 use crate::dom::Element;
 use crate::error::XmlError;
 use crate::units::number;
@@ -54,6 +54,12 @@ pub struct Disk {
     pub alias: Option<String>,
     /// Its place.
     pub address: Option<PciAddress>,
+    /// Its place at a controller of disks.
+    pub drive: Option<DriveAddress>,
+    /// `<source startupPolicy=…>`: what becomes of a start where there is no such image.
+    pub startup_policy: Option<String>,
+    /// `<target tray='open'>`.
+    pub tray_open: bool,
 }
 
 /// What a disk holds.
@@ -321,6 +327,9 @@ impl Disk {
             boot_order: boot_order(element)?,
             alias: alias(element).map(str::to_owned),
             address: PciAddress::of(element)?,
+            drive: DriveAddress::of(element)?,
+            startup_policy: owned(element, "source", "startupPolicy"),
+            tray_open: of(element, "target", "tray") == Some("open"),
         })
     }
 
@@ -373,14 +382,6 @@ impl Disk {
                 })?
                 .to_owned(),
         };
-        // libvirt says the same of a CD-ROM. Here virtio is the one bus: it is a disk that can't be
-        // written.
-        if bus == "virtio" && floppy {
-            return Err(XmlError::unsupported(format!(
-                "disk type of '{dev}' does not support ejectable media"
-            ))
-            .at(line));
-        }
         for target in element.elements_mut().filter(|e| e.name == "target") {
             target.set_attr("bus", &bus);
         }
@@ -404,7 +405,31 @@ impl Disk {
                 }
             }
         }
-        Self::read(element).map(drop).map_err(|e| e.at(line))
+        // An empty drive says nothing of what kind its medium is, unless there is more to say of it.
+        let removable = matches!(element.attr("device"), Some("cdrom" | "floppy"));
+        if removable && path.is_empty() && element.child("source").is_none_or(Element::is_empty) {
+            element.set_attr("type", "file");
+            element.take_children("source");
+        }
+        drive::fill(element).map_err(|e| e.at(line))
+    }
+
+    /// The same of a document of one device.
+    ///
+    /// # Errors
+    /// As for a disk of a definition.
+    pub fn complete(element: &mut Element) -> Result<(), XmlError> {
+        Self::fill(element)
+    }
+
+    /// Whether it is at a controller that is an AHCI one in the machine.
+    pub fn is_ahci(&self) -> bool {
+        drive::is_ahci(&self.bus)
+    }
+
+    /// A CD-ROM drive that is one in the machine.
+    pub fn is_cdrom(&self) -> bool {
+        self.device == "cdrom" && self.is_ahci()
     }
 
     /// Where the name puts it among its kind: `vda` is 0, `vdaa` 26.

@@ -5,12 +5,14 @@
 
 mod channel;
 mod disk;
+mod drive;
 mod interface;
 mod simple;
 
 pub use channel::Channel;
 pub(super) use channel::place;
 pub use disk::{BackingImage, Disk, DiskSource, IoTune, SecretUse};
+pub use drive::{DriveAddress, SATA_PORTS, check_places, is_ahci};
 pub(crate) use interface::mac as parse_mac;
 pub use interface::{Interface, Rate};
 pub use simple::{Balloon, Rng, Vsock, Watchdog};

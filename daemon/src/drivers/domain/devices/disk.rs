@@ -47,7 +47,7 @@ struct Wanted {
 
 impl Builder {
     /// Opens a disk, and notes in its element what is behind the image.
-    pub(super) fn disk(&mut self, element: &mut Element) -> Result<DiskConfig> {
+    pub(super) fn disk(&mut self, element: &mut Element, bus: DiskBus) -> Result<DiskConfig> {
         let disk = Disk::read(element)?;
         let target = disk.target.clone();
         let unsupported = |what: &str| Err(Error::unsupported(format!("disk '{target}': {what}")));
@@ -73,30 +73,7 @@ impl Builder {
                  fallback to aio=threads",
             ));
         }
-        let path = match &disk.source {
-            DiskSource::File(path) | DiskSource::Block(path) => PathBuf::from(path),
-            DiskSource::Volume { pool, volume } => {
-                PathBuf::from(self.around.storage.disk_path(pool, volume)?)
-            }
-            DiskSource::None => return unsupported("it has no source"),
-            DiskSource::Other(kind) => return unsupported(&format!("type '{kind}'")),
-        };
-        let mut chain = Chain {
-            target: &target,
-            direct,
-            seen: HashSet::new(),
-        };
-        let wanted = Wanted {
-            path,
-            format: disk.format.clone(),
-            secret: disk.secret.clone(),
-            writable: !disk.readonly,
-            backing: disk.backing.clone(),
-            parent: None,
-        };
-        let (image, store) = self.image(&mut chain, wanted)?;
-        element.take_children("backingStore");
-        element.push(store);
+        let image = self.content(element, &disk, direct)?;
         let policy = |policy: &Option<String>| match policy.as_deref() {
             Some("stop") => ErrorPolicy::Stop,
             Some("ignore") => ErrorPolicy::Ignore,
@@ -105,9 +82,9 @@ impl Builder {
         };
         let logical = disk.logical_block_size.unwrap_or(512);
         Ok(DiskConfig {
-            bus: DiskBus::Virtio,
-            cdrom: false,
-            image: Some(image),
+            bus,
+            cdrom: disk.is_cdrom(),
+            image,
             readonly: disk.readonly,
             shareable: disk.shareable,
             cache,
@@ -141,6 +118,56 @@ impl Builder {
                 stated => policy(stated),
             },
         })
+    }
+
+    /// Opens what a disk holds, and notes in its element what is behind it. Of a CD-ROM drive it may be nothing.
+    fn content(
+        &mut self,
+        element: &mut Element,
+        disk: &Disk,
+        direct: bool,
+    ) -> Result<Option<ImageConfig>> {
+        let target = &disk.target;
+        let unsupported = |what: &str| Err(Error::unsupported(format!("disk '{target}': {what}")));
+        let path = match &disk.source {
+            DiskSource::File(path) | DiskSource::Block(path) => PathBuf::from(path),
+            DiskSource::Volume { pool, volume } => {
+                PathBuf::from(self.around.storage.disk_path(pool, volume)?)
+            }
+            DiskSource::None if disk.is_cdrom() => {
+                element.take_children("backingStore");
+                return Ok(None);
+            }
+            DiskSource::None => return unsupported("it has no source"),
+            DiskSource::Other(kind) => return unsupported(&format!("type '{kind}'")),
+        };
+        let mut chain = Chain {
+            target,
+            direct,
+            seen: HashSet::new(),
+        };
+        let wanted = Wanted {
+            path,
+            format: disk.format.clone(),
+            secret: disk.secret.clone(),
+            writable: !disk.readonly,
+            backing: disk.backing.clone(),
+            parent: None,
+        };
+        let (image, store) = self.image(&mut chain, wanted)?;
+        element.take_children("backingStore");
+        element.push(store);
+        Ok(Some(image))
+    }
+
+    /// Opens the medium that a running drive gets, and notes in its element what is behind it.
+    pub(in crate::drivers::domain) fn medium(
+        &mut self,
+        element: &mut Element,
+    ) -> Result<Option<ImageConfig>> {
+        let disk = Disk::read(element)?;
+        let direct = matches!(disk.cache.as_deref(), Some("none" | "directsync"));
+        self.content(element, &disk, direct)
     }
 
     /// Opens what a running disk is copied to.

@@ -10,8 +10,8 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use vmm_api::devices::{
-    BalloonConfig, ConsoleConfig, ConsolePort, DeviceConfig, DeviceKind, PciAddress, RngConfig,
-    RootPortConfig, VsockConfig, WatchdogAction, WatchdogConfig,
+    AhciConfig, BalloonConfig, ConsoleConfig, ConsolePort, DeviceConfig, DeviceKind, DiskBus,
+    PciAddress, RngConfig, RootPortConfig, VsockConfig, WatchdogAction, WatchdogConfig,
 };
 use xml_schemas::Domain;
 use xml_schemas::dom::Element;
@@ -26,6 +26,8 @@ use super::machine::Builder;
 use crate::error::{Error, Result};
 use crate::files;
 
+/// Ports of a SATA controller, as ICH9 has them.
+const AHCI_PORTS: u8 = 6;
 /// Ports of a virtio-serial device where its definition does not say.
 const PORTS: u32 = 31;
 
@@ -50,14 +52,49 @@ pub struct Surroundings {
     pub storage: std::sync::Arc<crate::drivers::storage::Driver>,
 }
 
-/// A device's place for the VMM.
-fn place(element: &Element) -> Result<PciAddress> {
+/// A device's place for the VMM. A drive has its controller's.
+fn place(live: &Domain, element: &Element) -> Result<PciAddress> {
+    let element = match element.name.as_str() {
+        "disk" => controller_of(live, &Disk::read(element)?)?.unwrap_or(element),
+        _ => element,
+    };
     let address = device::PciAddress::of(element)?
         .ok_or_else(|| Error::internal(format!("a device has no PCI address: {}", element.name)))?;
     Ok(PciAddress {
         bus: address.bus,
         device: address.slot,
         function: address.function,
+    })
+}
+
+/// The controller that a drive is at; `None` of a disk that is a PCI device itself.
+fn controller_of<'a>(live: &'a Domain, disk: &Disk) -> Result<Option<&'a Element>> {
+    if !disk.is_ahci() {
+        return Ok(None);
+    }
+    let wanted = disk.drive.map(|place| place.controller.to_string());
+    let mut all = live.devices.rest.iter();
+    let found = all.find(|e| {
+        e.name == "controller"
+            && e.attr("type") == Some(&disk.bus)
+            && e.attr("index") == wanted.as_deref()
+    });
+    found
+        .map(Some)
+        .ok_or_else(|| Error::internal(format!("disk '{}' has no controller", disk.target)))
+}
+
+/// Where a disk is.
+fn disk_bus(live: &Domain, disk: &Disk) -> Result<DiskBus> {
+    let Some(controller) = controller_of(live, disk)? else {
+        return Ok(DiskBus::Virtio);
+    };
+    let port = disk.drive.and_then(|place| place.port(&disk.bus));
+    Ok(DiskBus::Sata {
+        controller: id(controller)?,
+        port: port.ok_or_else(|| {
+            Error::unsupported(format!("disk '{}': there is no such port", disk.target))
+        })?,
     })
 }
 
@@ -78,15 +115,16 @@ impl Builder {
                 let element = &live.devices.rest[at];
                 configs.push(DeviceConfig {
                     id: id(element)?,
-                    address: place(element)?,
+                    address: place(live, element)?,
                     kind,
                 });
             }
         }
-        // Buses before what is behind them.
+        // Buses before what is behind them, controllers before their drives.
         configs.sort_by_key(|config| {
             let port = matches!(config.kind, DeviceKind::RootPort(_));
-            (!port, config.address)
+            let drive = matches!(config.kind, DeviceKind::Disk(_));
+            (!port, config.address, drive)
         });
         Ok(configs)
     }
@@ -97,7 +135,7 @@ impl Builder {
         let element = &live.devices.rest[at];
         Ok(DeviceConfig {
             id: id(element)?,
-            address: place(element)?,
+            address: place(live, element)?,
             kind: kind.ok_or_else(|| {
                 Error::unsupported(format!("the machine has no device '{}'", element.name))
             })?,
@@ -124,8 +162,20 @@ impl Builder {
             "controller" if element.attr("type") == Some("virtio-serial") => {
                 DeviceKind::Console(self.console(live, at)?)
             }
-            "disk" if Disk::read(element)?.is_empty_drive() => return Ok(None),
-            "disk" => DeviceKind::Disk(Box::new(self.disk(&mut live.devices.rest[at])?)),
+            "controller" if matches!(element.attr("type"), Some("sata" | "ide")) => {
+                if live.is_without_drives(element) {
+                    return Ok(None);
+                }
+                DeviceKind::Ahci(AhciConfig { ports: AHCI_PORTS })
+            }
+            "disk" => {
+                let disk = Disk::read(element)?;
+                if disk.is_empty_drive() && !disk.is_cdrom() {
+                    return Ok(None);
+                }
+                let bus = disk_bus(live, &disk)?;
+                DeviceKind::Disk(Box::new(self.disk(&mut live.devices.rest[at], bus)?))
+            }
             "interface" => {
                 let log = format!("{}-passt.log", live.name);
                 DeviceKind::Net(self.net(&mut live.devices.rest[at], &log)?)

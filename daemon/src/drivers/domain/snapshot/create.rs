@@ -273,7 +273,8 @@ impl Plan {
                 None => Place::No,
             });
         }
-        snapshot.disks = settled.into_iter().map(|(_, disk)| disk).collect();
+        let settled = settled.into_iter().map(|(_, disk)| disk).collect();
+        snapshot.disks = disks::with_others(&definition, settled);
         // As it was before: what is gone back to.
         let parsed = Definition::parse(
             &definition.format(View::Inactive),

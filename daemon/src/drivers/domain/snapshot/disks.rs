@@ -113,6 +113,28 @@ pub fn settle(
     Ok(settled.collect())
 }
 
+/// All disks of a definition, in its order: those that no snapshot can be of are no part of this one.
+pub fn with_others(definition: &Definition, mut settled: Vec<SnapshotDisk>) -> Vec<SnapshotDisk> {
+    let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
+    let mut all: Vec<SnapshotDisk> = disks
+        .filter_map(|element| {
+            let name = Disk::read(element).ok()?.target;
+            let own = settled.iter().position(|disk| disk.name == name);
+            Some(match own {
+                Some(at) => settled.remove(at),
+                None => SnapshotDisk {
+                    name,
+                    place: Some(Place::No),
+                    format: None,
+                    source: None,
+                },
+            })
+        })
+        .collect();
+    all.append(&mut settled);
+    all
+}
+
 /// The name of a new image that the user left to us: the old one's, its suffix replaced.
 fn overlay_name(old: &Path, snapshot: &str) -> PathBuf {
     old.with_extension(snapshot)
