@@ -245,13 +245,16 @@ fn a_definition_is_where_its_guest_is_though_the_control_connection_ends_as_it_b
 #[test]
 fn a_source_whose_daemon_dies_at_the_end_undefines_what_has_gone() {
     let how = ["--live", "--persistent", "--undefinesource"];
-    let (here, there) = two(Some(("VIREO_KILL_AT", "migrate.finished")), None);
-    moves(&here, &there, &how);
-    eventually("it is undefined", || {
-        here.vireo(&["dominfo", "tiny"]).status != 0
-    });
-    runs_only(&there, &here, "there");
-    assert!(is_persistent(&there));
+    // As soon as that is settled; when nothing is left of what ran.
+    for point in ["migrate.finished", "domain.cleared-away"] {
+        let (here, there) = two(Some(("VIREO_KILL_AT", point)), None);
+        moves(&here, &there, &how);
+        eventually(&format!("{point}: it is undefined"), || {
+            here.vireo(&["dominfo", "tiny"]).status != 0
+        });
+        runs_only(&there, &here, point);
+        assert!(is_persistent(&there), "{point}");
+    }
 }
 
 #[test]

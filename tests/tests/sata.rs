@@ -316,7 +316,9 @@ fn linux_is_saved_while_it_uses_its_drives() {
              i=$((i + 1)); echo $i >/rounds; done) &",
         )
         .ok();
-    let wait = "n=$(cat /rounds); while [ $(cat /rounds) = $n ]; do sleep 0.1; done; cat /bad 2>/dev/null; true";
+    // The count's file is empty for a moment each time.
+    let wait = "n=$(cat /rounds); while [ \"$(cat /rounds)\" = \"$n\" ]; do sleep 0.1; done; \
+        cat /bad 2>/dev/null; true";
     assert_eq!(guest.run(wait).ok(), "");
     for round in 0..3 {
         let mut control = Control::connect(&rig.path("control"));

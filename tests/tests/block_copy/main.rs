@@ -147,13 +147,16 @@ impl Writing {
 
     /// The last block that was answered.
     fn last(&mut self) -> usize {
-        let said = self.say("echo $(cat /last)=la''st");
-        let number = said.split("=last").next().unwrap_or_default();
-        number
-            .rsplit(|c: char| !c.is_ascii_digit())
-            .next()
-            .and_then(|digits| digits.parse().ok())
-            .unwrap_or(0)
+        let mut last = None;
+        // The file is empty for a moment each time.
+        waited("the guest's count", || {
+            let said = self.say("echo $(cat /last)=la''st");
+            let number = said.split("=last").next().unwrap_or_default();
+            let digits = number.rsplit(|c: char| !c.is_ascii_digit()).next();
+            last = digits.and_then(|digits| digits.parse().ok());
+            last.is_some()
+        });
+        last.unwrap()
     }
 
     /// Ends it; the checksum of the whole disk as the guest reads it.

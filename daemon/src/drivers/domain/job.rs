@@ -72,7 +72,7 @@ pub struct Saving {
 }
 
 /// A domain's job, the one before it, and what follows from them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Work {
     /// The save that is being written.
     pub saving: Option<Saving>,

@@ -22,6 +22,7 @@ use super::state::{Lifecycle, PausedReason, RunningReason, ShutoffReason, State}
 use crate::control::{Control, Frames};
 use crate::events::DomainEvent;
 use crate::files;
+use crate::killpoint::killpoint;
 use crate::logger;
 use crate::vmm_process::{Ending, VmmProcess};
 
@@ -538,14 +539,21 @@ pub fn finish(
     exit: Option<ExitRecord>,
     ending: Option<Ending>,
 ) {
-    let (folder, made) = match &domain.lock().live {
-        Some(live) => (Folder(live.folder.clone()), live.made.clone()),
-        None => return,
-    };
+    let inner = domain.lock();
+    let Some(live) = &inner.live else { return };
+    let (folder, made) = (Folder(live.folder.clone()), live.made.clone());
     let exit = exit.or_else(|| folder.exit_record());
+    if live.work.is(Operation::MigrationOut) {
+        // Known before what says it is gone: the next daemon, too, is to see to what follows from it.
+        let (reason, ..) = verdict(live.destroying, exit.as_ref());
+        let migrated = reason == ShutoffReason::Migrated && inner.coming.is_none();
+        driver.note_job_ended(domain, live.work.clone().into_last(migrated).as_ref());
+    }
+    drop(inner);
     // Before it counts as off: the next start makes them again.
     made.clear_away();
     folder.remove();
+    killpoint("domain.cleared-away");
     let mut inner = domain.lock();
     let Some(live) = inner.live.take() else {
         return;
