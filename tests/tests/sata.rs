@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use vireo_tests::{Control, Guest, Kernel, Rig, left_out, machine};
 use vmm_api::config::{Resource, RestoreConfig};
 use vmm_api::control::{Answer, Call, Event, Tray};
-use vmm_api::devices::{DeviceConfig, ImageConfig};
+use vmm_api::devices::{DeviceConfig, ImageConfig, IoThreadConfig};
 
 fn devices(list: Vec<Value>) -> Vec<DeviceConfig> {
     let parsed = list.into_iter().map(serde_json::from_value);
@@ -97,7 +97,9 @@ fn linux_uses_sata_disks_and_cds() {
     let disk = rig.write("disk.img", &expected);
     let text = "read from a CD\n".repeat(5000);
     let cd = rig.write("cd.iso", iso("TEXT.TXT", text.as_bytes()));
-    let options = json!({ "serial": "SN-42", "discard": true, "physical_block_size": 4096 });
+    let options = json!({
+        "serial": "SN-42", "discard": true, "physical_block_size": 4096, "iothread": 1,
+    });
     let cdrom = json!({ "cdrom": true, "readonly": true });
     let list = vec![
         controller(),
@@ -105,7 +107,23 @@ fn linux_uses_sata_disks_and_cds() {
         drive("sata0-0-1", 1, Some(&cd), cdrom.clone()),
         drive("sata0-0-5", 5, None, cdrom),
     ];
-    let mut guest = Guest::boot(&rig, &machine(kernel, devices(list)), &[]);
+    let mut config = machine(kernel, devices(list));
+    config.iothreads = vec![IoThreadConfig::new(1)];
+    config.control = Some(Resource::Path(rig.path("control")));
+    let mut guest = Guest::boot(&rig, &config, &[]);
+    // Whoever serves the disk does it in its I/O thread's name.
+    let tasks = format!("/proc/{}/task", guest.terminal().pid());
+    let names = fs::read_dir(tasks)
+        .unwrap()
+        .map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
+    let names: Vec<String> = names.collect();
+    let count = |name: &str| names.iter().filter(|own| own.trim() == name).count();
+    assert!(count("iothread1") >= 2, "{names:?}");
+    assert_eq!(
+        (count("sata 0"), count("sata 1"), count("sata 5")),
+        (0, 1, 1),
+        "{names:?}"
+    );
     let facts = "cd /sys/block/sda; cat size device/queue_depth queue/physical_block_size device/model; \
                  tail -c +5 device/vpd_pg80 | tr -d ' '; echo; cat queue/write_cache";
     assert_eq!(
@@ -143,8 +161,24 @@ fn linux_uses_sata_disks_and_cds() {
     assert!(empty.output.contains("No medium found"), "{}", empty.output);
     let complaints = "dmesg | grep -cE 'exception|error|failed command|timeout|lost interrupt'";
     assert_eq!(guest.run(complaints).output, "0\n");
+    // A disk of another size: guests see it when they identify it again.
+    let mut control = Control::connect(&rig.path("control"));
+    let resize = Call::ResizeDisk {
+        id: "sata0-0-0".into(),
+        bytes: 16 << 20,
+    };
+    control.call(resize).unwrap();
+    let stats = control.stats();
+    let (_, stats) = stats
+        .disks
+        .iter()
+        .find(|(id, _)| id == "sata0-0-0")
+        .unwrap();
+    assert_eq!((stats.capacity, stats.errors), (16 << 20, 0));
+    assert!(stats.read_requests > 0 && stats.write_bytes >= 4 << 20 && stats.flush_requests > 0);
     guest.power_off();
 
+    expected.resize(16 << 20, 0);
     let written: Vec<u8> = b"vireo\n".iter().copied().cycle().take(1 << 20).collect();
     for i in 1..5 {
         expected[i << 20..][..1 << 20].copy_from_slice(&written);

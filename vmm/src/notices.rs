@@ -12,6 +12,8 @@ use crate::devices::lock;
 
 /// Notices kept for a busy event loop; a guest can cause any number. The oldest go first.
 const KEPT: usize = 1024;
+/// Of those the moves of one drive's tray.
+const TRAYS: usize = 8;
 
 /// Something a device tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +59,15 @@ impl Notices {
         let is_balloon = |n: &Notice| matches!(n, Notice::Tell(Event::BalloonChange { .. }));
         if is_balloon(&notice) {
             queue.retain(|n| !is_balloon(n));
+        }
+        if let Notice::Tell(Event::TrayMoved { id, .. }) = &notice {
+            // A guest can move a tray any number of times: the last ones count.
+            let own = |n: &Notice| matches!(n, Notice::Tell(Event::TrayMoved { id: other, .. }) if other == id);
+            if queue.iter().filter(|n| own(n)).count() >= TRAYS
+                && let Some(oldest) = queue.iter().position(own)
+            {
+                queue.remove(oldest);
+            }
         }
         if notice == Notice::VcpuGone {
             // Whoever hears of it looks which.
@@ -110,5 +121,28 @@ mod tests {
         let kept = notices.take();
         assert_eq!(kept.len(), KEPT);
         assert!(matches!(&kept[0], Notice::Tell(Event::PortState { id, .. }) if id == "1"));
+    }
+
+    #[test]
+    fn a_tray_that_never_rests_pushes_nothing_else_out() {
+        let notices = Notices::new().unwrap();
+        let moved = |id: &str, open| {
+            Notice::Tell(Event::TrayMoved {
+                id: id.into(),
+                open,
+            })
+        };
+        notices.send(Notice::SlotOff(1));
+        notices.send(moved("b", true));
+        for n in 0..10_000 {
+            notices.send(moved("a", n % 2 == 0));
+        }
+        let kept = notices.take();
+        assert_eq!(kept.len(), 2 + TRAYS);
+        assert_eq!(
+            (&kept[0], &kept[1]),
+            (&Notice::SlotOff(1), &moved("b", true))
+        );
+        assert_eq!(kept.back(), Some(&moved("a", false)), "the last one counts");
     }
 }

@@ -306,6 +306,9 @@ impl Disk {
     /// # Errors
     /// It is no such image, in words for the caller.
     pub fn open_top(&self, fd: OwnedFd, name: &str) -> Result<Layer, String> {
+        if self.is_cdrom() {
+            return Err(format!("{name}: nothing goes on top of a medium"));
+        }
         let words = |error: images::Error| error.to_string();
         let file = File::new(fd, name).map_err(words)?;
         let held = Lock::new(&file, Usage::WRITE).map_err(words)?;

@@ -26,6 +26,10 @@ fn a_disk_says_what_it_is() {
         (0x5f, 0x60, 0x58, 0x50)
     );
     assert_eq!(rig.count(0, 0), 512);
+    // Another size is seen when it is asked again.
+    rig.drives[0].set_capacity(2 << 20);
+    let (_, _, data) = rig.carry_out(0, &ata(0xec, 0, 0, 0), &[], 512);
+    assert_eq!(data[200..202], [0, 16]);
 }
 
 #[test]

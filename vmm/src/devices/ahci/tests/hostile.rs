@@ -184,6 +184,67 @@ fn attack(seed: u64, steps: u32) {
     assert!(data == rig.disk.data()[..512], "seed {seed}");
 }
 
+/// Some of the numbers in a state are others, some of its truths are lies.
+fn forge(random: &mut Random, value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(|value| forge(random, value)),
+        Value::Object(all) => all.values_mut().for_each(|value| forge(random, value)),
+        Value::Bool(is) if random.below(4) == 0 => *is = !*is,
+        Value::Number(number) if random.below(4) == 0 => {
+            let large = number.as_u64().is_none_or(|number| number > 0xff);
+            let bits = random.pick(if large { &[5, 16, 32] } else { &[1, 5, 8] });
+            *number = (random.next() >> (64 - bits)).into();
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn forged_states_harm_nobody() {
+    let seed = std::env::var("VIREO_SEED").map_or(7, |seed| seed.parse().unwrap());
+    println!("VIREO_SEED={seed}");
+    let mut random = Random(seed);
+    let rig = Rig::running();
+    for slot in 0..8 {
+        rig.put(0, slot, &queued(0x60, 0, 1, slot), &[], &[(DATA, 512)]);
+        rig.put(
+            1,
+            slot,
+            &ata(0xa0, 0, 0, 1),
+            &[0x28, 0, 0, 0, 0, 0, 0, 0, 1],
+            &[(DATA, 2048)],
+        );
+    }
+    rig.ahci.pause();
+    let saved = rig.ahci.save().unwrap();
+    let mut taken = 0;
+    for _ in 0..300 {
+        let mut forged = saved.clone();
+        for part in ["interrupt", "ports", "drives"] {
+            forge(&mut random, &mut forged.state[part]);
+        }
+        let there = Rig::on(Policy::default(), rig.disk.clone(), rig.cd.clone());
+        there.ram.write(0, &rig.ram.read(0, RAM as u64));
+        if there.ahci.load(&forged).is_err() {
+            continue;
+        }
+        taken += 1;
+        there.ahci.resume();
+        for port in 0..2 {
+            there.set(port, CI, 0xff);
+        }
+        there.ahci.pause();
+        assert!(!there.ram.has_unreported());
+        there.ahci.reset();
+        there.ahci.resume();
+        let there = there.run();
+        let (status, _, _) = there.carry_out(0, &ata(0xec, 0, 0, 0), &[], 512);
+        assert_eq!(status, 0x50);
+    }
+    assert!(taken > 10, "{taken}");
+}
+
 #[test]
 fn a_hostile_guest_harms_nobody() {
     if let Ok(seed) = std::env::var("VIREO_SEED") {
