@@ -661,3 +661,40 @@ fn ejected_in_a_job(rig: &Rig, terminal: &mut Terminal, events: &mut Terminal) {
     );
     rig.vireo(&["attach-device", "deb", &rng]).ok();
 }
+
+/// A guest that has something in each of its slots is saved and moved, and has the slots that it had.
+#[test]
+fn a_guest_without_an_empty_slot_comes_back() {
+    let (rig, other) = (Rig::new(), Rig::new());
+    other.vireo(&["list"]).ok();
+    let image = rig.write("disk.img", vec![0; 1 << 20]);
+    rig.define(&tiny_guest(&rig, "one", "qemu"));
+    rig.vireo(&["start", "one"]).ok();
+    let attach = ["attach-disk", "one", &image, "vda", "--targetbus", "virtio"];
+    rig.vireo(&attach).ok();
+    let again = ["attach-disk", "one", &image, "vdb", "--targetbus", "virtio"];
+    let error = rig.vireo(&again).fails();
+    assert!(error.contains("No more available PCI slots"), "{error}");
+    rig.vireo(&["managedsave", "one"]).ok();
+    rig.vireo(&["start", "one"]).ok();
+    let disks = |rig: &Rig| rig.vireo(&["domblklist", "one"]).ok();
+    assert!(disks(&rig).contains("disk.img"));
+    let at = format!("unix://{}", other.path("incoming").display());
+    let to = other.uri();
+    rig.vireo(&[
+        "migrate",
+        "--live",
+        "--unsafe",
+        "one",
+        "--migrateuri",
+        &at,
+        &to,
+    ])
+    .ok();
+    assert!(disks(&other).contains("disk.img"));
+    other.vireo(&["destroy", "one"]).ok();
+    // Booted anew it has one to spare.
+    rig.vireo(&["start", "one"]).ok();
+    rig.vireo(&attach).ok();
+    rig.vireo(&["destroy", "one"]).ok();
+}

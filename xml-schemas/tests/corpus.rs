@@ -62,6 +62,44 @@ fn what_libvirt_prints_is_printed_the_same() {
     }
 }
 
+/// Places, controllers and all else of drives, which libvirt was given the same.
+#[test]
+fn drives_get_what_libvirt_gives_them() {
+    for name in ["drives-q35.xml", "drives-i440fx.xml"] {
+        let mut domain = Domain::parse(&read(&common::data().join(name)), Validation::Strict)
+            .unwrap()
+            .domain;
+        domain.fill_defaults(&host()).unwrap();
+        let ours = domain.format(View::Inactive);
+        let theirs = read(&common::data().join("libvirt").join(name));
+        let part = |text: &str, kind: &str, mark: &str| {
+            let (begin, end) = (format!("    <{kind} "), format!("    </{kind}>"));
+            let mut parts = text.split(&begin).skip(1);
+            let found = parts.find(|part| part.split(&end).next().unwrap().contains(mark));
+            let found = found.unwrap_or_else(|| panic!("no {mark} in {text}"));
+            found.split(&end).next().unwrap().to_owned()
+        };
+        let marks = theirs
+            .match_indices("<target dev='")
+            .map(|(at, _)| &theirs[at..at + 17]);
+        // A floppy drive has no place here, and a volume's format is its definition's.
+        for mark in marks.filter(|mark| !mark.ends_with("fda'") && !mark.ends_with("sde'")) {
+            assert_eq!(
+                part(&ours, "disk", mark),
+                part(&theirs, "disk", mark),
+                "{name}"
+            );
+        }
+        for mark in ["type='sata' index='0'", "type='ide' index='0'"] {
+            if theirs.contains(mark) {
+                let of = |text| part(text, "controller", mark);
+                assert_eq!(of(&ours), of(&theirs), "{name}");
+            }
+        }
+        assert_eq!(ours.contains("type='ide'"), theirs.contains("type='ide'"));
+    }
+}
+
 #[test]
 fn a_running_domain_is_printed_as_libvirt_prints_one() {
     let text = include_str!("data/libvirt/running.live");

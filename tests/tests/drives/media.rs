@@ -396,3 +396,60 @@ fn a_medium_is_known_whenever_the_daemon_dies() {
         rig.vireo(&["destroy", "guest"]).ok();
     }
 }
+
+/// What Python's binding hears.
+const LISTENER: &str = r#"
+import libvirt, sys
+libvirt.virEventRegisterDefaultImpl()
+connection = libvirt.open(sys.argv[1])
+def told(what):
+    return lambda _, domain, *rest: print(what, domain.name(), *rest[:-1], flush=True)
+for event in ["DISK_CHANGE", "TRAY_CHANGE"]:
+    number = getattr(libvirt, "VIR_DOMAIN_EVENT_ID_" + event)
+    connection.domainEventRegisterAny(None, number, told(event), None)
+print("ready", flush=True)
+while True:
+    libvirt.virEventRunDefaultImpl()
+"#;
+
+#[test]
+fn stock_clients_hear_of_trays_and_of_media_that_are_missing() {
+    let has = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", "import libvirt"])
+        .output();
+    if !has.is_ok_and(|done| done.status.success()) {
+        return left_out("needs python3-libvirt");
+    }
+    let rig = Rig::new();
+    rig.vireo(&["list"]).ok();
+    let mut python = rig
+        .stock("/usr/bin/python3")
+        .args(["-c", LISTENER, &rig.uri()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(python.stdout.take().unwrap()).lines();
+    let mut heard = || lines.next().unwrap().unwrap();
+    assert_eq!(heard(), "ready");
+    let gone = rig.path("gone.iso").display().to_string();
+    let iso = rig.write("one.iso", vec![0; 1 << 20]);
+    // The seventh drive is at a second controller.
+    let missing = cdrom("sdg", &gone, "").replace("<source ", "<source startupPolicy='optional' ");
+    rig.define(&small(&rig, "guest", &(cdrom("sda", "", "") + &missing)));
+    rig.virsh(&["start", "guest"]).ok();
+    assert_eq!(
+        heard(),
+        format!("DISK_CHANGE guest {gone} None sata1-0-0 0")
+    );
+    rig.virsh(&["change-media", "guest", "sdg", &iso, "--insert"])
+        .ok();
+    assert_eq!(heard(), "TRAY_CHANGE guest sata1-0-0 0");
+    assert_eq!(heard(), "TRAY_CHANGE guest sata1-0-0 1");
+    rig.virsh(&["change-media", "guest", "sda", &iso, "--insert"])
+        .ok();
+    assert_eq!(heard(), "TRAY_CHANGE guest sata0-0-0 0");
+    assert_eq!(heard(), "TRAY_CHANGE guest sata0-0-0 1");
+    python.kill().unwrap();
+    python.wait().unwrap();
+    rig.vireo(&["destroy", "guest"]).ok();
+}

@@ -190,6 +190,11 @@ impl Saved {
         self.sections.remove(id).ok_or_else(none)
     }
 
+    /// Whether there is a state of that part.
+    pub fn has(&self, id: &str) -> bool {
+        self.sections.contains_key(id)
+    }
+
     /// Takes the state of one part out, of this kind and layout.
     ///
     /// # Errors

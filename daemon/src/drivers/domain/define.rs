@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use xml_schemas::dom::Element;
 use xml_schemas::{Domain as Definition, Validation};
 
 use super::object::{Domain, Pinned};
@@ -67,15 +68,38 @@ impl Driver {
         Ok(definition)
     }
 
-    /// Fills what a parsed definition leaves to us.
-    pub(super) fn refill(&self, definition: Definition) -> Result<Definition> {
-        let definition = self.filled(definition)?;
+    /// A definition that a guest has run with, which an earlier version may have taken: of a saved one, or of one that
+    /// comes.
+    pub(super) fn parse_of_guest(&self, xml: &str) -> Result<Definition> {
+        let parsed = Definition::parse(xml, Validation::Lenient)?;
+        self.refill(parsed.domain)
+    }
+
+    /// The same, parsed.
+    pub(super) fn refill(&self, mut definition: Definition) -> Result<Definition> {
+        let port = |e: &Element| {
+            let is_one = e.attr("type") == Some("pci") && e.attr("model") == Some("pcie-root-port");
+            let index = e.attr("index").map(str::to_owned);
+            index.filter(|_| e.name == "controller" && is_one)
+        };
+        let had: Vec<String> = definition.devices.rest.iter().filter_map(port).collect();
+        definition.fill_stored(&self.host())?;
+        // A machine that goes on has the slots that it had, even if something is in all of them.
+        if !had.is_empty() {
+            let devices = &mut definition.devices.rest;
+            devices.retain(|e| port(e).is_none_or(|index| had.contains(&index)));
+        }
+        let definition = self.checked(definition)?;
         definition.check_size()?;
         Ok(definition)
     }
 
     fn filled(&self, mut definition: Definition) -> Result<Definition> {
         definition.fill_defaults(&self.host())?;
+        self.checked(definition)
+    }
+
+    fn checked(&self, definition: Definition) -> Result<Definition> {
         definition.check_actions()?;
         limits::check(&definition)?;
         iothreads::check(&definition)?;

@@ -128,6 +128,10 @@ impl Driver {
         let id = device::alias(have)
             .ok_or_else(|| Error::internal("a running device has no id"))?
             .to_owned();
+        if !self.is_there(domain, &id).await? {
+            // Of a machine that an earlier version started, which left empty drives out.
+            return Err(left_out());
+        }
         disk_without_block_job(domain, &id).await?;
         let new = with_medium(have, wanted);
         let around = self.surroundings(domain)?;
@@ -146,16 +150,31 @@ impl Driver {
         let (new, medium, next) = opened.await??;
         let (control, folder) = self.about_to_change(domain, &new, next)?;
         killpoint("media.noted");
-        let changed = change(domain, &control, &target, &id, &medium, force).await;
-        if let Err(error) = changed {
-            folder.forget_changing();
-            return Err(error);
+        match change(domain, &control, &target, &id, &medium, force).await {
+            Ok(()) => {}
+            Err(Trouble::Refused(error)) => {
+                folder.forget_changing();
+                return Err(error);
+            }
+            Err(Trouble::Unknown(error)) => {
+                // Noted for as long as nobody knows.
+                self.catch_up_media(domain, Some(new)).await?;
+                return Err(error);
+            }
         }
         killpoint("media.changed");
         let mut inner = domain.lock();
         self.medium_changed(&mut inner, &id, &new)?;
         folder.forget_changing();
         Ok(())
+    }
+
+    /// Whether a running machine has that drive.
+    async fn is_there(&self, domain: &Domain, id: &str) -> Result<bool> {
+        match ask(domain, Call::Disks).await? {
+            Answer::Disks(disks) => Ok(disks.iter().any(|disk| disk.id == id)),
+            _ => Err(Error::internal("the VMM's answer makes no sense")),
+        }
     }
 
     /// Notes what is about to be in a drive where the next daemon finds it. The way to the VMM.
@@ -191,15 +210,13 @@ impl Driver {
         Ok(())
     }
 
-    /// A tray has moved.
+    /// A tray has moved. It is in no file: a guest could have that written without end, and the next daemon asks.
     pub(super) fn tray_moved(&self, domain: &Domain, inner: &mut Inner, id: &str, open: bool) {
         let name = domain.name_in(inner);
         let Some(live) = inner.live.as_mut() else {
             return;
         };
-        if note_trays(live, |drive| (drive == id).then_some(open)) {
-            write(&live.definition, &Folder(live.folder.clone()));
-        }
+        note_trays(live, |drive| (drive == id).then_some(open));
         let alias = id.to_owned();
         self.emit(&name, &DomainEvent::TrayChange { alias, open });
     }
@@ -269,9 +286,7 @@ impl Driver {
             let disk = disks.iter().find(|disk| disk.id == id)?;
             disk.tray.map(|tray| tray.open)
         };
-        if note_trays(live, open) {
-            write(&live.definition, &folder);
-        }
+        note_trays(live, open);
         if noted {
             folder.forget_changing();
         }
@@ -279,28 +294,38 @@ impl Driver {
     }
 }
 
-/// Notes where trays are, as far as that is known; whether anything is new.
-fn note_trays(live: &mut super::object::Live, open: impl Fn(&str) -> Option<bool>) -> bool {
+/// Notes where trays are, as far as that is known.
+fn note_trays(live: &mut super::object::Live, open: impl Fn(&str) -> Option<bool>) {
     let moved = |e: &Element| {
         let id = device::alias(e).filter(|_| is_drive(e))?;
         let was = Disk::read(e).is_ok_and(|disk| disk.tray_open);
         open(id).filter(|now| *now != was)
     };
-    if !live
-        .definition
-        .devices
-        .rest
-        .iter()
-        .any(|e| moved(e).is_some())
-    {
-        return false;
+    let mut devices = live.definition.devices.rest.iter();
+    if !devices.any(|e| moved(e).is_some()) {
+        return;
     }
     for drive in &mut Arc::make_mut(&mut live.definition).devices.rest {
         if let Some(open) = moved(drive) {
             set_tray(drive, open);
         }
     }
-    true
+}
+
+/// Why a medium was not changed.
+enum Trouble {
+    /// It was not.
+    Refused(Error),
+    /// It may have been.
+    Unknown(Error),
+}
+
+/// A drive that the machine does not have.
+pub(super) fn left_out() -> Error {
+    Error::new(
+        ErrorCode::OPERATION_UNSUPPORTED,
+        "the drive is left out of the machine: change its media while the guest is off",
+    )
 }
 
 /// Has the VMM change the medium. A guest that keeps the tray in is waited for.
@@ -311,47 +336,49 @@ async fn change(
     id: &str,
     medium: &Medium,
     force: bool,
-) -> Result<()> {
+) -> std::result::Result<(), Trouble> {
     for again in [false, true] {
         let descriptors = medium
             .descriptors
             .iter()
             .map(std::os::fd::OwnedFd::try_clone);
-        let descriptors = descriptors.collect::<std::io::Result<_>>();
-        let descriptors =
-            descriptors.map_err(|error| Error::system("cannot hand over the medium", &error))?;
+        let descriptors = descriptors
+            .collect::<std::io::Result<_>>()
+            .map_err(|error| Error::system("cannot hand over the medium", &error));
         let call = Call::ChangeMedium {
             id: id.to_owned(),
             image: medium.image.clone().map(Box::new),
             force,
         };
-        let answer = control.send_with(call, descriptors);
-        let answer = answer.map_err(|error| Error::failed(error.to_string()))?;
+        let answer = control
+            .send_with(call, descriptors.map_err(Trouble::Refused)?)
+            .map_err(|error| Trouble::Refused(Error::failed(error.to_string())))?;
         match tokio::time::timeout(CHANGE_LIMIT, answer).await {
             Ok(Ok(Ok(_))) => return Ok(()),
             Ok(Ok(Err(Failure { locked: true, .. }))) if !force => {}
             Ok(Ok(Err(failure))) => {
-                return Err(Error::failed(medium.names.explain(&failure.message)));
+                let words = medium.names.explain(&failure.message);
+                return Err(Trouble::Refused(Error::failed(words)));
             }
-            Ok(Err(_)) => return Err(Error::failed(ControlError::Closed.to_string())),
+            Ok(Err(_)) => {
+                let error = Error::failed(ControlError::Closed.to_string());
+                return Err(Trouble::Unknown(error));
+            }
             Err(_) => {
-                return Err(Error::new(
+                return Err(Trouble::Unknown(Error::new(
                     ErrorCode::OPERATION_TIMEOUT,
                     "the domain's VMM does not answer",
-                ));
+                )));
             }
         }
-        if again
-            || tokio::time::timeout(TRAY_LIMIT, is_open(domain, id))
-                .await
-                .is_err()
-        {
+        let opened = tokio::time::timeout(TRAY_LIMIT, is_open(domain, id));
+        if again || opened.await.is_err() {
             break;
         }
     }
-    Err(Error::failed(format!(
+    Err(Trouble::Refused(Error::failed(format!(
         "timed out waiting to open tray of '{target}'"
-    )))
+    ))))
 }
 
 /// Waits until a drive's tray is out.

@@ -214,7 +214,7 @@ impl Driver {
     ) -> Result<(Definition, Contents)> {
         let known = path.to_owned();
         let contents = blocking(move || saved_image::look(&known)).await??;
-        let saved = self.parse(&contents.xml, false)?;
+        let saved = self.parse_of_guest(&contents.xml)?;
         let definition = match dxml {
             Some(text) => {
                 let given = self.parse(&text, false)?;

@@ -127,6 +127,9 @@ impl Driver {
     ) -> Result<()> {
         let mut filled = wanted.clone();
         device::Disk::complete(&mut filled).map_err(XmlError::nowhere)?;
+        if media::is_drive(have) && device::DriveAddress::of(have)?.is_none() {
+            return Err(media::left_out());
+        }
         let same = media::same_medium(have, &filled)?;
         check_disk(have, wanted, &filled, same)?;
         if !same {
@@ -547,9 +550,7 @@ fn check_disk(have: &Element, wanted: &Element, filled: &Element, same: bool) ->
     let removable = media::is_drive(have);
     if !same && !removable {
         if matches!(have.attr("device"), Some("cdrom" | "floppy")) {
-            return Err(unsupported(
-                "the drive is left out of the machine: change its media while the guest is off",
-            ));
+            return Err(media::left_out());
         }
         return Err(Error::unsupported(
             "disk source can be changed only in removable drives",

@@ -123,7 +123,7 @@ impl Driver {
             }
             Arc::new(definition)
         };
-        let definition = renamed(self.parse(xml, false)?);
+        let definition = renamed(self.parse_of_guest(xml)?);
         let persistent = match &params.persistent_xml {
             Some(text) => {
                 let given = self.parse(text, false)?;
