@@ -1,11 +1,12 @@
 //! SATA disks and CD-ROM drives as a Linux guest and SeaBIOS see them.
 
 use std::fs::{self, File};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vireo_tests::{Control, Guest, Kernel, Rig, left_out, machine};
 use vmm_api::config::{Resource, RestoreConfig};
-use vmm_api::control::{Answer, Call, Event, Tray};
+use vmm_api::control::{Answer, BlockJobNews, Call, Event, Tray};
 use vmm_api::devices::{DeviceConfig, ImageConfig, IoThreadConfig};
 
 fn devices(list: Vec<Value>) -> Vec<DeviceConfig> {
@@ -382,4 +383,88 @@ fn linux_is_saved_while_it_uses_its_drives() {
     let complaints = "dmesg | grep -cE 'exception|failed command|timeout'";
     assert_eq!(guest.run(complaints).output, "0\n");
     guest.power_off();
+}
+
+/// What is done to a disk while its guest runs, whichever bus it is on: limits, and another image.
+#[test]
+fn linux_goes_on_while_its_sata_disk_is_limited_and_copied() {
+    let Some(kernel) = kernel() else {
+        return left_out("needs linux-image-686-pae:i386 (make test downloads it)");
+    };
+    let rig = Rig::new();
+    let content = numbered(32768);
+    let disk = rig.write("disk.img", &content);
+    let copy = rig.write("copy.img", vec![0; content.len()]);
+    let list = vec![controller(), drive("disk", 0, Some(&disk), json!({}))];
+    let mut config = machine(kernel, devices(list));
+    config.control = Some(Resource::Path(rig.path("control")));
+    let mut guest = Guest::boot(&rig, &config, &[]);
+    let mut control = Control::connect(&rig.path("control"));
+    let mut limit = |control: &mut Control, rate: u64| {
+        let limits = json!({ "total_bytes": { "rate": rate, "burst": 0, "burst_seconds": 0 } });
+        let call = Call::SetDiskLimits {
+            id: "disk".into(),
+            limits: serde_json::from_value(limits).unwrap(),
+            group: None,
+        };
+        control.call(call).unwrap();
+        let begun = Instant::now();
+        guest
+            .run("dd if=/dev/sda of=/dev/null bs=64k iflag=direct count=64 2>/dev/null")
+            .ok();
+        begun.elapsed()
+    };
+    // 4 MiB at 1 MiB a second, of which a tenth may come at once.
+    let slow = limit(&mut control, 1 << 20);
+    assert!(slow > Duration::from_millis(2500), "{slow:?}");
+    let fast = limit(&mut control, 0);
+    assert!(fast < slow, "{fast:?} without a limit, {slow:?} with one");
+
+    guest
+        .run(
+            "(while [ ! -e /stop ]; do dd if=/dev/urandom of=/dev/sda bs=64k count=16 oflag=direct 2>/dev/null || \
+             echo bad >>/bad; done; touch /stopped) &",
+        )
+        .ok();
+    let to = json!({ "format": "raw", "file": { "fd": 0 }, "name": copy });
+    let job = json!({ "copy": {
+        "image": to, "shallow": false, "zeroed": true, "synchronous": true, "granularity": 0, "buffer": 0,
+    } });
+    let start = Call::StartBlockJob {
+        disk: "disk".into(),
+        job: serde_json::from_value(job).unwrap(),
+        speed: 0,
+    };
+    let file = File::options().read(true).write(true).open(&copy).unwrap();
+    control.ask(start, &[&file]).unwrap();
+    let wait = |control: &mut Control, wanted: BlockJobNews| {
+        control.event(|event| matches!(event, Event::BlockJob { news, .. } if *news == wanted));
+    };
+    wait(&mut control, BlockJobNews::Ready);
+    let disk_name = || "disk".to_owned();
+    let end = Call::EndBlockJob {
+        disk: disk_name(),
+        pivot: true,
+    };
+    control.call(end).unwrap();
+    wait(&mut control, BlockJobNews::Completed);
+    control
+        .call(Call::SettleBlockJob { disk: disk_name() })
+        .unwrap();
+    // From now on it is the other file that is written.
+    let last = "touch /stop; while [ ! -e /stopped ]; do sleep 0.1; done; yes after | dd of=/dev/sda bs=64k seek=100 \
+                count=4 iflag=fullblock oflag=direct conv=fsync 2>/dev/null; cat /bad 2>/dev/null; true";
+    assert_eq!(guest.run(last).ok(), "");
+    let complaints = "dmesg | grep -cE 'exception|failed command|timeout'";
+    assert_eq!(guest.run(complaints).output, "0\n");
+    guest.power_off();
+    let (old, new) = (fs::read(&disk).unwrap(), fs::read(&copy).unwrap());
+    let at = 100 * 65536;
+    assert!(new[at..].starts_with(b"after\nafter\n"));
+    assert!(old[at..at + 4 * 65536] == content[at..at + 4 * 65536]);
+    assert!(
+        new[at + 4 * 65536..] == content[at + 4 * 65536..],
+        "what was copied"
+    );
+    assert!(new[1 << 20..at] == content[1 << 20..at], "what was copied");
 }

@@ -18,6 +18,8 @@ use super::table::{Header, Regions};
 
 const KICK: u64 = 0;
 const DONE: u64 = 1;
+/// So many pieces of guest memory are kept room for.
+const BUFFERS_KEPT: usize = 1024;
 
 /// A command in hand.
 #[derive(Debug, Default)]
@@ -302,6 +304,7 @@ impl Port {
             Err(_) => self.fault(slot),
         }
         self.buffers.clear();
+        self.buffers.shrink_to(BUFFERS_KEPT);
     }
 
     fn submit(&mut self, slot: u8, op: Op, offset: u64, len: u64) {

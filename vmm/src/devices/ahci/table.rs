@@ -12,6 +12,12 @@ const REGIONS: u64 = 0x80;
 /// Bytes of a region's descriptor.
 const REGION: u64 = 16;
 
+/// Most regions of one command: the longest there is, a page each, and then some. More would cost this process more than
+/// they are worth to anybody.
+const REGIONS_MOST: usize = 8192 + 64;
+/// So many are kept room for.
+const REGIONS_KEPT: usize = 1024;
+
 /// A copy of guest memory.
 ///
 /// # Errors
@@ -102,7 +108,7 @@ impl Header {
     /// The regions that the first `most` bytes go to or come from, less than that where there are none for more.
     ///
     /// # Errors
-    /// Descriptors or regions outside RAM.
+    /// Descriptors or regions outside RAM, or too many of them.
     pub fn regions(
         &self,
         memory: &dyn GuestMemory,
@@ -120,6 +126,9 @@ impl Header {
             let last = word(&bytes, 12);
             let len = (u64::from(last & 0x3f_ffff) + 1).min(most - regions.total);
             memory.host(address, len)?;
+            if regions.list.len() == REGIONS_MOST {
+                return Err(OutsideRam { start: at, len });
+            }
             regions.list.push((address, len));
             regions.total += len;
             regions.interrupt |= last >> 31 != 0;
@@ -142,6 +151,7 @@ impl Regions {
     /// None at all.
     pub fn clear(&mut self) {
         self.list.clear();
+        self.list.shrink_to(REGIONS_KEPT);
         self.total = 0;
         self.interrupt = false;
     }

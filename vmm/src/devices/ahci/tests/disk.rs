@@ -145,6 +145,35 @@ fn an_error_stops_the_port_until_the_guest_has_seen_it() {
 }
 
 #[test]
+fn pieces_of_memory_are_as_many_as_anybody_needs() {
+    let rig = Rig::running();
+    let content = rig.disk.data();
+    // 32 sectors, two bytes at a time; then one at a time.
+    for (len, works) in [(2, true), (1, false)] {
+        let count = 32 * 512 / len;
+        rig.put(0, 0, &ata(0x25, 0, 32, 0), &[], &[]);
+        let table = 2 << 20;
+        let header = [5 | count << 16, 0, table, 0]
+            .map(u32::to_le_bytes)
+            .concat();
+        rig.ram.write(Rig::list(0), &header);
+        rig.ram.write(table.into(), &ata(0x25, 0, 32, 0));
+        let regions: Vec<u8> = (0..count)
+            .flat_map(|n| [DATA as u32 + n * len, 0, 0, len - 1])
+            .flat_map(u32::to_le_bytes)
+            .collect();
+        rig.ram.write(u64::from(table) + 0x80, &regions);
+        rig.start(0);
+        rig.set(0, IS, u32::MAX);
+        rig.set(0, CI, 1);
+        rig.wait("the command", || rig.get(0, IS) != 0);
+        assert_eq!(rig.get(0, IS), if works { 1 } else { 1 << 29 });
+        assert!(rig.ram.read(DATA, 32 * 512) == content[..32 * 512]);
+        rig.stop(0);
+    }
+}
+
+#[test]
 fn a_queued_command_that_fails_is_in_the_log() {
     let rig = Rig::running();
     let put = |tag: u32, lba| {
