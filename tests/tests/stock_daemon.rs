@@ -145,6 +145,7 @@ fn a_stock_libvirtd_is_managed() {
         "attach-disk test /x vdz --shareable --print-xml",
         "change-media test vda --eject",
         "change-media test vda --insert",
+        "change-media test vda",
         "secret-set-value 06df9427-4b0f-4db9-830c-95aadc4a9064",
         "metadata test http://a.b/c",
         "checkpoint-list test; checkpoint-create-as test a text; checkpoint-create-as test b; checkpoint-create-as test b; \

@@ -730,15 +730,15 @@ fn change_media(shell: &mut Shell, args: &Args) -> Result {
         .into_iter()
         .find(|name| args.has(name));
     let what = stated.unwrap_or("update");
-    if (what == "insert" || stated.is_none()) && source.is_none() {
-        return Err(Failure::new("New disk media source was not specified"));
-    }
     let dom = find_domain(shell, args, ANY)?;
     let mut disk = find_disk(shell, args, &dom, &path)?;
     if !matches!(disk.attr("device"), Some("cdrom" | "floppy")) {
         return Err(Failure::new(format!(
             "No disk found whose source path or target is {path}"
         )));
+    }
+    if (what == "insert" || stated.is_none()) && source.is_none() {
+        return Err(Failure::new("New disk media source was not specified"));
     }
     let source = source.filter(|_| what != "eject");
     let before = disk.take_children("source");
