@@ -1,5 +1,7 @@
 //! Devices that come, go and change.
 
+mod media;
+
 use rpc::args::*;
 use rpc::procs;
 use rpc::types::Domain;
@@ -9,6 +11,8 @@ use super::{AFFECT_CONFIG, AFFECT_LIVE, ANY, domain_xml, find_domain, read_defin
 use crate::command::{Args, Command, DOMAIN, Opt, Values, data, flag, text};
 use crate::failure::{Context, Failure, Result};
 use crate::shell::Shell;
+
+pub use self::media::CHANGE_MEDIA;
 
 const FILE: Opt = data("file", "a file with the device, in XML").values(Values::Files);
 const PERSISTENT: Opt = flag("persistent", "now, and from the next boot on");
@@ -34,7 +38,7 @@ pub const ATTACH_DISK: Command = Command {
     description: "Gives a domain another disk.",
     options: &[
         DOMAIN,
-        data("source", "the image, or the name of a network disk"),
+        data("source", "the image, or the name of a network disk").allow_empty(),
         data("target", "what it is called in the guest: vdb"),
         text("targetbus", "its bus").named_only(),
         text("driver", "the driver's name").named_only(),
@@ -168,29 +172,6 @@ pub const UPDATE_DEVICE: Command = Command {
     connects: true,
 };
 
-/// `change-media`
-pub const CHANGE_MEDIA: Command = Command {
-    name: "change-media",
-    summary: "Change media of CD or floppy drive",
-    description: "Changes what is in a drive.",
-    options: &[
-        DOMAIN,
-        data("path", "the drive, or what is in it").values(Values::Disks),
-        text("source", "what goes in"),
-        flag("eject", "take out what is in"),
-        flag("insert", "put something into an empty drive"),
-        flag("update", "put something else in"),
-        CURRENT,
-        LIVE,
-        CONFIG,
-        flag("force", "even if the guest is in the way"),
-        PRINT,
-        flag("block", "the source is a block device"),
-    ],
-    handler: change_media,
-    connects: true,
-};
-
 fn current_alone(args: &Args) -> Result {
     args.exclusive("persistent", "current")?;
     args.exclusive("current", "live")?;
@@ -309,14 +290,29 @@ fn address(word: &str, target: &str, multifunction: bool) -> Result<Element> {
     let hex =
         |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| invalid());
     let number = |text: &str| text.parse::<u32>().map_err(|_| invalid());
+    // What disks of that name have.
+    let (kinds, expected): (&[&str], &str) = match target.get(..2) {
+        Some("vd") => (&["pci", "ccw"], "a pci:0000.00.00.00 or ccw:00.0.0000"),
+        Some("sd") => (
+            &["scsi", "usb", "sata"],
+            "a scsi:00.00.00 or usb:00.00 or sata:00.00.00",
+        ),
+        Some("hd") => (&["ide"], "an ide:00.00.00"),
+        _ => (&["pci", "ccw", "scsi", "usb", "sata", "ide"], ""),
+    };
     let mut address = Element::new("address");
+    let known = |length| parts.len() == length;
+    match kind {
+        "pci" if known(4) => {}
+        "scsi" | "sata" | "ide" | "ccw" if known(3) => {}
+        "usb" if known(2) => {}
+        _ => return Err(invalid()),
+    }
+    if !kinds.contains(&kind) {
+        return Err(Failure::new(format!("expecting {expected} address.")));
+    }
     match (kind, parts.as_slice()) {
         ("pci", [domain, bus, slot, function]) => {
-            if !target.starts_with("vd") {
-                return Err(Failure::new(
-                    "expecting a pci:0000.00.00.00 or ccw:00.0.0000 address.",
-                ));
-            }
             address.set_attr("type", "pci");
             for (name, value, digits) in [
                 ("domain", domain, 4),
@@ -331,7 +327,16 @@ fn address(word: &str, target: &str, multifunction: bool) -> Result<Element> {
                 address.set_attr("multifunction", "on");
             }
         }
-        ("scsi" | "ide", [controller, bus, unit]) => {
+        ("ccw", [cssid, ssid, devno]) => {
+            address.set_attr("type", "ccw");
+            for (name, value, digits) in
+                [("cssid", cssid, 2), ("ssid", ssid, 1), ("devno", devno, 4)]
+            {
+                let value = hex(value)?;
+                address.set_attr(name, format!("0x{value:0digits$x}"));
+            }
+        }
+        ("scsi" | "sata" | "ide", [controller, bus, unit]) => {
             address.set_attr("type", "drive");
             for (name, value) in [("controller", controller), ("bus", bus), ("unit", unit)] {
                 address.set_attr(name, number(value)?.to_string());
@@ -393,7 +398,7 @@ fn attach_disk(shell: &mut Shell, args: &Args) -> Result {
     if kind == "network" {
         from.set_opt_attr("protocol", args.text("source-protocol")?);
     }
-    if !source.is_empty() {
+    if !source.is_empty() || args.has("source") {
         from.set_attr(
             match kind {
                 "block" => "dev",
@@ -625,23 +630,6 @@ fn is_disk(disk: &Element, name: &str) -> bool {
         || source.is_some_and(|source| SOURCES.iter().any(|at| source.attr(at) == Some(name)))
 }
 
-/// A disk's document without parts that were before its source or target: their lines are left, as virsh leaves them.
-fn with_gaps(xml: &str, gone: usize) -> String {
-    const INDENT: &str = "      ";
-    let mut text = String::new();
-    let mut left = gone;
-    for line in xml.lines() {
-        let here = line.trim_start();
-        if here.starts_with("<source") || here.starts_with("<target") {
-            text.push_str(&format!("{INDENT}\n").repeat(std::mem::take(&mut left)));
-        }
-        text.push_str(line);
-        text.push('\n');
-    }
-    text.truncate(text.trim_end_matches('\n').len());
-    text
-}
-
 fn find_disk(shell: &mut Shell, args: &Args, dom: &Domain, name: &str) -> Result<Element> {
     let all = devices(shell, args, dom, "disk")?;
     let found = all.into_iter().find(|disk| is_disk(disk, name));
@@ -708,83 +696,5 @@ fn detach_interface(shell: &mut Shell, args: &Args) -> Result {
     }
     detach(shell, args, dom, xml).context("Failed to detach interface")?;
     shell.out.print_extra("Interface detached successfully\n");
-    Ok(())
-}
-
-fn change_media(shell: &mut Shell, args: &Args) -> Result {
-    /// VIR_DOMAIN_DEVICE_MODIFY_FORCE
-    const FORCE: u32 = 4;
-    for (first, second) in [
-        ("eject", "insert"),
-        ("eject", "update"),
-        ("insert", "update"),
-        ("eject", "block"),
-        ("current", "live"),
-        ("current", "config"),
-    ] {
-        args.exclusive(first, second)?;
-    }
-    let source = args.text("source")?.map(str::to_owned);
-    let path = args.required("path")?.to_owned();
-    let stated = ["eject", "insert", "update"]
-        .into_iter()
-        .find(|name| args.has(name));
-    let what = stated.unwrap_or("update");
-    let dom = find_domain(shell, args, ANY)?;
-    let mut disk = find_disk(shell, args, &dom, &path)?;
-    if !matches!(disk.attr("device"), Some("cdrom" | "floppy")) {
-        return Err(Failure::new(format!(
-            "No disk found whose source path or target is {path}"
-        )));
-    }
-    if (what == "insert" || stated.is_none()) && source.is_none() {
-        return Err(Failure::new("New disk media source was not specified"));
-    }
-    let source = source.filter(|_| what != "eject");
-    let before = disk.take_children("source");
-    // What is left of one that was taken out has no place.
-    let is_place = |source: &Element| SOURCES.iter().any(|at| source.attr(at).is_some());
-    if source.is_none() && before.is_empty() {
-        return Err(Failure::new(format!(
-            "The disk device '{path}' doesn't have media"
-        )));
-    }
-    if what == "insert" && before.iter().any(is_place) {
-        return Err(Failure::new(format!(
-            "The disk device '{path}' already has media"
-        )));
-    }
-    let gone = before.len() + disk.take_children("backingStore").len();
-    if let Some(source) = &source {
-        let block = args.has("block");
-        disk.set_attr("type", if block { "block" } else { "file" });
-        let attribute = if block { "dev" } else { "file" };
-        let mut from = Element::new("source").with_attr(attribute, source);
-        let policy = before.first().and_then(|e| e.attr("startupPolicy"));
-        from.set_opt_attr("startupPolicy", policy.map(str::to_owned));
-        let mut parts = disk.take_elements();
-        let at = parts.iter().position(|part| part.name == "target");
-        parts.insert(at.unwrap_or(parts.len()), from);
-        parts.into_iter().for_each(|part| disk.push(part));
-    }
-    let xml = with_gaps(&cut_out(&disk), gone);
-    if args.has("print-xml") {
-        shell.out.print(xml);
-        return Ok(());
-    }
-    let mut flags = super::affected(args)?;
-    if args.has("force") {
-        flags |= FORCE;
-    }
-    let (doing, done) = match what {
-        "eject" => ("eject", "Successfully ejected media."),
-        "insert" => ("insert", "Successfully inserted media."),
-        _ => ("update", "Successfully updated media."),
-    };
-    let asked = DomainUpdateDeviceFlagsArgs { dom, xml, flags };
-    shell
-        .call(procs::DOMAIN_UPDATE_DEVICE_FLAGS, &asked)
-        .with_context(|| format!("Failed to complete action {doing} on media"))?;
-    shell.out.print(done);
     Ok(())
 }

@@ -327,6 +327,44 @@ fn changes_are_made_and_refused_as_by_libvirt() {
         kept.contains("<readonly/>") && kept.contains("unit='4'"),
         "{kept}"
     );
+    // A drive with nothing in it.
+    let nothing = [
+        "attach-disk",
+        "guest",
+        "",
+        "sdf",
+        "--targetbus",
+        "sata",
+        "--type",
+        "cdrom",
+    ];
+    both(&rig, &[&nothing[..], &["--print-xml"]].concat());
+    rig.vireo(&[&nothing[..], &["--config"]].concat()).ok();
+    let kept = disk(&rig, "guest", "sdf", &["--inactive"]);
+    assert!(!kept.contains("<source"), "{kept}");
+    rig.virsh(&["detach-disk", "guest", "sdf", "--config"]).ok();
+    for (target, place) in [
+        ("sdf", "sata:0.0.5"),
+        ("sdf", "sata:0.5"),
+        ("sdf", "pci:0.0.5.0"),
+        ("hdc", "ide:0.1.0"),
+        ("hdc", "sata:0.0.1"),
+        ("vdc", "scsi:0.0.1"),
+        ("vdc", "ccw:fe.0.0001"),
+        ("sdf", "nowhere"),
+    ] {
+        let words = [
+            "attach-disk",
+            "guest",
+            &two,
+            target,
+            "--address",
+            place,
+            "--print-xml",
+        ];
+        let (ours, theirs) = (rig.vireo(&words), rig.virsh(&words));
+        assert_eq!(ours, theirs, "{target} {place}");
+    }
     let detach = |dev: &str| rig.virsh(&["detach-disk", "guest", dev]).fails();
     assert!(detach("sda").contains("disk device type 'cdrom' cannot be detached"));
     assert!(detach("sdc").contains("This type of disk cannot be hot unplugged"));

@@ -47,10 +47,16 @@ const DEVICES: [&str; 29] = [
 /// # Errors
 /// VIR_ERR_XML_ERROR for what is none.
 pub fn parse(xml: &str) -> Result<Element> {
-    let document = dom::parse(xml, DOCUMENT)?;
+    let mut document = dom::parse(xml, DOCUMENT)?;
     if !DEVICES.contains(&document.name.as_str()) {
         let text = format!("unknown device type '{}'", document.name);
         return Err(Error::unsupported(text));
+    }
+    if document.name == "disk" {
+        // A drive with nothing in it, as `attach-disk` writes it.
+        for source in document.elements_mut().filter(|e| e.name == "source") {
+            source.attributes.retain(|(_, value)| !value.is_empty());
+        }
     }
     Ok(document)
 }

@@ -407,6 +407,11 @@ impl Disk {
         }
         // An empty drive says nothing of what kind its medium is, unless there is more to say of it.
         let removable = matches!(element.attr("device"), Some("cdrom" | "floppy"));
+        if removable && path.is_empty() {
+            for source in element.elements_mut().filter(|e| e.name == "source") {
+                source.attributes.retain(|(_, value)| !value.is_empty());
+            }
+        }
         if removable && path.is_empty() && element.child("source").is_none_or(Element::is_empty) {
             element.set_attr("type", "file");
             element.take_children("source");
