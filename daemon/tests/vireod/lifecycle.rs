@@ -105,9 +105,9 @@ async fn what_cannot_start_is_refused_before_anything_is_made() {
         ),
         (
             KERNEL,
-            "<disk type='file'><source file='/x'/><target dev='hda' bus='ide'/></disk>",
+            "<disk type='file'><source file='/x'/><target dev='sda' bus='scsi'/></disk>",
             67,
-            "hda",
+            "sda",
         ),
     ] {
         let dom = define(&client, &startable(&root, kernel, devices))

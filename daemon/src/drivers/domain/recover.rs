@@ -218,8 +218,8 @@ async fn take_up(
     let (control, frames) = match stream.and_then(control::open) {
         Ok(opened) => opened,
         Err(error) => {
-            drop(known);
-            return Err(refused(driver, domain, folder, &record, &process, &error).await);
+            let found = (folder, &record, &*process);
+            return Err(refused(driver, domain, found, &error, known).await);
         }
     };
     if record.state == STARTING_UP {
@@ -354,12 +354,20 @@ async fn end_now(process: &VmmProcess) {
 async fn refused(
     driver: &Driver,
     domain: &Pinned,
-    folder: &Folder,
-    record: &Record,
-    process: &VmmProcess,
+    (folder, record, process): (&Folder, &Record, &VmmProcess),
     error: &io::Error,
+    known: Known,
 ) -> String {
     let mut why = format!("its VMM cannot be reached: {error}");
+    // One that is about to end is off when the first client asks.
+    if tokio::time::timeout(ANSWER_LIMIT, process.ended())
+        .await
+        .is_ok()
+    {
+        ended_meanwhile(driver, domain, folder, record);
+        return why;
+    }
+    drop(known);
     if tokio::time::timeout(END_LIMIT, process.ended())
         .await
         .is_err()
