@@ -248,7 +248,8 @@ fn a_source_whose_daemon_dies_at_the_end_undefines_what_has_gone() {
     // As soon as that is settled; when nothing is left of what ran.
     for point in ["migrate.finished", "domain.cleared-away"] {
         let (here, there) = two(Some(("VIREO_KILL_AT", point)), None);
-        moves(&here, &there, &how);
+        let run = moves(&here, &there, &how);
+        assert_ne!(run.status, 0, "{point}: its daemon has died");
         eventually(&format!("{point}: it is undefined"), || {
             here.vireo(&["dominfo", "tiny"]).status != 0
         });

@@ -41,7 +41,8 @@ impl MachineName {
     /// The machine of a definition that names none.
     pub const DEFAULT: &'static str = "pc-q35-7.2";
 
-    /// Those that capabilities lists, the one first that clients take who have no wish. Other versions of the same families are understood too.
+    /// Those that capabilities lists, the one first that clients take who have no wish. Other versions of the same
+    /// families are understood too.
     pub const ALL: &'static [MachineName] = &[
         MachineName {
             name: "pc-q35-7.2",

@@ -1,5 +1,6 @@
 //! Definitions: define, create, undefine, autostart, rename.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use xml_schemas::dom::Element;
@@ -82,7 +83,7 @@ impl Driver {
             let index = e.attr("index").map(str::to_owned);
             index.filter(|_| e.name == "controller" && is_one)
         };
-        let had: Vec<String> = definition.devices.rest.iter().filter_map(port).collect();
+        let had: HashSet<String> = definition.devices.rest.iter().filter_map(port).collect();
         definition.fill_stored(&self.host())?;
         // A machine that goes on has the slots that it had, even if something is in all of them.
         if !had.is_empty() {

@@ -1,5 +1,7 @@
 //! Disks whose images need not be there (`<source startupPolicy=…>`).
 
+use std::collections::{HashMap, HashSet};
+
 use xml_schemas::Domain as Definition;
 use xml_schemas::dom::Element;
 use xml_schemas::domain::device::{self, Disk, DiskSource};
@@ -11,26 +13,25 @@ use crate::events::DomainEvent;
 /// the machine boots; one that goes on can do without more. What is told of it.
 pub fn apply(live: &mut Definition, storage: &storage::Driver, cold: bool) -> Vec<DomainEvent> {
     let mut told = Vec::new();
-    let named = {
+    // As they would be called if all of them were there.
+    let aliases: HashMap<String, String> = {
         let mut named = live.clone();
         // What cannot be placed is refused later.
         let _ = named.place_drives();
         named.devices.assign_aliases();
-        named
+        let disks = named.devices.rest.iter().filter(|e| e.name == "disk");
+        let name = |e: &Element| Some((target(e)?.to_owned(), device::alias(e)?.to_owned()));
+        disks.filter_map(name).collect()
     };
-    let alias_of = |dev: &str| {
-        let mut disks = named.devices.rest.iter().filter(|e| e.name == "disk");
-        let disk = disks.find(|e| e.child("target").and_then(|t| t.attr("dev")) == Some(dev));
-        disk.and_then(device::alias).unwrap_or_default().to_owned()
-    };
+    let mut gone = HashSet::new();
     // From the last to the first, as libvirt goes through them.
     for at in (0..live.devices.rest.len()).rev() {
         let element = &live.devices.rest[at];
         let Some(path) = missing(element, storage, cold) else {
             continue;
         };
-        let target = element.child("target").and_then(|e| e.attr("dev"));
-        let alias = alias_of(target.unwrap_or_default());
+        let alias = target(element).and_then(|target| aliases.get(target));
+        let alias = alias.cloned().unwrap_or_default();
         let drive = matches!(element.attr("device"), Some("cdrom" | "floppy"));
         if drive {
             let element = &mut live.devices.rest[at];
@@ -39,7 +40,7 @@ pub fn apply(live: &mut Definition, storage: &storage::Driver, cold: bool) -> Ve
             }
             element.set_attr("type", "file");
         } else {
-            live.devices.rest.remove(at);
+            gone.insert(at);
         }
         told.push(DomainEvent::DiskChange {
             path,
@@ -48,7 +49,15 @@ pub fn apply(live: &mut Definition, storage: &storage::Driver, cold: bool) -> Ve
             reason: i32::from(!drive),
         });
     }
+    let mut at = 0..;
+    live.devices
+        .rest
+        .retain(|_| at.next().is_none_or(|at| !gone.contains(&at)));
     told
+}
+
+fn target(disk: &Element) -> Option<&str> {
+    disk.child("target")?.attr("dev")
 }
 
 /// Whether there is anything to look for.

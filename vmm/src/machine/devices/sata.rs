@@ -66,15 +66,15 @@ impl Image for NoMedium {
     }
 }
 
+/// Who hears of what a drive does.
+#[derive(Debug)]
+struct TrayFailures(Failures);
+
 impl Hooks for TrayFailures {
     fn failed(&self, failure: Failure) {
         self.0.failed(failure);
     }
 }
-
-/// Who hears of what a drive does.
-#[derive(Debug)]
-struct TrayFailures(Failures);
 
 impl DriveHooks for TrayFailures {
     fn tray_moved(&self, open: bool) {

@@ -1,5 +1,6 @@
 //! What a snapshot does with each disk: which ones take part, the new images.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
@@ -114,25 +115,23 @@ pub fn settle(
 }
 
 /// All disks of a definition, in its order: those that no snapshot can be of are no part of this one.
-pub fn with_others(definition: &Definition, mut settled: Vec<SnapshotDisk>) -> Vec<SnapshotDisk> {
+pub fn with_others(definition: &Definition, settled: Vec<SnapshotDisk>) -> Vec<SnapshotDisk> {
+    let mut own: HashMap<String, SnapshotDisk> = settled
+        .into_iter()
+        .map(|disk| (disk.name.clone(), disk))
+        .collect();
     let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
-    let mut all: Vec<SnapshotDisk> = disks
-        .filter_map(|element| {
-            let name = Disk::read(element).ok()?.target;
-            let own = settled.iter().position(|disk| disk.name == name);
-            Some(match own {
-                Some(at) => settled.remove(at),
-                None => SnapshotDisk {
-                    name,
-                    place: Some(Place::No),
-                    format: None,
-                    source: None,
-                },
+    let names = disks.filter_map(|element| Some(Disk::read(element).ok()?.target));
+    names
+        .map(|name| {
+            own.remove(&name).unwrap_or(SnapshotDisk {
+                name,
+                place: Some(Place::No),
+                format: None,
+                source: None,
             })
         })
-        .collect();
-    all.append(&mut settled);
-    all
+        .collect()
 }
 
 /// The name of a new image that the user left to us: the old one's, its suffix replaced.
