@@ -168,19 +168,22 @@ pub struct Starter {
 }
 
 impl Starter {
-    /// Starts it. `name` is cut to the 15 bytes the kernel shows.
+    /// Starts it; it has its name when this returns. `name` is cut to the 15 bytes the kernel shows.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// The kernel's refusal; it doesn't come up.
     pub fn new(name: &str) -> io::Result<Self> {
         let (jobs, queue) = channel::<Job>();
         let thread = std::thread::Builder::new().name(short(name));
         thread.spawn(move || queue.into_iter().for_each(|job| job()))?;
-        Ok(Self {
+        let starter = Self {
             name: name.into(),
             jobs,
             polling: Arc::default(),
-        })
+        };
+        // A thread names itself when it first runs; others tell it by that name.
+        starter.run(|| ())?;
+        Ok(starter)
     }
 
     /// Its name.

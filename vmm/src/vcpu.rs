@@ -1,9 +1,10 @@
 //! vCPU threads: running, stopping, and what they tell the event loop.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -461,9 +462,13 @@ impl Threads {
             ioapic: ioapic.clone(),
             threads: BTreeMap::new(),
         };
+        let (named, all_named) = mpsc::channel();
         for (index, vcpu) in vcpus {
-            threads.add(index, vcpu)?;
+            threads.spawn(index, vcpu, named.clone())?;
         }
+        drop(named);
+        // Fails when all have.
+        let _ = all_named.recv();
         Ok(threads)
     }
 
@@ -472,6 +477,20 @@ impl Threads {
     /// # Errors
     /// No thread; there is such a vCPU already.
     pub fn add(&mut self, index: usize, vcpu: Box<dyn Vcpu>) -> std::io::Result<()> {
+        let (named, is_named) = mpsc::channel();
+        self.spawn(index, vcpu, named)?;
+        let _ = is_named.recv();
+        Ok(())
+    }
+
+    /// Drops `named` once the thread has its name. Others tell vCPUs by it, to pin them and to put them into control
+    /// groups, as soon as the machine says that they are there; a thread names itself, when it first runs.
+    fn spawn(
+        &mut self,
+        index: usize,
+        vcpu: Box<dyn Vcpu>,
+        named: mpsc::Sender<Infallible>,
+    ) -> std::io::Result<()> {
         {
             let mut state = lock(&self.gate.state);
             match state.seats.get_mut(index) {
@@ -482,7 +501,10 @@ impl Threads {
         let (gate, bus, ioapic) = (self.gate.clone(), self.bus.clone(), self.ioapic.clone());
         let started = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
-            .spawn(move || work(index, vcpu, &gate, &*bus, &ioapic));
+            .spawn(move || {
+                drop(named);
+                work(index, vcpu, &gate, &*bus, &ioapic)
+            });
         match started {
             Ok(thread) => {
                 self.threads.insert(index, thread);

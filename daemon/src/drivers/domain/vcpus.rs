@@ -144,7 +144,7 @@ pub fn vcpu_waits(pid: u32) -> BTreeMap<u32, (u64, u64)> {
     all.into_iter().filter_map(waits).collect()
 }
 
-/// As [`threads`], for a machine that was just built: each thread takes its name when it first runs.
+/// As [`threads`], for those that have just come: a VMM of an older build says so before they have their names.
 pub(super) fn new_threads(wanted: &[Threads], pid: u32) -> Result<Vec<(i32, Threads)>> {
     const LIMIT: Duration = Duration::from_secs(5);
     let deadline = Instant::now() + LIMIT;
