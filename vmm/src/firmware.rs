@@ -165,6 +165,9 @@ fn open_firmware_path(device: &DeviceConfig, devices: &[DeviceConfig]) -> Option
             DiskBus::Virtio => ("scsi", "/disk@0,0".to_owned()),
             // Its controller's address. SeaBIOS doesn't look at the name there.
             DiskBus::Sata { port, .. } => ("*", format!("/drive@{port:x}/disk@0")),
+            DiskBus::Scsi { target, lun, .. } => {
+                ("scsi", format!("/channel@0/disk@{target:x},{lun:x}"))
+            }
         },
         DeviceKind::Net(_) => ("ethernet", "/ethernet-phy@0".to_owned()),
         _ => return None,

@@ -70,7 +70,8 @@ impl DeviceConfig {
             DeviceKind::RootPort(_)
             | DeviceKind::Balloon(_)
             | DeviceKind::Watchdog(_)
-            | DeviceKind::Ahci(_) => {}
+            | DeviceKind::Ahci(_)
+            | DeviceKind::Scsi(_) => {}
         }
         all
     }
@@ -82,7 +83,7 @@ impl DeviceConfig {
 pub enum DeviceKind {
     /// A PCI Express root port; devices with `bus` equal to its `index` are behind it.
     RootPort(RootPortConfig),
-    /// A disk or CD-ROM drive: virtio-blk, or at a port of a SATA controller ([`DiskConfig::bus`]).
+    /// A disk or CD-ROM drive: virtio-blk, or at a SATA or SCSI controller ([`DiskConfig::bus`]).
     Disk(Box<DiskConfig>),
     /// virtio-net.
     Net(NetConfig),
@@ -98,6 +99,8 @@ pub enum DeviceKind {
     Watchdog(WatchdogConfig),
     /// A SATA controller: ICH9's AHCI host controller (8086:2922).
     Ahci(AhciConfig),
+    /// A SCSI controller: virtio-scsi.
+    Scsi(ScsiConfig),
 }
 
 /// A SATA controller. Its drives are devices of their own, which name it.
@@ -107,6 +110,28 @@ pub struct AhciConfig {
     /// 1 to 32; ICH9 has six.
     #[serde(default = "six")]
     pub ports: u8,
+}
+
+/// A virtio-scsi controller (virtio 1.2, 5.6). Its drives are devices of their own, which name it; they come and go
+/// while the guest runs, without a slot of PCI Express.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScsiConfig {
+    /// Request queues; 0: one a vCPU, at most 16.
+    pub queues: u16,
+    /// The I/O thread whose threads serve its queues, and its drives' host I/O; `None`: threads of its own.
+    pub iothread: Option<u32>,
+    /// What the guest is told of the longest transfer, in sectors of 512 bytes (libvirt's `max_sectors`).
+    pub max_sectors: Option<u32>,
+    /// What the guest is told of how many commands a drive takes at a time (libvirt's `cmd_per_lun`).
+    pub cmd_per_lun: Option<u32>,
+}
+
+impl ScsiConfig {
+    /// The highest target.
+    pub const TARGET_MOST: u8 = 255;
+    /// The highest logical unit of a target (virtio 1.2, 5.6.6.1: 14 bits).
+    pub const LUN_MOST: u16 = 16383;
 }
 
 /// Where a drive is.
@@ -122,6 +147,15 @@ pub enum DiskBus {
         controller: String,
         /// Its port, from 0.
         port: u8,
+    },
+    /// A logical unit of a SCSI controller, whose address is the drive's, too.
+    Scsi {
+        /// The controller's id.
+        controller: String,
+        /// At most [`ScsiConfig::TARGET_MOST`].
+        target: u8,
+        /// At most [`ScsiConfig::LUN_MOST`].
+        lun: u16,
     },
 }
 
@@ -155,7 +189,7 @@ pub struct DiskConfig {
     /// Where it is.
     #[serde(default, skip_serializing_if = "DiskBus::is_virtio")]
     pub bus: DiskBus,
-    /// A CD-ROM drive (SATA only): the guest reads, and takes media out.
+    /// A CD-ROM drive (SATA and SCSI only): the guest reads, and takes media out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cdrom: bool,
     /// The guest's content; `None`: an empty drive (cdrom only).
@@ -182,7 +216,16 @@ pub struct DiskConfig {
     /// At most 20 bytes of ASCII (virtio 1.2, 5.2.6.1 `VIRTIO_BLK_T_GET_ID`).
     #[serde(default)]
     pub serial: String,
-    /// Request queues; 0: one a vCPU, at most 16.
+    /// SCSI only: INQUIRY's vendor, at most 8 printable ASCII bytes; empty: as usual.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub vendor: String,
+    /// SCSI only: INQUIRY's product, at most 16 printable ASCII bytes; empty: as usual.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub product: String,
+    /// SCSI only: its world wide name (VPD page 83h).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wwn: Option<u64>,
+    /// Request queues; 0: one a vCPU, at most 16. Of virtio-blk only.
     #[serde(default)]
     pub queues: u16,
     /// Logical block size in bytes: 512 or 4096.

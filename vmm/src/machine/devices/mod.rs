@@ -401,13 +401,20 @@ fn find<'a, T>(list: &'a [(String, T)], id: &str) -> Option<&'a T> {
 
 /// The controller that a drive names is there.
 fn has_controller(disk: &DiskConfig, devices: &[&DeviceConfig]) -> Result<(), String> {
-    let DiskBus::Sata { controller, .. } = &disk.bus else {
-        return Ok(());
+    let named = |id: &String| {
+        let device = devices.iter().find(|device| device.id == *id);
+        device.map(|device| &device.kind)
     };
-    let named = |device: &&&DeviceConfig| device.id == *controller;
-    match devices.iter().find(named).map(|device| &device.kind) {
-        Some(DeviceKind::Ahci(_)) => Ok(()),
-        _ => Err(format!("there is no SATA controller '{controller}'")),
+    match &disk.bus {
+        DiskBus::Virtio => Ok(()),
+        DiskBus::Sata { controller, .. } => match named(controller) {
+            Some(DeviceKind::Ahci(_)) => Ok(()),
+            _ => Err(format!("there is no SATA controller '{controller}'")),
+        },
+        DiskBus::Scsi { controller, .. } => match named(controller) {
+            Some(DeviceKind::Scsi(_)) => Ok(()),
+            _ => Err(format!("there is no SCSI controller '{controller}'")),
+        },
     }
 }
 
@@ -505,6 +512,7 @@ impl Builder {
         match &device.kind {
             DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
             DeviceKind::Ahci(_) => Err(failed(device, "a SATA controller comes with its drives")),
+            DeviceKind::Scsi(_) => Err(failed(device, "there are no SCSI controllers yet")),
             DeviceKind::Disk(config) => self.disk(device, config),
             DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Rng(config) => self.rng(device, config),

@@ -103,6 +103,9 @@ impl Builder {
                 .chars()
                 .take(20)
                 .collect(),
+            vendor: String::new(),
+            product: String::new(),
+            wwn: None,
             queues: disk.queues.unwrap_or(0),
             logical_block_size: logical,
             physical_block_size: disk.physical_block_size.unwrap_or(logical),
