@@ -14,6 +14,7 @@ pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;
+pub mod scsi;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vsock;

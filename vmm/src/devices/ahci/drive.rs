@@ -5,19 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use virtio::block::{Hooks, Policy, Storage};
+use virtio::block::{Policy, Storage};
+use virtio::scsi::DriveHooks;
+use virtio::scsi::mmc::CdState;
 use virtio::worker::Starter;
 
-use super::atapi::{self, CdState};
+use super::atapi;
 use super::fis::{Command, DRDY, Registers, SEEK};
 use super::{ata, fis};
 use crate::devices::lock;
-
-/// Who is to hear of what a drive does.
-pub trait DriveHooks: Hooks {
-    /// A tray was opened or closed.
-    fn tray_moved(&self, open: bool);
-}
 
 /// What a drive looks like.
 #[derive(Debug, Clone)]

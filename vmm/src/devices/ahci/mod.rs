@@ -34,7 +34,7 @@ use virtio::pci::{BarKind, Config, Core, Function, Host, Ids, SavedCore};
 use virtio::{DeviceError, GuestMemory, Payload, worker};
 
 use self::drive::DriveState;
-pub use self::drive::{Drive, DriveHooks, DriveOptions};
+pub use self::drive::{Drive, DriveOptions};
 use self::hba::{Effect, Hba, PortRegisters};
 use self::port::Port;
 use super::lock;

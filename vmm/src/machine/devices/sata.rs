@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use images::{Error, Extent, Image, ImageInfo, IoBuf};
 use virtio::block::{Failure, Hooks};
+use virtio::scsi::DriveHooks;
 use vmm_api::control::{Event, Tray};
 use vmm_api::devices::{
     AhciConfig, DeviceConfig, DeviceKind, DiskBus, DiskConfig, ImageConfig, PciAddress,
@@ -12,7 +13,7 @@ use vmm_api::devices::{
 use super::disk::{Disk, Failures, Front};
 use super::layers::{self, Access, Layer};
 use super::{Builder, failed};
-use crate::devices::ahci::{Ahci, Drive, DriveHooks, DriveOptions, PORTS_MOST};
+use crate::devices::ahci::{Ahci, Drive, DriveOptions, PORTS_MOST};
 use crate::machine::MachineError;
 use crate::notices::Notice;
 use crate::storage::EngineStorage;

@@ -22,9 +22,10 @@ use virtio::block::{
     Completion, Failure, Hooks, OnError, Op, Policy, Request, Storage, StorageQueue,
 };
 use virtio::pci::{Function, Host, IntxLine, MsiSink};
+use virtio::scsi::DriveHooks;
 use virtio::{GuestMemory, worker};
 
-use super::{Ahci, Drive, DriveHooks, DriveOptions};
+use super::{Ahci, Drive, DriveOptions};
 use crate::devices::lock;
 use ram::TestRam;
 
