@@ -16,6 +16,7 @@ mod driver;
 pub(crate) mod machine;
 mod ram;
 mod random;
+mod storage;
 
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -25,6 +26,7 @@ pub(crate) use driver::{Driver, Used};
 pub(crate) use machine::Machine;
 pub(crate) use ram::TestRam;
 pub(crate) use random::Random;
+pub(crate) use storage::MemoryStorage;
 
 use crate::device::Interrupt;
 
