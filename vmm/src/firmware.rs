@@ -193,20 +193,23 @@ mod tests {
               "kind": { "disk": {} } },
             { "id": "cd", "address": { "bus": 0, "device": 31, "function": 2 },
               "kind": { "disk": { "cdrom": true, "bus": { "sata": { "controller": "sata0", "port": 1 } } } } },
+            { "id": "unit", "address": { "bus": 4, "device": 0, "function": 0 },
+              "kind": { "disk": { "bus": { "scsi": { "controller": "scsi0", "target": 17, "lun": 300 } } } } },
         ]))
         .unwrap();
         let firmware = FirmwareConfig {
             rom: vmm_api::config::Resource::Fd(3),
             serial_console: false,
             boot_menu_ms: None,
-            boot_order: ["far", "port", "lost", "cd", "near", "none"]
+            boot_order: ["far", "port", "lost", "cd", "unit", "near", "none"]
                 .map(str::to_owned)
                 .into(),
             retry_ms: None,
         };
         assert_eq!(
             String::from_utf8(boot_order(&firmware, &devices)).unwrap(),
-            "/pci@i0cf8/pci-bridge@2,3/scsi@0/disk@0,0\n/pci@i0cf8/*@1f,2/drive@1/disk@0\n/pci@i0cf8/scsi@1a/disk@0,0\nHALT\0"
+            "/pci@i0cf8/pci-bridge@2,3/scsi@0/disk@0,0\n/pci@i0cf8/*@1f,2/drive@1/disk@0\n\
+             /pci@i0cf8/pci-bridge@2,3/scsi@0/channel@0/disk@11,12c\n/pci@i0cf8/scsi@1a/disk@0,0\nHALT\0"
         );
     }
 }

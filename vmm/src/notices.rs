@@ -30,6 +30,8 @@ pub enum Notice {
     BlockJob,
     /// The guest has switched off the slot before this bus.
     SlotOff(u8),
+    /// Nothing of this SCSI disk is in use any more.
+    UnitGone(String),
     /// The guest has let go of a vCPU.
     VcpuGone,
 }

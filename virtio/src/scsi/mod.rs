@@ -518,15 +518,14 @@ impl Device for Scsi {
         if saved.sense_size > Sizes::SENSE_MOST || saved.cdb_size > Sizes::CDB_MOST {
             return Err(bad("sizes that can't be"));
         }
-        let units = self.shared.all();
-        if units.len() != saved.units.len() {
-            return Err(bad("other units"));
-        }
-        for (own, saved) in units.iter().zip(saved.units) {
-            if own.address != (saved.target, saved.lun) {
-                return Err(bad("units in other places"));
-            }
-            own.unit.load(saved.state);
+        let mut units = self.shared.all();
+        for saved in saved.units {
+            let address = (saved.target, saved.lun);
+            let place = units.iter().position(|own| own.address == address);
+            let own = place.map(|place| units.remove(place));
+            own.ok_or_else(|| bad("a unit is missing"))?
+                .unit
+                .load(saved.state);
         }
         self.sizes = Sizes {
             sense: saved.sense_size,
@@ -543,6 +542,10 @@ impl Device for Scsi {
         life::restored(KIND, &mut activation.queues, &setups)?;
         *self.shared.events() = saved.events;
         self.take_over(activation);
+        // Those that were about to be taken away when it was saved: they are there, after all.
+        for late in units {
+            self.shared.plugged(late.address);
+        }
         if let Some(handler) = self.make_control()? {
             self.control = Life::Paused(handler);
         }

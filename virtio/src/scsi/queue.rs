@@ -76,8 +76,9 @@ struct Slot {
 /// A unit as this queue has it.
 #[derive(Debug)]
 struct Line {
-    seated: Arc<Seated>,
+    /// The first field: when `seated` says that the unit is gone, this is, too.
     storage: Option<Box<dyn StorageQueue>>,
+    seated: Arc<Seated>,
     /// Slots in the storage's hands.
     busy: usize,
     /// The unit is there no more.
@@ -440,10 +441,8 @@ impl RequestQueue {
         let mut bytes = len.to_be_bytes().to_vec();
         bytes.extend([0; 4]);
         for lun in luns {
-            let [high, low] = lun.to_be_bytes();
-            // Up to 255 as older guests know them.
-            let flat = if high == 0 { 0 } else { 0x40 };
-            bytes.extend([high | flat, low, 0, 0, 0, 0, 0, 0]);
+            bytes.extend(request::reported(lun));
+            bytes.extend([0; 6]);
         }
         Some(inquiry::give(bytes, room.into()))
     }
@@ -714,8 +713,10 @@ impl RequestQueue {
     }
 
     fn check(&mut self, slot: usize, sense: Sense) {
-        // What was read of it is not told, but may have been written.
-        let residual = self.slots[slot].residual.max(self.slots[slot].read);
+        // Nothing of its data counts.
+        let chain = &self.slots[slot].chain;
+        let room = chain.writable().len() - self.sizes.response();
+        let residual = room.max(chain.readable().len() - self.sizes.request());
         self.answer(
             slot,
             Answer {

@@ -75,10 +75,17 @@ pub(super) fn whom(bytes: [u8; 8]) -> Whom {
     }
 }
 
-/// The other way round: as Linux and QEMU have it, flat space always.
-pub(super) fn name((target, lun): Address) -> [u8; 8] {
+/// The other way round, as REPORT LUNS and events have it: Linux knows units by what these two bytes say.
+pub(super) fn reported(lun: u16) -> [u8; 2] {
     let [high, low] = lun.to_be_bytes();
-    [1, target, high | 0x40, low, 0, 0, 0, 0]
+    // Up to 255 as guests have always known them.
+    [if high == 0 { 0 } else { high | 0x40 }, low]
+}
+
+/// A unit's name in an event.
+pub(super) fn name((target, lun): Address) -> [u8; 8] {
+    let [high, low] = reported(lun);
+    [1, target, high, low, 0, 0, 0, 0]
 }
 
 /// A command.

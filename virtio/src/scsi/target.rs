@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use nix::sys::eventfd::EventFd;
 use serde::{Deserialize, Serialize};
 
+use super::DriveHooks;
 use super::unit::{Address, Unit};
 use crate::device::DeviceError;
 use crate::life::lock;
@@ -47,16 +48,21 @@ pub(super) struct Events {
     pub missed: bool,
 }
 
-/// A unit in its place. The last that has it says that it is gone.
+/// A unit in its place. The last that has it says that it is gone, when it is.
 #[derive(Debug)]
 pub(super) struct Seated {
     pub address: Address,
     pub unit: Arc<Unit>,
+    /// The last field: what the unit has of the host has gone before.
+    _gone: Gone,
 }
 
-impl Drop for Seated {
+#[derive(Debug)]
+struct Gone(Arc<dyn DriveHooks>);
+
+impl Drop for Gone {
     fn drop(&mut self) {
-        self.unit.hooks.let_go();
+        self.0.let_go();
     }
 }
 
@@ -203,6 +209,22 @@ impl Shared {
         worker::signal(&self.event_wake);
     }
 
+    fn transport(&self, (target, lun): Address, reason: u32) {
+        if self.hotplug.load(Ordering::Acquire) {
+            self.tell(Event {
+                event: event::TRANSPORT_RESET,
+                target,
+                lun,
+                reason,
+            });
+        }
+    }
+
+    /// This unit is new to the guest.
+    pub(super) fn plugged(&self, address: Address) {
+        self.transport(address, event::RESCAN);
+    }
+
     /// The capacity of this unit is another one.
     pub(super) fn capacity_changed(&self, (target, lun): Address) {
         if self.change.load(Ordering::Acquire) {
@@ -240,38 +262,27 @@ impl ScsiHandle {
             return bad(format!("unit {lun} of target {target} is taken"));
         }
         unit.take_seat(&self.0, address);
-        let unit = Arc::clone(unit);
-        units.insert(address, Arc::new(Seated { address, unit }));
+        let seated = Seated {
+            address,
+            unit: Arc::clone(unit),
+            _gone: Gone(Arc::clone(&unit.hooks)),
+        };
+        units.insert(address, Arc::new(seated));
         drop(units);
         self.0.changed();
-        if self.0.hotplug.load(Ordering::Acquire) {
-            self.0.tell(Event {
-                event: event::TRANSPORT_RESET,
-                target,
-                lun,
-                reason: event::RESCAN,
-            });
-        }
+        self.0.plugged(address);
         Ok(())
     }
 
     /// Takes a unit away: it is not there for new commands, and the guest is told. When nobody has it any more, the
     /// commands that are in flight among them, [`super::DriveHooks::let_go`] says so.
     pub fn unplug(&self, address: Address) {
-        let (target, lun) = address;
         let gone = self.0.write().remove(&address);
         if gone.is_none() {
             return;
         }
         drop(gone);
         self.0.changed();
-        if self.0.hotplug.load(Ordering::Acquire) {
-            self.0.tell(Event {
-                event: event::TRANSPORT_RESET,
-                target,
-                lun,
-                reason: event::REMOVED,
-            });
-        }
+        self.0.transport(address, event::REMOVED);
     }
 }

@@ -524,6 +524,7 @@ impl Machine {
             was_stopped: false,
             devices_paused: false,
             unplugging: Vec::new(),
+            units_going: Vec::new(),
             held: Vec::new(),
             starts_by_itself: !config.start_paused,
             awaited,

@@ -106,6 +106,7 @@ impl Machine {
                 Notice::StandStill => self.stand_still(),
                 Notice::MemoryWritten => self.live_switch(),
                 Notice::SlotOff(index) => self.slot_off(index),
+                Notice::UnitGone(id) => self.unit_gone(&id),
                 Notice::VcpuGone => self.let_vcpus_go(),
                 Notice::BlockJob => {}
                 Notice::Pause(event) => {

@@ -194,6 +194,8 @@ pub struct Machine {
     devices_paused: bool,
     /// Buses whose devices the guest was asked to let go of, and when.
     unplugging: Vec<(u8, Instant)>,
+    /// SCSI disks that were taken away, and are in use still.
+    units_going: Vec<String>,
     /// Keys that are pressed, until their time has come.
     held: Vec<keys::Chord>,
     /// Consoles whose first peer the start waits for.

@@ -11,7 +11,7 @@ use vmm_api::devices::{ConsolePort, DeviceConfig, DeviceKind, ImageConfig};
 
 use super::Machine;
 use super::build::token;
-use super::devices::open_medium;
+use super::devices::{open_medium, unit_of};
 use crate::chardev::Channel;
 use crate::num::to_usize;
 
@@ -33,19 +33,34 @@ impl Machine {
         {
             return Err(format!("there is a device '{}' already", config.id));
         }
-        let behind = |known: &&DeviceConfig| known.address.bus == config.address.bus;
+        let is_unit = unit_of(config).is_some();
+        if is_unit
+            && self
+                .config
+                .devices
+                .iter()
+                .any(|known| unit_of(known) == unit_of(config))
+        {
+            return Err("its place at the SCSI controller is taken".to_owned());
+        }
+        let behind = |known: &&DeviceConfig| !is_unit && known.address.bus == config.address.bus;
         if let Some(known) = self.config.devices.iter().find(behind) {
             return Err(format!("its slot is taken by device '{}'", known.id));
         }
         let mut own = config.clone();
         let handed = hand_over(own.resources_mut(), passed)?;
-        let made = self.devices.pci.plug(&own);
+        let pci = &mut self.devices.pci;
+        let made = match is_unit {
+            true => pci.plug_unit(&own).map(|()| None),
+            false => pci.plug(&own).map(Some),
+        };
         let left = handed.into_iter().filter(|fd| close_unused(*fd)).count();
         let function = made?;
         if left > 0 {
             log::warn!("device {}: {left} descriptors were not used", own.id);
         }
-        if self.devices_paused {
+        // A unit is as its controller.
+        if let Some(function) = function.filter(|_| self.devices_paused) {
             function.pause();
         }
         self.config.devices.push(own);
@@ -148,9 +163,13 @@ impl Machine {
     pub(super) fn remove_iothread(&mut self, id: u32) -> Result<(), String> {
         let serves = |known: &&DeviceConfig| match &known.kind {
             DeviceKind::Disk(disk) => disk.iothread == Some(id),
+            DeviceKind::Scsi(scsi) => scsi.iothread == Some(id),
             _ => false,
         };
         match self.config.devices.iter().find(serves) {
+            Some(of) if matches!(of.kind, DeviceKind::Scsi(_)) => {
+                Err(format!("I/O thread {id} serves controller '{}'", of.id))
+            }
             Some(disk) => Err(format!("I/O thread {id} serves disk '{}'", disk.id)),
             None => self.devices.pci.iothreads().remove(id),
         }
@@ -160,7 +179,7 @@ impl Machine {
     pub(super) fn pluggable(&self) -> Vec<String> {
         let mut ids = Vec::new();
         for device in &self.config.devices {
-            if device.address.bus != 0 {
+            if device.address.bus != 0 || unit_of(device).is_some() {
                 ids.push(device.id.clone());
             }
             if let DeviceKind::Console(console) = &device.kind {
@@ -227,6 +246,15 @@ impl Machine {
     /// Asks the guest to let go of a device; [`Event::DeviceRemoved`] tells when it has.
     pub(super) fn remove_device(&mut self, id: &str) -> Result<(), String> {
         let known = self.config.devices.iter().find(|known| known.id == id);
+        if let Some(unit) = known.filter(|known| unit_of(known).is_some()) {
+            if !self.units_going.contains(&unit.id) {
+                self.devices.pci.unplug_unit(unit)?;
+                self.units_going.push(unit.id.clone());
+            }
+            // Of a machine that stands still it has gone by now.
+            self.handle_notices();
+            return Ok(());
+        }
         let sata = |known: &DeviceConfig| match &known.kind {
             DeviceKind::Disk(disk) => !disk.bus.is_virtio(),
             _ => false,
@@ -248,6 +276,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Nothing of a SCSI disk is in use any more.
+    pub(super) fn unit_gone(&mut self, id: &str) {
+        let Some(place) = self.units_going.iter().position(|going| going == id) else {
+            // With its controller, which tells of it.
+            return;
+        };
+        self.units_going.remove(place);
+        self.config.devices.retain(|known| known.id != id);
+        self.event(Event::DeviceRemoved { id: id.to_owned() });
+    }
+
     /// The guest has let go of what is behind the root port that leads to bus `index`.
     pub(super) fn slot_off(&mut self, index: u8) {
         self.unplugging.retain(|(bus, _)| *bus != index);
@@ -260,6 +299,7 @@ impl Machine {
             .map(|known| known.id.clone())
             .collect();
         self.abandon_block_jobs(&ids);
+        self.units_going.retain(|going| !ids.contains(going));
         self.devices.pci.unplug(index, &ids);
         self.close_ports_of(&ids);
         if let Some(first) = ids.first() {

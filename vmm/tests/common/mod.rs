@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod bios;
 pub mod guests;
 
 use std::io::{IoSlice, Read, Write};

@@ -39,7 +39,7 @@ fn nobody_is_reached_by_a_name_that_is_none() {
     }
     // Both ways of naming one.
     let mut head = head(DISK, 0, &[0x12, 0, 0, 0, 36, 0]);
-    head[2] = 0;
+    head[2] = 0x40;
     let used = rig.driver.request(2, &[&head], &[108, 36]);
     assert_eq!(outcome(&used).response, 0);
 }

@@ -67,7 +67,7 @@ fn an_aborted_command_is_over_before_that_is_said() {
         rig.driver.kick(0);
         // The next function is answered, so this one has been taken; others are served; this one still waits.
         assert_eq!(ask(&mut rig, QUERY_SET, DISK, 0), 10);
-        rig.good(OTHER, &write_10(0, 1), &[3; 512]);
+        rig.good(CD, &[0; 6], &[]);
         assert_eq!(rig.driver.used(0), None);
         rig.disk.storage.let_go();
         assert_eq!(rig.driver.wait(0).data, [0]);

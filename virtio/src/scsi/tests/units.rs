@@ -12,7 +12,7 @@ fn a_unit_is_plugged_and_unplugged() {
     let new = drive(UnitOptions::default());
     assert_eq!(rig.run(NEW, &[0; 6], &[], 0).response, 3);
     rig.scsi.handle().plug(NEW, &new.unit).unwrap();
-    assert_eq!(rig.event(), (1, request::name(NEW), 1));
+    assert_eq!(rig.event(), (1, [1, 5, 0, 2, 0, 0, 0, 0], 1));
     assert_eq!(rig.refused(NEW, &[0; 6], &[], 0), (6, 0x29, 0));
     rig.good(NEW, &write_10(4, 1), &[6; 512]);
     rig.scsi.handle().unplug(NEW);
@@ -217,4 +217,33 @@ fn what_waits_after_a_failure_is_saved_and_done_by_the_next_device() {
     drop(state);
     rig.listen(1);
     assert_eq!(rig.event(), (3, request::name(DISK), 0x092a));
+}
+
+/// A unit that was taken away while the machine was saved, but is in its configuration still.
+#[test]
+fn a_unit_that_the_state_does_not_have_is_told() {
+    let mut rig = Rig::new().ready();
+    rig.scsi.pause();
+    rig.scsi.handle().unplug(OTHER);
+    let saved = rig.scsi.save().unwrap();
+    let setups: Vec<_> = rig.driver.queues.iter().map(|q| Some(q.setup)).collect();
+    let mut next = Scsi::new(ScsiOptions::default()).unwrap();
+    let other = drive(UnitOptions::default());
+    for (address, unit) in [
+        (DISK, &rig.disk.unit),
+        (OTHER, &other.unit),
+        (CD, &rig.cd.unit),
+    ] {
+        next.handle().plug(address, unit).unwrap();
+    }
+    rig.scsi.reset();
+    let activation = rig.driver.reactivation(&setups);
+    next.load(&saved, Some(activation)).unwrap();
+    next.resume();
+    rig.listen(2);
+    // Unit 300 by the name that REPORT LUNS has for it.
+    assert_eq!(rig.event(), (1, [1, 0, 0x41, 0x2c, 0, 0, 0, 0], 2));
+    assert_eq!(rig.event(), (1, request::name(OTHER), 1));
+    assert_eq!(rig.refused(OTHER, &[0; 6], &[], 0), (6, 0x29, 0));
+    rig.good(OTHER, &[0; 6], &[]);
 }

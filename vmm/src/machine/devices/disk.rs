@@ -6,6 +6,7 @@ use images::engine::{Aio, Cache, DetectZeroes, Engine, Meter, Op, Options};
 use images::limits::{Limits, Rate};
 use images::noting::Noting;
 use virtio::block::{self, Action, Block, Failure, Handle, Hooks, OnError, Policy};
+use virtio::scsi::Unit;
 use virtio::worker::Starter;
 use vmm_api::config::Resource;
 use vmm_api::control::{DiskStats, Event};
@@ -22,7 +23,7 @@ use crate::state::switch::Top;
 use crate::storage::EngineStorage;
 
 /// Queues of a disk whose number is left to us: one a vCPU up to here.
-const QUEUES_MAX: u16 = 16;
+pub(super) const QUEUES_MAX: u16 = 16;
 /// Entries of a queue.
 const QUEUE_SIZE: u16 = 256;
 
@@ -33,6 +34,8 @@ pub enum Front {
     Virtio(Handle),
     /// As a drive at a SATA port.
     Sata(Arc<Drive>),
+    /// As a unit of a SCSI controller.
+    Scsi(Arc<Unit>),
 }
 
 impl Front {
@@ -40,6 +43,7 @@ impl Front {
         match self {
             Self::Virtio(handle) => handle.capacity(),
             Self::Sata(drive) => drive.capacity(),
+            Self::Scsi(unit) => unit.capacity(),
         }
     }
 
@@ -47,6 +51,45 @@ impl Front {
         match self {
             Self::Virtio(handle) => handle.set_capacity(bytes),
             Self::Sata(drive) => drive.set_capacity(bytes),
+            Self::Scsi(unit) => unit.set_capacity(bytes),
+        }
+    }
+
+    /// Whether media come and go.
+    pub(super) fn is_cdrom(&self) -> bool {
+        match self {
+            Self::Virtio(_) => false,
+            Self::Sata(drive) => drive.is_cdrom(),
+            Self::Scsi(unit) => unit.is_cdrom(),
+        }
+    }
+
+    /// A CD-ROM drive's tray: out, locked.
+    pub(super) fn tray(&self) -> Option<(bool, bool)> {
+        match self {
+            _ if !self.is_cdrom() => None,
+            Self::Virtio(_) => None,
+            Self::Sata(drive) => Some(drive.tray()),
+            Self::Scsi(unit) => Some(unit.tray()),
+        }
+    }
+
+    /// Whether the medium may be taken out; if not, the guest is asked for it.
+    pub(super) fn ask_for_medium(&self) -> bool {
+        match self {
+            _ if !self.is_cdrom() => true,
+            Self::Virtio(_) => true,
+            Self::Sata(drive) => drive.ask_for_medium(),
+            Self::Scsi(unit) => unit.ask_for_medium(),
+        }
+    }
+
+    /// A CD-ROM drive has another medium, or none.
+    pub(super) fn medium_changed(&self, there: bool) {
+        match self {
+            Self::Sata(drive) if drive.is_cdrom() => drive.medium_changed(there),
+            Self::Scsi(unit) if unit.is_cdrom() => unit.medium_changed(there),
+            _ => {}
         }
     }
 }
@@ -420,11 +463,12 @@ impl Kit {
 }
 
 impl Builder {
-    /// Opens what a disk is made of.
+    /// Opens what a disk is made of. Its host I/O is the I/O thread's, if there is one.
     pub(super) fn content(
         &mut self,
         device: &DeviceConfig,
         config: &DiskConfig,
+        iothread: Option<u32>,
     ) -> Result<Content, MachineError> {
         let options = options(config);
         let access = Access {
@@ -452,7 +496,7 @@ impl Builder {
             Some(name) => self.meter(name),
             None => Arc::default(),
         };
-        let thread = config.iothread.map(|id| self.iothreads.get(id)).transpose();
+        let thread = iothread.map(|id| self.iothreads.get(id)).transpose();
         let thread = thread.map_err(|error| failed(device, error))?;
         let pool = thread.map_or_else(Arc::default, |thread| Arc::clone(&thread.pool));
         let starter = thread.map(|thread| thread.starter.clone());
@@ -487,9 +531,12 @@ impl Builder {
         config: &DiskConfig,
     ) -> Result<(), MachineError> {
         if config.cdrom {
-            return Err(failed(device, "CD-ROM drives are at SATA controllers"));
+            return Err(failed(
+                device,
+                "CD-ROM drives are at SATA or SCSI controllers",
+            ));
         }
-        let mut content = self.content(device, config)?;
+        let mut content = self.content(device, config, config.iothread)?;
         let block = block::Options {
             read_only: config.readonly,
             serial: config.serial.clone(),

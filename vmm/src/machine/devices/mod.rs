@@ -8,6 +8,7 @@ mod iothreads;
 mod layers;
 pub mod net;
 mod sata;
+mod scsi;
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub use self::disk_jobs::{JobPlan, open_copy};
 use self::iothreads::IoThreads;
 pub use self::layers::Layer;
 pub use self::sata::open_medium;
+pub use self::scsi::unit_of;
 use super::MachineError;
 use crate::bus::Movable;
 use crate::devices::i6300esb::I6300esb;
@@ -66,6 +68,8 @@ pub struct PciDevices {
     pub balloon: Option<BalloonHandle>,
     /// virtio-serial devices, by id.
     consoles: Vec<(String, ConsoleHandle)>,
+    /// SCSI controllers, by id.
+    scsis: Vec<(String, scsi::Controller)>,
     /// Ports of virtio-serial devices, whose host sides go onto the event loop.
     pub ports: Vec<PendingPort>,
     /// Watchdogs.
@@ -137,6 +141,7 @@ struct Builder {
     nets: Vec<(String, NetHandle)>,
     balloon: Option<BalloonHandle>,
     consoles: Vec<(String, ConsoleHandle)>,
+    scsis: Vec<(String, scsi::Controller)>,
     ports: Vec<PendingPort>,
     watchdogs: Vec<Watchdog>,
 }
@@ -157,6 +162,7 @@ impl Builder {
             nets: Vec::new(),
             balloon: None,
             consoles: Vec::new(),
+            scsis: Vec::new(),
             ports: Vec::new(),
             watchdogs: Vec::new(),
         }
@@ -204,6 +210,7 @@ impl PciDevices {
         for device in &others {
             match &device.kind {
                 DeviceKind::Ahci(ahci) => builder.ahci(device, *ahci, &others)?,
+                DeviceKind::Scsi(scsi) => builder.scsi(device, *scsi, &others)?,
                 // They come with their controllers.
                 DeviceKind::Disk(disk) if !disk.bus.is_virtio() => {
                     has_controller(disk, &others).map_err(|error| failed(device, error))?
@@ -218,6 +225,7 @@ impl PciDevices {
             nets: builder.nets,
             balloon: builder.balloon,
             consoles: builder.consoles,
+            scsis: builder.scsis,
             ports: builder.ports,
             watchdogs: builder.watchdogs,
         })
@@ -238,12 +246,14 @@ impl PciDevices {
             DeviceKind::Disk(disk) if !disk.bus.is_virtio() => {
                 return Err("SATA drives can't be plugged while the guest runs".into());
             }
-            DeviceKind::Disk(_) | DeviceKind::Net(_) | DeviceKind::Rng(_) => {}
+            DeviceKind::Disk(_) | DeviceKind::Net(_) | DeviceKind::Rng(_) | DeviceKind::Scsi(_) => {
+            }
             _ => return Err("devices of this kind can't be plugged while the guest runs".into()),
         }
         builder.device(device).map_err(|error| error.to_string())?;
         self.disks.append(&mut builder.disks);
         self.nets.append(&mut builder.nets);
+        self.scsis.append(&mut builder.scsis);
         let function = self
             .root
             .placed()
@@ -281,6 +291,7 @@ impl PciDevices {
         self.disks.retain(|(id, _)| !ids.contains(id));
         self.nets.retain(|(id, _)| !ids.contains(id));
         self.consoles.retain(|(id, _)| !ids.contains(id));
+        self.scsis.retain(|(id, _)| !ids.contains(id));
         drop(functions);
     }
 
@@ -512,7 +523,7 @@ impl Builder {
         match &device.kind {
             DeviceKind::RootPort(_) => Err(failed(device, "a root port behind a root port")),
             DeviceKind::Ahci(_) => Err(failed(device, "a SATA controller comes with its drives")),
-            DeviceKind::Scsi(_) => Err(failed(device, "there are no SCSI controllers yet")),
+            DeviceKind::Scsi(config) => self.scsi(device, *config, &[]),
             DeviceKind::Disk(config) => self.disk(device, config),
             DeviceKind::Net(config) => self.net(device, config),
             DeviceKind::Rng(config) => self.rng(device, config),

@@ -69,7 +69,7 @@ impl Image for NoMedium {
 
 /// Who hears of what a drive does.
 #[derive(Debug)]
-struct TrayFailures(Failures);
+pub(super) struct TrayFailures(pub Failures);
 
 impl Hooks for TrayFailures {
     fn failed(&self, failure: Failure) {
@@ -82,6 +82,10 @@ impl DriveHooks for TrayFailures {
         let id = self.0.id.clone();
         let notices = &self.0.notices;
         notices.send(Notice::Tell(Event::TrayMoved { id, open }));
+    }
+
+    fn let_go(&self) {
+        self.0.notices.send(Notice::UnitGone(self.0.id.clone()));
     }
 }
 
@@ -148,7 +152,7 @@ impl Builder {
                 "physical blocks of SATA drives are a power of two, 512 bytes to 64 KiB",
             ));
         }
-        let content = self.content(device, config)?;
+        let content = self.content(device, config, config.iothread)?;
         let options = DriveOptions {
             cdrom: config.cdrom,
             read_only: config.readonly || config.cdrom,
@@ -187,31 +191,23 @@ pub fn open_medium(device: &DeviceConfig, image: &ImageConfig) -> Result<Vec<Lay
 }
 
 impl Disk {
-    /// The drive, if it is one for media.
-    fn cdrom(&self) -> Option<&Arc<Drive>> {
-        match &self.front {
-            Front::Sata(drive) if drive.is_cdrom() => Some(drive),
-            _ => None,
-        }
-    }
-
     /// Whether media come and go.
     #[must_use]
     pub fn is_cdrom(&self) -> bool {
-        self.cdrom().is_some()
+        self.front.is_cdrom()
     }
 
     /// Its tray, if it has one.
     #[must_use]
     pub fn tray(&self) -> Option<Tray> {
-        let (open, locked) = self.cdrom()?.tray();
+        let (open, locked) = self.front.tray()?;
         Some(Tray { open, locked })
     }
 
     /// Whether the medium may be taken out; if not, the guest is asked for it.
     #[must_use]
     pub fn ask_for_medium(&self) -> bool {
-        self.cdrom().is_none_or(|drive| drive.ask_for_medium())
+        self.front.ask_for_medium()
     }
 
     /// Has another medium, or none. No request is in flight. The one before.
@@ -223,9 +219,7 @@ impl Disk {
         let mut own = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *own, layers);
         drop(own);
-        if let Some(drive) = self.cdrom() {
-            drive.medium_changed(there);
-        }
+        self.front.medium_changed(there);
         before
     }
 }
