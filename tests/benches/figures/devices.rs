@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -133,7 +133,12 @@ fn device_cpu(pid: i32) -> f64 {
     whole - cpus.sum::<f64>() / 1e9
 }
 
-fn disk(format: ImageFormat, path: &Path, device: u8) -> DeviceConfig {
+fn disk(
+    format: ImageFormat,
+    path: &Path,
+    device: u8,
+    (cache, io): (CacheMode, IoMode),
+) -> DeviceConfig {
     let image = ImageConfig {
         format,
         file: Resource::Path(path.into()),
@@ -149,8 +154,8 @@ fn disk(format: ImageFormat, path: &Path, device: u8) -> DeviceConfig {
         image: Some(image),
         readonly: false,
         shareable: false,
-        cache: CacheMode::Writeback,
-        io: IoMode::Threads,
+        cache,
+        io,
         discard: true,
         detect_zeroes: DetectZeroes::Off,
         serial: String::new(),
@@ -184,7 +189,8 @@ fn at(id: String, device: u8, kind: DeviceKind) -> DeviceConfig {
     }
 }
 
-fn ours(rig: &Rig, raw: &Path, qcow2: &Path, wire: OwnedFd) -> Guest {
+fn ours(rig: &Rig, [raw, qcow2, direct]: &[PathBuf; 3], wire: OwnedFd) -> Guest {
+    let cached = (CacheMode::Writeback, IoMode::Threads);
     let net = NetConfig {
         mac: [0x52, 0x54, 0, 1, 2, 3],
         backend: NetBackend::Stream(Resource::Fd(wire.as_raw_fd())),
@@ -196,14 +202,20 @@ fn ours(rig: &Rig, raw: &Path, qcow2: &Path, wire: OwnedFd) -> Guest {
         outbound: Default::default(),
     };
     let devices = vec![
-        disk(ImageFormat::Raw, raw, 3),
-        disk(ImageFormat::Qcow2, qcow2, 4),
+        disk(ImageFormat::Raw, raw, 3, cached),
+        disk(ImageFormat::Qcow2, qcow2, 4, cached),
+        disk(
+            ImageFormat::Raw,
+            direct,
+            6,
+            (CacheMode::None, IoMode::IoUring),
+        ),
         at("net0".into(), 5, DeviceKind::Net(net)),
     ];
     Guest::boot(rig, &machine(Kernel::V6_1, devices), &[wire])
 }
 
-fn theirs(raw: &Path, qcow2: &Path, wire: OwnedFd) -> Guest {
+fn theirs([raw, qcow2, direct]: &[PathBuf; 3], wire: OwnedFd) -> Guest {
     let folder = Kernel::V6_1.folder();
     let mut command = Command::new("qemu-system-x86_64");
     command
@@ -215,12 +227,16 @@ fn theirs(raw: &Path, qcow2: &Path, wire: OwnedFd) -> Guest {
         .arg(folder.join("initrd.img"))
         .args(["-append", "console=ttyS0 quiet"])
         .args(["-name", "guest,debug-threads=on"]);
-    for (index, format, path) in [(3, "raw", raw), (4, "qcow2", qcow2)] {
+    for (index, format, path, how) in [
+        (3, "raw", raw, ""),
+        (4, "qcow2", qcow2, ""),
+        (6, "raw", direct, ",cache=none,aio=io_uring"),
+    ] {
         let path = path.display();
         command
             .arg("-drive")
             .arg(format!(
-                "file={path},if=none,id=d{index},format={format},discard=unmap"
+                "file={path},if=none,id=d{index},format={format},discard=unmap{how}"
             ))
             .arg("-device")
             .arg(format!(
@@ -242,7 +258,7 @@ fn theirs(raw: &Path, qcow2: &Path, wire: OwnedFd) -> Guest {
 
 /// One workload: what it is called, its line in the guest's shell, how many units it does.
 struct Load {
-    name: &'static str,
+    name: String,
     line: String,
     amount: f64,
     unit: &'static str,
@@ -250,7 +266,7 @@ struct Load {
 
 fn loads((source, sink): (u16, u16)) -> Vec<Load> {
     let mut loads = Vec::new();
-    let mut add = |name, line: String, amount, unit| {
+    let mut add = |name: String, line: String, amount, unit| {
         loads.push(Load {
             name,
             line,
@@ -259,31 +275,17 @@ fn loads((source, sink): (u16, u16)) -> Vec<Load> {
         });
     };
     let mib = DISK as f64 / f64::from(1 << 20);
-    for (name, dev) in [("raw", "vda"), ("qcow2", "vdb")] {
-        let names: [&'static str; 4] = if name == "raw" {
-            [
-                "raw read 1 MiB",
-                "raw write 1 MiB",
-                "raw read 4 KiB",
-                "raw write 4 KiB",
-            ]
-        } else {
-            [
-                "qcow2 read 1 MiB",
-                "qcow2 write 1 MiB",
-                "qcow2 read 4 KiB",
-                "qcow2 write 4 KiB",
-            ]
-        };
+    // The last one past the host's cache, too, by the kernel's asynchronous I/O.
+    for (disk, dev) in [("raw", "vda"), ("qcow2", "vdb"), ("direct", "vdc")] {
         let dd = |rest: &str| format!("dd {rest} 2>/dev/null");
         add(
-            names[0],
+            format!("{disk} read 1 MiB"),
             dd(&format!("if=/dev/{dev} of=/dev/null bs=1M iflag=direct")),
             mib,
             "MiB/s",
         );
         add(
-            names[1],
+            format!("{disk} write 1 MiB"),
             dd(&format!(
                 "if=/dev/zero of=/dev/{dev} bs=1M count=128 oflag=direct conv=fsync"
             )),
@@ -291,7 +293,7 @@ fn loads((source, sink): (u16, u16)) -> Vec<Load> {
             "MiB/s",
         );
         add(
-            names[2],
+            format!("{disk} read 4 KiB"),
             dd(&format!(
                 "if=/dev/{dev} of=/dev/null bs=4k count=2000 iflag=direct"
             )),
@@ -299,7 +301,7 @@ fn loads((source, sink): (u16, u16)) -> Vec<Load> {
             "IO/s",
         );
         add(
-            names[3],
+            format!("{disk} write 4 KiB"),
             dd(&format!(
                 "if=/dev/zero of=/dev/{dev} bs=4k count=2000 oflag=direct"
             )),
@@ -309,13 +311,13 @@ fn loads((source, sink): (u16, u16)) -> Vec<Load> {
     }
     let transfer = TRANSFER as f64 / f64::from(1 << 20);
     add(
-        "net to the guest",
+        "net to the guest".to_owned(),
         format!("[ $(nc $gw {source} | wc -c) = {TRANSFER} ]"),
         transfer,
         "MiB/s",
     );
     add(
-        "net from the guest",
+        "net from the guest".to_owned(),
         // A pipe into nc would go in pieces of 1 KiB, which passt gives up on half way.
         format!(
             "[ -s /tmp/f ] || head -c {TRANSFER} /dev/zero | tr '\\000' v >/tmp/f; \
@@ -345,7 +347,11 @@ pub fn run(runs: usize) {
     for side in ["ours", "theirs"] {
         let raw = rig.path(&format!("{side}.raw"));
         let qcow2 = rig.path(&format!("{side}.qcow2"));
-        let made = std::fs::write(&raw, vec![b'v'; DISK as usize]).is_ok()
+        let direct = rig.path(&format!("{side}.direct"));
+        let content = vec![b'v'; DISK as usize];
+        let made = [&raw, &direct]
+            .iter()
+            .all(|path| std::fs::write(path, &content).is_ok())
             && Command::new("qemu-img")
                 .args(["convert", "-f", "raw", "-O", "qcow2"])
                 .args([&raw, &qcow2])
@@ -355,7 +361,7 @@ pub fn run(runs: usize) {
             println!("left out: the images can't be made\n");
             return;
         }
-        images.push((raw, qcow2));
+        images.push([raw, qcow2, direct]);
     }
     let (Some((our_passt, our_wire)), Some((their_passt, their_wire))) =
         (Passt::start(), Passt::start())
@@ -364,8 +370,8 @@ pub fn run(runs: usize) {
         return;
     };
     let mut guests = [
-        ours(&rig, &images[0].0, &images[0].1, our_wire),
-        theirs(&images[1].0, &images[1].1, their_wire),
+        ours(&rig, &images[0], our_wire),
+        theirs(&images[1], their_wire),
     ];
     let set_up = "ip link set eth0 up && udhcpc -i eth0 -s /etc/udhcpc.script -n -q >/dev/null 2>&1; gw=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); [ \"$gw\" ]";
     for guest in &mut guests {
@@ -376,7 +382,7 @@ pub fn run(runs: usize) {
     }
     let only = std::env::var("VIREO_BENCH_ONLY").unwrap_or_default();
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|part| name.contains(part));
-    for load in loads(ports).iter().filter(|load| wanted(load.name)) {
+    for load in loads(ports).iter().filter(|load| wanted(&load.name)) {
         let mut took = [Vec::new(), Vec::new()];
         let mut device = [f64::INFINITY; 2];
         // The first run only warms up.
