@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use vireo_tests::{Control, Guest, Kernel, Rig, iso, left_out, machine};
 use vmm_api::config::{MachineConfig, Resource, RestoreConfig};
-use vmm_api::control::{Answer, Call, Event, Tray};
+use vmm_api::control::{Answer, BlockJobNews, Call, Event, Tray};
 use vmm_api::devices::{DeviceConfig, ImageConfig, IoThreadConfig};
 
 fn devices(list: Vec<Value>) -> Vec<DeviceConfig> {
@@ -104,12 +104,25 @@ fn until(guest: &mut Guest, what: &str) {
     assert_eq!(guest.run(&wait).ok(), "", "{what}");
 }
 
-/// The name that a unit has in the guest. Linux numbers units as they are written in eight bytes.
-fn name_of(guest: &mut Guest, (target, lun): (u8, u16)) -> String {
+/// Where the guest has a unit. Linux numbers units as they are written in eight bytes.
+fn folder_of((target, lun): (u8, u16)) -> String {
     let lun = if lun < 256 { lun } else { lun | 0x4000 };
-    let folder = format!("/sys/bus/scsi/devices/*:0:{target}:{lun}/block");
+    format!("/sys/bus/scsi/devices/*:0:{target}:{lun}")
+}
+
+/// Waits until the guest has a unit no more. Its name may be another's by then.
+fn left(guest: &mut Guest, place: (u8, u16)) {
+    let folder = folder_of(place);
+    until(guest, &format!("! ls -d {folder} >/dev/null 2>&1"));
+}
+
+/// The name that a unit has in the guest.
+fn name_of(guest: &mut Guest, place: (u8, u16)) -> String {
+    let folder = format!("{}/block", folder_of(place));
     until(guest, &format!("ls {folder}/ >/dev/null 2>&1"));
-    guest.run(&format!("ls {folder}")).ok().trim().to_owned()
+    let name = guest.run(&format!("ls {folder}")).ok().trim().to_owned();
+    until(guest, &format!("[ -b /dev/{name} ]"));
+    name
 }
 
 #[test]
@@ -184,8 +197,9 @@ fn linux_uses_scsi_disks_and_cds() {
     );
     // Several at a time, past the guest's cache, flushed.
     let write = format!(
-        "for i in 1 2 3 4; do yes vireo | dd of=/dev/{first} bs=64k seek=$((i * 16)) count=16 \
-         iflag=fullblock oflag=direct conv=fsync 2>/dev/null || echo bad & done; wait; sync"
+        "yes vireo | dd of=/pattern bs=64k count=16 iflag=fullblock 2>/dev/null; \
+         for i in 1 2 3 4; do dd if=/pattern of=/dev/{first} bs=64k seek=$((i * 16)) count=16 \
+         oflag=direct conv=fsync 2>/dev/null || echo bad & done; wait; sync"
     );
     assert_eq!(guest.run(&write).ok(), "");
     guest
@@ -321,9 +335,9 @@ fn scsi_disks_come_and_go_while_linux_runs() {
         assert_eq!(guest.run(&work).ok(), "8192\n12288\n12000");
         unplug(&mut control, "second");
         assert!(!is_there(&mut control, "second"));
-        until(&mut guest, &format!("[ ! -e /sys/block/{two} ]"));
+        left(&mut guest, (0, 1));
         unplug(&mut control, "third");
-        until(&mut guest, &format!("[ ! -e /sys/block/{three} ]"));
+        left(&mut guest, (200, 4000));
         let text = fs::read(&second).unwrap();
         assert!(text.starts_with(format!("round {round}\n").as_bytes()));
     }
@@ -356,9 +370,10 @@ fn scsi_disks_come_and_go_while_linux_runs() {
         .ok();
     unplug(&mut control, "second");
     until(&mut guest, "[ -e /ended ]");
+    left(&mut guest, (0, 1));
     // A machine that stands still lets go at once, and tells its guest later.
     plug(&mut control, at("second", (0, 1)), &second).unwrap();
-    let two = name_of(&mut guest, (0, 1));
+    name_of(&mut guest, (0, 1));
     control.call(Call::Pause).unwrap();
     unplug(&mut control, "second");
     plug(
@@ -368,10 +383,13 @@ fn scsi_disks_come_and_go_while_linux_runs() {
     )
     .unwrap();
     control.call(Call::Resume).unwrap();
-    until(&mut guest, &format!("[ ! -e /sys/block/{two} ]"));
+    left(&mut guest, (0, 1));
     name_of(&mut guest, (1, 0));
+    let name = name_of(&mut guest, (0, 0));
     guest
-        .run("dd if=/dev/sda of=/dev/null bs=64k 2>/dev/null")
+        .run(&format!(
+            "dd if=/dev/{name} of=/dev/null bs=64k 2>/dev/null"
+        ))
         .ok();
     guest.power_off();
 }
@@ -413,7 +431,7 @@ fn a_scsi_controller_comes_and_goes_while_linux_runs() {
             .unwrap();
         gone(&mut control, "scsi1");
         gone(&mut control, "disk");
-        until(&mut guest, &format!("[ ! -e /sys/block/{name} ]"));
+        left(&mut guest, (target, 0));
     }
     guest.power_off();
 }
@@ -460,6 +478,7 @@ fn linux_sees_scsi_media_that_change() {
         );
     };
     let name = "mount -t iso9660 -o ro /dev/sr0 /mnt && cat /mnt/name.txt && umount /mnt";
+    assert_eq!(name_of(&mut guest, (0, 0)), "sr0");
     guest.run("mkdir -p /mnt").ok();
     assert_ne!(guest.run(name).status, 0, "empty");
     change(&mut control, Some(&first), false).unwrap();
@@ -489,7 +508,7 @@ fn linux_sees_scsi_media_that_change() {
     assert_eq!(guest.run(name).ok(), "first");
     // The whole drive goes, medium and all.
     unplug(&mut control, "cd");
-    until(&mut guest, "[ ! -e /sys/block/sr0 ]");
+    left(&mut guest, (0, 0));
     guest.power_off();
 }
 
@@ -509,6 +528,8 @@ fn linux_is_saved_while_it_uses_its_scsi_drives() {
     ];
     let mut config = configured(&rig, kernel, list);
     let mut guest = Guest::boot(&rig, &config, &[]);
+    assert_eq!(name_of(&mut guest, (0, 0)), "sda");
+    assert_eq!(name_of(&mut guest, (1, 0)), "sr0");
     guest
         .run(
             "mkdir /mnt; mount -t iso9660 -o ro /dev/sr0 /mnt; i=0; echo 0 >/rounds; \
@@ -591,4 +612,68 @@ fn a_scsi_disk_that_is_limited_holds_up_no_other() {
         begun.elapsed()
     );
     guest.kill();
+}
+
+/// A block job is to a disk what it is on any other bus: another image is written from now on.
+#[test]
+fn a_scsi_disk_goes_on_with_a_copy() {
+    let kernel = kernel_or_leave!();
+    let rig = Rig::new();
+    let content = numbered(16384);
+    let disk = rig.write("disk.img", &content);
+    let copy = rig.write("copy.img", vec![0; content.len()]);
+    let list = vec![
+        controller(json!({})),
+        drive("disk", (0, 0), Some(&disk), json!({})),
+    ];
+    let mut guest = Guest::boot(&rig, &configured(&rig, kernel, list), &[]);
+    let mut control = Control::connect(&rig.path("control"));
+    let name = name_of(&mut guest, (0, 0));
+    guest
+        .run(&format!(
+            "(while [ ! -e /stop ]; do dd if=/dev/zero of=/dev/{name} bs=64k count=16 oflag=direct 2>/dev/null || \
+             echo bad >>/bad; done; touch /stopped) &"
+        ))
+        .ok();
+    let to = json!({ "format": "raw", "file": { "fd": 0 }, "name": copy });
+    let job = json!({ "copy": {
+        "image": to, "shallow": false, "zeroed": true, "synchronous": true, "granularity": 0, "buffer": 0,
+    } });
+    let start = Call::StartBlockJob {
+        disk: "disk".into(),
+        job: serde_json::from_value(job).unwrap(),
+        speed: 0,
+    };
+    let file = File::options().read(true).write(true).open(&copy).unwrap();
+    control.ask(start, &[&file]).unwrap();
+    // A disk with a job does not go.
+    let remove = Call::RemoveDevice { id: "disk".into() };
+    control.call(remove).unwrap_err();
+    let wait = |control: &mut Control, wanted: BlockJobNews| {
+        control.event(|event| matches!(event, Event::BlockJob { news, .. } if *news == wanted));
+    };
+    wait(&mut control, BlockJobNews::Ready);
+    let disk_name = || "disk".to_owned();
+    let end = Call::EndBlockJob {
+        disk: disk_name(),
+        pivot: true,
+    };
+    control.call(end).unwrap();
+    wait(&mut control, BlockJobNews::Completed);
+    control
+        .call(Call::SettleBlockJob { disk: disk_name() })
+        .unwrap();
+    let last = format!(
+        "touch /stop; while [ ! -e /stopped ]; do sleep 0.1; done; echo after | dd of=/dev/{name} bs=64k seek=100 \
+         conv=fsync 2>/dev/null; cat /bad 2>/dev/null; true"
+    );
+    assert_eq!(guest.run(&last).ok(), "");
+    no_complaints(&mut guest);
+    guest.power_off();
+    let (old, new) = (fs::read(&disk).unwrap(), fs::read(&copy).unwrap());
+    let at = 100 * 65536;
+    assert!(new[at..].starts_with(b"after\n"));
+    assert!(old[at..] == content[at..]);
+    assert!(new[at + 4096..] == content[at + 4096..], "what was copied");
+    assert!(new[1 << 20..at] == content[1 << 20..at], "what was copied");
 }
