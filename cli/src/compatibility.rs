@@ -53,8 +53,8 @@ const NETWORKS: &str = "no forward mode hostdev, virtual ports, firewalld zones"
 const POOLS: &str = "types dir, fs, netfs";
 const SOURCES: &str = "of netfs pools";
 
-const PLUG: &str = "while the guest runs: virtio disks, network cards, entropy sources, channels";
-const PLUG_OR_MEDIUM: &str = "while the guest runs: virtio disks, network cards, entropy sources, channels, and media of CD-ROM drives";
+const PLUG: &str = "while the guest runs: virtio and SCSI disks, SCSI controllers, network cards, entropy sources, channels";
+const PLUG_OR_MEDIUM: &str = "while the guest runs: virtio and SCSI disks, SCSI controllers, network cards, entropy sources, channels, and media of CD-ROM drives";
 
 /// Commands that are answered with a refusal, and why.
 const REFUSED: &[(&str, &str)] = &[

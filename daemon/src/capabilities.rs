@@ -300,8 +300,8 @@ fn devices(i440fx: bool) -> Vec<DeviceCapability> {
     };
     // What is called IDE is an AHCI controller here: a definition may have it where QEMU's would.
     let buses: &[&str] = match i440fx {
-        true => &["ide", "virtio", "sata"],
-        false => &["virtio", "sata"],
+        true => &["ide", "scsi", "virtio", "sata"],
+        false => &["scsi", "virtio", "sata"],
     };
     vec![
         there(

@@ -411,7 +411,7 @@ fn machines_that_do_not_fit() {
     let error = run.fails().to_lowercase();
     assert!(error.contains("cpu"), "{error}");
     let error = start_refused(&rig, |xml| {
-        xml.replace("<devices>", "<devices><disk type='file' device='disk'><source file='/x'/><target dev='sda' bus='scsi'/></disk>")
+        xml.replace("<devices>", "<devices><disk type='file' device='disk'><source file='/x'/><target dev='sda' bus='usb'/></disk>")
     });
     assert!(error.contains("sda"), "the device is named: {error}");
     let error = start_refused(&rig, |xml| {

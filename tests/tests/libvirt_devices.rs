@@ -510,7 +510,7 @@ fn a_guest_with_empty_drives_starts() {
     floppy("--config").ok();
     let error = rig.vireo(&["start", "one"]).fails();
     assert!(
-        error.contains("disk 'fda' (bus 'fdc': use virtio or sata)"),
+        error.contains("disk 'fda' (bus 'fdc': use virtio, scsi or sata)"),
         "{error}"
     );
 }

@@ -105,7 +105,7 @@ async fn what_cannot_start_is_refused_before_anything_is_made() {
         ),
         (
             KERNEL,
-            "<disk type='file'><source file='/x'/><target dev='sda' bus='scsi'/></disk>",
+            "<disk type='file'><source file='/x'/><target dev='sda' bus='usb'/></disk>",
             67,
             "sda",
         ),

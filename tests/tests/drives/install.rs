@@ -4,7 +4,7 @@ use super::*;
 use vireo_tests::which;
 
 /// Says `word` through the BIOS, and stands still.
-fn boot_sector(word: &str) -> Vec<u8> {
+pub fn boot_sector(word: &str) -> Vec<u8> {
     // xor ax,ax; mov ds,ax; mov si,0x7c18
     let mut sector = vec![0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x18, 0x7c];
     // 1: lodsb; test al,al; jz 2; mov ah,0x0e; mov bx,7; int 0x10; jmp 1
@@ -19,7 +19,7 @@ fn boot_sector(word: &str) -> Vec<u8> {
     sector
 }
 
-fn bios() -> bool {
+pub fn bios() -> bool {
     let places = [
         "/usr/share/seabios/bios-256k.bin",
         "/usr/share/qemu/bios-256k.bin",

@@ -108,6 +108,19 @@ fn a_guest_keeps_its_cd_when_it_is_saved_and_moved() {
 /// Snapshots pass over drives, and copies of a domain have the same ones.
 #[test]
 fn snapshots_and_copies_leave_media_alone() {
+    copied("sata");
+}
+
+/// The same at a SCSI controller.
+#[test]
+fn snapshots_and_copies_of_scsi_disks() {
+    copied("scsi");
+}
+
+fn copied(bus: &str) {
+    let cdrom = |dev: &str, source: &str, rest: &str| {
+        cdrom(dev, source, rest).replace("bus='sata'", &format!("bus='{bus}'"))
+    };
     if !which("qemu-img") {
         return left_out("needs qemu-img");
     }
@@ -121,7 +134,7 @@ fn snapshots_and_copies_leave_media_alone() {
     assert!(made.unwrap().success());
     let qcow2 = format!(
         "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{image}'/>\
-         <target dev='sdb' bus='sata'/></disk>"
+         <target dev='sdb' bus='{bus}'/></disk>"
     );
     let devices = cdrom("sda", &iso, "") + &qcow2 + &cdrom("sdc", "", "");
     rig.define(&small(&rig, "guest", &devices));

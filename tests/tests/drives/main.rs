@@ -4,6 +4,7 @@ mod install;
 mod kept;
 mod media;
 mod policy;
+mod scsi;
 
 use std::io::BufRead;
 use std::process::{Child, Stdio};
@@ -144,6 +145,14 @@ impl Events {
     /// Waits for an event with that in its line, and gives all until then of the domain that are about disks and trays.
     #[track_caller]
     fn take(&self, name: &str, last: &str) -> Vec<String> {
+        let all = self.all_until(name, last).into_iter();
+        all.filter(|line| line.contains("tray-change") || line.contains("disk-change"))
+            .collect()
+    }
+
+    /// The same with all other events.
+    #[track_caller]
+    fn all_until(&self, name: &str, last: &str) -> Vec<String> {
         let deadline = Instant::now() + SOON;
         let of = format!("for domain '{name}'");
         loop {
@@ -153,9 +162,7 @@ impl Events {
                 .position(|line| line.contains(&of) && line.contains(last));
             if let Some(end) = end {
                 let all = lines.drain(..=end).filter(|line| line.contains(&of));
-                return all
-                    .filter(|line| line.contains("tray-change") || line.contains("disk-change"))
-                    .collect();
+                return all.collect();
             }
             drop(lines);
             assert!(

@@ -213,7 +213,7 @@ pub struct DiskConfig {
     /// What writes of zeroes become.
     #[serde(default)]
     pub detect_zeroes: DetectZeroes,
-    /// At most 20 bytes of ASCII (virtio 1.2, 5.2.6.1 `VIRTIO_BLK_T_GET_ID`).
+    /// At most 20 bytes of ASCII (virtio 1.2, 5.2.6.1 `VIRTIO_BLK_T_GET_ID`); of SCSI 36.
     #[serde(default)]
     pub serial: String,
     /// SCSI only: INQUIRY's vendor, at most 8 printable ASCII bytes; empty: as usual.

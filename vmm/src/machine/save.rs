@@ -129,12 +129,12 @@ fn fit_vcpus(
     Ok(present.clone())
 }
 
-/// A function that earlier builds did not make of the same definition, as they left empty drives out. A guest that
-/// they saved has never seen it: it finds it as after a reset, when it looks next.
+/// A function that earlier builds did not make of the same definition, as they left empty drives and SCSI controllers
+/// out. A guest that they saved has never seen it: it finds it as after a reset, when it looks next.
 fn is_late(devices: &[DeviceConfig], place: PciAddress) -> bool {
     let controllers = devices
         .iter()
-        .filter(|device| matches!(device.kind, DeviceKind::Ahci(_)))
+        .filter(|device| matches!(device.kind, DeviceKind::Ahci(_) | DeviceKind::Scsi(_)))
         .map(|device| device.address);
     // With the first function of its slot, which is there for its sake.
     let stated = devices.iter().any(|device| device.address == place);
@@ -612,7 +612,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm_api::devices::{AhciConfig, BalloonConfig};
+    use vmm_api::devices::{AhciConfig, BalloonConfig, ScsiConfig};
 
     #[test]
     fn controllers_of_drives_that_were_left_out_are_late() {
@@ -633,9 +633,10 @@ mod tests {
             device(at(0x1f, 2), ahci()),
             device(at(4, 0), balloon()),
             device(at(4, 1), ahci()),
+            device(at(5, 0), DeviceKind::Scsi(ScsiConfig::default())),
         ];
         let late = |place| is_late(&devices, place);
-        assert!(late(at(0x1f, 2)) && late(at(0x1f, 0)) && late(at(4, 1)));
+        assert!(late(at(0x1f, 2)) && late(at(0x1f, 0)) && late(at(4, 1)) && late(at(5, 0)));
         assert!(!late(at(3, 0)) && !late(at(4, 0)) && !late(at(0, 0)) && !late(at(0x1f, 1)));
     }
 }

@@ -3,6 +3,8 @@
 
 mod drives;
 
+pub use drives::is_virtio_scsi;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,7 +35,11 @@ pub(super) fn assign(domain: &mut Domain) -> Result<(), XmlError> {
 /// # Errors
 /// As [`assign`].
 pub(super) fn place_drives(domain: &mut Domain) -> Result<(), XmlError> {
-    let mut changed = false;
+    // Left out then, so they had none.
+    let without = |e: &Element| {
+        drives::is_virtio_scsi(e) && !elsewhere(e) && PciAddress::of(e).ok().flatten().is_none()
+    };
+    let mut changed = domain.devices.rest.iter().any(without);
     for disk in domain.devices.rest.iter_mut().filter(|e| e.name == "disk") {
         changed |= DriveAddress::give_usual(disk)?;
     }
@@ -63,6 +69,7 @@ fn turn(device: &Element) -> Option<u32> {
     Some(match device.name.as_str() {
         "interface" if device.attr("type") != Some("hostdev") => 0,
         "controller" if device.attr("type") == Some("virtio-serial") => 1,
+        "controller" if drives::is_virtio_scsi(device) => 1,
         "disk" if on_virtio(device) => 2,
         "memballoon" if model != "none" => 3,
         "rng" => 4,
@@ -519,7 +526,14 @@ fn place_ports(devices: &mut Devices, map: &mut Map) -> Result<(), XmlError> {
 /// A disk's place on a controller of disks, as it is in its id.
 fn drive(disk: &Disk) -> Option<String> {
     let place = disk.drive.filter(|_| disk.bus != "virtio")?;
-    Some(format!("{}-{}-{}", place.controller, place.bus, place.unit))
+    let target = match disk.bus.as_str() {
+        "scsi" => format!("-{}", place.target),
+        _ => String::new(),
+    };
+    Some(format!(
+        "{}-{}{target}-{}",
+        place.controller, place.bus, place.unit
+    ))
 }
 
 /// Gives every device of a running domain the id that libvirt gives it.

@@ -1,6 +1,8 @@
 //! The domain definition.
 
 mod assign;
+
+pub use assign::is_virtio_scsi;
 mod canonical;
 mod char_device;
 mod cpu;
@@ -405,6 +407,11 @@ impl Domain {
     /// Whether a device is a controller of disks without any, which the machine does without.
     pub fn is_without_drives(&self, device: &Element) -> bool {
         support_devices::is_without_drives(self, device)
+    }
+
+    /// Whether a device is a drive with nothing in it at a controller that the machine does without.
+    pub fn is_lost_drive(&self, device: &Element) -> bool {
+        support_devices::is_lost_drive(self, device)
     }
 
     /// Gives drives places and controllers, where a definition of an earlier version has none.

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::support_devices::{Fate, fate, place, places, source_fault};
+use super::support_devices::{Fate, fate, is_lost_drive, place, places, source_fault};
 use super::{CharDevice, Domain, DomainType, HostFacts, LifecycleAction, Os};
 use crate::dom::Element;
 use crate::error::XmlError;
@@ -156,6 +156,10 @@ pub(super) fn left_out(domain: &Domain) -> Vec<Unsupported> {
     }
     for device in &domain.devices.rest {
         if let Fate::LeftOut(what) = fate(device) {
+            found.push(what);
+        } else if is_lost_drive(domain, device)
+            && let Some(what) = place(domain, device)
+        {
             found.push(what);
         }
     }
@@ -425,7 +429,7 @@ mod tests {
              <cache id='0' level='3' type='both' size='1'/></cachetune></cputune><features><acpi/><hyperv><vapic state='on'/>\
              </hyperv></features><clock offset='utc'><timer name='hpet' present='yes'/></clock>\
              <on_crash>rename-restart</on_crash>",
-            "<disk type='file'><source file='/x'/><target dev='sda'/></disk>\
+            "<disk type='file'><source file='/x'/><target dev='sda' bus='usb'/></disk>\
              <disk type='network'><source protocol='nbd' name='x'><host name='h'/></source><target dev='vdb'/></disk>\
              <disk type='file'><source file='/y'/><target dev='vdc'/>\
              <address type='pci' bus='2' slot='3'/></disk>\
@@ -463,7 +467,7 @@ mod tests {
         );
         let error = d.check_startable(&host()).unwrap_err().to_string();
         assert!(
-            error.contains("disk 'sda' (bus 'scsi': use virtio or sata)"),
+            error.contains("disk 'sda' (bus 'usb': use virtio, scsi or sata)"),
             "{error}"
         );
     }
@@ -511,7 +515,7 @@ mod tests {
         assert_eq!(
             found,
             [
-                "disk 'fda' (bus 'fdc': use virtio or sata)",
+                "disk 'fda' (bus 'fdc': use virtio, scsi or sata)",
                 "disk 'sda' (no such place at a sata controller: controller='0' bus='0' target='0' unit='6')",
             ]
         );

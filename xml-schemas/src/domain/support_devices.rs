@@ -1,6 +1,9 @@
 //! Which devices the machine has, of those that a definition can name.
 
-use super::device::{Balloon, Disk, DiskSource, Interface, PciAddress, Rng, Watchdog, is_ahci};
+use super::assign;
+use super::device::{
+    Balloon, Disk, DiskSource, DriveAddress, Interface, PciAddress, Rng, Watchdog, is_ahci,
+};
 use super::support::{Unsupported, named};
 use super::{CharDevice, CharSource, Domain, TcpProtocol};
 use crate::dom::Element;
@@ -101,13 +104,19 @@ fn controller(device: &Element) -> Fate {
         "usb" if model == "none" => Fate::Fine,
         // There where a drive is at it; nobody could do anything with it otherwise.
         "sata" | "ide" => Fate::Fine,
-        "virtio-serial" => match driver_fault(device) {
-            None => Fate::Fine,
-            Some(reason) => Fate::Refused(Unsupported {
-                name: "controller 'virtio-serial'".to_owned(),
-                reason,
-            }),
-        },
+        kind @ ("virtio-serial" | "scsi") => {
+            let scsi = kind == "scsi";
+            let unknown = scsi && !assign::is_virtio_scsi(device);
+            match driver_fault(device).or_else(|| scsi_fault(device).filter(|_| scsi)) {
+                // As below.
+                _ if unknown => Fate::LeftOut(named(device, "type")),
+                None => Fate::Fine,
+                Some(reason) => Fate::Refused(Unsupported {
+                    name: format!("controller '{kind}'"),
+                    reason,
+                }),
+            }
+        }
         // A controller does nothing on its own, and every disk is named itself.
         _ => Fate::LeftOut(named(device, "type")),
     }
@@ -127,6 +136,9 @@ fn first_child(device: &Element, names: &[&str]) -> Fault {
         .map(|e| e.name.to_string())
 }
 
+/// Most queues of one device.
+const MOST_QUEUES: u32 = 16;
+
 const VIRTIO: &[&str] = &["virtio", "virtio-non-transitional"];
 
 /// Of any virtio device: its model, and ways of virtio that are not there.
@@ -142,18 +154,34 @@ fn driver_fault(device: &Element) -> Fault {
         .map(|name| format!("driver {name}='on'"))
 }
 
+fn scsi_fault(controller: &Element) -> Fault {
+    let model = controller.attr("model");
+    if model == Some("virtio-transitional") {
+        return Some("model 'virtio-transitional'".to_owned());
+    }
+    let queues = controller.child("driver").and_then(|e| e.attr("queues"));
+    let queues = queues.and_then(crate::units::number::<u32>);
+    queues
+        .filter(|queues| *queues > MOST_QUEUES)
+        .map(|_| format!("more than {MOST_QUEUES} queues"))
+}
+
 fn disk_fault(element: &Element) -> Fault {
     let disk = match Disk::read(element) {
         Ok(disk) => disk,
         Err(error) => return Some(error.to_string()),
     };
-    if disk.bus != "virtio" && !disk.is_ahci() {
-        return Some(format!("bus '{}': use virtio or sata", disk.bus));
+    if disk.bus != "virtio" && !disk.has_controller() {
+        return Some(format!("bus '{}': use virtio, scsi or sata", disk.bus));
     }
     if !matches!(disk.device.as_str(), "disk" | "cdrom") {
         return Some(format!("device '{}'", disk.device));
     }
-    if let Some(place) = disk.drive.filter(|place| place.port(&disk.bus).is_none()) {
+    let is_place = |place: &DriveAddress| match disk.bus.as_str() {
+        "scsi" => place.unit().is_some(),
+        bus => place.port(bus).is_some(),
+    };
+    if let Some(place) = disk.drive.filter(|place| !is_place(place)) {
         return Some(format!(
             "no such place at a {} controller: {place}",
             disk.bus
@@ -171,8 +199,8 @@ fn disk_fault(element: &Element) -> Fault {
     if disk.secret.as_ref().is_some_and(|s| s.format != "luks") {
         return Some("encryption other than luks".to_owned());
     }
-    if disk.queues.is_some_and(|n| n > 16) {
-        return Some("more than 16 queues".to_owned());
+    if disk.queues.is_some_and(|n| u32::from(n) > MOST_QUEUES) {
+        return Some(format!("more than {MOST_QUEUES} queues"));
     }
     if disk.serial.as_deref().is_some_and(|s| !s.is_ascii()) {
         return Some("a serial number that is not ASCII".to_owned());
@@ -188,19 +216,10 @@ fn disk_fault(element: &Element) -> Fault {
         .or_else(|| unless(element, "sgio", &["filtered"]))
         .or_else(|| unless(driver?, "copy_on_read", &["off"]))
         .or_else(|| driver_fault(element))
+        .or_else(|| first_child(element, &["auth", "mirror", "transient", "geometry"]))
         .or_else(|| {
-            first_child(
-                element,
-                &[
-                    "auth",
-                    "mirror",
-                    "transient",
-                    "geometry",
-                    "wwn",
-                    "vendor",
-                    "product",
-                ],
-            )
+            let scsi = disk.bus == "scsi";
+            first_child(element, &["wwn", "vendor", "product"]).filter(|_| !scsi)
         })
         .or_else(|| {
             first_child(
@@ -314,6 +333,7 @@ pub(super) fn places(domain: &Domain, found: &mut Vec<Unsupported>) {
     let all = domain.devices.rest.iter();
     let fine = all.filter(|device| matches!(fate(device), Fate::Fine));
     let fine = fine.filter(|device| !is_without_drives(domain, device));
+    let fine = fine.filter(|device| !is_lost_drive(domain, device));
     found.extend(fine.filter_map(|device| place(domain, device)));
 }
 
@@ -328,6 +348,27 @@ pub fn is_without_drives(domain: &Domain, controller: &Element) -> bool {
     let drives = disks.filter_map(|e| Disk::read(e).ok());
     let mut here = drives.filter(|disk| disk.bus == kind);
     !here.any(|disk| disk.drive.map(|place| place.controller) == index)
+}
+
+/// The model of the SCSI controller that a disk is at, where the machine does not have it.
+fn strange_controller<'a>(domain: &'a Domain, disk: &Element) -> Option<&'a str> {
+    let disk = Some(disk).filter(|e| e.name == "disk")?;
+    let disk = Disk::read(disk).ok().filter(|disk| disk.bus == "scsi")?;
+    let index = disk.drive?.controller;
+    let mut all = domain.devices.rest.iter();
+    let own = all.find(|e| {
+        e.name == "controller"
+            && e.attr("type") == Some("scsi")
+            && e.attr("index").and_then(crate::units::number) == Some(index)
+    })?;
+    let model = own.attr("model").unwrap_or_default();
+    (!assign::is_virtio_scsi(own)).then_some(model)
+}
+
+/// A drive with nothing in it at a controller that the machine does not have.
+pub fn is_lost_drive(domain: &Domain, device: &Element) -> bool {
+    strange_controller(domain, device).is_some()
+        && Disk::read(device).is_ok_and(|disk| disk.is_empty_drive())
 }
 
 /// What is wrong with a device's place.
@@ -346,12 +387,16 @@ pub(super) fn place(domain: &Domain, device: &Element) -> Option<Unsupported> {
         return None;
     }
     let kind = device.child("address").and_then(|e| e.attr("type"));
-    let reason = match (PciAddress::of(device), kind) {
-        (Ok(Some(address)), _) if !is_there(address.bus) => {
-            format!("it is behind a bridge, at {address}: give it another address or none")
+    let reason = if let Some(model) = strange_controller(domain, device) {
+        format!("it is at a SCSI controller of model '{model}': use virtio-scsi")
+    } else {
+        match (PciAddress::of(device), kind) {
+            (Ok(Some(address)), _) if !is_there(address.bus) => {
+                format!("it is behind a bridge, at {address}: give it another address or none")
+            }
+            (_, Some("ccw" | "virtio-mmio" | "spapr-vio")) => "its address is not PCI".to_owned(),
+            _ => return None,
         }
-        (_, Some("ccw" | "virtio-mmio" | "spapr-vio")) => "its address is not PCI".to_owned(),
-        _ => return None,
     };
     let name = match device.name.as_str() {
         "disk" => device.child("target").and_then(|t| t.attr("dev")),

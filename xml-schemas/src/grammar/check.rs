@@ -118,10 +118,7 @@ impl Fault {
                 return Err(bad_value(attribute, element, value).at(line));
             }
             Self::BadText { element, value, .. } => {
-                return Err(XmlError::xml(format!(
-                    "Invalid value '{value}' for element '{element}'"
-                ))
-                .at(line));
+                return Err(bad_text(element, value).at(line));
             }
             Self::MissingAttribute { name, element } => {
                 return Err(XmlError::xml(format!(
@@ -164,6 +161,21 @@ fn bad_value(attribute: &str, element: &str, value: &str) -> XmlError {
             format!("Invalid value for attribute '{attribute}' in element '{element}': '{value}'.")
         }
     })
+}
+
+/// The same of a bad text.
+fn bad_text(element: &str, value: &str) -> XmlError {
+    let most = if element == "vendor" { 8 } else { 16 };
+    match element {
+        "wwn" => XmlError::internal(format!("Malformed wwn: {value}")),
+        "vendor" | "product" if value.chars().count() <= most => {
+            XmlError::xml(format!("disk {element} is not printable string"))
+        }
+        "vendor" | "product" => {
+            XmlError::unsupported(format!("disk {element} is more than {most} characters"))
+        }
+        _ => XmlError::xml(format!("Invalid value '{value}' for element '{element}'")),
+    }
 }
 
 /// Warnings kept of one document: enough to see what is wrong with it.

@@ -10,7 +10,7 @@ use super::object::{Domain, Pinned};
 use super::start::{self, StartOptions};
 use super::state::{Lifecycle, ShutoffReason, State};
 use super::stored::Stored;
-use super::{Driver, blocking, iothreads, limits, tuning};
+use super::{Driver, blocking, iothreads, limits, scsi, tuning};
 use crate::error::{Error, ErrorCode, ErrorDomain, Result, check_flags};
 use crate::events::DomainEvent;
 use crate::store::Identity;
@@ -73,11 +73,14 @@ impl Driver {
     /// comes.
     pub(super) fn parse_of_guest(&self, xml: &str) -> Result<Definition> {
         let parsed = Definition::parse(xml, Validation::Lenient)?;
-        self.refill(parsed.domain)
+        self.refill(parsed.domain, true)
     }
 
-    /// The same, parsed.
-    pub(super) fn refill(&self, mut definition: Definition) -> Result<Definition> {
+    /// The same, parsed; `goes_on`: with the machine that it was of.
+    pub(super) fn refill(&self, mut definition: Definition, goes_on: bool) -> Result<Definition> {
+        if goes_on {
+            scsi::as_it_was(&mut definition);
+        }
         let port = |e: &Element| {
             let is_one = e.attr("type") == Some("pci") && e.attr("model") == Some("pcie-root-port");
             let index = e.attr("index").map(str::to_owned);

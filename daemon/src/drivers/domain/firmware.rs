@@ -71,7 +71,7 @@ fn boot_order(live: &Domain) -> Result<Vec<String>> {
         let (order, kind) = match element.name.as_str() {
             "disk" => {
                 let disk = Disk::read(element)?;
-                if disk.is_empty_drive() && !disk.is_cdrom() {
+                if disk.is_empty_drive() && !disk.is_cdrom() || live.is_lost_drive(element) {
                     continue;
                 }
                 let kind = match disk.device.as_str() {

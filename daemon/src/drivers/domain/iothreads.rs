@@ -194,14 +194,9 @@ pub(super) fn configs(definition: &Definition) -> Vec<IoThreadConfig> {
     known(definition).into_iter().map(config).collect()
 }
 
-/// The one that serves a disk.
-pub(super) fn of_disk(disk: &Element) -> Option<u32> {
-    number(disk.child("driver")?, "iothread")
-}
-
-fn disks(definition: &Definition) -> impl Iterator<Item = (&Element, u32)> {
-    let disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
-    disks.filter_map(|disk| Some((disk, of_disk(disk)?)))
+/// The one that serves a disk or controller.
+pub(super) fn of_device(device: &Element) -> Option<u32> {
+    number(device.child("driver")?, "iothread")
 }
 
 fn target(disk: &Element) -> &str {
@@ -262,25 +257,46 @@ pub(super) fn check(definition: &Definition) -> Result<()> {
             scheduled.extend(named);
         }
     }
-    for (disk, id) in disks(definition) {
-        if id == 0 {
-            return wrong(
-                "Invalid value for attribute 'iothread' in element 'driver': Zero is not permitted"
-                    .to_owned(),
-            );
-        }
-        let bus = disk.child("target").and_then(|target| target.attr("bus"));
-        if let Some(bus) = bus.filter(|bus| *bus != "virtio") {
-            return Err(Error::unsupported(format!(
-                "IOThreads not available for bus {bus} target {}",
-                target(disk)
-            )));
-        }
-        if !all.contains(&id) {
-            return Err(Error::unsupported(format!(
-                "Disk iothread '{id}' not defined in iothreadid"
-            )));
-        }
+    let mut devices = definition.devices.rest.iter();
+    devices.try_for_each(|device| check_one(&all, device))
+}
+
+/// The same of one device.
+///
+/// # Errors
+/// As [`check`].
+pub(super) fn check_user(definition: &Definition, device: &Element) -> Result<()> {
+    check_one(&ids(definition), device)
+}
+
+fn check_one(all: &BTreeSet<u32>, device: &Element) -> Result<()> {
+    let Some(id) = of_device(device) else {
+        return Ok(());
+    };
+    let unknown = |what: &str| {
+        let text = format!("{what} iothread '{id}' not defined in iothreadid");
+        Err(Error::unsupported(text))
+    };
+    match device.name.as_str() {
+        "controller" if !all.contains(&id) => return unknown("controller"),
+        "disk" => {}
+        _ => return Ok(()),
+    }
+    if id == 0 {
+        return Err(Error::new(
+            ErrorCode::XML_ERROR,
+            "Invalid value for attribute 'iothread' in element 'driver': Zero is not permitted",
+        ));
+    }
+    let bus = device.child("target").and_then(|target| target.attr("bus"));
+    if let Some(bus) = bus.filter(|bus| *bus != "virtio") {
+        return Err(Error::unsupported(format!(
+            "IOThreads not available for bus {bus} target {}",
+            target(device)
+        )));
+    }
+    if !all.contains(&id) {
+        return unknown("Disk");
     }
     Ok(())
 }
@@ -381,11 +397,20 @@ fn apply(definition: &mut Definition, view: View, id: u32, what: &Change) -> Res
             )));
         }
         Change::Remove => {
-            if let Some((disk, _)) = disks(definition).find(|(_, own)| *own == id) {
-                return Err(invalid(format!(
-                    "cannot remove IOThread {id} since it is being used by disk '{}'",
-                    target(disk)
-                )));
+            let mut devices = definition.devices.rest.iter();
+            let users = ["disk", "controller"];
+            if let Some(user) =
+                devices.find(|e| users.contains(&e.name.as_str()) && of_device(e) == Some(id))
+            {
+                return Err(invalid(match user.name.as_str() {
+                    "disk" => format!(
+                        "cannot remove IOThread {id} since it is being used by disk '{}'",
+                        target(user)
+                    ),
+                    _ => format!(
+                        "cannot remove IOThread '{id}' since it is being used by controller"
+                    ),
+                }));
             }
             all.remove(&id);
             write(definition, &all);
@@ -552,6 +577,21 @@ mod tests {
         assert!(refused(two, &disk(1, "sata")).ends_with("not available for bus sata target vda"));
         let pin = format!("{two}<cputune><iothreadpin iothread='5' cpuset='0'/></cputune>");
         assert!(refused(&pin, "").ends_with("Cannot find 'iothread' : 5"));
+        let controller = |id: u32| {
+            format!("<controller type='scsi' index='0'><driver iothread='{id}'/></controller>")
+        };
+        let mut fine = domain(two, &controller(2));
+        check(&fine).unwrap();
+        let error = apply(&mut fine, View::Live, 2, &Change::Remove).unwrap_err();
+        assert!(
+            error
+                .message
+                .ends_with("'2' since it is being used by controller")
+        );
+        assert!(
+            refused(two, &controller(3))
+                .ends_with("controller iothread '3' not defined in iothreadid")
+        );
         let twice = "<iothreadsched iothreads='1-2' scheduler='batch'/>";
         let twice = format!("{two}<cputune>{twice}{twice}</cputune>");
         assert!(refused(&twice, "").contains("must not overlap"));

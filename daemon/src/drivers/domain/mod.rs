@@ -30,6 +30,7 @@ pub mod record;
 pub mod recover;
 pub mod save;
 pub mod saved_image;
+mod scsi;
 pub mod sections;
 pub mod snapshot;
 pub mod start;

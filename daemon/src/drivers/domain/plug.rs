@@ -18,7 +18,7 @@ use super::record::Folder;
 use super::which_device::{
     DOCUMENT, check_new, find, find_alias, in_definition, mac, parse, target,
 };
-use super::{Driver, channels, image_numbers, iothreads, media, tuning};
+use super::{Driver, channels, image_numbers, iothreads, media, scsi, tuning};
 use crate::control::{Control, ControlError};
 use crate::drivers::domain::block_jobs::disk_without_block_job;
 use crate::drivers::network::plug::Owner;
@@ -41,6 +41,7 @@ fn unsupported(text: impl Into<String>) -> Error {
 fn pluggable(device: &Element) -> bool {
     match device.name.as_str() {
         "disk" | "interface" | "rng" => true,
+        "controller" => scsi::is_controller(device),
         "channel" => device.child("target").and_then(|t| t.attr("type")) == Some("virtio"),
         _ => false,
     }
@@ -49,9 +50,10 @@ fn pluggable(device: &Element) -> bool {
 /// Puts a device among others: a disk where libvirt has it, among those of its bus by its name, others at the end.
 fn insert(all: &mut Vec<Element>, new: Element) {
     let key = |e: &Element| {
-        let dev = target(e).filter(|_| e.name == "disk")?;
-        let (bus, name) = dev.split_at_checked(2)?;
-        Some((bus.to_owned(), (name.len(), name.to_owned())))
+        let disk = Some(e).filter(|e| e.name == "disk")?;
+        let disk = device::Disk::read(disk).ok()?;
+        let index = disk.index()?;
+        Some((disk.bus, index))
     };
     let place = key(&new).and_then(|(bus, name)| {
         let of_bus = |e: &Element| key(e).filter(|(own, _)| *own == bus);
@@ -102,15 +104,10 @@ pub(super) fn with_device(
         as_they_run(definition, &mut changed);
     }
     changed.check_size()?;
-    let thread = new.child("driver").and_then(|e| e.attr("iothread"));
-    if let Some(thread) = thread.filter(|_| new.name == "disk")
-        && !thread
-            .parse()
-            .is_ok_and(|id| iothreads::ids(&changed).contains(&id))
-    {
-        return Err(Error::unsupported(format!(
-            "Disk iothread '{thread}' not defined in iothreadid"
-        )));
+    if matches!(new.name.as_str(), "disk" | "controller") {
+        let own = new_device(definition, &changed, &new.name);
+        let own = own.map(|at| &changed.devices.rest[at]);
+        iothreads::check_user(&changed, own.unwrap_or(new))?;
     }
     if new.name == "disk" {
         tuning::check_group(&changed, target(new).unwrap_or_default())?;
@@ -136,6 +133,7 @@ pub(super) fn new_device(before: &Definition, after: &Definition, kind: &str) ->
     let same = |a: &Element, b: &Element| match kind {
         "disk" => target(a) == target(b),
         "interface" => mac(a) == mac(b),
+        "controller" => ["type", "index"].iter().all(|of| a.attr(of) == b.attr(of)),
         _ => a == b,
     };
     // Cards may share an address: the last of them is the new one then.
@@ -315,7 +313,7 @@ impl Driver {
                 Some(stored) => with_mac(&new, stored),
                 None => new,
             };
-            self.plug(&domain, &definition, &new).await?;
+            self.plug(&domain, definition, &new).await?;
         }
         self.keep(&domain, stored).await
     }
@@ -323,9 +321,12 @@ impl Driver {
     async fn plug(
         self: &Arc<Self>,
         domain: &Pinned,
-        definition: &Definition,
+        definition: Arc<Definition>,
         new: &Element,
     ) -> Result<()> {
+        if new.name == "controller" {
+            scsi::check_plug(new)?;
+        }
         if !pluggable(new) {
             return Err(unsupported(format!(
                 "live attach of device '{}' is not supported",
@@ -333,9 +334,7 @@ impl Driver {
             )));
         }
         if new.name == "disk" {
-            let mut disk = new.clone();
-            device::Disk::complete(&mut disk).map_err(XmlError::nowhere)?;
-            let disk = device::Disk::read(&disk)?;
+            let disk = scsi::complete(new)?;
             if disk.device == "floppy" {
                 return Err(unsupported("floppy device hotplug isn't supported"));
             }
@@ -343,10 +342,27 @@ impl Driver {
                 let text = format!("disk bus '{}' cannot be hotplugged.", disk.bus);
                 return Err(unsupported(text));
             }
+            if disk.bus == "scsi" {
+                let definition = self.plug_controllers(domain, definition, new).await?;
+                return self.plug_one(domain, &definition, new, true).await;
+            }
         }
+        self.plug_one(domain, &definition, new, true).await
+    }
+
+    /// Plugs one device, and tells of it if `told`.
+    pub(super) async fn plug_one(
+        self: &Arc<Self>,
+        domain: &Pinned,
+        definition: &Definition,
+        new: &Element,
+        told: bool,
+    ) -> Result<()> {
         let after = with_device(self, definition, View::Live, new)?;
+        let at_controller = new.name == "disk" && scsi::complete(new)?.bus == "scsi";
         let (mut after, at) = match new.name.as_str() {
             "channel" => channels::placed(definition, after)?,
+            "disk" if at_controller => scsi::placed(definition, after)?,
             _ => placed(definition, after, new)?,
         };
         if let Some(refused) = after.unsupported_device(at) {
@@ -398,7 +414,7 @@ impl Driver {
             return Err(error);
         }
         killpoint("plug.plugged");
-        self.plugged(domain, &device, made.id)?;
+        self.plugged(domain, &device, told.then_some(made.id))?;
         if new.name == "channel" {
             // The guest may have opened it before anybody here knew it.
             self.look_at_ports(domain).await;
@@ -444,7 +460,7 @@ impl Driver {
     }
 
     /// A running machine has got a device.
-    fn plugged(&self, domain: &Domain, device: &Element, id: String) -> Result<()> {
+    fn plugged(&self, domain: &Domain, device: &Element, told: Option<String>) -> Result<()> {
         let mut inner = domain.lock();
         let name = domain.name_in(&inner);
         let live = inner.live_mut()?;
@@ -455,7 +471,9 @@ impl Driver {
         write(&now, &Folder(live.folder.clone()));
         Folder(live.folder.clone()).forget_plugging();
         live.definition = Arc::new(now);
-        self.emit(&name, &DomainEvent::DeviceAdded(id));
+        if let Some(id) = told {
+            self.emit(&name, &DomainEvent::DeviceAdded(id));
+        }
         Ok(())
     }
 
@@ -509,6 +527,9 @@ impl Driver {
         };
         if let Some(definition) = running {
             let device = &definition.devices.rest[which(&definition)?];
+            if device.name == "controller" {
+                scsi::check_unplug(&definition, device)?;
+            }
             if !pluggable(device) {
                 return Err(unsupported(format!(
                     "live detach of device '{}' is not supported",
@@ -555,7 +576,7 @@ impl Driver {
             };
             if there.contains(&id) && !known {
                 log::warn!("domain '{}': device '{id}' was plugged", domain.name().name);
-                self.plugged(domain, &device, id)?;
+                self.plugged(domain, &device, Some(id))?;
                 if device.name == "channel" {
                     self.look_at_ports(domain).await;
                 }
@@ -567,13 +588,15 @@ impl Driver {
             }
         }
         let mut inner = domain.lock();
-        let all = inner.live()?.definition.devices.rest.iter();
+        let definition = &inner.live()?.definition;
+        let all = definition.devices.rest.iter();
         let behind_port = |e: &&Element| {
             let place = PciAddress::of(e).ok().flatten();
             // Those of displays are no ports here.
             let port = e.name == "channel"
                 && !matches!(e.attr("type"), Some("spicevmc" | "qemu-vdagent" | "dbus"));
-            port || place.is_some_and(|place| place.bus != 0)
+            let unit = scsi::is_disk(e) && !definition.is_lost_drive(e);
+            port || unit || place.is_some_and(|place| place.bus != 0)
         };
         let gone: Vec<String> = all
             .filter(|e| pluggable(e))
@@ -590,6 +613,11 @@ impl Driver {
 
     /// The VMM has taken a device out.
     pub(super) fn device_removed(&self, domain: &Domain, inner: &mut Inner, id: &str) {
+        // Who lets go of a controller lets go of what has come to it meanwhile.
+        let live = inner.live.as_ref();
+        for disk in live.map_or_else(Vec::new, |live| scsi::disks_of(&live.definition, id)) {
+            self.device_removed(domain, inner, &disk);
+        }
         let name = domain.name_in(inner);
         self.block_job_gone(domain, inner, id);
         let Some(live) = inner.live.as_mut() else {
@@ -630,7 +658,8 @@ fn drive_of<'a>(definition: &'a Definition, new: &Element) -> Result<Option<&'a 
 /// What does not go while the machine runs, in libvirt's words.
 fn check_unplug(disk: &Element) -> Result<()> {
     let disk = device::Disk::read(disk)?;
-    if matches!(disk.device.as_str(), "cdrom" | "floppy") && disk.bus != "virtio" {
+    let removable = matches!(disk.device.as_str(), "cdrom" | "floppy");
+    if removable && !matches!(disk.bus.as_str(), "virtio" | "scsi") {
         return Err(unsupported(format!(
             "disk device type '{}' cannot be detached",
             disk.device

@@ -50,6 +50,11 @@ impl Driver {
         let job = domain.job().await?;
         let (stored, running) = meant(&domain.lock(), flags)?;
         let stored = match &stored {
+            Some(_) if wanted.name == "controller" => {
+                return Err(unsupported(
+                    "persistent update of device 'controller' is not supported",
+                ));
+            }
             Some(definition) => {
                 let at = find(definition, &wanted).map_err(|error| match target(&wanted) {
                     Some(dev) if wanted.name == "disk" => {

@@ -4,6 +4,7 @@ use xml_schemas::Domain as Definition;
 use xml_schemas::dom::{self, Element};
 use xml_schemas::domain::device::{self, Disk, PciAddress};
 
+use super::scsi;
 use crate::error::{Error, ErrorCode, Result};
 
 /// What people call one device of a document.
@@ -109,6 +110,21 @@ pub fn find(definition: &Definition, wanted: &Element) -> Result<usize> {
     {
         return Ok(at);
     }
+    if wanted.name == "controller" {
+        let index = scsi::stated_index(wanted);
+        let same = |e: &Element| {
+            e.attr("type") == wanted.attr("type")
+                && index.is_some()
+                && scsi::stated_index(e) == index
+        };
+        let kind = wanted.attr("type").unwrap_or_default();
+        return of_kind().find(|at| same(&all[*at])).ok_or_else(|| {
+            missing(format!(
+                "controller {kind}:{} not found",
+                index.unwrap_or(-1)
+            ))
+        });
+    }
     let address = PciAddress::of(wanted)?;
     if wanted.name == "interface" {
         let wanted_mac = mac(wanted);
@@ -193,6 +209,32 @@ pub fn check_new(definition: &Definition, new: &Element, running: bool) -> Resul
                     Error::invalid(format!("target {dev} already exists"))
                 });
             }
+            let place = |disk: &Disk| Some((disk.bus.clone(), disk.drive?));
+            let wanted = scsi::complete(new).ok().and_then(|disk| place(&disk));
+            let wanted = wanted.filter(|(bus, _)| bus == "scsi");
+            let mut disks = definition.devices.rest.iter().filter(|e| e.name == "disk");
+            if wanted.is_some()
+                && disks.any(|e| Disk::read(e).is_ok_and(|disk| place(&disk) == wanted))
+            {
+                return Err(Error::invalid(
+                    "Domain already contains a disk with that address",
+                ));
+            }
+        }
+        "controller" => {
+            let same = |e: &Element| {
+                e.attr("type") == new.attr("type")
+                    && scsi::stated_index(e) == scsi::stated_index(new)
+            };
+            if scsi::stated_index(new).is_some() && all.any(same) {
+                let (kind, index) = (new.attr("type"), new.attr("index"));
+                let (kind, index) = (kind.unwrap_or_default(), index.unwrap_or_default());
+                return Err(if running {
+                    Error::failed(format!("target {kind}:{index} already exists"))
+                } else {
+                    Error::invalid(format!("controller index='{index}' already exists"))
+                });
+            }
         }
         "channel" => {
             let virtio = |e: &Element| {
@@ -236,6 +278,9 @@ pub fn in_definition(mut error: Error) -> Error {
     };
     if let Some(word) = word {
         return missing(word);
+    }
+    if message.is_some_and(|text| text.starts_with("controller ")) {
+        return missing("device not present in domain configuration");
     }
     let disk = message.and_then(|text| text.strip_prefix("disk ")?.strip_suffix(" not found"));
     if let Some(target) = disk {

@@ -1,11 +1,11 @@
-//! Controllers of SATA and IDE drives.
+//! Controllers of SATA, IDE and SCSI drives.
 
 use std::collections::BTreeSet;
 
 use super::{index_of, is_controller};
 use crate::dom::Element;
 use crate::domain::Devices;
-use crate::domain::device::{DriveAddress, PciAddress, check_places};
+use crate::domain::device::{DriveAddress, PciAddress, check_places, numeric};
 use crate::error::XmlError;
 
 /// Where a board has its own SATA controller (Q35), and its IDE controller (i440FX).
@@ -20,6 +20,9 @@ const IDE: PciAddress = PciAddress {
     function: 1,
 };
 
+/// The SCSI controller that there is.
+const VIRTIO_SCSI: &str = "virtio-scsi";
+
 /// The board's own controller of disks: it is where it is.
 fn own(device: &Element, i440fx: bool) -> Option<(&'static str, PciAddress)> {
     let first = index_of(device) == Some(0);
@@ -27,6 +30,53 @@ fn own(device: &Element, i440fx: bool) -> Option<(&'static str, PciAddress)> {
         return Some(("IDE", IDE));
     }
     (!i440fx && first && is_controller(device, "sata")).then_some(("SATA", SATA))
+}
+
+/// A SCSI controller that the machine has.
+pub fn is_virtio_scsi(device: &Element) -> bool {
+    is_controller(device, "scsi")
+        && matches!(
+            device.attr("model"),
+            Some("virtio-scsi" | "virtio-non-transitional" | "virtio-transitional")
+        )
+}
+
+/// What libvirt says of single SCSI controllers. libvirt's own choice of a model would be lsilogic, which there is
+/// not: whoever states none gets the one that there is.
+fn scsi(controller: &mut Element) -> Result<(), XmlError> {
+    if !matches!(controller.attr("model"), Some(model) if model != "auto") {
+        controller.set_attr("model", VIRTIO_SCSI);
+    }
+    let known = is_virtio_scsi(controller);
+    let line = controller.line;
+    for driver in controller.elements_mut().filter(|e| e.name == "driver") {
+        // Zero says nothing.
+        for name in ["queues", "cmd_per_lun", "max_sectors", "iothread"] {
+            if numeric::<u32>(driver, name)? == Some(0) {
+                driver.take_attr(name);
+            }
+        }
+        if known {
+            continue;
+        }
+        if driver.attr("iothread").is_some() {
+            return Err(XmlError::xml(
+                "'iothread' attribute only supported for virtio scsi controllers",
+            )
+            .at(line));
+        }
+        let names = ["queues", "cmd_per_lun", "max_sectors", "ioeventfd"];
+        if let Some(name) = names.into_iter().find(|name| driver.attr(name).is_some()) {
+            return Err(XmlError::unsupported(format!(
+                "'{name}' is only supported by virtio-scsi controller"
+            ))
+            .at(line));
+        }
+    }
+    if controller.child("driver").is_some_and(Element::is_empty) {
+        controller.take_children("driver");
+    }
+    Ok(())
 }
 
 /// A controller of disks that is a card: it goes where conventional devices go.
@@ -46,6 +96,7 @@ pub(super) fn controllers(
         let bus = match disk.child("target").and_then(|e| e.attr("bus")) {
             Some("sata") => "sata",
             Some("ide") => "ide",
+            Some("scsi") => "scsi",
             _ => continue,
         };
         if let Some(place) = DriveAddress::of(disk)? {
@@ -62,7 +113,7 @@ pub(super) fn controllers(
     if ide.iter().any(|index| *index != 0) {
         return Err(XmlError::internal("Only 1 IDE controller is supported"));
     }
-    for bus in ["sata", "ide"] {
+    for bus in ["sata", "ide", "scsi"] {
         let Some(last) = of(&wanted, bus).max() else {
             continue;
         };
@@ -81,6 +132,9 @@ pub(super) fn controllers(
                 );
             }
         }
+    }
+    for controller in devices.rest.iter_mut().filter(|e| is_controller(e, "scsi")) {
+        scsi(controller)?;
     }
     for device in &mut devices.rest {
         let Some((name, place)) = own(device, i440fx) else {

@@ -1,5 +1,7 @@
 //! Against what libvirt 9.0 assigns for the same devices.
 
+mod scsi;
+
 use super::*;
 use crate::Validation;
 use crate::domain::{HostFacts, View};

@@ -38,6 +38,12 @@ pub struct Disk {
     pub shareable: bool,
     /// `<serial>`.
     pub serial: Option<String>,
+    /// `<wwn>`.
+    pub wwn: Option<u64>,
+    /// `<vendor>`.
+    pub vendor: Option<String>,
+    /// `<product>`.
+    pub product: Option<String>,
     /// `<blockio logical_block_size=…>`, bytes.
     pub logical_block_size: Option<u32>,
     /// `<blockio physical_block_size=…>`, bytes.
@@ -319,6 +325,9 @@ impl Disk {
             readonly: element.child("readonly").is_some(),
             shareable: element.child("shareable").is_some(),
             serial: element.child_text("serial").filter(|s| !s.is_empty()),
+            wwn: element.child_text("wwn").as_deref().and_then(drive::wwn),
+            vendor: element.child_text("vendor"),
+            product: element.child_text("product"),
             logical_block_size: block_size("logical_block_size")?,
             physical_block_size: block_size("physical_block_size")?,
             iotune: IoTune::read(element)?,
@@ -432,9 +441,14 @@ impl Disk {
         drive::is_ahci(&self.bus)
     }
 
+    /// Whether it is at a controller of disks.
+    pub fn has_controller(&self) -> bool {
+        drive::has_controller(&self.bus)
+    }
+
     /// A CD-ROM drive that is one in the machine.
     pub fn is_cdrom(&self) -> bool {
-        self.device == "cdrom" && self.is_ahci()
+        self.device == "cdrom" && self.has_controller()
     }
 
     /// Where the name puts it among its kind: `vda` is 0, `vdaa` 26.

@@ -6,6 +6,10 @@ use crate::error::XmlError;
 
 /// Ports of a SATA controller.
 pub const SATA_PORTS: u32 = 6;
+/// Units of a SCSI controller that get disks by their names.
+const SCSI_UNITS: u32 = 7;
+/// The highest target of a SCSI controller, and the highest unit of a target.
+const SCSI_MOST: (u32, u32) = (255, 16383);
 
 /// `<address type='drive'>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +65,7 @@ impl DriveAddress {
         let (controller, bus, unit) = match bus {
             "sata" => (number / SATA_PORTS, 0, number % SATA_PORTS),
             "ide" => (number / 4, number % 4 / 2, number % 2),
+            "scsi" => (number / SCSI_UNITS, 0, number % SCSI_UNITS),
             _ => return None,
         };
         Some(Self {
@@ -106,11 +111,47 @@ impl DriveAddress {
         };
         port.and_then(|port| u8::try_from(port).ok())
     }
+
+    /// Target and unit at a SCSI controller; `None` where there is none.
+    pub fn unit(self) -> Option<(u8, u16)> {
+        let (target, unit) = SCSI_MOST;
+        let there = self.bus == 0 && self.target <= target && self.unit <= unit;
+        let place = (
+            u8::try_from(self.target).ok()?,
+            u16::try_from(self.unit).ok()?,
+        );
+        there.then_some(place)
+    }
 }
 
 /// Whether disks of that bus are at an AHCI controller.
 pub fn is_ahci(bus: &str) -> bool {
     matches!(bus, "sata" | "ide")
+}
+
+/// Whether disks of that bus are at a controller of disks.
+pub fn has_controller(bus: &str) -> bool {
+    bus == "scsi" || is_ahci(bus)
+}
+
+/// A world wide name: 16 hexadecimal digits.
+pub(super) fn wwn(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let plain = digits.len() == 16 && digits.bytes().all(|c| c.is_ascii_hexdigit());
+    u64::from_str_radix(digits, 16).ok().filter(|_| plain)
+}
+
+/// What a disk says it is, where that is said at a bus that does not tell it.
+fn check_identity(element: &Element, bus: &str) -> Result<(), XmlError> {
+    if element.child("wwn").is_some() && !matches!(bus, "ide" | "scsi") {
+        return Err(XmlError::unsupported("Only ide and scsi disk support wwn"));
+    }
+    if (element.child("vendor").is_some() || element.child("product").is_some()) && bus != "scsi" {
+        return Err(XmlError::unsupported(
+            "Only scsi disk supports vendor and product",
+        ));
+    }
+    Ok(())
 }
 
 /// Gives a disk of such a bus its place, unless it has one, and holds the disk against libvirt's rules.
@@ -132,9 +173,10 @@ pub(super) fn fill(element: &mut Element) -> Result<(), XmlError> {
     if bus == "virtio" && address == Some("drive") {
         return unsupported("virtio disk cannot have an address of type 'drive'".to_owned());
     }
-    if !is_ahci(bus) {
+    if !has_controller(bus) {
         return Ok(());
     }
+    check_identity(element, bus)?;
     if disk.device == "floppy" {
         return Err(XmlError::internal(format!(
             "Invalid bus type '{bus}' for floppy disk"
@@ -167,13 +209,16 @@ pub(super) fn fill(element: &mut Element) -> Result<(), XmlError> {
         }
     }
     let place = DriveAddress::of(element)?;
-    if place.is_some_and(|place| place.target != 0) {
+    if bus == "scsi" && place.is_some_and(|place| place.bus != 0) {
+        return Err(XmlError::internal("SCSI controller only supports 1 bus"));
+    }
+    if bus != "scsi" && place.is_some_and(|place| place.target != 0) {
         return unsupported(format!("target must be 0 for {bus} controller"));
     }
     if bus == "sata" && place.is_some_and(|place| place.bus != 0) {
         return unsupported("bus must be 0 for sata controller".to_owned());
     }
-    if disk.readonly && disk.device == "disk" {
+    if disk.readonly && disk.device == "disk" && bus != "scsi" {
         return unsupported(format!("readonly {bus} disks are not supported"));
     }
     if let Some(model) = element.attr("model") {
@@ -185,12 +230,6 @@ pub(super) fn fill(element: &mut Element) -> Result<(), XmlError> {
         return unsupported(
             "queues attribute in disk driver element is only supported by virtio-blk".to_owned(),
         );
-    }
-    if bus == "sata" && element.child("wwn").is_some() {
-        return unsupported("Only ide and scsi disk support wwn".to_owned());
-    }
-    if element.child("vendor").is_some() || element.child("product").is_some() {
-        return unsupported("Only scsi disk supports vendor and product".to_owned());
     }
     let driver = |name: &str| element.child("driver").and_then(|e| e.attr(name));
     for (name, words) in [

@@ -12,7 +12,7 @@ mod simple;
 pub use channel::Channel;
 pub(super) use channel::place;
 pub use disk::{BackingImage, Disk, DiskSource, IoTune, SecretUse};
-pub use drive::{DriveAddress, SATA_PORTS, check_places, is_ahci};
+pub use drive::{DriveAddress, SATA_PORTS, check_places, has_controller, is_ahci};
 pub(crate) use interface::mac as parse_mac;
 pub use interface::{Interface, Rate};
 pub use simple::{Balloon, Rng, Vsock, Watchdog};
@@ -147,7 +147,7 @@ fn owned(device: &Element, child: &str, attribute: &str) -> Option<String> {
 }
 
 /// An attribute that is a number, if it is there.
-fn numeric<T: std::str::FromStr>(
+pub(super) fn numeric<T: std::str::FromStr>(
     element: &Element,
     attribute: &str,
 ) -> Result<Option<T>, XmlError> {

@@ -81,6 +81,7 @@ impl Builder {
             _ => ErrorPolicy::Report,
         };
         let logical = disk.logical_block_size.unwrap_or(512);
+        let bus_has_names = matches!(bus, DiskBus::Scsi { .. });
         Ok(DiskConfig {
             bus,
             cdrom: disk.is_cdrom(),
@@ -101,17 +102,17 @@ impl Builder {
                 .as_deref()
                 .unwrap_or_default()
                 .chars()
-                .take(20)
+                .take(if bus_has_names { 36 } else { 20 })
                 .collect(),
-            vendor: String::new(),
-            product: String::new(),
-            wwn: None,
+            vendor: disk.vendor.clone().unwrap_or_default(),
+            product: disk.product.clone().unwrap_or_default(),
+            wwn: disk.wwn.filter(|_| bus_has_names),
             queues: disk.queues.unwrap_or(0),
             logical_block_size: logical,
             physical_block_size: disk.physical_block_size.unwrap_or(logical),
             limits: limits(&disk.iotune),
             limits_group: disk.iotune.group.clone(),
-            iothread: iothreads::of_disk(element),
+            iothread: iothreads::of_device(element),
             on_read_error: match (&disk.rerror_policy, &disk.error_policy) {
                 (None, Some(both)) if both != "enospace" => policy(&disk.error_policy),
                 _ => policy(&disk.rerror_policy),

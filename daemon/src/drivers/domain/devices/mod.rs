@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use vmm_api::devices::{
     AhciConfig, BalloonConfig, ConsoleConfig, ConsolePort, DeviceConfig, DeviceKind, DiskBus,
-    PciAddress, RngConfig, RootPortConfig, VsockConfig, WatchdogAction, WatchdogConfig,
+    PciAddress, RngConfig, RootPortConfig, ScsiConfig, VsockConfig, WatchdogAction, WatchdogConfig,
 };
 use xml_schemas::Domain;
 use xml_schemas::dom::Element;
@@ -22,6 +22,7 @@ pub use self::disk::{behind_image, image_info, limits as disk_limits, open_writa
 pub use self::net::{bandwidth, check_vlan, set_port};
 
 use super::channels::made_up;
+use super::iothreads;
 use super::machine::Builder;
 use crate::error::{Error, Result};
 use crate::files;
@@ -69,7 +70,7 @@ fn place(live: &Domain, element: &Element) -> Result<PciAddress> {
 
 /// The controller that a drive is at; `None` of a disk that is a PCI device itself.
 fn controller_of<'a>(live: &'a Domain, disk: &Disk) -> Result<Option<&'a Element>> {
-    if !disk.is_ahci() {
+    if !disk.has_controller() {
         return Ok(None);
     }
     let wanted = disk.drive.map(|place| place.controller.to_string());
@@ -89,12 +90,21 @@ fn disk_bus(live: &Domain, disk: &Disk) -> Result<DiskBus> {
     let Some(controller) = controller_of(live, disk)? else {
         return Ok(DiskBus::Virtio);
     };
+    let nowhere = || Error::unsupported(format!("disk '{}': there is no such place", disk.target));
+    let controller = id(controller)?;
+    if disk.bus == "scsi" {
+        let place = disk.drive.and_then(|place| place.unit());
+        let (target, lun) = place.ok_or_else(nowhere)?;
+        return Ok(DiskBus::Scsi {
+            controller,
+            target,
+            lun,
+        });
+    }
     let port = disk.drive.and_then(|place| place.port(&disk.bus));
     Ok(DiskBus::Sata {
-        controller: id(controller)?,
-        port: port.ok_or_else(|| {
-            Error::unsupported(format!("disk '{}': there is no such port", disk.target))
-        })?,
+        controller,
+        port: port.ok_or_else(nowhere)?,
     })
 }
 
@@ -168,9 +178,12 @@ impl Builder {
                 }
                 DeviceKind::Ahci(AhciConfig { ports: AHCI_PORTS })
             }
+            "controller" if xml_schemas::domain::is_virtio_scsi(element) => {
+                DeviceKind::Scsi(scsi(element)?)
+            }
             "disk" => {
                 let disk = Disk::read(element)?;
-                if disk.is_empty_drive() && !disk.is_cdrom() {
+                if disk.is_empty_drive() && !disk.is_cdrom() || live.is_lost_drive(element) {
                     return Ok(None);
                 }
                 let bus = disk_bus(live, &disk)?;
@@ -466,6 +479,25 @@ fn root_port(element: &Element) -> Option<RootPortConfig> {
         chassis: number("chassis").unwrap_or(index),
         port: number("port").unwrap_or(0),
         hotplug: target.and_then(|t| t.attr("hotplug")) != Some("off"),
+    })
+}
+
+/// A SCSI controller, as its `<driver>` says.
+fn scsi(controller: &Element) -> Result<ScsiConfig> {
+    let driver = controller.child("driver");
+    let number = |name: &str| -> Result<Option<u32>> {
+        let text = driver.and_then(|driver| driver.attr(name));
+        let parsed = text.map(|text| text.trim().parse()).transpose();
+        let parsed = parsed.map_err(|_| Error::internal(format!("{name} is no number")))?;
+        Ok(parsed.filter(|number| *number != 0))
+    };
+    let queues = number("queues")?.unwrap_or(0);
+    Ok(ScsiConfig {
+        queues: u16::try_from(queues)
+            .map_err(|_| Error::unsupported(format!("{queues} queues of a SCSI controller")))?,
+        iothread: iothreads::of_device(controller).filter(|id| *id != 0),
+        max_sectors: number("max_sectors")?,
+        cmd_per_lun: number("cmd_per_lun")?,
     })
 }
 

@@ -83,7 +83,7 @@ pub(super) async fn revert(
         }
         _ => None,
     };
-    let mut definition = driver.refill(*then)?;
+    let mut definition = driver.refill(*then, memory.is_some())?;
     let internal = delete::internal_images(&snapshot);
     not_beneath(&tree, name, &internal)?;
     let overlays = if is_external(&snapshot) {
