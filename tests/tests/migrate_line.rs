@@ -189,12 +189,26 @@ fn goes_with(
     dies_at: Option<&str>,
     meanwhile: impl FnOnce(&Rig),
 ) -> (Rig, Rig, Output, Line) {
+    // It stops when the target listens.
+    let mut points = vec![("VIREO_STOP_AT", LISTENS)];
+    points.extend(dies_at.map(|point| ("VIREO_KILL_AT", point)));
+    goes_at(how, rule, cut, &points, meanwhile)
+}
+
+/// Where the source's daemon stops for a line.
+const LISTENS: &str = "migrate.connecting";
+
+/// As [`goes_while`], with points at which the source's processes stop and die: [`LISTENS`] among them.
+fn goes_at(
+    how: &[&str],
+    rule: Rule,
+    cut: bool,
+    points: &[(&str, &str)],
+    meanwhile: impl FnOnce(&Rig),
+) -> (Rig, Rig, Output, Line) {
     let what = format!("{how:?} {rule:?}");
     let (here, there) = (Rig::new(), Rig::new());
-    // It stops when the target listens.
-    let mut points = vec![("VIREO_STOP_AT", "migrate.connecting")];
-    points.extend(dies_at.map(|point| ("VIREO_KILL_AT", point)));
-    drop(daemon_with_all(&here, &points));
+    drop(daemon_with_all(&here, points));
     drop(daemon(&there, None));
     here.define(&tiny_guest(&here, "tiny", "qemu"));
     here.vireo(&["start", "tiny"]).ok();
@@ -446,6 +460,34 @@ fn a_line_that_stalls_as_the_guest_is_given_away_leaves_it_here() {
             });
         }
     });
+}
+
+/// The line ends, and the source's VMM is slow to say that it does not know who has the guest: the target has said so by
+/// then.
+#[test]
+fn a_vmm_that_hears_late_that_the_guest_has_not_gone_has_it_go_on() {
+    let rule = Rule {
+        kind: GRANT,
+        number: 1,
+        fate: Fate::Before,
+    };
+    let points = [("VIREO_STOP_AT", &*format!("{LISTENS},vmm.migrate-unknown"))];
+    let (here, there, output, line) = goes_at(&["--p2p"], rule, false, &points, |here| {
+        let mut stopped = 0;
+        eventually("the VMM stops", || {
+            let all = here.processes("vireo-vmm");
+            stopped = all.into_iter().find(|pid| hangs(*pid)).unwrap_or_default();
+            stopped != 0
+        });
+        // So long after the target's word the daemon does not wait for the VMM's.
+        std::thread::sleep(Duration::from_secs(5));
+        // SAFETY: plain numbers.
+        unsafe { libc::kill(stopped, libc::SIGCONT) };
+    });
+    assert!(!output.status.success(), "{}", said(&output));
+    only_on(&here, &there, "it has not gone");
+    drop(line);
+    here.vireo(&["destroy", "tiny"]).ok();
 }
 
 #[test]

@@ -221,6 +221,7 @@ impl Machine {
                 false
             }
             (Err(error), Right::Unknown) => {
+                killpoint("vmm.migrate-unknown");
                 // Never two: it stays as it is until somebody knows.
                 log::error!("{}: {error}", self.config.name);
                 self.undecided = true;
@@ -246,15 +247,13 @@ impl Machine {
     /// The guest was given away, and nobody has told yet what became of it.
     pub(super) fn is_undecided(&self) -> bool {
         let leaving = self.leaving.as_ref();
-        let given = leaving.is_some_and(|leaving| leaving.tuning.right() == Right::Given);
-        self.undecided || given
+        self.undecided || leaving.is_some_and(|leaving| leaving.tuning.right() != Right::Own)
     }
 
-    /// Whoever has asked the other side knows whether it has the guest.
+    /// Whoever has asked the other side knows whether it has the guest. The line may have ended by then, and the job with
+    /// it, or be about to.
     pub(super) fn settle(&mut self, gone: bool) -> Result<(), String> {
-        let waiting = self.leaving.as_ref();
-        let waiting = waiting.filter(|leaving| leaving.tuning.right() == Right::Given);
-        if waiting.is_none() && !self.undecided {
+        if !self.is_undecided() {
             return Err("the guest was not given away".to_owned());
         }
         if gone {
@@ -263,13 +262,20 @@ impl Machine {
             return Ok(());
         }
         self.undecided = false;
-        if let Some(leaving) = waiting {
-            leaving.tuning.was_not_taken();
-            // The job waits for a sign of it no longer.
-            let over = leaving.line.shutdown(Shutdown::Both);
-            over.map_err(|error| error.to_string())?;
+        let Some(leaving) = &self.leaving else {
+            if let Err(error) = self.log_writes(false) {
+                log::warn!("{}: {error}", self.config.name);
+            }
+            return Ok(());
+        };
+        leaving.tuning.was_not_taken();
+        // The job waits for a sign of it no longer.
+        match leaving.line.shutdown(Shutdown::Both) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotConnected => {
+                Err(error.to_string())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Takes the disks back that were let go of, before anything runs.

@@ -73,6 +73,8 @@ impl Tuning {
         match self.right.load(Ordering::Acquire) {
             0 => Right::Own,
             1 => Right::Given,
+            // The line may have ended just before that was said, or just after.
+            _ if self.is_not_taken() => Right::Own,
             _ => Right::Unknown,
         }
     }

@@ -288,8 +288,16 @@ impl Driver {
                 return None;
             }
         }
-        let Some(answer) = answer else {
-            return timeout(TOLD_LIMIT, reply).await.ok();
+        let answer = match answer {
+            Some(answer) => answer,
+            None => {
+                let late = timeout(TOLD_LIMIT, reply).await.ok()?;
+                // Its line may have ended just before it heard.
+                match is_undecided(&late) {
+                    true => answer.insert(late),
+                    false => return Some(late),
+                }
+            }
         };
         let job = so_far(answer);
         Some(Ok(match came {
