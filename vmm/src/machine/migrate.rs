@@ -263,7 +263,9 @@ impl Machine {
         }
         self.undecided = false;
         let Some(leaving) = &self.leaving else {
-            if let Err(error) = self.log_writes(false) {
+            if !self.logs_writes()
+                && let Err(error) = self.log_writes(false)
+            {
                 log::warn!("{}: {error}", self.config.name);
             }
             return Ok(());
