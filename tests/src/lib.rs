@@ -6,6 +6,7 @@
 
 pub mod certificates;
 mod control;
+pub mod drives;
 mod guests;
 pub mod hosts;
 pub mod iso;

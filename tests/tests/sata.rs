@@ -4,15 +4,11 @@ use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vireo_tests::{Control, Guest, Kernel, Rig, left_out, machine};
-use vmm_api::config::{Resource, RestoreConfig};
+use vireo_tests::drives::{devices, numbered, saved_in_use};
+use vireo_tests::{Control, Guest, Kernel, Rig, iso, left_out, machine};
+use vmm_api::config::Resource;
 use vmm_api::control::{Answer, BlockJobNews, Call, Event, Tray};
-use vmm_api::devices::{DeviceConfig, ImageConfig, IoThreadConfig};
-
-fn devices(list: Vec<Value>) -> Vec<DeviceConfig> {
-    let parsed = list.into_iter().map(serde_json::from_value);
-    parsed.collect::<Result<_, _>>().unwrap()
-}
+use vmm_api::devices::{ImageConfig, IoThreadConfig};
 
 fn place() -> Value {
     json!({ "bus": 0, "device": 31, "function": 2 })
@@ -41,53 +37,6 @@ fn kernel() -> Option<Kernel> {
         .find(|kernel| kernel.is_there())
 }
 
-/// Sectors, each with its own number in it.
-fn numbered(sectors: u32) -> Vec<u8> {
-    (0..sectors)
-        .flat_map(|n| [n.to_le_bytes(); 128].concat())
-        .collect()
-}
-
-/// A CD (ISO 9660) with one file in its root.
-fn iso(name: &str, content: &[u8]) -> Vec<u8> {
-    const BLOCK: usize = 2048;
-    let blocks = 20 + content.len().div_ceil(BLOCK);
-    let mut image = vec![0; blocks * BLOCK];
-    let both = |n: usize| {
-        let n = u32::try_from(n).unwrap();
-        [n.to_le_bytes(), n.to_be_bytes()].concat()
-    };
-    // A directory record (ECMA-119, 9.1).
-    let record = |block: usize, len: usize, directory: bool, name: &[u8]| {
-        let mut record = vec![0, 0];
-        record.extend(both(block));
-        record.extend(both(len));
-        record.extend([126, 1, 1, 0, 0, 0, 0]);
-        record.extend([if directory { 2 } else { 0 }, 0, 0, 1, 0, 0, 1]);
-        record.push(u8::try_from(name.len()).unwrap());
-        record.extend(name);
-        record.resize(record.len().next_multiple_of(2), 0);
-        record[0] = u8::try_from(record.len()).unwrap();
-        record
-    };
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    let volume = 16 * BLOCK;
-    put(volume, b"\x01CD001\x01");
-    put(volume + 80, &both(blocks));
-    put(volume + 120, &[1, 0, 0, 1, 1, 0, 0, 1, 0, 8, 8, 0]);
-    put(volume + 156, &record(18, BLOCK, true, &[0]));
-    put(volume + 881, &[1]);
-    put(17 * BLOCK, b"\xffCD001\x01");
-    let entries = [
-        record(18, BLOCK, true, &[0]),
-        record(18, BLOCK, true, &[1]),
-        record(20, content.len(), false, format!("{name};1").as_bytes()),
-    ];
-    put(18 * BLOCK, &entries.concat());
-    put(20 * BLOCK, content);
-    image
-}
-
 #[test]
 fn linux_uses_sata_disks_and_cds() {
     let Some(kernel) = kernel() else {
@@ -97,7 +46,10 @@ fn linux_uses_sata_disks_and_cds() {
     let mut expected = numbered(24576);
     let disk = rig.write("disk.img", &expected);
     let text = "read from a CD\n".repeat(5000);
-    let cd = rig.write("cd.iso", iso("TEXT.TXT", text.as_bytes()));
+    let cd = rig.write(
+        "cd.iso",
+        iso::image("CD", &[("text.txt", text.as_bytes())], None),
+    );
     let options = json!({
         "serial": "SN-42", "discard": true, "physical_block_size": 4096, "iothread": 1,
     });
@@ -210,8 +162,12 @@ fn linux_sees_media_that_change() {
         return left_out("needs linux-image-686-pae:i386 (make test downloads it)");
     };
     let rig = Rig::new();
-    let [first, second] = ["first", "second"]
-        .map(|name| rig.write(&format!("{name}.iso"), iso("NAME.TXT", name.as_bytes())));
+    let [first, second] = ["first", "second"].map(|name| {
+        rig.write(
+            &format!("{name}.iso"),
+            iso::image("CD", &[("name.txt", name.as_bytes())], None),
+        )
+    });
     let cdrom = json!({ "cdrom": true, "readonly": true });
     let list = vec![controller(), drive("cd", 0, None, cdrom)];
     let mut config = machine(kernel, devices(list));
@@ -328,7 +284,10 @@ fn linux_is_saved_while_it_uses_its_drives() {
     };
     let rig = Rig::new();
     let disk = rig.write("disk.img", numbered(16384));
-    let cd = rig.write("cd.iso", iso("TEXT.TXT", &[b'x'; 3 << 20]));
+    let cd = rig.write(
+        "cd.iso",
+        iso::image("CD", &[("text.txt", &[b'x'; 3 << 20])], None),
+    );
     let list = vec![
         controller(),
         drive("disk", 0, Some(&disk), json!({})),
@@ -343,43 +302,7 @@ fn linux_is_saved_while_it_uses_its_drives() {
     config.control = Some(Resource::Path(rig.path("control")));
     // A terminal that outlives the process would not do: the guest's shell goes on where it was.
     let mut guest = Guest::boot(&rig, &config, &[]);
-    guest
-        .run(
-            "mkdir /mnt; mount -t iso9660 -o ro /dev/sr0 /mnt; i=0; echo 0 >/rounds; \
-             (while :; do dd if=/dev/zero of=/dev/sda bs=64k count=32 oflag=direct 2>/dev/null || echo disk >>/bad; \
-             cat /mnt/text.txt >/dev/null || echo cd >>/bad; echo 3 >/proc/sys/vm/drop_caches; \
-             i=$((i + 1)); echo $i >/rounds; done) &",
-        )
-        .ok();
-    // The count's file is empty for a moment each time.
-    let wait = "n=$(cat /rounds); while [ \"$(cat /rounds)\" = \"$n\" ]; do sleep 0.1; done; \
-        cat /bad 2>/dev/null; true";
-    assert_eq!(guest.run(wait).ok(), "");
-    for round in 0..3 {
-        let mut control = Control::connect(&rig.path("control"));
-        let image = rig.path(&format!("image{round}"));
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&image)
-            .unwrap();
-        let save = Call::Save {
-            xml: "<domain/>".into(),
-            id: [1; 16],
-            running: Some(true),
-        };
-        control.ask(save, &[&file]).unwrap();
-        control.call(Call::Stop).unwrap();
-        guest.wait();
-        let _ = fs::remove_file(rig.path("control"));
-        config.restore = Some(RestoreConfig {
-            image: Resource::Path(image),
-            copy: false,
-        });
-        guest = Guest::resume(&rig, &config);
-        assert_eq!(guest.run(wait).ok(), "", "round {round}");
-    }
+    guest = saved_in_use(&rig, &mut config, guest);
     let complaints = "dmesg | grep -cE 'exception|failed command|timeout'";
     assert_eq!(guest.run(complaints).output, "0\n");
     guest.power_off();

@@ -4,15 +4,11 @@ use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use vireo_tests::drives::{devices, numbered, saved_in_use};
 use vireo_tests::{Control, Guest, Kernel, Rig, iso, left_out, machine};
-use vmm_api::config::{MachineConfig, Resource, RestoreConfig};
+use vmm_api::config::{MachineConfig, Resource};
 use vmm_api::control::{Answer, BlockJobNews, Call, Event, Tray};
 use vmm_api::devices::{DeviceConfig, ImageConfig, IoThreadConfig};
-
-fn devices(list: Vec<Value>) -> Vec<DeviceConfig> {
-    let parsed = list.into_iter().map(serde_json::from_value);
-    parsed.collect::<Result<_, _>>().unwrap()
-}
 
 fn place(bus: u8) -> Value {
     json!({ "bus": bus, "device": if bus == 0 { 3 } else { 0 }, "function": 0 })
@@ -75,13 +71,6 @@ fn configured(rig: &Rig, kernel: Kernel, list: Vec<Value>) -> MachineConfig {
     let mut config = machine(kernel, devices(list));
     config.control = Some(Resource::Path(rig.path("control")));
     config
-}
-
-/// Sectors, each with its own number in it.
-fn numbered(sectors: u32) -> Vec<u8> {
-    (0..sectors)
-        .flat_map(|n| [n.to_le_bytes(); 128].concat())
-        .collect()
 }
 
 fn sum(path: &str) -> String {
@@ -530,43 +519,7 @@ fn linux_is_saved_while_it_uses_its_scsi_drives() {
     let mut guest = Guest::boot(&rig, &config, &[]);
     assert_eq!(name_of(&mut guest, (0, 0)), "sda");
     assert_eq!(name_of(&mut guest, (1, 0)), "sr0");
-    guest
-        .run(
-            "mkdir /mnt; mount -t iso9660 -o ro /dev/sr0 /mnt; i=0; echo 0 >/rounds; \
-             (while :; do dd if=/dev/zero of=/dev/sda bs=64k count=32 oflag=direct 2>/dev/null || echo disk >>/bad; \
-             cat /mnt/text.txt >/dev/null || echo cd >>/bad; echo 3 >/proc/sys/vm/drop_caches; \
-             i=$((i + 1)); echo $i >/rounds; done) &",
-        )
-        .ok();
-    // The count's file is empty for a moment each time.
-    let wait = "n=$(cat /rounds); while [ \"$(cat /rounds)\" = \"$n\" ]; do sleep 0.1; done; \
-        cat /bad 2>/dev/null; true";
-    assert_eq!(guest.run(wait).ok(), "");
-    for round in 0..3 {
-        let mut control = Control::connect(&rig.path("control"));
-        let image = rig.path(&format!("image{round}"));
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&image)
-            .unwrap();
-        let save = Call::Save {
-            xml: "<domain/>".into(),
-            id: [1; 16],
-            running: Some(true),
-        };
-        control.ask(save, &[&file]).unwrap();
-        control.call(Call::Stop).unwrap();
-        guest.wait();
-        let _ = fs::remove_file(rig.path("control"));
-        config.restore = Some(RestoreConfig {
-            image: Resource::Path(image),
-            copy: false,
-        });
-        guest = Guest::resume(&rig, &config);
-        assert_eq!(guest.run(wait).ok(), "", "round {round}");
-    }
+    guest = saved_in_use(&rig, &mut config, guest);
     no_complaints(&mut guest);
     guest.power_off();
 }

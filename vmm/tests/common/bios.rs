@@ -3,7 +3,6 @@
 use std::path::Path;
 
 /// The firmware is installed.
-#[allow(dead_code)]
 pub fn has_seabios() -> bool {
     let there = Path::new("/usr/share/seabios/bios-256k.bin").exists();
     if !there {
@@ -14,7 +13,6 @@ pub fn has_seabios() -> bool {
 
 /// Real-mode code at 0x7c00 that has the BIOS read block `block` of the drive it was started from, prints what is there
 /// to the first serial port, and ends the machine with 0x21, or with 0x23 if the BIOS could not read.
-#[allow(dead_code)]
 fn boot_code(block: u8) -> Vec<u8> {
     let mut code: Vec<u8> = vec![
         0x31, 0xc0, 0x8e, 0xd8, // ds = 0
@@ -44,7 +42,6 @@ fn boot_code(block: u8) -> Vec<u8> {
 }
 
 /// A disk whose first sector prints its second.
-#[allow(dead_code)]
 pub fn disk(text: &str) -> Vec<u8> {
     let mut image = vec![0; 1 << 20];
     let code = boot_code(1);
@@ -55,7 +52,6 @@ pub fn disk(text: &str) -> Vec<u8> {
 }
 
 /// A CD that boots (El Torito, no emulation) and prints its block 21.
-#[allow(dead_code)]
 pub fn cd(text: &str) -> Vec<u8> {
     let mut image = vec![0; 2048 * 64];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
