@@ -25,7 +25,10 @@ const IN_PART: &[(&str, &str)] = &[
     ("cpu-stats", "no times by CPU of the host"),
     ("attach-device", PLUG_OR_MEDIUM),
     ("attach-disk", PLUG_OR_MEDIUM),
-    ("attach-interface", PLUG),
+    (
+        "attach-interface",
+        "virtio cards; none of the host (type hostdev)",
+    ),
     ("detach-device", PLUG),
     ("detach-device-alias", PLUG),
     (
